@@ -1,0 +1,1 @@
+"""Sparse encodings that several back ends share."""

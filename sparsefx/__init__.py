@@ -1,0 +1,1 @@
+"""sparsefx: a compiler for BERT-class encoders."""
