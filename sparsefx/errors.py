@@ -1,0 +1,153 @@
+"""Every error that a user of sparsefx can meet.
+
+An error says *who* raised it (``who``: a pass, a target, a file reader), *where* (``where``: a
+node, a tensor, a line), *why* (the message) and *what to do* (``hint``). The four parts stay
+attributes, so that tools can read them, and every error survives pickling.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "ArtifactError",
+    "CaptureError",
+    "ConvergenceError",
+    "DataError",
+    "PassError",
+    "PipelineError",
+    "ProgramError",
+    "RecipeError",
+    "RegistryError",
+    "SparsefxError",
+    "SpecError",
+    "TargetError",
+    "TrainingError",
+    "VerifyError",
+    "did_you_mean",
+]
+
+
+class SparsefxError(Exception):
+    """Base of all errors that are the user's to mend.
+
+    Args:
+        why: What is wrong, with the offending value in it.
+        who: The pass, target or reader that found it.
+        where: The node, tensor, file and line, or recipe path at fault.
+        hint: What to do next.
+    """
+
+    def __init__(self, why: str, *, who: str = "", where: str = "", hint: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.who = who
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        place = " at ".join(part for part in (self.who, self.where) if part)
+        text = f"{place}: {self.why}" if place else self.why
+        return f"{text}\n  hint: {self.hint}" if self.hint else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, dict(self.__dict__)))
+
+
+def _rebuild(
+    cls: type[SparsefxError], args: tuple[object, ...], state: dict[str, object]
+) -> SparsefxError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class CaptureError(SparsefxError):
+    """A model cannot be captured as a graph."""
+
+
+class ProgramError(SparsefxError):
+    """A Program was called or changed in a way that its signature or graph does not allow."""
+
+
+class PassError(SparsefxError):
+    """A pass cannot do its work on this Program, or its options are out of range."""
+
+
+class ConvergenceError(PassError):
+    """A fixpoint was not reached within the allowed number of rounds."""
+
+
+class PipelineError(SparsefxError):
+    """A pipeline is ordered wrongly, or one of its passes failed."""
+
+
+class RegistryError(SparsefxError):
+    """No pass, target or recipe has this name."""
+
+
+class RecipeError(SparsefxError):
+    """A recipe file is malformed; ``where`` is the path of the key."""
+
+
+class TargetError(SparsefxError):
+    """A target cannot lower this Program."""
+
+
+class ArtifactError(SparsefxError):
+    """A saved file is missing, cut, altered, or of another version."""
+
+
+class DataError(SparsefxError):
+    """A data file or data set cannot be used as asked."""
+
+
+class TrainingError(SparsefxError):
+    """Training cannot go on; the last checkpoint is kept."""
+
+
+class SpecError(SparsefxError):
+    """A pass or target in text form cannot be read.
+
+    Args:
+        why: What is wrong.
+        text: The whole text.
+        position: Index into ``text`` of the first offending character.
+        hint: What to do next.
+    """
+
+    def __init__(self, why: str, *, text: str, position: int, hint: str = "") -> None:
+        super().__init__(why, hint=hint)
+        self.text = text
+        self.position = position
+
+    def __str__(self) -> str:
+        caret = " " * self.position + "^"
+        lines = [self.why, f"  {self.text}", f"  {caret}"]
+        return "\n".join([*lines, f"  hint: {self.hint}"] if self.hint else lines)
+
+
+class VerifyError(SparsefxError):
+    """One or more invariants do not hold; ``violations`` lists all of them."""
+
+    def __init__(self, violations: Sequence[str], *, who: str = "", where: str = "") -> None:
+        self.violations = tuple(violations)
+        count = len(self.violations)
+        listed = "".join(f"\n  - {violation}" for violation in self.violations)
+        plural = "invariant does" if count == 1 else "invariants do"
+        super().__init__(f"{count} {plural} not hold:{listed}", who=who, where=where)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a hint that names the closest of ``known``, or lists them all when none is close.
+
+    >>> did_you_mean("magnitude-prun", ["magnitude-prune", "distill"])
+    "did you mean 'magnitude-prune'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(names)}" if names else "none is known here"
