@@ -1,0 +1,28 @@
+"""What all tests share: one torch thread, one seed, no network."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+# One order of adding sums up, for the doctests of the package too; and the machine is shared.
+torch.set_num_threads(1)
+
+collect_ignore = ["plugin_fixture"]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start every test from the same random numbers."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,240 @@
+"""Who may import whom, read off the syntax trees (docs/adr/0002)."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# Optional packages and the one part of the tree that may import each.
+HOMES = {
+    "onnx": "backends/onnxruntime/",
+    "onnxscript": "backends/onnxruntime/",
+    "onnxruntime": "backends/onnxruntime/",
+    "llvmlite": "backends/cpu/",
+    "matplotlib": "sparsefx/report/",
+    "plotly": "sparsefx/report/",
+    "tensorboard": "sparsefx/train/",
+    "torch.utils.tensorboard": "sparsefx/train/",
+}
+# Packages whose import takes long: `import sparsefx` and the command line start without them.
+SLOW = ("onnx", "onnxscript", "onnxruntime", "llvmlite", "matplotlib", "plotly", "tensorboard")
+SLOW_CORE = ("datasets", "accelerate", "sklearn", "scipy.stats", "pandas")
+SHARED_BACKEND = "formats"
+
+
+class Import(NamedTuple):
+    """One imported module: where, its full name, and whether importing the file imports it."""
+
+    path: str
+    line: int
+    name: str
+    at_module_level: bool
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.name}"
+
+    def is_within(self, *packages: str) -> bool:
+        """Whether the imported module is one of `packages` or lies below one."""
+        return any((self.name + ".").startswith(package + ".") for package in packages)
+
+
+def module_name(path: str) -> str:
+    """The import name of a file of the tree, e.g. `sparsefx.passes.prune.magnitude`."""
+    parts = Path(path).with_suffix("").parts
+    inside = parts if parts[0] == "sparsefx" else ("sparsefx", *parts)
+    return ".".join(inside)
+
+
+def imported_names(node: ast.Import | ast.ImportFrom, path: str) -> list[str]:
+    """Absolute names that a statement may import; `from a import b` may mean the module a.b."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        package = module_name(path).split(".")[: -node.level]
+        base = ".".join([*package, base] if base else package)
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def imports_of(path: str, source: str) -> Iterator[Import]:
+    """Every import of a file, in functions and in `if` blocks too."""
+
+    def walk(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name in imported_names(node, path):
+                yield Import(path, node.lineno, name, at_module_level)
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, at_module_level and not inside)
+
+    yield from walk(ast.parse(source, filename=path), True)
+
+
+@pytest.fixture(scope="module")
+def sources(checkout: Path) -> dict[str, str]:
+    """Text of every module of the package by its path in the tree (links are not followed)."""
+    found = {}
+    for top in ("sparsefx", "passes", "backends"):
+        for path in sorted((checkout / top).rglob("*.py")):
+            if path.resolve() == path:
+                found[path.relative_to(checkout).as_posix()] = path.read_text(encoding="utf-8")
+    return found
+
+
+@pytest.fixture(scope="module")
+def imports(sources: dict[str, str]) -> list[Import]:
+    """Every import of the package."""
+    return [found for path, text in sources.items() for found in imports_of(path, text)]
+
+
+def listed(imports: list[Import]) -> list[str]:
+    """The offenders as text, so that a failing test shows file and line."""
+    return sorted({str(found) for found in imports})
+
+
+def test_imports_are_read_off_every_spelling() -> None:
+    source = (
+        "import sparsefx.passes.prune\n"
+        "from sparsefx import backends\n"
+        "from ..backends import cpu\n"
+        "def f():\n    from . import simplify\n"
+    )
+    found = list(imports_of("passes/fuse/gelu.py", source))
+    assert [(one.name, one.at_module_level) for one in found] == [
+        ("sparsefx.passes.prune", True),
+        ("sparsefx.backends", True),
+        ("sparsefx.passes.backends.cpu", True),
+        ("sparsefx.passes.fuse.simplify", False),
+    ]
+
+
+def test_framework_knows_no_pass_and_no_backend(imports: list[Import]) -> None:
+    concrete = ("sparsefx.passes", "sparsefx.backends")
+    offenders = [
+        found
+        for found in imports
+        if found.path.startswith("sparsefx/")
+        and found.at_module_level
+        and found.is_within(*concrete)
+    ]
+    assert listed(offenders) == []
+
+
+def test_passes_import_no_backend(imports: list[Import]) -> None:
+    offenders = [
+        found
+        for found in imports
+        if found.path.startswith("passes/") and found.is_within("sparsefx.backends")
+    ]
+    assert listed(offenders) == []
+
+
+def test_no_backend_imports_another(imports: list[Import]) -> None:
+    offenders = []
+    for found in imports:
+        if not found.path.startswith("backends/") or not found.is_within("sparsefx.backends"):
+            continue
+        own = found.path.split("/")[1]
+        allowed = (f"sparsefx.backends.{own}", f"sparsefx.backends.{SHARED_BACKEND}")
+        if not found.is_within(*allowed):
+            offenders.append(found)
+    assert listed(offenders) == []
+
+
+def test_optional_packages_stay_in_their_home(imports: list[Import]) -> None:
+    offenders = [
+        found
+        for found in imports
+        for package, home in HOMES.items()
+        if found.is_within(package) and not found.path.startswith(home)
+    ]
+    assert listed(offenders) == []
+
+
+def test_every_import_is_declared(imports: list[Import], checkout: Path) -> None:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for extra in project["optional-dependencies"].values() for line in extra]
+    declared = {
+        re.split(r"[\[<>=~!; ]", line)[0].lower().replace("_", "-")
+        for line in [*project["dependencies"], *extras]
+    }
+    providers = packages_distributions()
+    offenders = []
+    for found in imports:
+        top = found.name.split(".")[0]
+        if top in sys.stdlib_module_names or top == "sparsefx":
+            continue
+        names = {name.lower().replace("_", "-") for name in providers.get(top, [top])}
+        if not names & declared:
+            offenders.append(found)
+    assert listed(offenders) == []
+
+
+@pytest.mark.parametrize("module", ["sparsefx", "sparsefx.cli"])
+def test_import_stays_light(module: str, checkout: Path) -> None:
+    program = f"import sys, {module}; print(*sorted(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert sorted({*SLOW, *SLOW_CORE} & set(ran.stdout.split())) == []
+
+
+def assigned(node: ast.AST) -> list[ast.expr]:
+    """What a statement assigns to."""
+    if isinstance(node, ast.Assign):
+        return node.targets
+    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
+
+
+def test_tensors_are_not_written_through_data(sources: dict[str, str]) -> None:
+    offenders = []
+    for path, source in sources.items():
+        offenders += [f"{path}:{line}" for line in data_writes(ast.parse(source, filename=path))]
+    assert offenders == []
+
+
+def data_writes(tree: ast.AST) -> Iterator[int]:
+    """Lines that assign to `x.data`, to a part of it, or call a method in place on it.
+
+    Such a write does not raise the tensor's `_version`, so neither autograd nor the fingerprint
+    of a Program sees it.
+    """
+    for node in ast.walk(tree):
+        for target in assigned(node):
+            inner = target.value if isinstance(target, ast.Subscript) else target
+            if isinstance(inner, ast.Attribute) and inner.attr == "data":
+                yield target.lineno
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            method, owner = node.func.attr, node.func.value
+            in_place = method.endswith("_") and not method.endswith("__")
+            if in_place and isinstance(owner, ast.Attribute) and owner.attr == "data":
+                yield node.lineno
+
+
+def test_writes_through_data_are_found() -> None:
+    source = "a.data = b\na.data[0] = 1\na.data += 1\na.data.mul_(2)\nb = a.data.sum()\n"
+    assert list(data_writes(ast.parse(source))) == [1, 2, 3, 4]
+
+
+def test_public_names_have_docstrings(sources: dict[str, str]) -> None:
+    missing = []
+    for path, source in sources.items():
+        tree = ast.parse(source, filename=path)
+        if not ast.get_docstring(tree):
+            missing.append(path)
+        missing += [
+            f"{path}:{node.lineno}: {node.name}"
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+        ]
+    assert missing == []
