@@ -10,7 +10,7 @@ BIN := .venv/bin
 # The stamp's name is a checksum: an edited pyproject.toml or constraints.txt, or a moved checkout, installs anew.
 KEY := $(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 INSTALLED := .venv/installed-$(KEY)
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 
 .PHONY: demo test lint install clean
 .DELETE_ON_ERROR:
