@@ -1,0 +1,231 @@
+"""Capture: a PyTorch model becomes a Program."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from sparsefx.clean import clean_graph
+from sparsefx.errors import CaptureError, did_you_mean
+from sparsefx.program import Program
+from sparsefx.signature import InputSpec, Signature
+
+__all__ = ["capture"]
+
+logger = logging.getLogger(__name__)
+
+Dynamic = bool | Mapping[str, Mapping[int, str]]
+_DIMENSION_NAMES = {0: "batch", 1: "sequence"}
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Mapping[str, Tensor | None] | Sequence[Tensor] | Tensor | None = None,
+    *,
+    dynamic: Dynamic = True,
+) -> Program:
+    """Capture a model as a Program.
+
+    Args:
+        model: An ``nn.Module``, a Hugging Face model, an ``fx.GraphModule`` or an
+            ``ExportedProgram``. It is not changed; the Program shares no tensor with it.
+        example_inputs: The inputs by name, or in the order of ``forward``; the names become the
+            inputs of the Program. Not needed for an ExportedProgram.
+        dynamic: True makes dimension 0 of every input the dynamic ``batch`` and, for integer inputs
+            of two or more dimensions, dimension 1 the dynamic ``sequence``. A mapping such as
+            ``{"pixels": {0: "batch"}}`` says so for each input; False makes all sizes fixed.
+
+    Returns:
+        A Program in the mode (train or eval) of the model. Both modes run from the same graph.
+
+    Raises:
+        CaptureError: When the model cannot be exported; names the module, the reason, a way out.
+    """
+    if isinstance(model, ExportedProgram):
+        return _from_exported(model)
+    if example_inputs is None:
+        raise CaptureError(
+            "example_inputs are needed",
+            who="capture",
+            hint="pass e.g. {'input_ids': ids, 'attention_mask': mask}",
+        )
+    inputs = _named_inputs(model, example_inputs)
+    dims = _dynamic_dims(inputs, dynamic)
+    inputs = {name: _grow(value, dims[name]) for name, value in inputs.items()}
+    exported = _export(model, inputs, dims)
+    specs = tuple(
+        InputSpec(name, value.dtype, tuple(dims[name].get(i, n) for i, n in enumerate(value.shape)))
+        for name, value in inputs.items()
+    )
+    program = _to_program(exported, specs, _config_of(model))
+    return program.train(model.training)
+
+
+def _named_inputs(model: nn.Module, given: object) -> dict[str, Tensor]:
+    if isinstance(given, Mapping):
+        named = dict(given)
+    else:
+        values = [given] if isinstance(given, Tensor) else list(given)  # type: ignore[call-overload]
+        names = [p.name for p in inspect.signature(model.forward).parameters.values()]
+        if len(values) > len(names):
+            raise CaptureError(
+                f"{len(values)} inputs for a forward that takes {len(names)}", who="capture"
+            )
+        named = dict(zip(names, values, strict=False))
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in named.items():
+        if name not in parameters and not takes_any:
+            raise CaptureError(
+                f"forward of {type(model).__name__} takes no {name!r}",
+                who="capture",
+                where=name,
+                hint=did_you_mean(name, parameters),
+            )
+        if value is not None and not isinstance(value, Tensor):
+            raise CaptureError(
+                f"expected a tensor, got {type(value).__name__}",
+                who="capture",
+                where=name,
+                hint="set switches on the model's config; only tensors are inputs of a graph",
+            )
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, dict[int, str]]:
+    if isinstance(dynamic, Mapping):
+        for name in dynamic:
+            if name not in inputs:
+                raise CaptureError(
+                    f"dynamic names the input {name!r}, which is not among the example inputs",
+                    who="capture",
+                    where=name,
+                    hint=did_you_mean(name, inputs),
+                )
+        return {name: dict(dynamic.get(name, {})) for name in inputs}
+    if not dynamic:
+        return {name: {} for name in inputs}
+    found = {}
+    for name, value in inputs.items():
+        is_tokens = not value.is_floating_point() and value.dim() >= 2
+        count = min(value.dim(), 2 if is_tokens else 1)
+        found[name] = {i: _DIMENSION_NAMES[i] for i in range(count)}
+    return found
+
+
+def _grow(value: Tensor, dims: Mapping[int, str]) -> Tensor:
+    """Repeat ``value`` along dynamic dimensions of size 1, which export would take for constant."""
+    for dim in dims:
+        if value.shape[dim] == 1:
+            value = torch.cat([value, value], dim)
+    return value
+
+
+def _export(
+    model: nn.Module, inputs: dict[str, Tensor], dims: Mapping[str, Mapping[int, str]]
+) -> ExportedProgram:
+    auto = torch.export.Dim.AUTO
+    shapes = {name: dict.fromkeys(found, auto) for name, found in dims.items()}
+    with _training_mode(model), _entered_modules(model) as entered:
+        try:
+            return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            where = entered[-1] if entered else type(model).__name__
+            raise CaptureError(
+                f"torch.export failed: {_first_line(error)}",
+                who="capture",
+                where=where,
+                hint="make this module free of control flow that depends on tensor values and of "
+                "calls outside torch; or export it yourself and capture the ExportedProgram",
+            ) from error
+
+
+@contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    """Export in training mode, where every dropout shows its rate; restore all modes after."""
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _entered_modules(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that holds the names of the modules whose forward has not returned."""
+    stack: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        label = f"{name or '<root>'} ({type(module).__name__})"
+        handles.append(
+            module.register_forward_pre_hook(lambda *_, label=label: stack.append(label))
+        )
+        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _from_exported(exported: ExportedProgram) -> Program:
+    names = list(exported.graph_signature.user_inputs)
+    by_name = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    specs = []
+    for name in names:
+        value = by_name[str(name)].meta["val"]
+        dims = tuple(
+            n if isinstance(n, int) else _DIMENSION_NAMES.get(i, f"{name}_{i}")
+            for i, n in enumerate(value.shape)
+        )
+        specs.append(InputSpec(str(name), value.dtype, dims))
+    return _to_program(exported, tuple(specs), {})
+
+
+def _to_program(
+    exported: ExportedProgram, specs: tuple[InputSpec, ...], config: dict[str, Any]
+) -> Program:
+    flat = exported.module(check_guards=False)
+    results = next(n for n in flat.graph.nodes if n.op == "output").args[0]
+    structured = pytree.tree_unflatten(list(results), exported.call_spec.out_spec)
+    outputs = dict(_named_outputs(structured, ""))
+    if not outputs:
+        raise CaptureError("the model returns no tensor", who="capture", where="forward")
+    module, ties = clean_graph(flat, [spec.name for spec in specs], outputs)
+    program = Program(module, Signature(specs, tuple(outputs)), config=config, ties=ties)
+    _ = program.shapes  # a graph whose shapes do not work out is refused here, not later
+    return program
+
+
+def _named_outputs(value: object, name: str) -> Iterator[tuple[str, fx.Node]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named_outputs(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (tuple, list)):
+        for index, item in enumerate(value):
+            yield from _named_outputs(item, f"{name or 'output'}.{index}")
+    elif isinstance(value, fx.Node):
+        yield name or "output", value
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_dict"):
+        return {}
+    found: dict[str, Any] = {**config.to_dict(), "architectures": [type(model).__name__]}
+    return found

@@ -1,0 +1,203 @@
+"""Turns the module that torch.export gives back into the clean graph of a Program.
+
+What export leaves behind and a Program must not have: guards and metadata assertions, a fixed
+training flag in every dropout, in-place updates of counters, two nodes for one tied parameter.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
+
+from sparsefx.errors import CaptureError
+from sparsefx.ops import MODE, Mode, dropout_rate
+
+__all__ = ["clean_graph", "remove_dead_nodes"]
+
+aten = torch.ops.aten
+_DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
+_SDPA = aten.scaled_dot_product_attention.default
+_REGIONS = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    torch.ops.higher_order.wrap_with_autocast,
+}
+_ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+}
+
+
+def clean_graph(
+    flat: fx.GraphModule, inputs: Sequence[str], outputs: Mapping[str, fx.Node]
+) -> tuple[fx.GraphModule, tuple[tuple[str, ...], ...]]:
+    """Return the module of a Program, and its groups of tied names.
+
+    Args:
+        flat: ``ExportedProgram.module()``.
+        inputs: Names for its placeholders, in order.
+        outputs: Name and node of every output.
+    """
+    ties = _tied_names(flat)
+    copier = _Copier(flat, {name: group[0] for group in ties for name in group})
+    placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, inputs, strict=True):
+        copier.copied[node] = copier.graph.placeholder(name, default_value=None)
+    copier.start()
+    copier.copy(flat)
+    copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
+    remove_dead_nodes(copier.graph)
+    return _assemble(flat, copier.graph), ties
+
+
+class _Copier:
+    """Copies the graph of an exported module, node by node, into a new graph."""
+
+    def __init__(self, root: fx.GraphModule, canonical: Mapping[str, str]) -> None:
+        self.graph = fx.Graph()
+        self.copied: dict[fx.Node, Any] = {}
+        self._root = root
+        self._canonical = canonical
+        self._tensors: dict[str, fx.Node] = {}
+
+    def start(self) -> None:
+        """Make the training flag and the tensors, which stand above everything that uses them."""
+        self._training = self.graph.call_module(MODE)
+        for node in self._root.graph.nodes:
+            if node.op == "get_attr" and isinstance(_read(self._root, node.target), Tensor):
+                name = self._canonical.get(node.target, node.target)
+                if name not in self._tensors:
+                    self._tensors[name] = self.graph.get_attr(name)
+                self.copied[node] = self._tensors[name]
+
+    def copy(self, module: fx.GraphModule) -> None:
+        """Copy all nodes of ``module`` whose placeholders are already in ``copied``."""
+        for node in module.graph.nodes:
+            if node in self.copied or node.op == "output" or node.target in _ASSERTIONS:
+                continue
+            if node.op == "get_attr":
+                self.copied[node] = _read(module, str(node.target))
+            elif isinstance(node.target, HigherOrderOperator):
+                self.copied[node] = self._inline(node)
+            elif node.op == "call_function":
+                self.copied[node] = self._copy_call(node)
+            else:
+                raise _unknown(node)
+
+    def _inline(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Copy the body of a no_grad or autocast region in place of the call."""
+        if node.target not in _REGIONS:
+            raise _unknown(node)
+        position = next(
+            i
+            for i, arg in enumerate(node.args)
+            if isinstance(arg, fx.Node) and arg.op == "get_attr"
+        )
+        body = self.copied[node.args[position]]  # type: ignore[index]  # a node, by the line above
+        names = [n for n in body.graph.nodes if n.op == "placeholder"]
+        for name, arg in zip(names, node.args[position + 1 :], strict=True):
+            self.copied[name] = self.copied[arg]  # type: ignore[index]  # regions take nodes alone
+        self.copy(body)
+        results = next(n for n in body.graph.nodes if n.op == "output").args[0]
+        return tuple(self.copied[result] for result in results)
+
+    def _copy_call(self, node: fx.Node) -> Any:
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(self.copied.get(source), tuple):
+            return self.copied[source][node.args[1]]  # type: ignore[index]  # of an inlined region
+        new = self.graph.node_copy(node, lambda n: self.copied[n])
+        new.meta = _short_meta(node)
+        _follow_mode(self.graph, new, self._training)
+        return new
+
+
+def _unknown(node: fx.Node) -> CaptureError:
+    return CaptureError(
+        f"export left {node.op} {node.target!r} in the graph",
+        who="capture",
+        where=f"%{node.name}",
+        hint="this model uses a feature of torch.export that a Program does not hold, such as "
+        "control flow that depends on tensor values",
+    )
+
+
+def remove_dead_nodes(graph: fx.Graph) -> list[str]:
+    """Erase the nodes whose value nobody uses and that write to nothing; return their names.
+
+    FX's own eliminate_dead_code keeps random operators and needs an owning module.
+    """
+    erased = []
+    for node in reversed(list(graph.nodes)):
+        writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        if node.users or writes or node.op in ("placeholder", "output"):
+            continue
+        erased.append(node.name)
+        graph.erase_node(node)
+    return erased
+
+
+def _tied_names(module: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of names that are one parameter; embeddings first, so they name it."""
+    groups: dict[int, list[str]] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(tensor), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _short_meta(node: fx.Node) -> dict[str, Any]:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return {"module": path} if path and not path.startswith("_") else {}
+
+
+def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
+    """Make a dropout follow train() and eval() instead of the mode it was exported in."""
+    if node.target in _DROPOUTS:
+        node.args = (*node.args[:2], training)
+        if node.target is aten.dropout_.default:
+            node.target = aten.dropout.default
+    elif node.target is _SDPA and len(node.args) > 4 and node.args[4]:
+        with graph.inserting_before(node):
+            rate = graph.call_function(dropout_rate, (node.args[4], training))
+            rate.meta = dict(node.meta)
+        node.args = (*node.args[:4], rate, *node.args[5:])
+    elif node.target is aten.batch_norm.default:
+        node.args = (*node.args[:5], training, *node.args[6:])
+
+
+def _assemble(flat: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    root = nn.Module()
+    root.add_module(MODE, Mode())
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            _attach(root, str(node.target), _read(flat, str(node.target)))
+    module = fx.GraphModule(root, graph, class_name="SparsefxModule")
+    module.graph.lint()
+    return module
+
+
+def _read(module: Any, target: str) -> Any:
+    for part in target.split("."):
+        module = getattr(module, part)
+    return module
+
+
+def _attach(root: nn.Module, target: str, tensor: Tensor) -> None:
+    """Copy ``tensor`` into ``root``, so that the captured model stays as it was."""
+    *path, leaf = target.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    value = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        root.register_parameter(leaf, nn.Parameter(value, requires_grad=tensor.requires_grad))
+    else:
+        root.register_buffer(leaf, value)

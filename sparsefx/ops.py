@@ -1,0 +1,92 @@
+"""The few operators that sparsefx adds to ATen, all visible as nodes in the graph.
+
+``sparsefx::quantize`` and ``sparsefx::dequantize`` are the two ops in which quantized graphs are
+written (design decision 11). Their meaning is ONNX QuantizeLinear and DequantizeLinear:
+
+    q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
+    y = (q - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Mode", "dequantize", "dropout_rate", "quantize", "storage_dtype"]
+
+MODE = "mode"
+"""Attribute under which every Program's module holds its :class:`Mode`."""
+
+
+class Mode(nn.Module):
+    """Returns whether the Program trains; every dropout reads it, so train() and eval() work."""
+
+    def forward(self) -> bool:
+        """Return ``self.training``."""
+        return self.training
+
+
+def dropout_rate(rate: float, training: bool) -> float:
+    """Return the dropout probability to use in this mode (for fused attention)."""
+    return rate if training else 0.0
+
+
+def storage_dtype(qmin: int, qmax: int) -> torch.dtype:
+    """Return the integer dtype that holds the range ``qmin..qmax``.
+
+    Raises:
+        ValueError: When neither int8, uint8 nor int32 holds it.
+    """
+    for dtype in (torch.int8, torch.uint8, torch.int32):
+        info = torch.iinfo(dtype)
+        if info.min <= qmin and qmax <= info.max:
+            return dtype
+    raise ValueError(f"no integer type holds the range {qmin}..{qmax}")
+
+
+def _along(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
+    if axis is None or values.dim() == 0:
+        return values
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+@torch.library.custom_op("sparsefx::quantize", mutates_args=())
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
+) -> Tensor:
+    """Quantize ``x``.
+
+    Args:
+        x: float tensor of any shape.
+        scale: float32, a scalar, or one value for each index of ``axis``.
+        zero_point: integer tensor shaped as ``scale``.
+        qmin: Smallest integer, e.g. 0 or -128.
+        qmax: Largest integer, e.g. 255 or 127.
+        axis: Dimension of ``x`` along which ``scale`` varies; None for per-tensor.
+
+    Returns:
+        int8, uint8 or int32 tensor shaped as ``x``.
+    """
+    steps = torch.round(x.float() / _along(scale, x, axis)) + _along(zero_point, x, axis)
+    return steps.clamp(qmin, qmax).to(storage_dtype(qmin, qmax))
+
+
+@quantize.register_fake
+def _(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, axis: int | None = None
+) -> Tensor:
+    return torch.empty_like(x, dtype=storage_dtype(qmin, qmax))
+
+
+@torch.library.custom_op("sparsefx::dequantize", mutates_args=())
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    """Return ``(q - zero_point) * scale`` as float32; arguments as in :func:`quantize`."""
+    shifted = q.to(torch.int32) - _along(zero_point, q, axis).to(torch.int32)
+    return shifted.float() * _along(scale, q, axis)
+
+
+@dequantize.register_fake
+def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
+    return torch.empty_like(q, dtype=torch.float32)

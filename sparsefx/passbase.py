@@ -1,0 +1,161 @@
+"""What a pass is, what it is given, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sparsefx.errors import PassError, did_you_mean
+from sparsefx.properties import Property
+from sparsefx.spec import format_spec
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+    from sparsefx.rewrite import Rewriter
+
+__all__ = ["OnNoMatch", "Pass", "PassContext", "PassReport", "Skip", "function_pass"]
+
+OnNoMatch = Literal["error", "warn", "ignore"]
+_NONE: frozenset[Property] = frozenset()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A place that a pass looked at and left alone, and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What a pass did. Whether the Program changed is not reported: the pipeline computes it.
+
+    Attributes:
+        applied: How many places were rewritten.
+        skipped: Places that were considered and left alone, each with a reason.
+        notes: Other facts worth telling, one sentence each.
+    """
+
+    applied: int
+    skipped: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use besides the Program."""
+
+    rewriter: Rewriter
+    programs: Mapping[str, Program] = field(default_factory=dict)
+
+    def program(self, name: str, *, who: str) -> Program:
+        """Return the Program that the caller of the pipeline gave under ``name``.
+
+        Raises:
+            PassError: When there is none.
+        """
+        if name not in self.programs:
+            raise PassError(
+                f"the program {name!r} was not given",
+                who=who,
+                hint=f"pipeline.run(program, programs={{{name!r}: ...}}); "
+                + did_you_mean(name, self.programs),
+            )
+        return self.programs[name]
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A named rewrite of a Program; its fields are its options.
+
+    A subclass is a frozen dataclass that sets ``name`` and implements :meth:`run`. It edits the
+    Program in place, through the context's Rewriter alone. Options are checked in
+    ``__post_init__``, where a wrong value raises :class:`PassError` with ``where`` set to the
+    option's name.
+
+    Attributes:
+        requires: Properties that must hold before.
+        establishes: Properties that hold afterwards.
+        destroys: Properties that no longer hold afterwards.
+        forbids: Properties that must not hold before.
+        on_no_match: What the pipeline does when the pass applied nowhere.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Property]] = _NONE
+    establishes: ClassVar[frozenset[Property]] = _NONE
+    destroys: ClassVar[frozenset[Property]] = _NONE
+    forbids: ClassVar[frozenset[Property]] = _NONE
+    changes_signature: ClassVar[bool] = False
+
+    on_no_match: OnNoMatch = field(default="warn", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.on_no_match not in ("error", "warn", "ignore"):
+            raise self.refuse("on_no_match", "expected 'error', 'warn' or 'ignore'")
+
+    @abstractmethod
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Rewrite ``program`` in place and say what was done."""
+
+    def after_step(self, program: Program, step: int) -> None:  # noqa: B027  # most passes do not train
+        """Move masks or observers on, after optimizer step number ``step`` (1 for the first).
+
+        Called for passes that are in ``program.active``.
+        """
+
+    def refuse(self, option: str, why: str, *, hint: str = "") -> PassError:
+        """Return the error for a wrong option; the value is put into the message."""
+        value = getattr(self, option)
+        return PassError(f"{option}={value!r}: {why}", who=self.name, where=option, hint=hint)
+
+    def __str__(self) -> str:
+        return format_spec(self)
+
+
+def function_pass(
+    name: str,
+    *,
+    requires: frozenset[Property] = _NONE,
+    establishes: frozenset[Property] = _NONE,
+    destroys: frozenset[Property] = _NONE,
+    forbids: frozenset[Property] = _NONE,
+) -> Callable[[Callable[[Program, PassContext], PassReport | int]], type[Pass]]:
+    """Make a pass from a function: the ten-line door.
+
+    The function takes the Program and the context, and returns how often it applied (or a whole
+    :class:`PassReport`).
+
+    >>> @function_pass("count-linears")
+    ... def count_linears(program, ctx):
+    ...     return sum(str(node.target) == "aten.linear.default" for node in program.graph.nodes)
+    >>> str(count_linears())
+    'count-linears'
+    """
+
+    def decorate(function: Callable[[Program, PassContext], PassReport | int]) -> type[Pass]:
+        def run(self: Pass, program: Program, ctx: PassContext) -> PassReport:
+            result = function(program, ctx)
+            return result if isinstance(result, PassReport) else PassReport(applied=result)
+
+        body: dict[str, Any] = {
+            "name": name,
+            "requires": requires,
+            "establishes": establishes,
+            "destroys": destroys,
+            "forbids": forbids,
+            "run": run,
+            "__doc__": function.__doc__,
+            "__module__": function.__module__,
+            "__qualname__": function.__qualname__,
+        }
+        return dataclasses.dataclass(frozen=True)(type(function.__name__, (Pass,), body))
+
+    return decorate

@@ -1,0 +1,249 @@
+"""Pipeline: passes in a declared and checked order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from sparsefx import registry
+from sparsefx.errors import (
+    ConvergenceError,
+    PassError,
+    PipelineError,
+    RegistryError,
+    SparsefxError,
+)
+from sparsefx.passbase import Pass, PassContext, PassReport
+from sparsefx.program import HistoryEntry, Program
+from sparsefx.properties import Property
+from sparsefx.rewrite import Rewriter
+from sparsefx.verify import verify
+
+__all__ = ["Fixpoint", "Instrument", "PassEvent", "Pipeline"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PassEvent:
+    """What an instrument sees: the pass, its place in the pipeline, and the Program.
+
+    ``report`` and ``error`` are set after the pass; one of the two is None.
+    """
+
+    index: int
+    item: Pass
+    program: Program
+    report: PassReport | None = None
+    error: Exception | None = None
+
+    @property
+    def where(self) -> str:
+        """The place of the pass, e.g. ``pass 2 'pattern-lock'``."""
+        return f"pass {self.index} '{self.item}'"
+
+
+class Instrument(Protocol):
+    """Watches a pipeline run; shipped ones are in :mod:`sparsefx.instruments`."""
+
+    def before_pass(self, event: PassEvent) -> None:
+        """Called with the Program as the pass will see it."""
+
+    def after_pass(self, event: PassEvent) -> None:
+        """Called with the Program as the pass left it, also when it failed."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A sequence of passes; its text form is their text forms, comma-separated."""
+
+    passes: tuple[Pass, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read a pipeline from text, e.g. ``magnitude-prune{sparsity=0.9},pattern-lock``.
+
+        Raises:
+            SpecError: With a caret under what is wrong, and a suggestion.
+        """
+        return cls(registry.parse_passes(text))
+
+    def __str__(self) -> str:
+        return ",".join(str(item) for item in self.passes)
+
+    def __add__(self, other: Pipeline | Pass) -> Pipeline:
+        more = (other,) if isinstance(other, Pass) else other.passes
+        return Pipeline((*self.passes, *more))
+
+    def check(self, given: Iterable[Property] = ()) -> frozenset[Property]:
+        """Check the declared order; return the properties that hold at the end.
+
+        Raises:
+            PipelineError: When a pass needs what none before it gives, or meets what it forbids.
+        """
+        held = frozenset(given)
+        for index, item in enumerate(self.passes):
+            _check_contract(index, item, held)
+            held = (held - item.destroys) | item.establishes
+        return held
+
+    def run(
+        self,
+        program: Program,
+        *,
+        programs: Mapping[str, Program] | None = None,
+        instruments: Sequence[Instrument] = (),
+    ) -> Program:
+        """Run the passes on a copy of ``program``, verifying after each.
+
+        Args:
+            program: Stays as it is.
+            programs: Further Programs that passes ask for by name, e.g. ``teacher``.
+            instruments: Watchers, called in order.
+
+        Returns:
+            The new Program; its ``history`` says what each pass did.
+
+        Raises:
+            PipelineError: When the order is wrong (before anything runs) or a pass breaks.
+            SparsefxError: What a pass raised, with its place in the pipeline.
+        """
+        self.check(program.properties)
+        program = program.copy()
+        for index, item in enumerate(self.passes):
+            _check_contract(index, item, program.properties)
+            for instrument in instruments:
+                instrument.before_pass(PassEvent(index, item, program))
+            report, error = None, None
+            try:
+                report = run_pass(item, program, programs or {})
+            except Exception as caught:
+                error = caught
+            event = PassEvent(index, item, program, report, error)
+            for instrument in instruments:
+                instrument.after_pass(event)
+            if error is not None:
+                raise _placed(error, event) from error
+        return program
+
+
+def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> PassReport:
+    """Run one pass on ``program`` in place, verify, and write the history."""
+    before = program.fingerprint()
+    signature = program.signature
+    rewriter = Rewriter(program, item.name)
+    report = item.run(program, PassContext(rewriter, programs))
+    rewriter.finish()
+    if report.applied:
+        program.properties = (program.properties - item.destroys) | item.establishes
+    else:
+        _no_match(item, report)
+    verify(program, signature=None if item.changes_signature else signature, who=item.name)
+    after = program.fingerprint()
+    entry = HistoryEntry(
+        str(item), report.applied, report.skipped, report.notes, before != after, after
+    )
+    program.history = (*program.history, entry)
+    return report
+
+
+def _no_match(item: Pass, report: PassReport) -> None:
+    reasons = "".join(f"\n  - {skip}" for skip in report.skipped[:20])
+    why = "it applied nowhere" + (f":{reasons}" if reasons else " and found nothing to consider")
+    if item.on_no_match == "error":
+        raise PassError(why, who=item.name, hint="on_no_match='warn' lets the pipeline go on")
+    if item.on_no_match == "warn":
+        logger.warning("%s: %s", item, why)
+
+
+def _placed(error: Exception, event: PassEvent) -> Exception:
+    """Return the error with the pass's place in the pipeline."""
+    if not isinstance(error, SparsefxError):
+        return PipelineError(
+            f"{type(error).__name__}: {error}",
+            who=event.where,
+            hint="the Reproducer instrument writes pipeline and program for a bug report",
+        )
+    if not error.who or error.who == event.item.name:
+        error.who = event.where
+    return error
+
+
+def _check_contract(index: int, item: Pass, held: frozenset[Property]) -> None:
+    missing = sorted(str(p) for p in item.requires - held)
+    if missing:
+        givers = sorted(name for name in _givers(item.requires - held))
+        raise PipelineError(
+            f"it requires {', '.join(missing)}, which does not hold here",
+            who=f"pass {index} '{item}'",
+            hint=f"run {' or '.join(givers)} before it" if givers else "no pass gives this",
+        )
+    unwanted = sorted(str(p) for p in item.forbids & held)
+    if unwanted:
+        enders = sorted(_enders(item.forbids & held))
+        raise PipelineError(
+            f"it cannot run where {', '.join(unwanted)} holds",
+            who=f"pass {index} '{item}'",
+            hint=f"run {' or '.join(enders)} before it, or move it earlier",
+        )
+
+
+def _classes() -> dict[str, type[Pass]]:
+    found = {}
+    for name in registry.names("passes"):
+        try:
+            found[name] = registry.pass_class(name)
+        except RegistryError as error:
+            logger.warning("%s", error)
+    return found
+
+
+def _givers(wanted: frozenset[Property]) -> list[str]:
+    return [f"'{name}'" for name, cls in _classes().items() if cls.establishes & wanted]
+
+
+def _enders(unwanted: frozenset[Property]) -> list[str]:
+    return [f"'{name}'" for name, cls in _classes().items() if cls.destroys & unwanted]
+
+
+@dataclass(frozen=True)
+class Fixpoint(Pass):
+    """Runs passes again and again until a round changes nothing.
+
+    Establishes what its passes establish. Raises ConvergenceError when ``max_rounds`` rounds all
+    changed something; nothing is silently left half done.
+
+    >>> str(Fixpoint(passes="simplify", max_rounds=4))
+    "fixpoint{passes='simplify',max_rounds=4}"
+    """
+
+    name: ClassVar[str] = "fixpoint"
+
+    passes: str = field(default="")
+    max_rounds: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_rounds < 1:
+            raise self.refuse("max_rounds", "expected at least 1")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Run the rounds."""
+        items = registry.parse_passes(self.passes)
+        applied = 0
+        for round_number in range(1, self.max_rounds + 1):
+            before = program.fingerprint()
+            held = len(program.history)
+            reports = [run_pass(item, program, ctx.programs) for item in items]
+            program.history = program.history[:held]
+            applied += sum(report.applied for report in reports)
+            if program.fingerprint() == before:
+                skipped = tuple(skip for report in reports for skip in report.skipped)
+                return PassReport(applied, skipped, (f"settled after {round_number} rounds",))
+        raise ConvergenceError(
+            f"still changing after {self.max_rounds} rounds of {self.passes}",
+            who=self.name,
+            hint="two of its passes undo each other, or max_rounds is too small",
+        )

@@ -1,0 +1,273 @@
+"""Program: a model as a graph, with what is known of it and what was done to it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsefx.errors import ProgramError, did_you_mean
+from sparsefx.printing import dump
+from sparsefx.properties import Property
+from sparsefx.shapes import ShapeFact, Shapes
+from sparsefx.signature import Signature
+
+if TYPE_CHECKING:
+    from sparsefx.analysis import Analysis
+    from sparsefx.passbase import Pass, Skip
+
+__all__ = ["HistoryEntry", "Program"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One pass that was run: its text form, what it did, and the fingerprint afterwards."""
+
+    spec: str
+    applied: int
+    skipped: tuple[Skip, ...]
+    notes: tuple[str, ...]
+    changed: bool
+    fingerprint: str
+
+
+class Program:
+    """A graph of ATen operators with its tensors, signature, properties and history.
+
+    Call it with the inputs by name; it returns a dict from output name to tensor. It trains in any
+    PyTorch loop; after each ``optimizer.step()`` call :meth:`step`, which lets masks and observers
+    that passes put into the graph move on.
+
+    Attributes:
+        module: The ``fx.GraphModule``; tensors are attributes under their state_dict names.
+        signature: Names, dtypes and dimensions of the inputs, names of the outputs.
+        properties: What passes have established.
+        history: What was run, in order.
+        active: Passes whose ``after_step`` runs in :meth:`step`.
+        steps: How many times :meth:`step` was called.
+        config: The configuration of the Hugging Face model it came from, else empty.
+        ties: Groups of state_dict names that are one tensor; the first of a group is in the graph.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        signature: Signature,
+        *,
+        config: Mapping[str, Any] | None = None,
+        ties: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
+        self.module = module
+        self.signature = signature
+        self.properties: frozenset[Property] = frozenset()
+        self.history: tuple[HistoryEntry, ...] = ()
+        self.active: tuple[Pass, ...] = ()
+        self.steps = 0
+        self.config: dict[str, Any] = dict(config or {})
+        self.ties = ties
+        self._revision = 0
+        self._shapes: Shapes | None = None
+        self._facts: dict[type, tuple[object, object]] = {}
+        self._digests: dict[str, tuple[tuple[int, int], str]] = {}
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run the graph.
+
+        Raises:
+            ProgramError: When an input is missing, unknown, or of a wrong shape.
+        """
+        self.signature.check(batch)
+        outputs: dict[str, Tensor] = self.module(**batch)
+        return outputs
+
+    def train(self, mode: bool = True) -> Program:
+        """Switch every dropout and observer on (or off)."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> Program:
+        """Switch every dropout and observer off."""
+        return self.train(False)
+
+    @property
+    def training(self) -> bool:
+        """Whether the Program is in training mode."""
+        return self.module.training
+
+    def step(self) -> None:
+        """Let masks and schedules move on; call it after each ``optimizer.step()``."""
+        self.steps += 1
+        for item in self.active:
+            item.after_step(self, self.steps)
+
+    def to(self, device: torch.device | str) -> Program:
+        """Move tensors, and the constants that the graph makes, to ``device``."""
+        device = torch.device(device)
+        self.module.to(device)
+        for node in self.graph.nodes:
+            node.args = _replace_devices(node.args, device)
+            node.kwargs = _replace_devices(node.kwargs, device)
+        self.changed()
+        return self
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The FX graph; change it through :class:`sparsefx.rewrite.Rewriter` alone."""
+        return self.module.graph
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable parameters, each once."""
+        return self.module.parameters()
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name, in a fixed order, each tensor once."""
+        found = dict(self.module.named_parameters())
+        found.update(self.module.named_buffers())
+        return dict(sorted(found.items()))
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a parameter or buffer, under any of its tied names.
+
+        Raises:
+            ProgramError: When there is none of this name.
+        """
+        path, _, leaf = self.canonical(name).rpartition(".")
+        try:
+            value = getattr(self.module.get_submodule(path), leaf)
+        except AttributeError:
+            value = None
+        if not isinstance(value, Tensor):
+            raise ProgramError(
+                f"there is no tensor {name!r}",
+                who="program",
+                where=name,
+                hint=did_you_mean(name, self.named_tensors()),
+            )
+        return value
+
+    def canonical(self, name: str) -> str:
+        """Return the name under which the graph holds a tensor that may have several."""
+        for group in self.ties:
+            if name in group:
+                return group[0]
+        return name
+
+    # -- facts -----------------------------------------------------------------------------------
+
+    def facts(self, analysis: type[Analysis[T]]) -> T:
+        """Return what ``analysis`` knows of this Program; cached until the Program changes."""
+        key: object = self._revision
+        if analysis.reads_values:
+            state = tuple((id(t), t._version) for t in self.named_tensors().values())
+            key = (self._revision, state)
+        cached = self._facts.get(analysis)
+        if cached is None or cached[0] != key:
+            cached = self._facts[analysis] = (key, analysis.compute(self))
+        return cached[1]  # type: ignore[return-value]  # stored under its own class
+
+    def shape_of(self, node: fx.Node) -> ShapeFact | None:
+        """Return dtype and dimensions of a node's value; None when it is not a tensor."""
+        return self.shapes.fact(node)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape inference for this graph; runs over the whole graph on first use."""
+        if self._shapes is None:
+            self._shapes = Shapes(self.signature)
+            self._shapes.infer(self.module)
+        return self._shapes
+
+    def changed(self, *, shapes: bool = True) -> None:
+        """Drop what is cached about the graph, and recompile it; the Rewriter calls this."""
+        self._revision += 1
+        self._facts.clear()
+        if shapes:
+            self._shapes = None
+        self.module.recompile()
+
+    def fingerprint(self) -> str:
+        """Return a hash of graph and tensors: equal exactly when both are equal."""
+        digest = hashlib.sha256(dump(self).encode())
+        for name, tensor in self.named_tensors().items():
+            digest.update(f"{name}:{self._digest(name, tensor)}".encode())
+        return digest.hexdigest()
+
+    def _digest(self, name: str, tensor: Tensor) -> str:
+        version = (id(tensor), tensor._version)
+        cached = self._digests.get(name)
+        if cached is None or cached[0] != version:
+            cached = self._digests[name] = (version, tensor_digest(tensor))
+        return cached[1]
+
+    def dump(self, *, facts: bool = False) -> str:
+        """Return the graph as deterministic text; see :func:`sparsefx.printing.dump`."""
+        return dump(self, facts=facts)
+
+    def __repr__(self) -> str:
+        count = len(self.graph.nodes)
+        properties = ", ".join(sorted(str(p) for p in self.properties)) or "none"
+        return f"<Program: {count} nodes, outputs {list(self.signature.outputs)}, {properties}>"
+
+    # -- copies and files ------------------------------------------------------------------------
+
+    def copy(self) -> Program:
+        """Return an independent Program with the same graph, tensors, properties and history."""
+        twin = Program(copy.deepcopy(self.module), self.signature, ties=self.ties)
+        twin.config = copy.deepcopy(self.config)
+        twin.properties, twin.history = self.properties, self.history
+        twin.active, twin.steps = self.active, self.steps
+        twin._digests = {
+            name: ((id(twin.tensor(name)), twin.tensor(name)._version), digest)
+            for name, (version, digest) in self._digests.items()
+            if version == _version_of(self, name)
+        }
+        return twin
+
+    def save(self, folder: str | Path) -> Path:
+        """Write graph, tensors and manifest to ``folder``; see :mod:`sparsefx.storage`."""
+        from sparsefx.storage import save_program
+
+        return save_program(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> Program:
+        """Read a Program that :meth:`save` wrote; runs no code from the files.
+
+        Raises:
+            ArtifactError: When a file is missing, cut, altered or of another version.
+        """
+        from sparsefx.storage import load_program
+
+        return load_program(Path(folder))
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of a tensor's dtype, shape and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _version_of(program: Program, name: str) -> tuple[int, int] | None:
+    try:
+        tensor = program.tensor(name)
+    except ProgramError:
+        return None
+    return (id(tensor), tensor._version)
+
+
+def _replace_devices(value: Any, device: torch.device) -> Any:
+    return fx.node.map_aggregate(value, lambda v: device if isinstance(v, torch.device) else v)

@@ -1,0 +1,119 @@
+"""From names to classes: what ships with sparsefx, and what installed packages add.
+
+A package adds passes and targets through the entry point groups ``sparsefx.passes`` and
+``sparsefx.targets``. A broken plug-in breaks itself alone: it is listed with its error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparsefx.errors import RegistryError, SpecError, did_you_mean
+from sparsefx.spec import Spec, build, parse_specs
+
+if TYPE_CHECKING:
+    from sparsefx.passbase import Pass
+    from sparsefx.target import Target
+
+__all__ = ["names", "parse_passes", "parse_target", "pass_class", "target_class"]
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["passes", "targets"]
+
+_TABLE: dict[Kind, dict[str, str]] = {
+    "passes": {
+        "fixpoint": "sparsefx.pipeline:Fixpoint",
+    },
+    "targets": {},
+}
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of all passes or targets, sorted."""
+    return sorted({*_TABLE[kind], *_plugins(kind)})
+
+
+def pass_class(name: str) -> type[Pass]:
+    """Return the pass called ``name``.
+
+    Raises:
+        RegistryError: When there is none, or its package cannot be imported.
+    """
+    found: type[Pass] = _resolve("passes", name)
+    return found
+
+
+def target_class(name: str) -> type[Target]:
+    """Return the target called ``name``; errors as in :func:`pass_class`."""
+    found: type[Target] = _resolve("targets", name)
+    return found
+
+
+def parse_passes(text: str) -> tuple[Pass, ...]:
+    """Read passes from their text form, e.g. ``simplify,magnitude-prune{sparsity=0.9}``.
+
+    Raises:
+        SpecError: With a caret under what is wrong, and a suggestion.
+    """
+    return tuple(build(_class_for("passes", spec), spec) for spec in parse_specs(text))
+
+
+def parse_target(text: str) -> Target:
+    """Read one target from its text form, e.g. ``cpu{isa='avx2'}``; errors as above."""
+    specs = parse_specs(text)
+    if len(specs) != 1:
+        raise SpecError("expected exactly one target", text=text, position=0)
+    target: Target = build(_class_for("targets", specs[0]), specs[0])
+    return target
+
+
+def _class_for(kind: Kind, spec: Spec) -> type[Any]:
+    try:
+        return _resolve(kind, spec.name)
+    except RegistryError as error:
+        raise SpecError(
+            error.why, text=spec.text, position=spec.position, hint=error.hint
+        ) from error
+
+
+def _resolve(kind: Kind, name: str) -> type[Any]:
+    if place := _TABLE[kind].get(name):
+        module, _, attribute = place.partition(":")
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+        return found
+    plugin = _plugins(kind).get(name)
+    if plugin is None:
+        singular = "pass" if kind == "passes" else "target"
+        raise RegistryError(
+            f"there is no {singular} {name!r}", where=name, hint=did_you_mean(name, names(kind))
+        )
+    try:
+        loaded: type[Any] = plugin.load()
+    except Exception as error:
+        raise RegistryError(
+            f"the plug-in {plugin.value!r} cannot be imported: {error}",
+            where=name,
+            hint="mend or uninstall the package that provides it",
+        ) from error
+    if getattr(loaded, "name", None) != name:
+        raise RegistryError(
+            f"the plug-in {plugin.value!r} is registered as {name!r} but calls itself "
+            f"{getattr(loaded, 'name', None)!r}",
+            where=name,
+        )
+    return loaded
+
+
+def _plugins(kind: Kind) -> dict[str, EntryPoint]:
+    """Return the plug-ins by name; one that takes a built-in name is left out with a warning."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"sparsefx.{kind}"):
+        if point.name in _TABLE[kind]:
+            logger.warning("the plug-in %s takes the built-in name %r", point.value, point.name)
+            continue
+        found.setdefault(point.name, point)
+    return found

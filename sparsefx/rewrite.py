@@ -1,0 +1,198 @@
+"""Rewriter: the one way to change the graph of a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+from sparsefx.errors import ProgramError
+from sparsefx.signature import Signature
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["Rewriter"]
+
+
+class Rewriter:
+    """Edits one Program and keeps what FX forgets: shapes, origin and the pass that did it.
+
+    Every node that it makes carries ``meta["val"]`` (shape and dtype), ``meta["by"]`` (the author)
+    and ``meta["module"]`` (from the node it stands for). Call :meth:`finish` when done; the
+    pipeline does so after each pass.
+
+    Args:
+        program: The Program to edit in place.
+        author: Name of the pass.
+    """
+
+    def __init__(self, program: Program, author: str = "") -> None:
+        self.program = program
+        self.author = author
+        self._anchor: fx.Node | None = None
+        self._shapes = program.shapes
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def before(self, node: fx.Node) -> Iterator[None]:
+        """Make new nodes stand just before ``node``."""
+        with self._at(node), self.program.graph.inserting_before(node):
+            yield
+
+    @contextmanager
+    def after(self, node: fx.Node) -> Iterator[None]:
+        """Make new nodes stand just after ``node``, in the order in which they are made."""
+        with self._at(node), self.program.graph.inserting_before(node.next):
+            yield
+
+    @contextmanager
+    def _at(self, node: fx.Node) -> Iterator[None]:
+        outer, self._anchor = self._anchor, node
+        try:
+            yield
+        finally:
+            self._anchor = outer
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Add a call at the current place (see :meth:`before`) and return its node.
+
+        Raises:
+            ProgramError: When no place is set, or the operator refuses these inputs.
+        """
+        if self._anchor is None:
+            raise ProgramError(
+                "no place for the new node",
+                who=self.author,
+                hint="wrap the call in 'with rewriter.before(node):'",
+            )
+        node = self.program.graph.call_function(target, args, kwargs)
+        return self._adopt(node, self._anchor)
+
+    def _adopt(self, node: fx.Node, origin: fx.Node) -> fx.Node:
+        node.meta = {key: origin.meta[key] for key in ("module",) if key in origin.meta}
+        if self.author:
+            node.meta["by"] = self.author
+        self._shapes.infer_node(self.program.module, node)
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node, *, erase: bool = True) -> None:
+        """Let every user of ``old`` use ``new`` instead, but not ``new``'s own inputs."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        if erase and not old.users:
+            self.erase(old)
+
+    def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let ``user`` alone use ``new`` instead of ``old``."""
+        user.replace_input_with(old, new)
+
+    def set_args(self, node: fx.Node, *args: Any, **kwargs: Any) -> None:
+        """Give ``node`` new arguments and infer its shape again."""
+        node.args = args
+        node.kwargs = kwargs
+        self._shapes.infer_node(self.program.module, node)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node.
+
+        Raises:
+            ProgramError: When something still uses it.
+        """
+        if node.users:
+            users = ", ".join(f"%{user.name}" for user in node.users)
+            raise ProgramError(
+                f"it is still used by {users}", who=self.author, where=f"%{node.name}"
+            )
+        self.program.graph.erase_node(node)
+
+    # -- tensors ---------------------------------------------------------------------------------
+
+    def get(self, name: str) -> fx.Node:
+        """Return the node that reads a tensor; there is one for each tensor, above all calls."""
+        name = self.program.canonical(name)
+        for node in self.program.graph.find_nodes(op="get_attr", target=name):
+            return node
+        tensor_nodes = [n for n in self.program.graph.nodes if n.op in ("placeholder", "get_attr")]
+        self.program.tensor(name)
+        last = tensor_nodes[-1]
+        with self.program.graph.inserting_after(last):
+            node = self.program.graph.get_attr(name)
+        return self._adopt(node, self._anchor or last)
+
+    def add_parameter(self, name: str, tensor: Tensor) -> fx.Node:
+        """Add a trainable parameter and return the node that reads it."""
+        module, leaf = self._new_place(name)
+        module.register_parameter(leaf, nn.Parameter(tensor))
+        return self.get(name)
+
+    def add_buffer(self, name: str, tensor: Tensor) -> fx.Node:
+        """Add a buffer (saved, not trained) and return the node that reads it."""
+        module, leaf = self._new_place(name)
+        module.register_buffer(leaf, tensor)
+        return self.get(name)
+
+    def set_tensor(self, name: str, tensor: Tensor) -> None:
+        """Replace a tensor by another, of any shape or dtype; a parameter stays a parameter."""
+        name = self.program.canonical(name)
+        old = self.program.tensor(name)
+        module, leaf = self._place(name)
+        if isinstance(old, nn.Parameter) and tensor.is_floating_point():
+            setattr(module, leaf, nn.Parameter(tensor.detach(), requires_grad=old.requires_grad))
+        else:
+            delattr(module, leaf)
+            module.register_buffer(leaf, tensor.detach())
+        self.program._digests.pop(name, None)
+        for node in self.program.graph.find_nodes(op="get_attr", target=name):
+            self._shapes.infer_node(self.program.module, node)
+
+    def remove_tensor(self, name: str) -> None:
+        """Remove a tensor and the nodes that read it; nothing may use them."""
+        name = self.program.canonical(name)
+        self.program.tensor(name)
+        for node in self.program.graph.find_nodes(op="get_attr", target=name):
+            self.erase(node)
+        module, leaf = self._place(name)
+        delattr(module, leaf)
+        self.program._digests.pop(name, None)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        path, _, leaf = name.rpartition(".")
+        return self.program.module.get_submodule(path), leaf
+
+    def _new_place(self, name: str) -> tuple[nn.Module, str]:
+        *path, leaf = name.split(".")
+        module: nn.Module = self.program.module
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        if hasattr(module, leaf):
+            raise ProgramError(f"there is a tensor {name!r} already", who=self.author, where=name)
+        return module, leaf
+
+    # -- outputs ---------------------------------------------------------------------------------
+
+    def set_output(self, name: str, node: fx.Node) -> None:
+        """Add an output, or let an existing one come from another node."""
+        outputs = dict(self.outputs())
+        outputs[name] = node
+        self._write_outputs(outputs)
+
+    def drop_output(self, name: str) -> None:
+        """Remove an output."""
+        self._write_outputs({key: node for key, node in self.outputs().items() if key != name})
+
+    def outputs(self) -> dict[str, fx.Node]:
+        """Return the outputs by name."""
+        return dict(self.program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
+
+    def _write_outputs(self, outputs: dict[str, fx.Node]) -> None:
+        self.program.graph.output_node().args = (outputs,)
+        self.program.signature = Signature(self.program.signature.inputs, tuple(outputs))
+
+    def finish(self) -> None:
+        """Recompile the graph and drop facts that were cached about it."""
+        self.program.changed(shapes=False)

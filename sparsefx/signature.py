@@ -1,0 +1,107 @@
+"""The calling convention of a Program: what goes in, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsefx.errors import ProgramError, did_you_mean
+
+__all__ = ["Dim", "InputSpec", "Signature"]
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input tensor; a dimension is a size, or the name of a dynamic dimension."""
+
+    name: str
+    dtype: torch.dtype
+    dims: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {format_type(self.dtype, self.dims)}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a Program, in order."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return tuple(spec.name for spec in self.inputs)
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raise ProgramError unless ``batch`` has exactly the inputs, each of a fitting shape.
+
+        Every size of one named dynamic dimension must be the same in all inputs.
+        """
+        names = self.input_names
+        for name in names:
+            if name not in batch:
+                raise ProgramError(
+                    f"the input {name!r} is missing; it takes {', '.join(names)}",
+                    who="program",
+                    where=name,
+                    hint="pass every input that the model was captured with",
+                )
+        for name in batch:
+            if name not in names:
+                raise ProgramError(
+                    f"there is no input {name!r}; it takes {', '.join(names)}",
+                    who="program",
+                    where=name,
+                    hint=did_you_mean(name, names),
+                )
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            _check_input(spec, batch[spec.name], sizes)
+
+
+def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ProgramError(
+            f"expected a tensor, got {type(value).__name__}", who="program", where=spec.name
+        )
+    if value.dim() != len(spec.dims):
+        raise ProgramError(
+            f"expected {len(spec.dims)} dimensions ({spec}), got shape {tuple(value.shape)}",
+            who="program",
+            where=spec.name,
+        )
+    for size, dim in zip(value.shape, spec.dims, strict=True):
+        expected, origin = (dim, "") if isinstance(dim, int) else sizes.get(dim, (size, ""))
+        if size != expected:
+            also = f" ({dim} is {expected} in {origin})" if origin else ""
+            raise ProgramError(
+                f"expected {spec}, got shape {tuple(value.shape)}{also}",
+                who="program",
+                where=spec.name,
+            )
+        if size == 0:
+            raise ProgramError(
+                f"dimension {dim!r} is empty (shape {tuple(value.shape)})",
+                who="program",
+                where=spec.name,
+                hint="give at least one sequence of at least one token",
+            )
+        if isinstance(dim, str):
+            sizes.setdefault(dim, (size, spec.name))
+
+
+def format_dtype(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def format_type(dtype: torch.dtype, dims: tuple[Any, ...]) -> str:
+    """Return ``float32[batch, sequence, 384]``."""
+    return f"{format_dtype(dtype)}[{', '.join(str(dim) for dim in dims)}]"

@@ -1,0 +1,295 @@
+"""Files of a Program: graph.json, tensors.safetensors, manifest.json. Loading runs no code.
+
+The manifest holds the SHA-256 of the other two files and is written last, so that a folder without
+a manifest is a save that was cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+import sparsefx
+from sparsefx import registry
+from sparsefx.callables import callable_name, resolve_callable
+from sparsefx.errors import ArtifactError
+from sparsefx.ops import MODE, Mode
+from sparsefx.passbase import Skip
+from sparsefx.program import HistoryEntry, Program
+from sparsefx.properties import Property
+from sparsefx.signature import InputSpec, Signature, format_dtype
+
+__all__ = ["FORMAT_VERSION", "load_program", "save_program"]
+
+FORMAT_VERSION = 1
+_GRAPH, _TENSORS, _MANIFEST = "graph.json", "tensors.safetensors", "manifest.json"
+_META = ("module", "by")
+
+
+def save_program(program: Program, folder: Path) -> Path:
+    """Write ``program`` to ``folder``, replacing what a former save left there.
+
+    The files are written beside the folder and moved into place, so that an interrupted save
+    leaves the former one whole.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
+        raise ArtifactError(
+            "the folder holds other files", who="save", where=str(folder), hint="choose another"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        tensors = {name: t.detach().cpu() for name, t in program.named_tensors().items()}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
+        _write_json(work / _GRAPH, _encode_program(program))
+        _write_json(work / _MANIFEST, _manifest(program, work))
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "program")
+        os.replace(work, folder)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def load_program(folder: Path) -> Program:
+    """Read a folder that :func:`save_program` wrote.
+
+    Raises:
+        ArtifactError: When a file is missing, cut, altered or of another version.
+    """
+    manifest = _read_json(folder / _MANIFEST, "this is not a saved Program, or the save was cut")
+    if manifest.get("format") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"format {manifest.get('format')!r}; this version reads {FORMAT_VERSION}",
+            who="load",
+            where=str(folder / _MANIFEST),
+            hint=f"it was written by sparsefx {manifest.get('sparsefx')}",
+        )
+    for name in (_GRAPH, _TENSORS):
+        _check_hash(folder / name, manifest["sha256"].get(name))
+    try:
+        tensors = load_file(folder / _TENSORS)
+        return _decode_program(_read_json(folder / _GRAPH, ""), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"the files do not fit together: {error}", who="load", where=str(folder)
+        ) from error
+
+
+def _manifest(program: Program, folder: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT_VERSION,
+        "sparsefx": sparsefx.__version__,
+        "torch": torch.__version__,
+        "fingerprint": program.fingerprint(),
+        "sha256": {name: _file_hash(folder / name) for name in (_GRAPH, _TENSORS)},
+    }
+
+
+def _check_hash(path: Path, expected: str | None) -> None:
+    if not path.exists():
+        raise ArtifactError("the file is missing", who="load", where=str(path))
+    if _file_hash(path) != expected:
+        raise ArtifactError(
+            "the file was cut or altered: its SHA-256 is not the one in the manifest",
+            who="load",
+            where=str(path),
+            hint="copy the whole folder again, or save the Program again",
+        )
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"the file is missing: {missing}", who="load", where=str(path)
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"not JSON: {error}", who="load", where=str(path)) from error
+    return value
+
+
+# -- Program <-> JSON ------------------------------------------------------------------------------
+
+
+def _encode_program(program: Program) -> dict[str, Any]:
+    signature = program.signature
+    return {
+        "inputs": [
+            {"name": spec.name, "dtype": format_dtype(spec.dtype), "dims": list(spec.dims)}
+            for spec in signature.inputs
+        ],
+        "outputs": list(signature.outputs),
+        "nodes": [_encode_node(node) for node in program.graph.nodes],
+        "parameters": {
+            name: parameter.requires_grad for name, parameter in program.module.named_parameters()
+        },
+        "properties": sorted(prop.value for prop in program.properties),
+        "active": [str(item) for item in program.active],
+        "steps": program.steps,
+        "training": program.training,
+        "ties": [list(group) for group in program.ties],
+        "config": program.config,
+        "history": [
+            {
+                "spec": entry.spec,
+                "applied": entry.applied,
+                "skipped": [[skip.where, skip.reason] for skip in entry.skipped],
+                "notes": list(entry.notes),
+                "changed": entry.changed,
+                "fingerprint": entry.fingerprint,
+            }
+            for entry in program.history
+        ],
+    }
+
+
+def _decode_program(found: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
+    inputs = tuple(
+        InputSpec(item["name"], _dtype(item["dtype"]), tuple(item["dims"]))
+        for item in found["inputs"]
+    )
+    module = _assemble(_decode_graph(found["nodes"]), tensors, found["parameters"])
+    program = Program(
+        module,
+        Signature(inputs, tuple(found["outputs"])),
+        config=found["config"],
+        ties=tuple(tuple(group) for group in found["ties"]),
+    )
+    program.properties = frozenset(Property(value) for value in found["properties"])
+    program.active = tuple(registry.parse_passes(text)[0] for text in found["active"])
+    program.steps = found["steps"]
+    program.history = tuple(
+        HistoryEntry(
+            item["spec"],
+            item["applied"],
+            tuple(Skip(where, reason) for where, reason in item["skipped"]),
+            tuple(item["notes"]),
+            item["changed"],
+            item["fingerprint"],
+        )
+        for item in found["history"]
+    )
+    return program.train(found["training"])
+
+
+def _assemble(
+    graph: fx.Graph, tensors: dict[str, Tensor], parameters: dict[str, bool]
+) -> fx.GraphModule:
+    root: dict[str, Any] = {MODE: Mode()}
+    for name, tensor in tensors.items():
+        is_parameter = name in parameters
+        root[name] = nn.Parameter(tensor, parameters[name]) if is_parameter else tensor
+    return fx.GraphModule(root, graph, class_name="SparsefxModule")
+
+
+def _encode_node(node: fx.Node) -> dict[str, Any]:
+    item: dict[str, Any] = {"name": node.name, "op": node.op}
+    if node.op == "call_function":
+        item["target"] = callable_name(node.target)
+    elif node.op != "output":
+        item["target"] = str(node.target)
+    if node.op not in ("placeholder", "get_attr"):
+        item["args"] = [_encode(arg) for arg in node.args]
+        item["kwargs"] = {key: _encode(value) for key, value in node.kwargs.items()}
+    item.update({key: node.meta[key] for key in _META if key in node.meta})
+    return item
+
+
+def _decode_graph(items: list[dict[str, Any]]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for item in items:
+        op, name = item["op"], item["name"]
+        args = tuple(_decode(arg, nodes) for arg in item.get("args", []))
+        kwargs = {key: _decode(value, nodes) for key, value in item.get("kwargs", {}).items()}
+        if op == "placeholder":
+            node = graph.placeholder(item["target"], default_value=None)
+        elif op == "call_function":
+            node = graph.create_node(op, resolve_callable(item["target"]), args, kwargs, name)
+        elif op == "call_module" and item["target"] != MODE:
+            raise ArtifactError(f"unknown module {item['target']!r}", who="load", where=name)
+        elif op == "output":
+            node = graph.output(args[0])
+        else:
+            node = graph.create_node(op, item["target"], args, kwargs, name)
+        node.meta = {key: item[key] for key in _META if key in item}
+        nodes[name] = node
+    return graph
+
+
+_NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else {"float": str(value)}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, slice):
+        return {"slice": [_encode(part) for part in (value.start, value.stop, value.step)]}
+    for kind, cls in _NAMED.items():
+        if isinstance(value, cls):
+            return {kind: str(value).removeprefix("torch.")}
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise ArtifactError(f"a graph argument {value!r} cannot be saved", who="save")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "node":
+        return nodes[inner]
+    if kind == "dict":
+        return {key: _decode(item, nodes) for key, item in inner.items()}
+    if kind == "float":
+        return float(inner)
+    if kind == "device":
+        return torch.device(inner)
+    if kind == "slice":
+        return slice(*(_decode(part, nodes) for part in inner))
+    found = getattr(torch, inner)
+    if not isinstance(found, _NAMED[kind]):
+        raise ArtifactError(f"{inner!r} is not a {kind}", who="load")
+    return found
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ArtifactError(f"{name!r} is not a dtype", who="load")
+    return found

@@ -1,0 +1,113 @@
+"""Targets: what a final Program is lowered to, and what comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+
+from sparsefx.errors import TargetError
+from sparsefx.spec import format_spec
+
+if TYPE_CHECKING:
+    from sparsefx.pipeline import Pipeline
+    from sparsefx.program import Program
+
+__all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported"]
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A node that a target cannot take, why, and what happens to it instead."""
+
+    where: str
+    reason: str
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" + (f" ({self.instead})" if self.instead else "")
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """The cost of one graph node; ``figures`` maps a quantity with its unit to a number."""
+
+    where: str
+    op: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Costs by node.
+
+    Attributes:
+        origin: How the figures came about: ``measured``, ``modelled`` or ``simulated``.
+        rows: One row for each node.
+        notes: What a reader must know to trust the figures (machine, assumptions).
+    """
+
+    origin: str
+    rows: tuple[CostRow, ...]
+    notes: tuple[str, ...] = ()
+
+    def total(self, quantity: str) -> float:
+        """Return the sum of one quantity over all rows that have it."""
+        return sum(row.figures.get(quantity, 0.0) for row in self.rows)
+
+
+class Compiled(Protocol):
+    """A lowered Program."""
+
+    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run it; inputs and outputs as those of the Program."""
+
+    def cost(self) -> CostReport:
+        """Return what each node costs."""
+
+    def listing(self) -> str:
+        """Return what was generated, as text."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to ``path`` and return the path."""
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """Somewhere a Program can run; its fields are its options, as with passes."""
+
+    name: ClassVar[str]
+
+    def pipeline(self) -> Pipeline:
+        """Return the passes that bring a Program into the form that :meth:`lower` takes."""
+        from sparsefx.pipeline import Pipeline
+
+        return Pipeline(())
+
+    def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+        """Return all reasons why ``program`` cannot be lowered, at once; empty when it can."""
+        return ()
+
+    @abstractmethod
+    def lower(self, program: Program) -> Compiled:
+        """Lower a Program that went through :meth:`pipeline`."""
+
+    def compile(self, program: Program) -> Compiled:
+        """Run :meth:`pipeline` on a copy of ``program`` and lower it.
+
+        Raises:
+            TargetError: Listing every node that the target cannot take.
+        """
+        ready = self.pipeline().run(program)
+        reasons = [reason for reason in self.unsupported(ready) if not reason.instead]
+        if reasons:
+            listed = "".join(f"\n  - {reason}" for reason in reasons)
+            raise TargetError(f"{len(reasons)} nodes cannot be lowered:{listed}", who=self.name)
+        return self.lower(ready)
+
+    def __str__(self) -> str:
+        return format_spec(self)

@@ -1,0 +1,142 @@
+"""Rules that hold after every pass (design section 6)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsefx.errors import VerifyError
+from sparsefx.masks import find_masks
+from sparsefx.properties import Property
+from sparsefx.signature import Signature
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["DEFAULT_RULES", "Rule", "verify"]
+
+Rule = Callable[["Program"], Iterable[str]]
+aten = torch.ops.aten
+
+
+def verify(
+    program: Program,
+    rules: Sequence[Rule] | None = None,
+    *,
+    signature: Signature | None = None,
+    who: str = "verify",
+) -> None:
+    """Hold ``program`` to all rules.
+
+    Args:
+        program: What to check.
+        rules: Functions that yield one sentence for each violation; default DEFAULT_RULES.
+        signature: What the signature has to be, when it must not have changed.
+        who: Whom the error names.
+
+    Raises:
+        VerifyError: One error with all violations.
+    """
+    violations = [text for rule in rules or DEFAULT_RULES for text in rule(program)]
+    if signature is not None and program.signature != signature:
+        violations.append(
+            f"the signature changed from {signature.input_names} -> {signature.outputs} to "
+            f"{program.signature.input_names} -> {program.signature.outputs}, which this pass "
+            "does not declare (changes_signature)"
+        )
+    if violations:
+        raise VerifyError(violations, who=who)
+
+
+def lint(program: Program) -> Iterable[str]:
+    """FX's own consistency: definitions before uses, unique names, known attributes."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program.graph.lint()
+    except Exception as error:
+        yield f"FX lint: {error}"
+
+
+def outputs_match(program: Program) -> Iterable[str]:
+    """The output node returns the outputs that the signature names."""
+    returned = program.graph.output_node().args[0]
+    names = tuple(returned) if isinstance(returned, dict) else returned
+    if names != program.signature.outputs:
+        yield f"the graph returns {names}, the signature says {program.signature.outputs}"
+
+
+def no_orphans(program: Program) -> Iterable[str]:
+    """Every tensor is read by the graph, and every get_attr finds its tensor."""
+    read = {str(node.target) for node in program.graph.find_nodes(op="get_attr")}
+    held = set(program.named_tensors())
+    for name in sorted(held - read):
+        yield f"the tensor {name} is not used by the graph"
+    for name in sorted(read - held):
+        yield f"the graph reads {name}, which does not exist, or is tied to another name"
+
+
+def shapes_known(program: Program) -> Iterable[str]:
+    """Every call has an inferred value."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta:
+            yield f"%{node.name} has no inferred shape: it was not made through the Rewriter"
+
+
+def locked_zeros(program: Program) -> Iterable[str]:
+    """Where masks are locked, they are 0 or 1 and fit their weights."""
+    for site in find_masks(program):
+        weight, mask = program.tensor(site.weight), program.tensor(site.mask)
+        if weight.shape != mask.shape:
+            shapes = f"{tuple(mask.shape)} and {tuple(weight.shape)}"
+            yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
+        elif mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            yield f"{site.mask} holds values other than 0 and 1"
+
+
+def weight_zeros_stay(program: Program) -> Iterable[str]:
+    """A quantized weight has zero point 0, so that a zero weight is the integer 0."""
+    for node in program.graph.find_nodes(
+        op="call_function", target=torch.ops.sparsefx.dequantize.default
+    ):
+        tensor, scale, zero_point = node.args[:3]
+        if tensor.op != "get_attr":
+            continue
+        if zero_point.op != "get_attr" or scale.op != "get_attr":
+            yield f"%{node.name}: scale and zero point of a weight must be tensors of the graph"
+            continue
+        if bool(program.tensor(str(zero_point.target)).any()):
+            yield f"%{node.name}: the zero point of weight {tensor.target} is not 0"
+        scales = program.tensor(str(scale.target))
+        if not bool((torch.isfinite(scales) & (scales > 0)).all()):
+            yield f"%{node.name}: the scale of weight {tensor.target} is not positive and finite"
+
+
+def properties_true(program: Program) -> Iterable[str]:
+    """What the Program claims to be can be seen in its graph."""
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    evidence: dict[Property, bool] = {
+        Property.MASKED: bool(find_masks(program)),
+        Property.LOCKED: bool(find_masks(program)),
+        Property.DISTILLING: "loss" in program.signature.outputs,
+        Property.QUANTIZED: "sparsefx.dequantize.default" in targets,
+        Property.INFERENCE: not any(name.startswith("aten.dropout") for name in targets),
+    }
+    for prop in sorted(program.properties, key=str):
+        if not evidence.get(prop, True):
+            yield f"the property {prop} is claimed, but the graph shows no sign of it"
+
+
+DEFAULT_RULES: tuple[Rule, ...] = (
+    lint,
+    outputs_match,
+    no_orphans,
+    shapes_known,
+    locked_zeros,
+    weight_zeros_stay,
+    properties_true,
+)
+"""The rules that every pipeline checks after every pass."""
