@@ -1,0 +1,1 @@
+"""A third-party pass and target for sparsefx, found by entry point."""
