@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
+
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Target
-from torch import Tensor
 
 __all__ = ["InterpretedProgram", "InterpreterTarget"]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.program import Program
 
