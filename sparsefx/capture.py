@@ -225,7 +225,7 @@ def _named_outputs(value: object, name: str) -> Iterator[tuple[str, fx.Node]]:
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
-    if not hasattr(config, "to_dict"):
+    if config is None or not hasattr(config, "to_dict"):
         return {}
     found: dict[str, Any] = {**config.to_dict(), "architectures": [type(model).__name__]}
     return found

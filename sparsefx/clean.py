@@ -110,8 +110,9 @@ class _Copier:
 
     def _copy_call(self, node: fx.Node) -> Any:
         source = node.args[0] if node.args else None
-        if node.target is operator.getitem and isinstance(self.copied.get(source), tuple):
-            return self.copied[source][node.args[1]]  # type: ignore[index]  # of an inlined region
+        inlined = self.copied.get(source) if isinstance(source, fx.Node) else None
+        if node.target is operator.getitem and isinstance(inlined, tuple):
+            return inlined[node.args[1]]  # type: ignore[index]  # an int
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
         _follow_mode(self.graph, new, self._training)

@@ -133,7 +133,7 @@ class Program:
 
     def named_tensors(self) -> dict[str, Tensor]:
         """All parameters and buffers by name, in a fixed order, each tensor once."""
-        found = dict(self.module.named_parameters())
+        found: dict[str, Tensor] = dict(self.module.named_parameters())
         found.update(self.module.named_buffers())
         return dict(sorted(found.items()))
 
@@ -257,7 +257,7 @@ def tensor_digest(tensor: Tensor) -> str:
     """Return the SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -113,8 +113,9 @@ class Rewriter:
     def get(self, name: str) -> fx.Node:
         """Return the node that reads a tensor; there is one for each tensor, above all calls."""
         name = self.program.canonical(name)
-        for node in self.program.graph.find_nodes(op="get_attr", target=name):
-            return node
+        found: fx.Node
+        for found in self.program.graph.find_nodes(op="get_attr", target=name):
+            return found
         tensor_nodes = [n for n in self.program.graph.nodes if n.op in ("placeholder", "get_attr")]
         self.program.tensor(name)
         last = tensor_nodes[-1]
