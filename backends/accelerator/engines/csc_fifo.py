@@ -1,0 +1,107 @@
+"""CSC with queues: non-zero activations broadcast to elements that each own interleaved rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from sparsefx.backends.accelerator.engines.base import (
+    Engine,
+    Gemm,
+    IntArray,
+    Skips,
+    Timing,
+    ceil_div,
+)
+from sparsefx.backends.formats.run_length import RunLength, padded_counts
+
+__all__ = ["CscFifo"]
+
+
+@dataclass(frozen=True)
+class CscFifo(Engine):
+    """EIE (Han et al. 2016): one entry a cycle and element, padding zeros included.
+
+    Activation t is broadcast at b[t], is taken from an element's queue at s[p, t] and done at
+    f[p, t] = s[p, t] + e[p, t], where e counts the entries of that column in that element, with a
+    padding zero for each run beyond `2**run_bits - 1`; a column without entries still takes the
+    cycle in which its two pointers are read:
+
+        b[t] = max(b[t - 1] + 1, max over p of s[p, t - depth])
+        s[p, t] = max(b[t], f[p, t - 1])
+
+    so the broadcast waits until every element's queue of `depth` has room.
+    """
+
+    kind: ClassVar[str] = "csc-fifo"
+    skips: ClassVar[frozenset[Skips]] = frozenset({"weight", "activation"})
+    elements: int = 64
+    depth: int = 8
+    run_bits: int = 4
+
+    @property
+    def peak(self) -> int:
+        """One multiplication an element."""
+        return self.elements
+
+    @property
+    def row_step(self) -> int:
+        """Rows are interleaved over the elements."""
+        return self.elements
+
+    def entries(self, gemm: Gemm) -> IntArray:
+        """Entries of each column in each element, padding included, int64 `[k, elements]`."""
+        mask = np.ones((gemm.n, gemm.k), bool) if gemm.weight is None else gemm.weight
+        form = RunLength(self.run_bits, self.elements)
+        values, padding = padded_counts(form.lines(mask)[0] != 0, form.limit)
+        return (values + padding).reshape(gemm.k, self.elements)
+
+    def run(self, gemm: Gemm) -> Timing:
+        """Time every activation row through the queues."""
+        entries = self.entries(gemm)
+        if gemm.activation is None:
+            order = np.arange(gemm.k)[None, :]
+            present = np.ones((1, gemm.k), bool)
+            repeat = gemm.m
+        else:
+            counts = np.count_nonzero(gemm.activation, axis=1)
+            longest = int(counts.max(initial=0))
+            order = np.argsort(~gemm.activation, axis=1, kind="stable")[:, :longest]
+            present = np.arange(longest)[None, :] < counts[:, None]
+            repeat = 1
+        rows = self.queue(entries, order, present)
+        load = entries.T if gemm.activation is None else entries.T * gemm.activation_by_k
+        heat = load * (gemm.m if gemm.activation is None else 1)
+        return Timing(int(rows.sum()) * repeat, gemm.macs(self.skips), load=_blocks(heat))
+
+    def queue(
+        self,
+        entries: IntArray,
+        order: IntArray,
+        present: np.ndarray[tuple[int, int], np.dtype[np.bool_]],
+    ) -> IntArray:
+        """Cycles of each activation row, int64 `[rows]`; `order[r, t]` is the t-th column."""
+        rows, steps = order.shape
+        busy = np.maximum(entries, 1)
+        done = np.zeros((rows, self.elements), np.int64)
+        sent = np.full(rows, -1, np.int64)
+        taken = np.zeros((steps, rows), np.int64)
+        for t in range(steps):
+            sent = sent + present[:, t]
+            if t >= self.depth:
+                np.maximum(sent, taken[t - self.depth], out=sent)
+            start = np.maximum(done, sent[:, None])
+            taken[t] = start.max(axis=1)
+            done = np.where(present[:, t, None], start + busy[order[:, t]], done)
+        finish: IntArray = np.maximum(done.max(axis=1, initial=0), sent + 1)
+        return finish
+
+
+def _blocks(load: IntArray, most: int = 64) -> IntArray:
+    """Fold the columns of a heat map so that at most `most` are left."""
+    size = ceil_div(load.shape[1], most)
+    starts = np.arange(0, load.shape[1], size)
+    folded: IntArray = np.add.reduceat(load, starts, axis=1)
+    return folded
