@@ -44,7 +44,8 @@ def capture(
             ``{"pixels": {0: "batch"}}`` says so for each input; False makes all sizes fixed.
 
     Returns:
-        A Program in the mode (train or eval) of the model. Both modes run from the same graph.
+        A Program in the mode (train or eval) of the model; in eval mode when captured from an
+        ExportedProgram. Both modes run from the same graph.
 
     Raises:
         CaptureError: When the model cannot be exported; names the module, the reason, a way out.
@@ -194,7 +195,7 @@ def _from_exported(exported: ExportedProgram) -> Program:
             for i, n in enumerate(value.shape)
         )
         specs.append(InputSpec(str(name), value.dtype, dims))
-    return _to_program(exported, tuple(specs), {})
+    return _to_program(exported, tuple(specs), {}).eval()
 
 
 def _to_program(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -109,10 +109,10 @@ class _Copier:
         return tuple(self.copied[result] for result in results)
 
     def _copy_call(self, node: fx.Node) -> Any:
-        source = node.args[0] if node.args else None
-        inlined = self.copied.get(source) if isinstance(source, fx.Node) else None
-        if node.target is operator.getitem and isinstance(inlined, tuple):
-            return inlined[node.args[1]]  # type: ignore[index]  # an int
+        if node.target is operator.getitem:
+            source, index = self.copied[node.all_input_nodes[0]], node.args[1]
+            if isinstance(source, tuple):  # the results of an inlined region
+                return source[cast("int", index)]
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
         _follow_mode(self.graph, new, self._training)

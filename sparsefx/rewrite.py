@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
 from sparsefx.signature import Signature
@@ -69,7 +70,8 @@ class Rewriter:
                 who=self.author,
                 hint="wrap the call in 'with rewriter.before(node):'",
             )
-        node = self.program.graph.call_function(target, args, kwargs)
+        name = target._opname if isinstance(target, OpOverload) else target.__name__
+        node = self.program.graph.create_node("call_function", target, args, kwargs, name)
         return self._adopt(node, self._anchor)
 
     def _adopt(self, node: fx.Node, origin: fx.Node) -> fx.Node:
@@ -113,9 +115,9 @@ class Rewriter:
     def get(self, name: str) -> fx.Node:
         """Return the node that reads a tensor; there is one for each tensor, above all calls."""
         name = self.program.canonical(name)
-        found: fx.Node
-        for found in self.program.graph.find_nodes(op="get_attr", target=name):
-            return found
+        existing: list[fx.Node] = self.program.graph.find_nodes(op="get_attr", target=name)
+        if existing:
+            return existing[0]
         tensor_nodes = [n for n in self.program.graph.nodes if n.op in ("placeholder", "get_attr")]
         self.program.tensor(name)
         last = tensor_nodes[-1]

@@ -1,0 +1,208 @@
+"""capture: every architecture, both modes, several shapes, equal to eager."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsefx
+from sparsefx import Program
+from sparsefx.errors import CaptureError, ProgramError
+from tests.tiny_models import ARCHITECTURES, EAGER_ONLY, HandwrittenEncoder, example_batch, tiny
+
+SHAPES = [(1, 1), (1, 7), (3, 16), (2, 40)]
+SPELLINGS = [
+    (name, attention)
+    for name in ARCHITECTURES
+    for attention in ("sdpa", "eager")
+    if not (attention == "sdpa" and name in EAGER_ONLY)
+    and not (attention == "eager" and name == "handwritten")
+]
+
+
+@pytest.fixture(scope="module", params=SPELLINGS, ids=lambda p: f"{p[0]}-{p[1]}")
+def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Program]:
+    name, attention = request.param
+    model = tiny(name, attention)
+    return model, sparsefx.capture(model, example_batch())
+
+
+def outputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = model(**batch)
+    return {"output": found} if isinstance(found, Tensor) else dict(found)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_evaluated_outputs_equal_eager(
+    pair: tuple[nn.Module, Program], shape: tuple[int, int]
+) -> None:
+    model, program = pair
+    batch = example_batch(*shape)
+    with torch.no_grad():
+        expected, found = outputs_of(model, batch), program(**batch)
+    assert tuple(found) == program.signature.outputs
+    for name, value in found.items():
+        assert (value - expected[name]).abs().max() < 1e-6
+
+
+def test_gradients_equal_eager_without_dropout(pair: tuple[nn.Module, Program]) -> None:
+    model, program = copy.deepcopy(pair[0]), pair[1].copy()
+    batch = example_batch(2, 12)
+    both = (outputs_of(model, batch), program(**batch))
+    for outputs in both:
+        total = torch.stack([value.square().sum() for value in outputs.values()]).sum()
+        torch.autograd.backward(total)
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    found = {name: p.grad for name, p in program.module.named_parameters()}
+    assert any(grad is not None for grad in found.values())
+    for name, grad in expected.items():
+        if grad is None:
+            continue
+        ours = found[program.canonical(name)]
+        assert ours is not None, name
+        assert (ours - grad).abs().max() / grad.abs().max().clamp(min=1.0) < 1e-5, name
+
+
+def test_train_and_eval_switch_every_dropout(pair: tuple[nn.Module, Program]) -> None:
+    program = pair[1].copy()
+    batch = example_batch(2, 12)
+    with torch.no_grad():
+        program.train()
+        first, second = program(**batch), program(**batch)
+        program.eval()
+        third, fourth = program(**batch), program(**batch)
+    name = program.signature.outputs[0]
+    assert not torch.equal(first[name], second[name])
+    assert torch.equal(third[name], fourth[name])
+
+
+def test_training_mode_draws_what_eager_draws() -> None:
+    model = tiny("bert-cls").train()
+    program = sparsefx.capture(model, example_batch())
+    assert program.training
+    torch.manual_seed(3)
+    expected = model(**example_batch()).logits
+    torch.manual_seed(3)
+    assert torch.equal(program(**example_batch())["logits"], expected)
+
+
+def test_sdpa_keeps_its_dropout_rate() -> None:
+    program = sparsefx.capture(tiny("bert-cls"), example_batch())
+    assert "sparsefx.dropout_rate(0.1, %mode)" in program.dump()
+    assert "dropout(" in program.dump()
+    assert ", True)" not in program.dump()
+
+
+def test_the_model_is_left_alone() -> None:
+    model = tiny("bert-cls")
+    model.get_submodule("bert.encoder.layer.0").train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    program = sparsefx.capture(model, example_batch())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    with torch.no_grad():
+        program.tensor("classifier.weight").zero_()
+    assert model.get_parameter("classifier.weight").abs().sum() > 0
+
+
+def test_tied_parameters_are_one_tensor() -> None:
+    program = sparsefx.capture(tiny("bert-mlm"), example_batch())
+    word, decoder = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+    assert (word, decoder) in program.ties
+    assert program.tensor(word) is program.tensor(decoder)
+    assert sum(p.numel() for p in program.parameters()) == sum(
+        p.numel() for p in tiny("bert-mlm").parameters()
+    )
+
+
+def test_exported_program_and_graph_module() -> None:
+    model = tiny("bert-cls")
+    batch = example_batch()
+    auto = torch.export.Dim.AUTO
+    exported = torch.export.export(
+        model, (), batch, dynamic_shapes={name: {0: auto, 1: auto} for name in batch}, strict=False
+    )
+    again = example_batch(3, 11)
+    with torch.no_grad():
+        expected = model(**again).logits
+        program = sparsefx.capture(exported)
+        assert torch.equal(program(**again)["logits"], expected)
+        twice = sparsefx.capture(program.module, batch)
+        assert torch.equal(twice(**again)["logits"], expected)
+
+
+def test_positional_inputs_take_the_names_of_forward() -> None:
+    batch = example_batch()
+    program = sparsefx.capture(HandwrittenEncoder(), (batch["input_ids"], batch["attention_mask"]))
+    assert program.signature.input_names == ("input_ids", "attention_mask")
+    assert program.signature.inputs[0].dims == ("batch", "sequence")
+
+
+def test_batch_of_one_as_example_stays_dynamic() -> None:
+    program = sparsefx.capture(tiny("bert-cls"), example_batch(1, 8))
+    assert program(**example_batch(5, 9))["logits"].shape == (5, 2)
+
+
+def test_to_moves_the_constants_of_the_graph() -> None:
+    program = sparsefx.capture(tiny("bert-cls"), example_batch()).to("meta")
+    batch = {name: value.to("meta") for name, value in example_batch().items()}
+    assert program(**batch)["logits"].device.type == "meta"
+    assert "cpu" not in program.dump()
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = BranchingInner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.inner(x) * 2
+        return result
+
+
+class BranchingInner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_captured_names_module_reason_and_way_out() -> None:
+    with pytest.raises(CaptureError) as caught:
+        sparsefx.capture(Branching(), {"x": torch.randn(2, 3)})
+    assert "inner (BranchingInner)" in str(caught.value)
+    assert "torch.export failed" in str(caught.value)
+    assert "hint:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (None, "example_inputs are needed"),
+        ({"inputs_id": torch.ones(2, 3)}, "did you mean 'input_ids'?"),
+        ({"input_ids": [1, 2]}, "expected a tensor, got list"),
+    ],
+)
+def test_wrong_example_inputs(inputs: dict[str, Tensor] | None, expected: str) -> None:
+    with pytest.raises(CaptureError, match=r".*") as caught:
+        sparsefx.capture(HandwrittenEncoder(), inputs)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda b: b.pop("attention_mask"), "the input 'attention_mask' is missing"),
+        (lambda b: b.update(token_type_ids=b["input_ids"]), "there is no input 'token_type_ids'"),
+        (lambda b: b.update(input_ids=b["input_ids"][0]), "expected 2 dimensions"),
+        (lambda b: b.update(input_ids=b["input_ids"][:1]), "batch is 1 in input_ids"),
+        (lambda b: b.update({k: v[:0] for k, v in b.items()}), "dimension 'batch' is empty"),
+    ],
+)
+def test_wrong_batches_are_refused(change, expected: str) -> None:  # type: ignore[no-untyped-def]
+    program = sparsefx.capture(tiny("bert-cls"), example_batch())
+    batch = example_batch()
+    change(batch)
+    with pytest.raises(ProgramError) as caught:
+        program(**batch)
+    assert expected in str(caught.value)
