@@ -106,6 +106,8 @@ class Program:
 
     def step(self) -> None:
         """Let masks and schedules move on; call it after each ``optimizer.step()``."""
+        # Fused optimizers leave `_version` as it is, by which facts and fingerprints are cached.
+        torch.autograd.graph.increment_version(p for p in self.parameters() if p.requires_grad)
         self.steps += 1
         for item in self.active:
             item.after_step(self, self.steps)
