@@ -1,0 +1,217 @@
+"""Recipes: round trip, every refusal with its path, references and passes checked beforehand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsefx.amounts import parse_pipeline, resolve
+from sparsefx.errors import RecipeError, SpecError
+from sparsefx.pipeline import Pipeline
+from sparsefx.recipe import (
+    DataSettings,
+    OptimizerSettings,
+    Recipe,
+    ScheduleSettings,
+    Stage,
+    Training,
+)
+
+GOOD = """
+name: two-stages
+description: Fine-tune, then go on.
+source: nowhere
+seed: 3
+data: {max_length: 64, batch_size: 16}
+stages:
+  - name: dense
+    training:
+      epochs: 3
+      optimizer: {learning_rate: 1e-4}
+      freeze: [embeddings]
+  - name: second
+    start: dense
+    teacher: dense
+    pipeline:
+      - fixpoint{max_rounds=2}
+      - fixpoint
+    training: {steps: 10, schedule: {kind: rewind, begin: 0, end: 50%, every: 1%}}
+    after: fixpoint
+    evaluate: false
+"""
+
+
+def stages(text: str) -> str:
+    """A recipe with the given text as its first stage."""
+    return f"name: a\nstages:\n- {{name: x, {text}}}"
+
+
+REFUSED = [
+    ("name: a", "stages", "this key is missing", ""),
+    ("name: a\nstages: []", "stages", "at least one stage", ""),
+    ("name: a\nstages: 5", "stages", "found 5", ""),
+    ("nam: a\nstages: [{name: x}]", "name", "missing", ""),
+    (stages("trainin: {}"), "stages[0].trainin", "not known", "did you mean 'training'?"),
+    (stages("training: {epochs: 1, optimizer: {lr: 1}}"), "stages[0].training.optimizer.lr",
+     "not known", "it is called 'learning_rate' here"),
+    (stages("training: {}"), "stages[0].training", "either epochs or steps", ""),
+    (stages("training: {epochs: 1, steps: 1}"), "stages[0].training", "either epochs or steps", ""),
+    (stages("training: {epochs: .nan}"), "stages[0].training.epochs", "finite", ""),
+    (stages("training: {epochs: -1}"), "stages[0].training.epochs", "greater than 0", ""),
+    (stages("training: {steps: 1, clip: lots}"), "stages[0].training.clip", "found 'lots'", ""),
+    (stages("training: {steps: 1, freeze: ['(']}"), "stages[0].training.freeze[0]", "regular", ""),
+    (stages("training: {steps: 1, schedule: {warmup: ten}}"),
+     "stages[0].training.schedule.warmup", "such as '10%', got 'ten'", ""),
+    (stages("training: {steps: 1, schedule: {warmup: -1}}"),
+     "stages[0].training.schedule.warmup", "at least 0", ""),
+    (stages("training: {steps: 1, schedule: {kind: linear, end: 5}}"),
+     "stages[0].training.schedule", "only the kind 'rewind'", ""),
+    (stages("training: {steps: 1, precision: int4}"), "stages[0].training.precision", "'bf16'", ""),
+    (stages("pipeline: 7"), "stages[0].pipeline", "found 7", ""),
+    ("name: a\nstages:\n- name: a/b", "stages[0].name", "pattern", ""),
+    ("name: a\nname: b", "line 2, column 1", "stands here twice", ""),
+    ("name: [", "line 1, column 8", "not YAML", ""),
+    ("- a", "", "found list", ""),
+]  # fmt: skip
+
+UNCHECKED = [
+    (stages("pipeline: fixpoin"), "stages[0].pipeline", "there is no pass", "did you mean"),
+    (stages("after: 'fixpoint{max_round=1}'"), "stages[0].after", "no option", "did you mean"),
+    (stages("pipeline: 'fixpoint{max_rounds=0}'"), "stages[0].pipeline", "at least 1", ""),
+    (stages("pipeline: 'fixpoint{max_rounds=10%}'"), "stages[0].pipeline", "does not train", ""),
+    (stages("start: y"), "stages[0].start", "neither an earlier stage", "known: model"),
+    (stages("start: x"), "stages[0].start", "neither an earlier stage", "known: model"),
+    (stages("teacher: dens"), "stages[0].teacher", "neither an earlier stage", "folder"),
+    ("name: a\nstages: [{name: x}, {name: x}]", "stages[1].name", "is taken", ""),
+    ("name: a\nstages: [{name: model}]", "stages[0].name", "is taken", ""),
+]
+
+
+def test_a_recipe_is_read() -> None:
+    recipe = Recipe.parse(GOOD)
+    recipe.check()
+    dense, second = recipe.stages
+    assert recipe.data == DataSettings(max_length=64, batch_size=16)
+    assert dense.training is not None
+    assert dense.training.optimizer == OptimizerSettings(learning_rate=1e-4)
+    assert dense.training.freeze == ("embeddings",)
+    assert second.pipeline == ("fixpoint{max_rounds=2}", "fixpoint")
+    assert second.after == ("fixpoint",)
+    assert recipe.start_of(0) == "model"
+    assert recipe.start_of(1) == "dense"
+    assert recipe.stage("second") is second
+    with pytest.raises(RecipeError, match="did you mean 'second'"):
+        recipe.stage("secnd")
+
+
+def test_yaml_and_python_are_equal() -> None:
+    recipe = Recipe(
+        name="two-stages",
+        seed=3,
+        data=DataSettings(max_length=64, batch_size=16),
+        stages=(
+            Stage(
+                name="dense",
+                training=Training(
+                    epochs=3,
+                    optimizer=OptimizerSettings(learning_rate=1e-4),
+                    freeze=("embeddings",),
+                ),
+            ),
+            Stage(
+                name="second",
+                start="dense",
+                teacher="dense",
+                pipeline=Pipeline.parse("fixpoint{max_rounds=2},fixpoint"),  # type: ignore[arg-type]  # validated
+                training=Training(
+                    steps=10,
+                    schedule=ScheduleSettings(kind="rewind", begin=0, end="50%", every="1%"),
+                ),
+                after=("fixpoint",),
+                evaluate=False,
+            ),
+        ),
+    )
+    read = Recipe.parse(GOOD)
+    assert recipe.settings() == read.settings()
+    assert recipe.fingerprint() == read.fingerprint()
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+    assert Recipe.parse(read.to_yaml()) == read
+
+
+def test_what_is_for_readers_does_not_change_the_fingerprint() -> None:
+    recipe = Recipe.parse(GOOD)
+    told = recipe.model_copy(update={"description": "another"})
+    seeded = recipe.model_copy(update={"seed": 4})
+    assert told.fingerprint() == recipe.fingerprint() != seeded.fingerprint()
+
+
+@pytest.mark.parametrize(("text", "where", "why", "hint"), REFUSED)
+def test_what_is_wrong_is_refused_with_its_path(text: str, where: str, why: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text)
+    assert caught.value.where == where
+    assert why in caught.value.why
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(("text", "where", "why", "hint"), UNCHECKED)
+def test_references_and_passes_are_checked(text: str, where: str, why: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text).check()
+    assert caught.value.where == where
+    assert why in caught.value.why
+    assert hint in caught.value.hint
+
+
+def test_all_findings_are_in_one_error() -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse("name: a\nseed: -1\nstages: [{nam: x}]")
+    assert caught.value.where == "seed"
+    assert "also stages[0].name: this key is missing" in caught.value.why
+    assert "also stages[0].nam: this key is not known" in caught.value.why
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    assert Recipe.load(path) == Recipe.parse(GOOD)
+    path.write_text(stages("start: y"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"mine.yaml at stages\[0\].start"):
+        Recipe.load(path)
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(path)
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="there is no recipe 'none'"):
+        Recipe.load("none")
+
+
+def test_schema_names_every_key() -> None:
+    schema = Recipe.json_schema()
+    text = json.dumps(schema)
+    assert schema["additionalProperties"] is False
+    for model in (Recipe, Stage, Training, OptimizerSettings, ScheduleSettings, DataSettings):
+        for name, field in model.model_fields.items():
+            assert f'"{name}"' in text
+            assert field.description, f"{model.__name__}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_shipped_recipes_are_right(name: str) -> None:
+    recipe = Recipe.shipped(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert recipe.source
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_shares_become_steps() -> None:
+    assert [resolve(amount, 200) for amount in (7, "0%", "0.1%", "65%", "100 %")] == [
+        7, 0, 1, 130, 200,
+    ]  # fmt: skip
+    pipeline = parse_pipeline(["fixpoint{passes='fixpoint',max_rounds= 65%}", "fixpoint"], 200)
+    assert str(pipeline) == "fixpoint{passes='fixpoint',max_rounds=130},fixpoint"
+    with pytest.raises(SpecError):
+        parse_pipeline(["fixpoint{max_rounds=%}"], 200)
