@@ -45,7 +45,9 @@ def format_value(value: object) -> str:
     """Return ``value`` as text that ``parse_specs`` reads back to an equal value."""
     if isinstance(value, frozenset):
         value = tuple(sorted(value))
-    return repr(value).replace(" ", "") if isinstance(value, (tuple, list)) else repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({''.join(format_value(item) + ',' for item in value)})"
+    return repr(value)
 
 
 def format_spec(item: Described) -> str:
@@ -155,6 +157,11 @@ def _parse_option(text: str, position: int) -> tuple[str, Any, int, int]:
     return match.group(), _parse_value(text, start, end), position, end
 
 
+def _frozen(value: Any) -> Any:
+    """Turn lists into tuples, because options have to be hashable."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
 def _value_end(text: str, start: int) -> int:
     """Return the index of the ',' or '}' that ends the value which begins at ``start``."""
     stack: list[str] = []
@@ -180,7 +187,7 @@ def _value_end(text: str, start: int) -> int:
 def _parse_value(text: str, start: int, end: int) -> Any:
     raw = text[start:end].strip()
     try:
-        return ast.literal_eval(raw)
+        return _frozen(ast.literal_eval(raw))
     except (ValueError, SyntaxError):
         pass
     if raw.lower() in _WORDS:

@@ -1,0 +1,352 @@
+"""Spec text, pipeline contracts, rewriter, verifier, patterns, instruments and errors."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsefx import Pass, PassReport, Pipeline, Program, Property, Skip, errors, function_pass
+from sparsefx.analysis import Analysis
+from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
+from sparsefx.passbase import PassContext
+from sparsefx.pattern import Match, NoMatch, bind, either, op, tensor
+from sparsefx.pipeline import Fixpoint
+from sparsefx.rewrite import Rewriter
+from sparsefx.spec import build, format_spec, parse_specs
+from sparsefx.testing import assert_equal_outputs, assert_pass, graph_text, small_program
+from sparsefx.verify import verify
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Scale(Pass):
+    """Multiplies every relu by a factor: a pass to test with."""
+
+    name: ClassVar[str] = "scale"
+    establishes: ClassVar[frozenset[Property]] = frozenset({Property.FUSED})
+
+    factor: float = 2.0
+    words: tuple[str, ...] = ()
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor == 0:
+            raise self.refuse("factor", "expected a number other than 0")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        found = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        for node in found:
+            with ctx.rewriter.after(node):
+                new = ctx.rewriter.call(aten.mul.Tensor, node, self.factor)
+            ctx.rewriter.replace(node, new, erase=False)
+        skipped = () if found else (Skip("graph", "no relu"),)
+        return PassReport(len(found), skipped)
+
+
+@dataclass(frozen=True)
+class NeedsLock(Scale):
+    name: ClassVar[str] = "needs-lock"
+    requires: ClassVar[frozenset[Property]] = frozenset({Property.LOCKED})
+
+
+@function_pass("break-output")
+def break_output(program: Program, ctx: PassContext) -> int:
+    """Drops the output behind the verifier's back."""
+    program.graph.output_node().args = ({},)
+    return 1
+
+
+@function_pass("crash")
+def crash(program: Program, ctx: PassContext) -> int:
+    """Fails with an error of its own."""
+    raise ValueError("inside")
+
+
+def relu_program() -> Program:
+    return small_program(lambda x: torch.relu(x) + 1, x=torch.randn(2, 3))
+
+
+# -- spec text -------------------------------------------------------------------------------------
+
+
+@given(
+    factor=st.floats(allow_nan=False, allow_infinity=False).filter(bool),
+    words=st.lists(st.text(max_size=8), max_size=3).map(tuple),
+    note=st.none() | st.text(max_size=12),
+)
+def test_text_form_round_trips(factor: float, words: tuple[str, ...], note: str | None) -> None:
+    item = Scale(factor=factor, words=words, note=note)
+    (spec,) = parse_specs(format_spec(item))
+    assert build(Scale, spec) == item
+
+
+def test_pass_is_hashable_and_survives_pickling() -> None:
+    item = Scale(factor=3.0, words=("a",))
+    assert pickle.loads(pickle.dumps(item)) == item
+    assert hash(item) == hash(Scale(factor=3.0, words=("a",)))
+
+
+@pytest.mark.parametrize(
+    ("text", "caret", "expected"),
+    [
+        ("scale{factr=1}", 6, "did you mean 'factor'?"),
+        ("scale{factor=0}", 6, "expected a number other than 0"),
+        ("scale{factor=1,factor=2}", 15, "given twice"),
+        ("scale{factor=@}", 13, "is not a value"),
+        ("scale{factor=1", 5, "not ended"),
+        ("scale scale", 6, "expected ','"),
+        ("{", 0, "expected the name"),
+        ("scale{factor}", 6, "has no value"),
+    ],
+)
+def test_wrong_text_points_at_the_place(text: str, caret: int, expected: str) -> None:
+    with pytest.raises(errors.SpecError) as caught:
+        build(Scale, parse_specs(text)[0])
+    assert expected in str(caught.value)
+    if "not ended" not in expected:
+        assert caught.value.position == caret
+
+
+def test_unknown_pass_suggests_a_name() -> None:
+    with pytest.raises(errors.SpecError, match="did you mean 'fixpoint'"):
+        Pipeline.parse("fixpont")
+
+
+# -- pipeline --------------------------------------------------------------------------------------
+
+
+def test_wrong_order_is_refused_before_anything_runs() -> None:
+    with pytest.raises(errors.PipelineError) as caught:
+        Pipeline((Scale(), NeedsLock())).run(relu_program())
+    assert "pass 1 'needs-lock'" in str(caught.value)
+    assert "requires locked" in str(caught.value)
+
+
+def test_run_leaves_the_callers_program_alone_and_writes_history() -> None:
+    program = relu_program()
+    before = program.fingerprint()
+    result = Pipeline((Scale(factor=4.0),)).run(program)
+    assert program.fingerprint() == before
+    (entry,) = result.history
+    assert (entry.spec, entry.applied, entry.changed) == ("scale{factor=4.0}", 1, True)
+    assert result.properties == {Property.FUSED}
+
+
+@pytest.mark.parametrize("on_no_match", ["error", "warn", "ignore"])
+def test_no_match_is_never_silent(on_no_match: str, caplog: pytest.LogCaptureFixture) -> None:
+    program = small_program(lambda x: x + 1, x=torch.randn(2))
+    pipeline = Pipeline.parse("").__add__(Scale(on_no_match=on_no_match))  # type: ignore[arg-type]
+    if on_no_match == "error":
+        with pytest.raises(errors.PassError, match="no relu"):
+            pipeline.run(program)
+        return
+    result = pipeline.run(program)
+    assert ("applied nowhere" in caplog.text) == (on_no_match == "warn")
+    assert not result.history[0].changed
+    assert result.properties == frozenset()
+
+
+def test_a_broken_graph_is_caught_after_the_pass() -> None:
+    with pytest.raises(errors.VerifyError) as caught:
+        Pipeline((break_output(),)).run(relu_program())
+    assert "pass 0 'break-output'" in str(caught.value)
+    assert "the graph returns ()" in str(caught.value)
+
+
+def test_an_error_of_a_pass_names_the_pass(tmp_path: Path) -> None:
+    with pytest.raises(errors.PipelineError, match="pass 1 'crash': ValueError: inside"):
+        Pipeline((Scale(), crash())).run(relu_program(), instruments=[Reproducer(tmp_path)])
+    again = Program.load(tmp_path / "program")
+    assert "aten.mul.Tensor(%relu, 2.0)" in again.dump()
+    assert "inside" in (tmp_path / "failure.json").read_text()
+
+
+def test_fixpoint_that_does_not_settle_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsefx.registry.parse_passes", lambda text: (Scale(),))
+    with pytest.raises(errors.ConvergenceError, match="still changing after 3 rounds"):
+        Pipeline((Fixpoint(passes="scale", max_rounds=3),)).run(relu_program())
+
+
+def test_instruments(tmp_path: Path) -> None:
+    timing = Timing()
+    batch = {"x": torch.randn(2, 3)}
+    allowed = Numerics(batch, allow=frozenset({"scale"}))
+    Pipeline((Scale(),)).run(relu_program(), instruments=[timing, DumpDir(tmp_path), allowed])
+    assert [name for name, _ in timing.seconds] == ["scale"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00-input.txt", "01-scale.txt"]
+    with pytest.raises(errors.PassError, match="moved the output 'output'"):
+        Pipeline((Scale(),)).run(relu_program(), instruments=[Numerics(batch)])
+
+
+# -- rewriter, analyses, verifier ------------------------------------------------------------------
+
+
+def test_new_nodes_carry_shape_author_and_origin() -> None:
+    result = Pipeline((Scale(),)).run(relu_program())
+    (node,) = result.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+    assert node.meta["by"] == "scale"
+    fact = result.shape_of(node)
+    assert fact is not None
+    assert fact.dims == (2, 3)
+
+
+def test_an_operator_that_refuses_its_inputs_is_reported_at_once() -> None:
+    program = relu_program()
+    rewriter = Rewriter(program, "test")
+    (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+    with rewriter.after(relu), pytest.raises(errors.ProgramError, match="refuses its inputs"):
+        rewriter.call(aten.matmul.default, relu, relu)
+
+
+def test_erasing_a_used_node_is_refused() -> None:
+    program = relu_program()
+    (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+    with pytest.raises(errors.ProgramError, match="still used by %add"):
+        Rewriter(program, "test").erase(relu)
+
+
+class Zeros(Analysis[int]):
+    reads_values = True
+
+    @classmethod
+    def compute(cls, program: Program) -> int:
+        return sum(int((t == 0).sum()) for t in program.named_tensors().values())
+
+
+def test_facts_follow_tensor_values() -> None:
+    program = small_program(torch.nn.Linear(3, 2), input=torch.randn(1, 3))
+    assert program.facts(Zeros) == 0
+    with torch.no_grad():
+        program.tensor("weight").zero_()
+    assert program.facts(Zeros) == 6
+
+
+def test_verify_lists_all_violations() -> None:
+    program = relu_program()
+    program.module.register_buffer("stray", torch.zeros(1))
+    program.properties = frozenset({Property.DISTILLING})
+    with pytest.raises(errors.VerifyError) as caught:
+        verify(program)
+    assert len(caught.value.violations) == 2
+    assert "stray is not used" in str(caught.value)
+
+
+# -- patterns --------------------------------------------------------------------------------------
+
+
+def linear_gelu() -> Program:
+    linear = torch.nn.Linear(3, 3)
+    return small_program(torch.nn.Sequential(linear, torch.nn.GELU()), input=torch.randn(2, 3))
+
+
+def test_pattern_binds_and_says_why_not() -> None:
+    pattern = op(
+        aten.gelu.default, op(aten.linear.default, bind("x"), bind("w", tensor()), bind("b")), ...
+    )
+    program = linear_gelu()
+    (match,) = pattern.find(program)
+    assert match["w"].target == "0.weight"
+    assert [node.name for node in match.calls] == ["linear", "gelu"]
+    (linear,) = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+    failed = pattern.match(linear)
+    assert isinstance(failed, NoMatch)
+    assert str(failed) == "expected aten.gelu.default, found aten.linear.default at %linear"
+
+
+def test_pattern_that_leaks_is_no_match() -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(x)
+        return y.exp() + y
+
+    program = small_program(forward, x=torch.randn(2))
+    pattern = op(aten.exp.default, op(aten.relu.default, bind("x")))
+    (node,) = program.graph.find_nodes(op="call_function", target=aten.exp.default)
+    result = pattern.match(node)
+    assert isinstance(result, NoMatch)
+    assert "%relu is also used by %add" in str(result)
+    assert isinstance(pattern.match(node, closed=False), Match)
+
+
+def test_commuting_arguments_and_alternatives() -> None:
+    program = small_program(lambda x: 1 + torch.relu(x) + torch.exp(x), x=torch.randn(2))
+    pattern = op(
+        aten.add.Tensor,
+        op(aten.exp.default, bind("x")),
+        either(op(aten.add.Tensor, bind("y"), 1), op(aten.mul.Tensor, ...)),
+        commutes=True,
+    )
+    (match,) = pattern.find(program)
+    assert match["x"].name == "x"
+
+
+# -- errors, test kit, storage ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.PassError("why", who="who", where="where", hint="hint"),
+        errors.SpecError("why", text="abc", position=1),
+        errors.VerifyError(["a", "b"], who="x"),
+    ],
+)
+def test_errors_survive_pickling(error: errors.SparsefxError) -> None:
+    twin = pickle.loads(pickle.dumps(error))
+    assert str(twin) == str(error)
+    assert twin.__dict__ == error.__dict__
+
+
+def test_assert_pass_shows_a_diff() -> None:
+    with pytest.raises(AssertionError, match="found"):
+        assert_pass(Scale(), relu_program(), "return {output: %relu}")
+    assert "%add = aten.add.Tensor(%relu, 1)" in graph_text(relu_program())
+
+
+def test_save_and_load_round_trip_exactly(tmp_path: Path) -> None:
+    program = Pipeline((Scale(),)).run(relu_program())
+    program.save(tmp_path / "p")
+    again = Program.load(tmp_path / "p")
+    assert again.fingerprint() == program.fingerprint()
+    assert again.dump(facts=True) == program.dump(facts=True)
+    assert again.history == program.history
+    assert_equal_outputs(program, again, {"x": torch.randn(2, 3)})
+
+
+@pytest.mark.parametrize("name", ["graph.json", "tensors.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    small_program(torch.nn.Linear(3, 2), input=torch.randn(1, 3)).save(tmp_path / "p")
+    path = tmp_path / "p" / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else data.replace(b"weight", b"wright"))
+    with pytest.raises(errors.ArtifactError, match=r"missing|cut or altered"):
+        Program.load(tmp_path / "p")
+
+
+def test_a_save_that_was_cut_is_no_program(tmp_path: Path) -> None:
+    relu_program().save(tmp_path / "p")
+    (tmp_path / "p" / "manifest.json").unlink()
+    with pytest.raises(errors.ArtifactError, match="save was cut"):
+        Program.load(tmp_path / "p")
+    with pytest.raises(errors.ArtifactError, match="holds other files"):
+        relu_program().save(tmp_path / "p")
+
+
+def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
+    from sparsefx.callables import resolve_callable
+
+    for name in ("os.system", "operator.attrgetter", "aten.__class__.x", "builtins.eval"):
+        with pytest.raises(errors.ArtifactError, match="there is no operator"):
+            resolve_callable(name)
