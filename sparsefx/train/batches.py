@@ -1,0 +1,239 @@
+"""Token sequences and length-bucketed batches, in an order that can be resumed anywhere.
+
+The order of an epoch is a pure function of (seed, epoch, lengths, batch size). So a position is
+three integers, :class:`Position`, and a run that was killed draws, once its position is restored,
+exactly the batches that it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsefx.errors import DataError
+from sparsefx.train.tasks import Examples
+
+__all__ = ["UNLABELLED", "Batches", "Encoded", "Position", "encode", "evaluation_batches"]
+
+UNLABELLED = -100  # the class index that torch.nn.functional.cross_entropy ignores
+Batch = dict[str, torch.Tensor]
+Ints = NDArray[np.int64]
+_POOL = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token sequences without padding.
+
+    Attributes:
+        tokens: Token ids of every example, each of shape (length,), int64.
+        types: Token type ids of every example, likewise; None when the model takes none.
+        labels: Of shape (examples,), int64 classes (``UNLABELLED`` where there is none) or
+            float32 values; None when no example has a label.
+        pad: Id of the padding token.
+    """
+
+    tokens: tuple[Ints, ...]
+    types: tuple[Ints, ...] | None
+    labels: torch.Tensor | None
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of every example, of shape (examples,)."""
+        return np.array([len(each) for each in self.tokens], dtype=np.int64)
+
+    def collate(self, rows: Sequence[int] | Ints) -> Batch:
+        """Return the rows padded to the longest of them: what a model is called with.
+
+        Args:
+            rows: Indices of the examples.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, where the model takes them, ``token_type_ids``,
+            each int64 of shape (rows, longest); ``labels`` of shape (rows,) if there are any.
+        """
+        longest = max(len(self.tokens[row]) for row in rows)
+        ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64)
+        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+        types = torch.zeros(len(rows), longest, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            length = len(self.tokens[row])
+            ids[place, :length] = torch.from_numpy(self.tokens[row])
+            mask[place, :length] = 1
+            if self.types is not None:
+                types[place, :length] = torch.from_numpy(self.types[row])
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if self.types is not None:
+            batch["token_type_ids"] = types
+        if self.labels is not None:
+            batch["labels"] = self.labels[torch.as_tensor(np.asarray(rows))]
+        return batch
+
+    def joined(self, other: Encoded) -> Encoded:
+        """Return both sets as one; examples without a class get ``UNLABELLED``.
+
+        Real-valued labels have no such mark: joined with unlabelled examples they are dropped.
+        """
+        types = None
+        if self.types is not None and other.types is not None:
+            types = self.types + other.types
+        return Encoded(self.tokens + other.tokens, types, _joined_labels(self, other), self.pad)
+
+
+def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
+    """Tokenize examples, truncated to ``max_length`` tokens and not padded.
+
+    Padding, truncation and length are always passed on: a tokenizer file may have its own built
+    in, which would pad every sentence to 128 tokens.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        examples: Sentences or pairs.
+        max_length: Longest sequence, special tokens included.
+
+    Raises:
+        DataError: There are no examples, or the tokenizer has no padding token.
+    """
+    if not len(examples):
+        raise DataError("there are no examples", who="encode", where=examples.origin)
+    if tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no padding token", who="encode", where=examples.origin)
+    coded = tokenizer(
+        list(examples.texts),
+        None if examples.pairs is None else list(examples.pairs),
+        padding=False,
+        truncation=True,
+        max_length=max_length,
+    )
+    types = coded.get("token_type_ids")
+    return Encoded(
+        tokens=_arrays(coded["input_ids"]),
+        types=None if types is None else _arrays(types),
+        labels=_label_tensor(examples.labels),
+        pad=int(tokenizer.pad_token_id),
+    )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands in its data: ``index`` batches of ``epoch`` have been drawn."""
+
+    seed: int
+    epoch: int = 0
+    index: int = 0
+
+
+class Batches:
+    """An endless, deterministic stream of training batches of about equal length.
+
+    Args:
+        data: The examples.
+        batch_size: Examples of a batch; the last one of an epoch may be smaller.
+        seed: Seed of the order.
+
+    >>> data = Encoded(tuple(np.arange(1, n) for n in (4, 9, 3, 8)), None, None, pad=0)
+    >>> stream = Batches(data, batch_size=2, seed=0)
+    >>> sorted(tuple(next(stream)["input_ids"].shape) for _ in range(len(stream)))
+    [(2, 3), (2, 8)]
+    >>> stream.position
+    Position(seed=0, epoch=1, index=0)
+    """
+
+    def __init__(self, data: Encoded, batch_size: int, seed: int) -> None:
+        if batch_size < 1 or not len(data):
+            raise DataError(
+                f"no batches of {batch_size} can be drawn from {len(data)} examples", who="batches"
+            )
+        self.data = data
+        self.batch_size = batch_size
+        self._lengths = data.lengths
+        self.restore(Position(seed))
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        return -(-len(self.data) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows = self._order[self.position.index]
+        self._advance()
+        return self.data.collate(rows)
+
+    def restore(self, position: Position) -> None:
+        """Go on from a position: the next batch drawn is its batch ``index``."""
+        if not 0 <= position.index < len(self):
+            raise DataError(
+                f"batch {position.index} is not one of the {len(self)} of an epoch",
+                who="batches",
+                hint="the data or the batch size differ from those of the saved run",
+            )
+        self.position = position
+        self._order = self._epoch(position.epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position as plain integers, for a checkpoint."""
+        return asdict(self.position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.restore(Position(**state))
+
+    def _advance(self) -> None:
+        self.position = replace(self.position, index=self.position.index + 1)
+        if self.position.index == len(self):
+            self.restore(Position(self.position.seed, self.position.epoch + 1))
+
+    def _epoch(self, epoch: int) -> list[Ints]:
+        """Shuffle, sort by length inside pools of batches, then shuffle the batches."""
+        generator = np.random.default_rng([self.position.seed, epoch])
+        rows = generator.permutation(len(self.data))
+        size = self.batch_size
+        order: list[Ints] = []
+        for start in range(0, len(rows), size * _POOL):
+            pool = rows[start : start + size * _POOL]
+            pool = pool[np.argsort(self._lengths[pool], kind="stable")]
+            order += [pool[at : at + size] for at in range(0, len(pool), size)]
+        return [order[place] for place in generator.permutation(len(order))]
+
+
+def evaluation_batches(data: Encoded, batch_size: int) -> Iterator[tuple[Ints, Batch]]:
+    """Yield (rows, batch) over all examples once, from short to long."""
+    order = np.argsort(data.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, data.collate(rows)
+
+
+def _arrays(sequences: Sequence[Sequence[int]]) -> tuple[Ints, ...]:
+    return tuple(np.asarray(each, dtype=np.int64) for each in sequences)
+
+
+def _label_tensor(labels: tuple[float, ...] | None) -> torch.Tensor | None:
+    if labels is None:
+        return None
+    kind = torch.int64 if all(isinstance(value, int) for value in labels) else torch.float32
+    return torch.tensor(labels, dtype=kind)
+
+
+def _joined_labels(first: Encoded, second: Encoded) -> torch.Tensor | None:
+    if first.labels is not None and second.labels is not None:
+        return torch.cat([first.labels, second.labels])
+    known = first.labels if first.labels is not None else second.labels
+    if known is None or known.is_floating_point():
+        return None
+    parts = [
+        torch.full((len(each),), UNLABELLED) if each.labels is None else each.labels
+        for each in (first, second)
+    ]
+    return torch.cat(parts)

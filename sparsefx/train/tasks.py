@@ -1,0 +1,372 @@
+"""Tasks: texts with labels from files, Hugging Face datasets or the GLUE folders."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.metrics import MetricName
+from sparsefx.train.tables import FORMATS, Cell, Table, read_table
+
+__all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key"]
+
+_WHO = "task"
+Kind = Literal["classification", "regression"]
+Source = str | Path | Mapping[str, str | Path]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, or pairs of texts, with labels or without.
+
+    Attributes:
+        origin: Where they came from, for messages.
+        texts: The first (or only) sentence of every example.
+        pairs: The second sentence of every example, or None.
+        labels: Class indices (int) or target values (float), or None for unlabelled texts.
+    """
+
+    origin: str
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None = None
+    labels: tuple[float, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """Return the examples of the given rows, in that order."""
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in rows),
+            pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
+            labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained and scored on.
+
+    Attributes:
+        name: For reports.
+        kind: Classification into ``classes``, or regression to one value.
+        classes: Names of the classes, in the order of the head's outputs; empty for regression.
+        metric: The task's metric.
+        splits: Split name -> examples; a trainable task has 'train' and 'test'.
+    """
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+    metric: MetricName
+    splits: Mapping[str, Examples]
+
+    def split(self, name: str) -> Examples:
+        """Return a split.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        if name in self.splits:
+            return self.splits[name]
+        raise DataError(
+            f"the task {self.name!r} has no split {name!r}",
+            who=_WHO,
+            hint=did_you_mean(name, self.splits),
+        )
+
+    def check_head(self, outputs: int) -> None:
+        """Check the labels against the number of outputs of a model's head.
+
+        Raises:
+            DataError: A label has no output, or a regression task meets several outputs.
+        """
+        if self.kind == "regression":
+            if outputs != 1:
+                raise DataError(
+                    f"a regression task needs a head with 1 output, this one has {outputs}",
+                    who=_WHO,
+                    where=self.name,
+                )
+            return
+        for examples in self.splits.values():
+            largest = int(max(examples.labels or (0,)))
+            if largest >= outputs:
+                raise DataError(
+                    f"label {largest} is outside the range 0..{outputs - 1} of the model's head",
+                    who=_WHO,
+                    where=examples.origin,
+                    hint=f"load the model with num_labels={max(largest + 1, len(self.classes))}",
+                )
+
+
+def load_task(
+    source: Source,
+    *,
+    text: str | tuple[str, str] = "text",
+    label: str = "label",
+    kind: Kind | None = None,
+    classes: Sequence[str] | None = None,
+    metric: MetricName | None = None,
+    name: str | None = None,
+    header: Sequence[str] | None = None,
+    test_share: float = 0.15,
+    seed: int = 0,
+) -> Task:
+    """Load a task from data files or from a Hugging Face dataset.
+
+    Args:
+        source: One file; a mapping from split names to files; or the name of a Hugging Face
+            dataset, with its configuration after a colon (``"glue:mrpc"``). When there is no
+            'test' split, 'validation' or 'dev' serves; when there is none either, a stratified
+            ``test_share`` of 'train' is held back, and no held-back text stays in 'train'.
+        text: The text column, or the two columns of a sentence pair.
+        label: The label column: class names, class indices from 0, or real numbers.
+        kind: Classification or regression; by default regression when a label has a fraction.
+        classes: Names of the classes in the order of the head; by default the dataset's own, or
+            the sorted names found in the training split.
+        metric: By default accuracy, or for regression Pearson's and Spearman's mean.
+        name: For reports; by default taken from ``source``.
+        header: Column names of a csv or tsv file without a header line.
+        test_share: Share of the only split that is held back.
+        seed: Seed of the hold-back.
+
+    Raises:
+        DataError: With file and line: a missing column, an empty text, a label that is no class.
+    """
+    tables, declared = _tables(source, header)
+    classes = tuple(classes) if classes is not None else declared
+    train = tables.get("train") or next(iter(tables.values()))
+    kind = kind or _kind(train.column(label), classes)
+    names = () if kind == "regression" else classes or _classes(train, label)
+    splits = {
+        split: Examples(table.origin, *_sentences(table, text), _labels(table, label, names, kind))
+        for split, table in tables.items()
+    }
+    task = Task(
+        name=name or _name(source),
+        kind=kind,
+        classes=names,
+        metric=metric or ("pearson_spearman" if kind == "regression" else "accuracy"),
+        splits=splits,
+    )
+    return _with_test(task, test_share, seed)
+
+
+def load_texts(source: str | Path, text: str | tuple[str, str] = "text") -> Examples:
+    """Load unlabelled texts, for distillation, from any data file.
+
+    Columns but ``text`` are ignored.
+
+    Raises:
+        DataError: As :func:`load_task`.
+    """
+    tables, _ = _tables(source, None)
+    table = tables.get("train") or next(iter(tables.values()))
+    return Examples(table.origin, *_sentences(table, text))
+
+
+def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
+    """Split labelled examples into (rest, held back), stratified by class, fixed by ``seed``.
+
+    Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
+    held-back text is also in the rest.
+
+    Raises:
+        DataError: ``count`` leaves no example on one of the two sides.
+    """
+    seen: set[str] = set()
+    groups: dict[float, list[int]] = {}
+    for row in range(len(examples)):
+        key = _example_key(examples, row)
+        if key not in seen:
+            seen.add(key)
+            groups.setdefault(_stratum(examples, row), []).append(row)
+    if not 0 < count < len(seen):
+        raise DataError(
+            f"{count} of {len(seen)} different examples cannot be held back",
+            who=_WHO,
+            where=examples.origin,
+            hint="give a test file, or a test_share between 0 and 1",
+        )
+    held: list[int] = []
+    rest: list[int] = []
+    generator = random.Random(seed)
+    left, wanted = len(seen), count
+    for stratum in sorted(groups):
+        rows = groups[stratum]
+        generator.shuffle(rows)
+        take = round(wanted * len(rows) / left)
+        left, wanted = left - len(rows), wanted - take
+        held += rows[:take]
+        rest += rows[take:]
+    return examples.select(sorted(rest)), examples.select(sorted(held))
+
+
+def text_key(text: str) -> str:
+    """Return what two texts must share to count as the same: letters and digits, in lower case.
+
+    >>> text_key("A  gorgeous , witty film .")
+    'a gorgeous witty film'
+    """
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _example_key(examples: Examples, row: int) -> str:
+    second = "" if examples.pairs is None else examples.pairs[row]
+    return f"{text_key(examples.texts[row])}\t{text_key(second)}"
+
+
+def _stratum(examples: Examples, row: int) -> float:
+    return 0.0 if examples.labels is None else float(round(examples.labels[row]))
+
+
+def _with_test(task: Task, share: float, seed: int) -> Task:
+    """Name the split that is scored 'test', or hold one back from the only split."""
+    if "test" in task.splits:
+        return task
+    for other in ("validation", "dev"):
+        if other in task.splits:
+            return replace(task, splits={**task.splits, "test": task.splits[other]})
+    train = next(iter(task.splits.values()))
+    rest, held = hold_back(train, round(share * len(train)), seed)
+    return replace(task, splits={"train": rest, "test": held})
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, Mapping):
+        source = next(iter(source.values()))
+    text = str(source)
+    return Path(text).stem if Path(text).suffix in FORMATS else text
+
+
+def _tables(
+    source: Source, header: Sequence[str] | None
+) -> tuple[dict[str, Table], tuple[str, ...]]:
+    """Return split -> table, and the class names that the source itself declares."""
+    if isinstance(source, Mapping):
+        if not source:
+            raise DataError("no data file is named", who=_WHO)
+        return {split: read_table(path, header) for split, path in source.items()}, ()
+    looks_like_file = isinstance(source, Path) or Path(source).suffix or Path(source).exists()
+    if looks_like_file:
+        return {"train": read_table(source, header)}, ()
+    return _hub_tables(str(source))
+
+
+def _hub_tables(source: str) -> tuple[dict[str, Table], tuple[str, ...]]:
+    import datasets
+
+    name, _, configuration = source.partition(":")
+    try:
+        loaded: Any = datasets.load_dataset(name, configuration or None)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the Hugging Face dataset {source!r} cannot be loaded: {str(error).splitlines()[0]}",
+            who=_WHO,
+            hint="check the name and the network; a data file is named with its suffix",
+        ) from error
+    return from_dataset(source, loaded)
+
+
+def from_dataset(name: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Table], tuple[str, ...]]:
+    """Turn a ``datasets.DatasetDict`` into tables and the class names it declares."""
+    tables = {
+        str(split): Table(f"{name} [{split}]", part.to_dict(), range(1, part.num_rows + 1))
+        for split, part in loaded.items()
+    }
+    if not any(len(table) for table in tables.values()):
+        raise DataError("the dataset holds no rows", who=_WHO, where=name)
+    features = next(iter(loaded.values())).features.values()
+    declared = [tuple(f.names) for f in features if getattr(f, "names", None)]
+    return tables, declared[0] if len(declared) == 1 else ()
+
+
+def _sentences(
+    table: Table, text: str | tuple[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    if isinstance(text, str):
+        return _text_column(table, text), None
+    first, second = text
+    return _text_column(table, first), _text_column(table, second)
+
+
+def _text_column(table: Table, name: str) -> tuple[str, ...]:
+    cells = table.column(name)
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str) or not cell.strip():
+            raise DataError(
+                f"column {name!r} holds {cell!r}, not a text",
+                who=_WHO,
+                where=table.where(row),
+                hint="fill the row or remove it",
+            )
+    return tuple(map(str, cells))
+
+
+def _kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
+    if classes:
+        return "classification"
+    values = [_number(cell) for cell in cells]
+    if any(value is None for value in values):
+        return "classification"
+    fractions = any(value is not None and value != int(value) for value in values)
+    return (
+        "regression" if fractions or any("." in str(cell) for cell in cells) else "classification"
+    )
+
+
+def _number(cell: Cell) -> float | None:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return None
+
+
+def _classes(table: Table, label: str) -> tuple[str, ...]:
+    """Return the class names found in a column: indices count from 0, names are sorted."""
+    found = {str(cell).strip() for cell in table.column(label)}
+    if not all(name.lstrip("-").isdigit() for name in found):
+        return tuple(sorted(found - {"", "None"}))
+    return tuple(str(index) for index in range(max(map(int, found)) + 1))
+
+
+def _labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:
+    cells = table.column(label)
+    indices = {name: index for index, name in enumerate(classes)}
+    labels: list[float] = []
+    for row, cell in enumerate(cells):
+        value = _number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
+        if value is None or not math.isfinite(value):
+            raise _no_label(table, row, label, cell, classes, kind)
+        labels.append(value)
+    return tuple(labels)
+
+
+def _class(name: str, indices: Mapping[str, int]) -> int | None:
+    """Return the index of a class given by name, or by index (as datasets stores it)."""
+    if name in indices:
+        return indices[name]
+    return int(name) if name.isdigit() and int(name) < len(indices) else None
+
+
+def _no_label(
+    table: Table, row: int, label: str, cell: Cell, classes: Sequence[str], kind: Kind
+) -> DataError:
+    if kind == "regression":
+        return DataError(
+            f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
+        )
+    return DataError(
+        f"column {label!r} holds {cell!r}, which is none of the {len(classes)} classes",
+        who=_WHO,
+        where=table.where(row),
+        hint=did_you_mean(str(cell), classes),
+    )

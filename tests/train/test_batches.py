@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from sparsefx.errors import DataError
+from sparsefx.train.assets import minilm_folder
+from sparsefx.train.batches import (
+    UNLABELLED,
+    Batches,
+    Encoded,
+    Position,
+    encode,
+    evaluation_batches,
+)
+from sparsefx.train.tasks import Examples
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(minilm_folder())
+
+
+def _data(count: int = 103) -> Encoded:
+    lengths = np.random.default_rng(0).integers(3, 40, count)
+    tokens = tuple(np.arange(1, length + 1) for length in lengths)
+    return Encoded(tokens, None, torch.arange(count), pad=0)
+
+
+def test_tokens_are_truncated_and_not_padded(tokenizer: Any) -> None:
+    examples = Examples("o", ("a film", "word " * 50), ("so", "b " * 50), labels=(1, 0))
+    coded = encode(tokenizer, examples, max_length=16)
+    assert coded.lengths.tolist() == [6, 16]
+    assert coded.types is not None
+    assert coded.types[0].tolist() == [0, 0, 0, 0, 1, 1]
+    batch = coded.collate([0, 1])
+    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+        "input_ids": (2, 16),
+        "attention_mask": (2, 16),
+        "token_type_ids": (2, 16),
+        "labels": (2,),
+    }
+    assert batch["attention_mask"].sum(1).tolist() == [6, 16]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+def test_every_example_once_an_epoch_and_little_padding() -> None:
+    data = _data(1000)
+    stream = Batches(data, 16, seed=1)
+    batches = [next(stream) for _ in range(len(stream))]
+    assert sorted(torch.cat([b["labels"] for b in batches]).tolist()) == list(range(1000))
+    tokens = sum(int(b["attention_mask"].sum()) for b in batches)
+    assert tokens > 0.93 * sum(b["input_ids"].numel() for b in batches)
+    lengths = [b["input_ids"].shape[1] for b in batches]
+    assert lengths != sorted(lengths)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 6, 7, 20])
+def test_a_restored_position_goes_on_alike(stop: int) -> None:
+    stream = Batches(_data(), 16, seed=5)
+    for _ in range(stop):
+        next(stream)
+    state = stream.state_dict()
+    ahead = [next(stream)["labels"] for _ in range(9)]
+    other = Batches(_data(), 16, seed=99)
+    other.load_state_dict(state)
+    assert all(torch.equal(next(other)["labels"], labels) for labels in ahead)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def first(seed: int, epoch: int) -> list[int]:
+        stream = Batches(_data(), 16, seed=seed)
+        stream.restore(Position(seed, epoch))
+        return [int(value) for value in next(stream)["labels"]]
+
+    assert first(0, 0) == first(0, 0)
+    assert first(0, 0) != first(0, 1) != first(1, 0)
+
+
+def test_evaluation_covers_all_rows() -> None:
+    seen = np.concatenate([rows for rows, _ in evaluation_batches(_data(), 10)])
+    assert sorted(seen.tolist()) == list(range(103))
+
+
+def test_unlabelled_text_joins_labelled() -> None:
+    labelled, texts = _data(3), Encoded((np.arange(4),), None, None, pad=0)
+    joined = labelled.joined(texts).labels
+    assert joined is not None
+    assert joined.tolist() == [0, 1, 2, UNLABELLED]
+    scores = Encoded(labelled.tokens, None, torch.rand(3), pad=0)
+    assert scores.joined(texts).labels is None
+    both = scores.joined(scores).labels
+    assert both is not None
+    assert both.shape == (6,)
+
+
+def test_errors(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="there are no examples"):
+        encode(tokenizer, Examples("o", ()), 16)
+    with pytest.raises(DataError, match="no batches of 0 can be drawn from 103 examples"):
+        Batches(_data(), 0, seed=0)
+    stream = Batches(_data(), 16, seed=0)
+    with pytest.raises(DataError, match="batch 7 is not one of the 7 of an epoch"):
+        stream.restore(Position(0, 0, 7))

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from sparsefx.errors import DataError
+from sparsefx.train import tasks
+from sparsefx.train.glue import GLUE, load_glue
+from sparsefx.train.tasks import Examples, hold_back, load_task, load_texts, text_key
+
+
+def _file(folder: Path, text: str, name: str = "a.tsv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_class_names_are_found_and_sorted(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\na\tyes\nb\tno\nc\tyes\n")
+    task = load_task({"train": train, "dev": train})
+    assert task.classes == ("no", "yes")
+    assert task.split("test").labels == (1, 0, 1)
+    assert (task.kind, task.metric, task.name) == ("classification", "accuracy", "a")
+
+
+def test_pairs_and_regression(tmp_path: Path) -> None:
+    train = _file(tmp_path, "one\ttwo\tscore\na\tb\t5.000\nc\td\t2.5\n")
+    task = load_task({"train": train, "test": train}, text=("one", "two"), label="score")
+    assert (task.kind, task.classes, task.metric) == ("regression", (), "pearson_spearman")
+    assert task.split("train").pairs == ("b", "d")
+    assert task.split("train").labels == (5.0, 2.5)
+    with pytest.raises(DataError, match="needs a head with 1 output, this one has 2"):
+        task.check_head(2)
+
+
+def test_one_file_is_split_without_leaks(tmp_path: Path) -> None:
+    rows = [f"text {i}\t{i % 2}" for i in range(100)] + ["Text  7!\t1"]
+    task = load_task(_file(tmp_path, "text\tlabel\n" + "\n".join(rows)), test_share=0.2)
+    train, test = task.split("train"), task.split("test")
+    assert (len(train), len(test)) == (80, 20)
+    assert sum(test.labels or ()) == 10
+    assert not {text_key(t) for t in train.texts} & {text_key(t) for t in test.texts}
+    again = load_task(tmp_path / "a.tsv", test_share=0.2)
+    assert again.split("test") == test
+
+
+def test_texts_have_no_labels(tmp_path: Path) -> None:
+    assert load_texts(_file(tmp_path, "one\ntwo\n", "a.txt")).labels is None
+
+
+BAD = {
+    "empty text": (
+        "text\tlabel\n \t1\nb\t0\n",
+        "a.tsv, line 2: column 'text' holds ' ', not a text",
+    ),
+    "missing column": ("texts\tlabel\na\t1\n", "no column 'text' (columns: 'texts', 'label')"),
+    "negative class": ("text\tlabel\na\t1\nb\t-1\n", "line 3: column 'label' holds '-1', which is"),
+    "nan": ("text\tlabel\na\t1.5\nb\tnan\n", "line 3: column 'label' holds 'nan', not a number"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
+    train = _file(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        load_task({"train": train, "test": train})
+    assert message in str(caught.value)
+
+
+def test_labels_outside_classes_and_head(tmp_path: Path) -> None:
+    path = _file(tmp_path, "text\tlabel\na\tpositve\nb\tnegative\n")
+    with pytest.raises(DataError) as caught:
+        load_task({"train": path}, classes=("negative", "positive"))
+    assert "line 2: column 'label' holds 'positve'" in str(caught.value)
+    assert "did you mean 'positive'?" in str(caught.value)
+    three = _file(tmp_path, "text\tlabel\na\t0\nb\t2\n", "b.tsv")
+    task = load_task({"train": three, "test": three})
+    task.check_head(3)
+    with pytest.raises(DataError) as caught:
+        task.check_head(2)
+    assert "label 2 is outside the range 0..1" in str(caught.value)
+    assert "num_labels=3" in str(caught.value)
+
+
+def test_unknown_split_and_no_file() -> None:
+    task = tasks.Task("t", "classification", ("a",), "accuracy", {"train": Examples("o", ("x",))})
+    with pytest.raises(DataError, match="did you mean 'train'"):
+        task.split("trian")
+    with pytest.raises(DataError, match="no data file is named"):
+        load_task({})
+
+
+def test_hold_back_refuses_everything() -> None:
+    with pytest.raises(DataError, match="2 of 2 different examples cannot be held back"):
+        hold_back(Examples("o", ("a", "b", "A"), labels=(0, 1, 0)), 2)
+
+
+def test_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    split = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    whole = datasets.DatasetDict({"train": split, "validation": split})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: whole)
+    task = load_task("reviews:small")
+    assert task.classes == ("neg", "pos")
+    assert task.split("test").labels == (1, 0)
+
+
+def test_hub_dataset_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, configuration: str | None) -> None:
+        raise ConnectionError(f"cannot reach {name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match="'nowhere' cannot be loaded: cannot reach nowhere"):
+        load_task("nowhere")
+
+
+def test_glue_layouts(tmp_path: Path) -> None:
+    cola = tmp_path / "CoLA"
+    cola.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        _file(cola, 'gj04\t1\t\tThe "book fell.\ngj04\t0\t*\tBook the fell.\n', name)
+    task = load_glue("CoLA", tmp_path)
+    assert task.metric == "matthews"
+    assert task.split("test").texts == ('The "book fell.', "Book the fell.")
+    assert task.split("test").labels == (1, 0)
+    sts = tmp_path / "STS-B"
+    sts.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        _file(sts, "sentence1\tsentence2\tscore\na\tb\t5\n", name)
+    assert load_glue("STS-B", tmp_path).split("train").labels == (5.0,)
+    with pytest.raises(DataError, match="there is none of train"):
+        load_glue("MRPC", tmp_path)
+    with pytest.raises(DataError, match="did you mean 'CoLA'"):
+        load_glue("CoLa", tmp_path)
+    assert set(GLUE) == {"CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B"}
