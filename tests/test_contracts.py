@@ -1,0 +1,179 @@
+"""What every registered pass and target keeps; a new one is covered when it is registered."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import pickle
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsefx
+from sparsefx import Pipeline, Program, registry
+from sparsefx.errors import PipelineError, SpecError
+from sparsefx.passbase import Pass
+from sparsefx.properties import Property
+from tests.tiny_models import example_batch, tiny
+
+PASSES = registry.names("passes")
+TARGETS = registry.names("targets")
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to run a pass here: its text form, and what to run before it."""
+
+    spec: str
+    before: str = ""
+
+
+# A pass that runs with its defaults on a plain BERT needs no line here.
+CASES = {
+    "fixpoint": Case("fixpoint{passes='simplify'}"),
+}
+
+
+def case_of(name: str) -> Case:
+    """The case of a pass; its bare name when there is no line in the table."""
+    return CASES.get(name, Case(name))
+
+
+def build(name: str) -> Pass:
+    """The pass of a case."""
+    (item,) = Pipeline.parse(case_of(name).spec).passes
+    return item
+
+
+@cache
+def captured() -> Program:
+    """A tiny BERT classifier with two layers."""
+    return sparsefx.capture(tiny("bert-cls"), example_batch())
+
+
+@cache
+def programs() -> dict[str, Program]:
+    """Programs that passes ask for by name."""
+    return {"teacher": sparsefx.capture(tiny("bert-cls", seed=1), example_batch())}
+
+
+def run(text: str, program: Program) -> Program:
+    """Run a pipeline text."""
+    return Pipeline.parse(text).run(program, programs=programs())
+
+
+@cache
+def prepared(name: str) -> Program:
+    """A Program that the pass of this name can run on."""
+    return run(case_of(name).before, captured())
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_text_form_round_trips(name: str) -> None:
+    item = build(name)
+    (again,) = Pipeline.parse(str(item)).passes
+    assert again == item
+    assert hash(again) == hash(item)
+    assert str(again) == str(item)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_pass_pickles_under_its_public_name(name: str) -> None:
+    item = build(name)
+    assert pickle.loads(pickle.dumps(item)) == item
+    assert type(item).__module__.startswith("sparsefx.")
+    assert type(item).name == name
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_pass_is_documented_with_an_example(name: str) -> None:
+    cls = type(build(name))
+    module = importlib.import_module(cls.__module__)
+    assert inspect.getdoc(cls), f"{name} has no docstring"
+    first = (inspect.getdoc(cls) or "").split("\n\n")[0]
+    assert first.endswith("."), f"the docstring of {name} does not begin with a sentence: {first!r}"
+    documented = (inspect.getdoc(cls) or "") + (inspect.getdoc(module) or "")
+    assert ">>> " in documented, f"{name} has no example that runs"
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match="has no option 'no_such_option'"):
+        Pipeline.parse(f"{name}{{no_such_option=1}}")
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_contract_is_made_of_properties(name: str) -> None:
+    cls = type(build(name))
+    for declared in (cls.requires, cls.establishes, cls.destroys, cls.forbids):
+        assert isinstance(declared, frozenset)
+        assert all(isinstance(one, Property) for one in declared)
+    assert not cls.establishes & cls.destroys
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_run_leaves_the_callers_program_alone(name: str) -> None:
+    program = prepared(name)
+    before = program.fingerprint(), program.properties, program.history
+    result = run(case_of(name).spec, program)
+    assert (program.fingerprint(), program.properties, program.history) == before
+    shared = {t.data_ptr() for t in program.named_tensors().values() if t.numel()}
+    assert not shared & {t.data_ptr() for t in result.named_tensors().values() if t.numel()}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_second_run_changes_nothing(name: str) -> None:
+    once = run(case_of(name).spec, prepared(name))
+    try:
+        twice = run(case_of(name).spec, once)
+    except PipelineError:
+        return  # refused with a reason: the Program has what the pass forbids
+    assert twice.history[-1].changed is False
+    assert twice.fingerprint() == once.fingerprint()
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_result_saves_and_loads(name: str, tmp_path: Path) -> None:
+    result = run(case_of(name).spec, prepared(name)).eval()
+    loaded = Program.load(result.save(tmp_path / "program")).eval()
+    assert loaded.fingerprint() == result.fingerprint()
+    batch = {**example_batch(), "labels": torch.tensor([0, 1])}
+    inputs = {key: batch[key] for key in result.signature.input_names}
+    expected, found = result(**inputs), loaded(**inputs)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def digests() -> dict[str, str]:
+    """A hash of the dump after each pass."""
+    return {
+        name: hashlib.sha256(run(case_of(name).spec, prepared(name)).dump().encode()).hexdigest()
+        for name in PASSES
+    }
+
+
+def test_dumps_are_equal_in_two_processes(checkout: Path) -> None:
+    program = "from tests.test_contracts import digests; print(repr(digests()))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ast.literal_eval(ran.stdout.splitlines()[-1]) == digests()
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_round_trips(name: str) -> None:
+    target = registry.parse_target(name)
+    assert registry.parse_target(str(target)) == target
+    assert pickle.loads(pickle.dumps(target)) == target
+    assert target.pipeline().check() is not None
+    assert inspect.getdoc(type(target))
