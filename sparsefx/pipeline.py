@@ -228,6 +228,9 @@ class Fixpoint(Pass):
         super().__post_init__()
         if self.max_rounds < 1:
             raise self.refuse("max_rounds", "expected at least 1")
+        if not isinstance(self.passes, str):
+            raise self.refuse("passes", "expected the passes as one text, e.g. 'simplify'")
+        registry.parse_passes(self.passes)  # a wrong name is found before anything runs
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Run the rounds."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
+
+from sparsefx.recipe import Recipe
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -104,7 +105,7 @@ def write_recipe(page: Page, block: Block) -> None:
     assert re.fullmatch(r"# [\w.-]+\.ya?ml", first), (
         f"{page.name}:{block.line}: '# name.yaml' first"
     )
-    assert yaml.safe_load(block.code)
+    Recipe.parse(block.code, who=where).check()
     (page.folder / first.removeprefix("# ")).write_text(block.code, encoding="utf-8")
 
 
