@@ -101,10 +101,8 @@ def run_console(page: Page, block: Block) -> None:
 
 def write_recipe(page: Page, block: Block) -> None:
     """Put a recipe where the commands that follow it look for it."""
-    first = block.code.partition("\n")[0]
-    assert re.fullmatch(r"# [\w.-]+\.ya?ml", first), (
-        f"{page.name}:{block.line}: '# name.yaml' first"
-    )
+    first, where = block.code.partition("\n")[0], f"{page.name}:{block.line}"
+    assert re.fullmatch(r"# [\w.-]+\.ya?ml", first), f"{where}: the first line is '# name.yaml'"
     Recipe.parse(block.code, who=where).check()
     (page.folder / first.removeprefix("# ")).write_text(block.code, encoding="utf-8")
 
