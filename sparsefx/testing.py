@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.capture import capture
+from sparsefx.frontend import capture
 from sparsefx.passbase import Pass, Skip
 from sparsefx.pipeline import Pipeline
 from sparsefx.printing import format_node

@@ -1,1 +1,23 @@
-"""The command `sparsefx`."""
+"""The command ``sparsefx``: one module for each subcommand, put together in ``app``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a mistake of the user ends in one message and exit code 2."""
+    from rich.console import Console
+
+    from sparsefx.cli.app import app
+    from sparsefx.errors import SparsefxError
+
+    try:
+        app(args=arguments, prog_name="sparsefx")
+    except SparsefxError as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
+        console.print(str(error), markup=False)
+        sys.exit(2)

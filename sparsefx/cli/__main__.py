@@ -1,0 +1,6 @@
+"""Lets ``python -m sparsefx.cli`` be the command ``sparsefx``."""
+
+from sparsefx.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The subcommands of ``sparsefx``."""
+
+from __future__ import annotations
+
+import logging
+
+import typer
+from rich.logging import RichHandler
+
+from sparsefx import __version__
+from sparsefx.cli import bench, capture, opt, passes
+from sparsefx.cli.console import stderr
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Compress BERT-class encoders: prune, distil, quantize and lower them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("capture")(capture.command)
+app.command("passes")(passes.command)
+app.command("opt")(opt.command)
+app.command("bench")(bench.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sparsefx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what the library logs."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=stderr, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("sparsefx").setLevel(level)

@@ -1,0 +1,24 @@
+"""``sparsefx capture``: a Hugging Face model becomes a saved Program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsefx.cli.console import stdout
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hugging Face id, or a folder with config.json.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the Program.")],
+) -> None:
+    """Capture a Hugging Face encoder as a graph and save it."""
+    from sparsefx.huggingface import capture_pretrained
+
+    program = capture_pretrained(model)
+    program.save(out)
+    stdout.print(f"{out}: {program!r}", markup=False)

@@ -1,0 +1,23 @@
+"""The two consoles of the command line, and how it shows numbers."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+__all__ = ["format_bytes", "format_count", "stderr", "stdout"]
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+
+def format_count(count: float) -> str:
+    """Return e.g. ``10.6 M``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:.0f}"
+
+
+def format_bytes(count: float) -> str:
+    """Return e.g. ``12.3 MB`` (1 MB is 10^6 bytes)."""
+    return f"{format_count(count)}B" if count >= 1e3 else f"{count:.0f} B"

@@ -1,0 +1,80 @@
+"""``sparsefx opt``: run a pipeline text on a saved Program and show before and after."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sparsefx.cli.console import stdout
+from sparsefx.cli.programs import open_program
+from sparsefx.errors import SpecError
+
+if TYPE_CHECKING:
+    from sparsefx.program import HistoryEntry
+
+__all__ = ["command"]
+
+
+def command(
+    program: Annotated[str, typer.Argument(help="Folder of a saved Program, or a model.")],
+    passes: Annotated[str, typer.Option("--passes", "-p", help="Passes, as text.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the result here.")] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--program", help="A further Program by name, e.g. teacher=FOLDER."),
+    ] = None,
+    facts: Annotated[bool, typer.Option(help="Show shapes, zeros and origins.")] = False,
+    full: Annotated[bool, typer.Option(help="Print both graphs whole.")] = False,
+    dump_dir: Annotated[
+        Path | None, typer.Option(help="Write the graph after each pass to this folder.")
+    ] = None,
+) -> None:
+    """Run passes on a Program and print the graph before and after."""
+    from sparsefx.instruments import DumpDir, Timing
+    from sparsefx.pipeline import Instrument, Pipeline
+
+    pipeline = Pipeline.parse(passes)
+    before = open_program(program)
+    others = dict(_named(text) for text in given or [])
+    timing = Timing()
+    watchers: list[Instrument] = [timing, *([DumpDir(dump_dir, facts)] if dump_dir else [])]
+    after = pipeline.run(
+        before,
+        programs={name: open_program(place) for name, place in others.items()},
+        instruments=watchers,
+    )
+    old, new = before.dump(facts=facts), after.dump(facts=facts)
+    if full:
+        stdout.print(f"before:\n{old}\nafter:\n{new}", markup=False)
+    else:
+        lines = difflib.unified_diff(
+            old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2
+        )
+        stdout.print("\n".join(lines) or "no change", markup=False, soft_wrap=True)
+    entries = after.history[len(before.history) :]
+    stdout.print(_table(entries, [seconds for _, seconds in timing.seconds]))
+    for entry in entries:
+        for text in (*entry.notes, *(f"skipped {skip}" for skip in entry.skipped)):
+            stdout.print(f"{entry.spec}: {text}", markup=False)
+    if out is not None:
+        stdout.print(f"saved to {after.save(out)}", markup=False)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not equals:
+        raise SpecError("expected NAME=FOLDER", text=text, position=len(text))
+    return name, place
+
+
+def _table(entries: tuple[HistoryEntry, ...], seconds: list[float]) -> Table:
+    table = Table("pass", "applied", "skipped", "changed", "seconds", box=None)
+    for entry, duration in zip(entries, seconds, strict=True):
+        changed = "yes" if entry.changed else "no"
+        counts = (str(entry.applied), str(len(entry.skipped)))
+        table.add_row(entry.spec, *counts, changed, f"{duration:.2f}")
+    return table

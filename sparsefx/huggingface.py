@@ -1,0 +1,217 @@
+"""Hugging Face models: from a name or folder to a Program, and back to a plain folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sparsefx.errors import ArtifactError, CaptureError
+from sparsefx.frontend import capture
+from sparsefx.masks import find_masks
+from sparsefx.ops import dequantize
+from sparsefx.program import Program
+
+__all__ = ["capture_pretrained", "load_pretrained", "plain_weights", "save_pretrained"]
+
+logger = logging.getLogger(__name__)
+
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "added_tokens.json",
+)
+
+
+def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
+    """Load an encoder by Hugging Face id or from a folder.
+
+    Args:
+        place: Id or folder.
+        labels: Load it with a fresh classification (or, for 1, regression) head of this size, if
+            its own head differs; None keeps the architecture that the configuration names.
+
+    Returns:
+        The model in eval mode, with the fastest attention that export can see.
+
+    Raises:
+        ArtifactError: When files are missing, cut or altered, or the id cannot be reached.
+        CaptureError: When it is not an encoder.
+    """
+    import transformers
+
+    config = _config(place)
+    _check_files(place)
+    if labels is not None:
+        config.num_labels = labels
+        cls: Any = transformers.AutoModelForSequenceClassification
+    else:
+        names = config.architectures or []
+        cls = getattr(transformers, names[0], None) if names else None
+        cls = cls or transformers.AutoModel
+    try:
+        model: nn.Module = cls.from_pretrained(
+            place,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=labels is not None,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{_first_line(error)}", who="load", where=place) from error
+    return model.eval()
+
+
+def capture_pretrained(place: str, *, labels: int | None = None) -> Program:
+    """Load an encoder as :func:`load_pretrained` does and capture it, batch and sequence dynamic.
+
+    The inputs are those of ``input_ids``, ``attention_mask`` and ``token_type_ids`` that the model
+    makes use of.
+    """
+    return capture_tokens(load_pretrained(place, labels=labels))
+
+
+def capture_tokens(model: nn.Module) -> Program:
+    """Capture a model that takes tokens, with every token input that it makes use of."""
+    config: Any = model.config
+    ids = torch.full((2, 8), min(5, config.vocab_size - 1))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if (getattr(config, "type_vocab_size", 0) or 0) > 1:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return capture(model, inputs)
+
+
+def plain_weights(program: Program) -> dict[str, Tensor]:
+    """Return all tensors as plain values: masks multiplied in, integers times their scale."""
+    found = {name: tensor.detach() for name, tensor in program.named_tensors().items()}
+    for site in find_masks(program):
+        found[site.weight] = found[site.weight] * found.pop(site.mask)
+    for node in program.graph.find_nodes(
+        op="call_function", target=torch.ops.sparsefx.dequantize.default
+    ):
+        weight, scale, zero_point, *axis = node.args
+        if isinstance(weight, torch.fx.Node) and weight.op == "get_attr":
+            parts = [found[str(part.target)] for part in (weight, scale, zero_point)]
+            found[str(weight.target)] = dequantize(*parts, *axis)
+    return found
+
+
+def save_pretrained(
+    program: Program, folder: str | Path, *, tokenizer: str | Path | None = None
+) -> Path:
+    """Write a folder that transformers loads with ``from_pretrained``, without sparsefx.
+
+    Zeros stay zeros; integer weights are written as the floats they stand for. Activation
+    quantization has no place in such a folder and is left out.
+
+    Args:
+        program: Captured from a Hugging Face model.
+        folder: Where to write.
+        tokenizer: Folder whose tokenizer files are copied.
+
+    Raises:
+        ArtifactError: When the Program did not come from a Hugging Face model, or lacks a weight.
+    """
+    if not program.config:
+        raise ArtifactError(
+            "the Program was not captured from a Hugging Face model", who="save_pretrained"
+        )
+    weights = plain_weights(program)
+    for group in program.ties:
+        weights.update({name: weights[group[0]] for name in group if group[0] in weights})
+    expected = _expected_names(program.config)
+    missing = sorted(expected - weights.keys())
+    if missing:
+        logger.warning(
+            "save_pretrained: %d weights that the captured graph does not use are left out: %s",
+            len(missing),
+            ", ".join(missing[:5]),
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: weights[name].contiguous() for name in sorted(expected & weights.keys())}
+    save_file(_without_ties(kept, program), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(program.config, indent=2) + "\n")
+    if tokenizer is not None:
+        _copy_tokenizer(Path(tokenizer), folder)
+    return folder
+
+
+def _without_ties(weights: dict[str, Tensor], program: Program) -> dict[str, Tensor]:
+    extra = {name for group in program.ties for name in group[1:]}
+    return {name: tensor for name, tensor in weights.items() if name not in extra}
+
+
+def _expected_names(config: dict[str, Any]) -> set[str]:
+    import transformers
+
+    cls = getattr(transformers, config["architectures"][0])
+    with torch.device("meta"):
+        model = cls(cls.config_class.from_dict(config))
+    return set(model.state_dict())
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).exists() and source.resolve() != folder.resolve():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _config(place: str) -> Any:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"no model can be loaded: {_first_line(error)}",
+            who="load",
+            where=place,
+            hint="give a folder with config.json, or an id while a network is there",
+        ) from error
+    names: Sequence[str] = config.architectures or []
+    decodes = any("CausalLM" in name or "LMHead" in name for name in names)
+    if decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise CaptureError(
+            f"{', '.join(names) or config.model_type} is not an encoder",
+            who="load",
+            where=place,
+            hint="sparsefx takes BERT-class encoders",
+        )
+    return config
+
+
+def _check_files(place: str) -> None:
+    """Read the headers of local weight files, so that a cut file is named."""
+    for path in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
+        try:
+            with safe_open(path, framework="pt") as file:
+                _touch(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(
+                f"the file is cut or altered: {error}", who="load", where=str(path)
+            ) from error
+
+
+def _touch(names: Iterable[str]) -> None:
+    for _ in names:
+        pass
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,149 @@
+"""Plots as inline SVG, so that a report is one file without scripts or network.
+
+Every function takes plain numbers and returns an ``<svg>`` element as text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy_plot", "bar_plot", "curve_plot"]
+
+Point = tuple[float, float]
+
+# Colours that stay apart for colour-blind readers (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sparsefx",
+    "font.family": "sans-serif",
+}
+
+
+def curve_plot(
+    left: Mapping[str, Sequence[Point]],
+    *,
+    left_label: str,
+    right: Mapping[str, Sequence[Point]] | None = None,
+    right_label: str = "",
+    marks: Mapping[str, float] | None = None,
+    x_label: str = "step",
+) -> str:
+    """Return curves over steps, with an optional second axis and marked places.
+
+    Args:
+        left: Curves for the left axis, by name, as (x, y) points.
+        left_label: Title of the left axis.
+        right: Curves for the right axis, drawn dashed.
+        right_label: Title of the right axis.
+        marks: Vertical lines by name, e.g. where a stage begins.
+        x_label: Title of the x axis.
+    """
+    figure, axes = _figure(8.2, 3.2)
+    for colour, (name, points) in zip(COLOURS, left.items(), strict=False):
+        axes.plot(*_columns(points), color=colour, label=name, linewidth=1.3)
+    axes.set(xlabel=x_label, ylabel=left_label)
+    handles = list(axes.get_lines())
+    if right:
+        other = axes.twinx()
+        other.grid(False)
+        for colour, (name, points) in zip(COLOURS[len(left) :], right.items(), strict=False):
+            other.plot(*_columns(points), color=colour, label=name, linewidth=1.3, linestyle="--")
+        other.set_ylabel(right_label)
+        handles += other.get_lines()
+    for name, place in (marks or {}).items():
+        axes.axvline(place, color="#888", linewidth=0.8)
+        axes.text(place, 1.01, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8)
+    axes.legend(handles=handles, frameon=False, loc="best", fontsize=8)
+    return _svg(figure)
+
+
+def bar_plot(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    label: str,
+    limit: float | None = None,
+    log: bool = False,
+) -> str:
+    """Return grouped bars.
+
+    Args:
+        groups: Names along the x axis.
+        series: Heights by series name, one for each group.
+        label: Title of the y axis.
+        limit: Upper end of the y axis.
+        log: Logarithmic y axis.
+    """
+    figure, axes = _figure(max(4.2, min(11.0, 1.6 + 0.22 * len(groups) * len(series))), 3.0)
+    width = 0.8 / max(1, len(series))
+    for index, (name, heights) in enumerate(series.items()):
+        places = [i + (index - (len(series) - 1) / 2) * width for i in range(len(groups))]
+        axes.bar(places, heights, width, color=COLOURS[index % len(COLOURS)], label=name)
+    crowded = len(groups) > 8
+    axes.set_xticks(
+        range(len(groups)),
+        groups,
+        rotation=60 if crowded else 0,
+        ha="right" if crowded else "center",
+    )
+    axes.set_ylabel(label)
+    axes.grid(axis="x", visible=False)
+    if log:
+        axes.set_yscale("log")
+    if limit is not None:
+        axes.set_ylim(0, limit)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def accuracy_plot(names: Sequence[str], values: Sequence[tuple[float, float, float]]) -> str:
+    """Return metric values with their intervals, as (value, low, high) in percent."""
+    figure, axes = _figure(4.6, 3.0)
+    for index, (value, low, high) in enumerate(values):
+        colour = COLOURS[index % len(COLOURS)]
+        spread = [[value - low], [high - value]]
+        axes.errorbar([index], [value], yerr=spread, fmt="o", color=colour, capsize=5)
+        axes.annotate(f"{value:.1f}", (index, value), xytext=(7, -3), textcoords="offset points")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.5, len(names) - 0.3)
+    axes.set_ylabel("percent, with 95 % interval")
+    return _svg(figure)
+
+
+def _style() -> AbstractContextManager[None]:
+    import matplotlib as mpl
+
+    return mpl.rc_context(_STYLE)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.add_subplot()
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with _style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)

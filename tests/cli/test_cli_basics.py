@@ -1,0 +1,64 @@
+"""The command line: what it prints, and that mistakes end in a message and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsefx.cli import main
+from sparsefx.testing import small_program
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    program = small_program(torch.nn.Linear(4, 2), input=torch.randn(3, 4))
+    return str(program.save(tmp_path / "p"))
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    code = ended.value.code
+    return code if isinstance(code, int) else 0
+
+
+def test_passes_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("passes") == 0
+    assert "fixpoint" in capsys.readouterr().out
+    assert run("passes", "fixpoint") == 0
+    assert "max_rounds" in capsys.readouterr().out
+
+
+def test_opt_shows_the_difference_and_saves(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("opt", saved, "--passes", "", "--out", str(tmp_path / "q")) == 0
+    assert "no change" in capsys.readouterr().out
+    assert (tmp_path / "q" / "manifest.json").exists()
+
+
+def test_bench_times_in_turns(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("bench", saved, "-t", "nowhere") == 2
+    assert "there is no target 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["opt", "nowhere", "--passes", "fixpoint"], "no model can be loaded"),
+        (["opt", "SAVED", "--passes", "fixpont"], "did you mean 'fixpoint'?"),
+        (["opt", "SAVED", "--passes", "", "--program", "x"], "expected NAME=FOLDER"),
+        (["passes", "nothing"], "there is no pass 'nothing'"),
+        (["opt", "SAVED"], "Missing option"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_mistakes_end_in_one_message(
+    saved: str, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert run(*[saved if text == "SAVED" else text for text in arguments]) == 2
+    shown = capsys.readouterr().err
+    assert expected in shown
+    assert "Traceback" not in shown

@@ -1,0 +1,77 @@
+"""From a Hugging Face folder to a Program and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from sparsefx import errors
+from sparsefx.huggingface import capture_pretrained, load_pretrained, save_pretrained
+from tests.tiny_models import example_batch, tiny
+
+HUGGING_FACE = ("bert-cls", "bert-mlm", "distilbert", "roberta", "mpnet", "modernbert")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny("bert-cls").save_pretrained(tmp_path / "model")  # type: ignore[operator]  # a Hugging Face model
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_round_trip_gives_equal_outputs(name: str, tmp_path: Path) -> None:
+    model = tiny(name, "eager" if name == "mpnet" else "sdpa")
+    model.save_pretrained(tmp_path / "in")  # type: ignore[operator]  # a Hugging Face model
+    program = capture_pretrained(str(tmp_path / "in"))
+    save_pretrained(program, tmp_path / "out")
+    again = load_pretrained(str(tmp_path / "out"))
+    batch = example_batch(3, 9)
+    with torch.no_grad():
+        assert torch.equal(again(**batch)[0], model(**batch)[0])
+
+
+def test_masks_are_multiplied_in(folder: Path) -> None:
+    from sparsefx.rewrite import Rewriter
+
+    program = capture_pretrained(str(folder))
+    name = "bert.encoder.layer.0.output.dense.weight"
+    rewriter = Rewriter(program, "test")
+    weight = rewriter.get(name)
+    mask = rewriter.add_buffer(f"{name}_mask", (torch.rand(64, 128) > 0.5).float())
+    with rewriter.before(next(iter(weight.users))):
+        product = rewriter.call(torch.ops.aten.mul.Tensor, weight, mask)
+    rewriter.replace(weight, product, erase=False)
+    rewriter.replace_input(product, product, weight)
+    rewriter.finish()
+    save_pretrained(program, folder.parent / "out")
+    saved = load_pretrained(str(folder.parent / "out")).get_parameter(name)
+    assert 0.4 < (saved == 0).float().mean() < 0.6
+
+
+def test_new_head(folder: Path) -> None:
+    program = capture_pretrained(str(folder), labels=5)
+    batch = example_batch()
+    batch["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    assert program(**batch)["logits"].shape == (2, 5)
+
+
+def test_cut_weights_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(errors.ArtifactError, match=r"model\.safetensors: the file is cut"):
+        load_pretrained(str(folder))
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    with pytest.raises(errors.ArtifactError, match="no model can be loaded"):
+        load_pretrained(str(tmp_path))
+
+
+def test_a_decoder_is_refused(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    with pytest.raises(errors.CaptureError, match="GPT2LMHeadModel is not an encoder"):
+        load_pretrained(str(tmp_path / "gpt"))
