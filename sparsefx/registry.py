@@ -27,6 +27,9 @@ Kind = Literal["passes", "targets"]
 _TABLE: dict[Kind, dict[str, str]] = {
     "passes": {
         "fixpoint": "sparsefx.pipeline:Fixpoint",
+        "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
+        "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
+        "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
     },
     "targets": {},
 }

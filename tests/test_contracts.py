@@ -34,7 +34,11 @@ class Case:
 
 
 # A pass that runs with its defaults on a plain BERT needs no line here.
-CASES: dict[str, Case] = {}
+CASES: dict[str, Case] = {
+    "fold-masks": Case("fold-masks", before="magnitude-prune"),
+    "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
+    "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
+}
 
 
 def case_of(name: str) -> Case:

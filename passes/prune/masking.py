@@ -1,0 +1,89 @@
+"""What the pruning passes do to a graph and its tensors: put masks in, keep zeros zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparsefx.errors import TrainingError
+from sparsefx.masks import MASK_SUFFIX, MaskSite, find_masks
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+    from sparsefx.rewrite import Rewriter
+
+__all__ = ["add_mask", "assert_none_revived", "bake", "revived_weights", "zero_masked"]
+
+
+def add_mask(rewriter: Rewriter, weight: str, mask: Tensor, *, owner: str) -> MaskSite:
+    """Multiply a weight by a mask wherever the graph reads it.
+
+    The mask gets the dtype of the weight: a product of two float32 tensors takes half the time of
+    one with a bool tensor, forward and backward.
+
+    Args:
+        rewriter: Of the pass that adds the mask.
+        weight: Name of the weight.
+        mask: bool, shaped as the weight.
+        owner: Text form of the pass, kept in the product's ``meta["by"]``; see ``MagnitudePrune``.
+    """
+    value = rewriter.program.tensor(weight)
+    node = rewriter.get(weight)
+    mask_name = rewriter.program.canonical(weight) + MASK_SUFFIX
+    mask_node = rewriter.add_buffer(mask_name, mask.to(value.dtype))
+    with rewriter.before(min(node.users)):
+        product = rewriter.call(torch.ops.aten.mul.Tensor, node, mask_node)
+    product.meta["by"] = owner
+    rewriter.replace(node, product, erase=False)
+    return MaskSite(str(node.target), mask_name, product)
+
+
+@torch.no_grad()
+def zero_masked(program: Program, sites: Sequence[MaskSite]) -> None:
+    """Set the weights under the zeros of their masks to zero, in place."""
+    if sites:
+        torch._foreach_mul_(
+            [program.tensor(site.weight) for site in sites],
+            [program.tensor(site.mask) for site in sites],
+        )
+
+
+@torch.no_grad()
+def bake(program: Program, site: MaskSite) -> None:
+    """Write ``weight * mask`` into the weight; under the mask stand plain zeros, no -0.0."""
+    program.tensor(site.weight).masked_fill_(program.tensor(site.mask) == 0, 0.0)
+
+
+@torch.no_grad()
+def revived_weights(program: Program) -> dict[str, int]:
+    """Return how many weights are not zero although their mask is, by name; empty when all is well.
+
+    A weight that is NaN counts: its product with a mask of 0 is NaN, not 0.
+    """
+    found = {}
+    for site in find_masks(program):
+        weight, mask = program.tensor(site.weight), program.tensor(site.mask)
+        count = int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))
+        if count:
+            found[site.weight] = count
+    return found
+
+
+def assert_none_revived(program: Program, *, who: str = "") -> None:
+    """Hold all weights under zeros of masks to zero.
+
+    Raises:
+        TrainingError: Naming the weights that are not.
+    """
+    revived = revived_weights(program)
+    if revived:
+        listed = ", ".join(f"{name} ({count})" for name, count in revived.items())
+        raise TrainingError(
+            f"{sum(revived.values())} locked weights are not zero: {listed}",
+            who=who,
+            where=next(iter(revived)),
+            hint="something wrote to the weights after program.step(), or they are NaN",
+        )

@@ -1,0 +1,120 @@
+"""Which weights of a Program a pruning pass works on: by role, then by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+
+from sparsefx.errors import did_you_mean
+from sparsefx.masks import find_masks
+from sparsefx.passbase import Pass, Skip
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["Selection", "check_selection", "select_weights", "weight_roles"]
+
+aten = torch.ops.aten
+_WEIGHT_ARGUMENT: dict[object, int] = {aten.linear.default: 1, aten.embedding.default: 0}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The names of the chosen weights in graph order, and what was left alone and why.
+
+    ``masked`` are those that would have been chosen, had they no mask already.
+    """
+
+    chosen: tuple[str, ...]
+    masked: tuple[str, ...]
+    skipped: tuple[Skip, ...]
+
+
+def check_selection(
+    item: Pass, roles: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> None:
+    """Check the three options of a pass.
+
+    Raises:
+        PassError: When a role is unknown or a regular expression cannot be read.
+    """
+    known = [role.value for role in Role]
+    for role in roles:
+        if role not in known:
+            raise item.refuse("roles", f"{role!r} is no role", hint=did_you_mean(role, known))
+    if not roles:
+        raise item.refuse("roles", "at least one role is needed", hint=f"known: {', '.join(known)}")
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise item.refuse(option, f"not a regular expression: {error}") from error
+
+
+def select_weights(
+    program: Program, roles: Sequence[str], include: Sequence[str], exclude: Sequence[str]
+) -> Selection:
+    """Choose among the trainable matrices of the graph; a tied weight is one of them.
+
+    Args:
+        program: Where to look; a teacher that was joined to it is left out.
+        roles: The roles to take, e.g. ``encoder``.
+        include: Regular expressions of which one must be found in one of the weight's names; none
+            means all.
+        exclude: Regular expressions of which none may be found.
+    """
+    masked = {site.weight for site in find_masks(program)}
+    role_of = weight_roles(program)
+    found: dict[bool, list[str]] = {False: [], True: []}
+    skipped = []
+    matched: set[str] = set()
+    for node in program.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        tensor = program.tensor(name)
+        if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
+            continue
+        if name.startswith((TEACHER_PREFIX, DISTILL_PREFIX)):
+            continue
+        names = next((group for group in program.ties if name in group), (name,))
+        hits = {p for p in (*include, *exclude) if any(re.search(p, n) for n in names)}
+        matched |= hits
+        role = role_of.get(name, Role.OTHER)
+        if role.value not in roles:
+            reason = f"its role {role.value} is not among roles={','.join(roles)}"
+        elif include and not hits & set(include):
+            reason = "no include expression is found in its name"
+        elif barred := sorted(hits & set(exclude)):
+            reason = f"excluded by {barred[0]!r}"
+        else:
+            reason = "" if name in masked else _unfit_use(node)
+        if reason:
+            skipped.append(Skip(name, reason))
+        else:
+            found[name in masked].append(name)
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        skipped += [
+            Skip(f"{option}={p!r}", "it is found in no name") for p in patterns if p not in matched
+        ]
+    return Selection(tuple(found[False]), tuple(found[True]), tuple(skipped))
+
+
+def weight_roles(program: Program) -> dict[str, Role]:
+    """Return the role of each matrix by its name in the graph."""
+    return dict(program.facts(EncoderStructure).roles)
+
+
+def _unfit_use(node: fx.Node) -> str:
+    """Return why the pattern of this weight has no meaning; empty when it has one."""
+    for user in node.users:
+        place = _WEIGHT_ARGUMENT.get(user.target)
+        if place is None or user.args[place] is not node:
+            return f"%{user.name} does not use it as the weight of a linear or an embedding"
+    return ""
