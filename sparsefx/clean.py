@@ -153,9 +153,11 @@ def _tied_names(module: nn.Module) -> tuple[tuple[str, ...], ...]:
 
 
 def _short_meta(node: fx.Node) -> dict[str, Any]:
+    """Keep the value that export inferred and the module the node came from."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
-    return {"module": path} if path and not path.startswith("_") else {}
+    meta = {"module": path} if path and not path.startswith("_") else {}
+    return {**meta, "val": node.meta["val"]} if "val" in node.meta else meta
 
 
 def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
@@ -167,7 +169,7 @@ def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
     elif node.target is _SDPA and len(node.args) > 4 and node.args[4]:
         with graph.inserting_before(node):
             rate = graph.call_function(dropout_rate, (node.args[4], training))
-            rate.meta = dict(node.meta)
+            rate.meta = {key: text for key, text in node.meta.items() if key != "val"}
         node.args = (*node.args[:4], rate, *node.args[5:])
     elif node.target is aten.batch_norm.default:
         node.args = (*node.args[:5], training, *node.args[6:])

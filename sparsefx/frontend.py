@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from sparsefx.clean import clean_graph
 from sparsefx.errors import CaptureError, did_you_mean
 from sparsefx.program import Program
+from sparsefx.shapes import Shapes, static_size
 from sparsefx.signature import InputSpec, Signature
 
 __all__ = ["capture"]
@@ -208,9 +209,28 @@ def _to_program(
     if not outputs:
         raise CaptureError("the model returns no tensor", who="capture", where="forward")
     module, ties = clean_graph(flat, [spec.name for spec in specs], outputs)
-    program = Program(module, Signature(specs, tuple(outputs)), config=config, ties=ties)
-    _ = program.shapes  # a graph whose shapes do not work out is refused here, not later
-    return program
+    placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    values = {s.name: n.meta["val"] for s, n in zip(specs, placeholders, strict=True)}
+    signature = Signature(tuple(_as_found(s, values[s.name]) for s in specs), tuple(outputs))
+    shapes = Shapes.of_export(signature, values)
+    shapes.infer(module, missing=True)
+    return Program(module, signature, config=config, ties=ties, shapes=shapes)
+
+
+def _as_found(spec: InputSpec, value: Tensor) -> InputSpec:
+    """Return the input as export found it: a dimension that the model forces to a size is fixed."""
+    dims = []
+    for size, dim in zip(value.shape, spec.dims, strict=True):
+        known = static_size(size)
+        if known is not None and known != dim:
+            logger.warning(
+                "capture: %s of input %r is fixed at %d: the model takes no other size",
+                dim,
+                spec.name,
+                known,
+            )
+        dims.append(dim if known is None else known)
+    return InputSpec(spec.name, spec.dtype, tuple(dims))
 
 
 def _named_outputs(value: object, name: str) -> Iterator[tuple[str, fx.Node]]:

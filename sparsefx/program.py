@@ -64,6 +64,7 @@ class Program:
         *,
         config: Mapping[str, Any] | None = None,
         ties: tuple[tuple[str, ...], ...] = (),
+        shapes: Shapes | None = None,
     ) -> None:
         self.module = module
         self.signature = signature
@@ -74,7 +75,7 @@ class Program:
         self.config: dict[str, Any] = dict(config or {})
         self.ties = ties
         self._revision = 0
-        self._shapes: Shapes | None = None
+        self._shapes = shapes
         self._facts: dict[type, tuple[object, object]] = {}
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
 
@@ -226,7 +227,9 @@ class Program:
 
     def copy(self) -> Program:
         """Return an independent Program with the same graph, tensors, properties and history."""
-        twin = Program(copy.deepcopy(self.module), self.signature, ties=self.ties)
+        twin = Program(
+            copy.deepcopy(self.module), self.signature, ties=self.ties, shapes=self._shapes
+        )
         twin.config = copy.deepcopy(self.config)
         twin.properties, twin.history = self.properties, self.history
         twin.active, twin.steps = self.active, self.steps

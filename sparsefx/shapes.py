@@ -6,6 +6,9 @@ looks for them. They are only a cache: :meth:`Shapes.infer` makes them anew from
 
 from __future__ import annotations
 
+import re
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from sparsefx.errors import ProgramError
 from sparsefx.signature import Dim, Signature
 
-__all__ = ["ShapeFact", "Shapes"]
+__all__ = ["ShapeFact", "Shapes", "static_size"]
 
 # Example sizes for dynamic dimensions: distinct, so that two dimensions are never taken for one,
 # and unlike any size that models have, so that none is taken for a static dimension.
@@ -45,9 +48,27 @@ class Shapes:
         self._mode = FakeTensorMode(
             shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=False
         )
-        self._constants: dict[int, tuple[torch.Tensor, FakeTensor]] = {}
+        self._constants: dict[int, tuple[weakref.ref[torch.Tensor], FakeTensor]] = {}
         self._names: dict[str, str] = {}
         self._inputs = self._make_inputs()
+
+    @classmethod
+    def of_export(cls, signature: Signature, values: Mapping[str, FakeTensor]) -> Shapes:
+        """Go on from what torch.export has inferred already.
+
+        Args:
+            signature: Signature of the Program.
+            values: The fake tensor of each input.
+        """
+        shapes = cls.__new__(cls)
+        shapes._signature = signature
+        shapes._mode = next(iter(values.values())).fake_mode
+        shapes._constants = {}
+        shapes._names = {}
+        shapes._inputs = dict(values)
+        for spec in signature.inputs:
+            shapes._name_symbols(values[spec.name], spec.dims)
+        return shapes
 
     def _make_inputs(self) -> dict[str, FakeTensor]:
         names = sorted({d for spec in self._signature.inputs for d in spec.dims if type(d) is str})
@@ -72,19 +93,23 @@ class Shapes:
                 symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),
             )
             inputs[spec.name] = fake
-            for size, dim in zip(fake.shape, spec.dims, strict=True):
-                if isinstance(dim, str):
-                    self._names[str(size)] = dim
+            self._name_symbols(fake, spec.dims)
         return inputs
 
-    def infer(self, module: fx.GraphModule) -> None:
-        """Fill ``node.meta["val"]`` of every node of ``module``.
+    def _name_symbols(self, fake: FakeTensor, dims: tuple[Dim, ...]) -> None:
+        for size, dim in zip(fake.shape, dims, strict=True):
+            if isinstance(dim, str):
+                self._names[str(size)] = dim
+
+    def infer(self, module: fx.GraphModule, *, missing: bool = False) -> None:
+        """Fill ``node.meta["val"]`` of every node of ``module``, or only where it is missing.
 
         Raises:
             ProgramError: When an operator refuses its inputs; names the node.
         """
         for node in module.graph.nodes:
-            self.infer_node(module, node)
+            if not (missing and "val" in node.meta):
+                self.infer_node(module, node)
 
     def infer_node(self, module: fx.GraphModule, node: fx.Node) -> None:
         """Fill ``node.meta["val"]`` from the values of the node's inputs."""
@@ -99,10 +124,10 @@ class Shapes:
 
     def _constant(self, tensor: torch.Tensor) -> FakeTensor:
         cached = self._constants.get(id(tensor))
-        if cached is None or cached[0] is not tensor:
+        if cached is None or cached[0]() is not tensor:
             with torch.no_grad():
                 fake = self._mode.from_tensor(tensor.detach(), static_shapes=True)
-            cached = self._constants[id(tensor)] = (tensor, fake)
+            cached = self._constants[id(tensor)] = (weakref.ref(tensor), fake)
         return cached[1]
 
     def _call(self, node: fx.Node) -> Any:
@@ -123,12 +148,17 @@ class Shapes:
         return ShapeFact(value.dtype, tuple(self._dim(size) for size in value.shape))
 
     def _dim(self, size: int | torch.SymInt) -> Dim:
-        if isinstance(size, int):
-            return size
-        text = str(size)
-        for symbol, name in self._names.items():
-            text = text.replace(symbol, name)
+        if (known := static_size(size)) is not None:
+            return known
+        text = re.sub(r"\w+", lambda found: self._names.get(found[0], found[0]), str(size))
         return int(text) if text.isdigit() else text
+
+
+def static_size(size: int | torch.SymInt) -> int | None:
+    """Return a size as a number, also when a symbol turned out to have only one value."""
+    if isinstance(size, int):
+        return size
+    return int(size) if size.node.expr.is_number else None
 
 
 def _attribute(module: torch.nn.Module, target: str) -> torch.Tensor:

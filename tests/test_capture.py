@@ -152,6 +152,22 @@ def test_to_moves_the_constants_of_the_graph() -> None:
     assert "cpu" not in program.dump()
 
 
+class FixedLength(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+def test_a_size_that_the_model_forces_is_fixed(caplog: pytest.LogCaptureFixture) -> None:
+    inputs = {"x": torch.ones(2, 8, dtype=torch.long)}
+    program = sparsefx.capture(FixedLength(), inputs)
+    assert program.signature.inputs[0].dims == ("batch", 8)
+    assert "sequence of input 'x' is fixed at 8" in caplog.text
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
