@@ -61,7 +61,8 @@ def capture(
         )
     inputs = _named_inputs(model, example_inputs)
     dims = _dynamic_dims(inputs, dynamic)
-    inputs = {name: _grow(value, dims[name]) for name, value in inputs.items()}
+    # Copies: of one tensor that is given under two names, export would make one input.
+    inputs = {name: _grow(value, dims[name]).clone() for name, value in inputs.items()}
     exported = _export(model, inputs, dims)
     specs = tuple(
         InputSpec(name, value.dtype, tuple(dims[name].get(i, n) for i, n in enumerate(value.shape)))

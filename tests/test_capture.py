@@ -222,3 +222,12 @@ def test_wrong_batches_are_refused(change, expected: str) -> None:  # type: igno
     with pytest.raises(ProgramError) as caught:
         program(**batch)
     assert expected in str(caught.value)
+
+
+def test_one_tensor_under_two_names_stays_two_inputs() -> None:
+    same = torch.randn(2, 3)
+    program = sparsefx.capture(nn.Bilinear(3, 3, 1), {"input1": same, "input2": same})
+    other = torch.randn(2, 3)
+    swapped = program(input1=other, input2=same)["output"]
+    assert not torch.equal(swapped, program(input1=same, input2=same)["output"])
+    assert not torch.equal(swapped, program(input1=same, input2=other)["output"])
