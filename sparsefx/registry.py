@@ -26,6 +26,7 @@ Kind = Literal["passes", "targets"]
 
 _TABLE: dict[Kind, dict[str, str]] = {
     "passes": {
+        "decompose-attention": ("sparsefx.passes.structure.decompose_attention:DecomposeAttention"),
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
