@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+import sparsefx.fake_quantization  # noqa: F401  # a graph may name its operators
 from sparsefx import ops
 from sparsefx.errors import ArtifactError
 

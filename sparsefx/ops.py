@@ -5,6 +5,8 @@ written (design decision 11). Their meaning is ONNX QuantizeLinear and Dequantiz
 
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
     y = (q - zero_point) * scale
+
+The ops that imitate them in training are in :mod:`sparsefx.fake_quantization`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Mode", "dequantize", "dropout_rate", "quantize", "storage_dtype"]
+__all__ = ["Mode", "along", "dequantize", "dropout_rate", "quantize", "storage_dtype"]
 
 MODE = "mode"
 """Attribute under which every Program's module holds its :class:`Mode`."""
@@ -44,7 +46,8 @@ def storage_dtype(qmin: int, qmax: int) -> torch.dtype:
     raise ValueError(f"no integer type holds the range {qmin}..{qmax}")
 
 
-def _along(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
+def along(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
+    """Shape ``values``, one for each index of ``axis``, so that they broadcast over ``like``."""
     if axis is None or values.dim() == 0:
         return values
     shape = [1] * like.dim()
@@ -69,8 +72,9 @@ def quantize(
     Returns:
         int8, uint8 or int32 tensor shaped as ``x``.
     """
-    steps = torch.round(x.float() / _along(scale, x, axis)) + _along(zero_point, x, axis)
-    return steps.clamp(qmin, qmax).to(storage_dtype(qmin, qmax))
+    steps = (x.float() / along(scale, x, axis)).round_()
+    steps.add_(along(zero_point, x, axis)).clamp_(qmin, qmax)
+    return steps.to(storage_dtype(qmin, qmax))
 
 
 @quantize.register_fake
@@ -83,8 +87,8 @@ def _(
 @torch.library.custom_op("sparsefx::dequantize", mutates_args=())
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     """Return ``(q - zero_point) * scale`` as float32; arguments as in :func:`quantize`."""
-    shifted = q.to(torch.int32) - _along(zero_point, q, axis).to(torch.int32)
-    return shifted.float() * _along(scale, q, axis)
+    shifted = q.float().sub_(along(zero_point, q, axis))
+    return shifted.mul_(along(scale, q, axis))
 
 
 @dequantize.register_fake

@@ -31,6 +31,8 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
+        "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
+        "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
     },
     "targets": {},
 }

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
+from sparsefx.ops import MODE, Mode
 from sparsefx.signature import Signature
 
 if TYPE_CHECKING:
@@ -109,6 +110,18 @@ class Rewriter:
                 f"it is still used by {users}", who=self.author, where=f"%{node.name}"
             )
         self.program.graph.erase_node(node)
+
+    def training(self) -> fx.Node:
+        """Return the node that says whether the Program trains; a graph without dropout gets it."""
+        for node in self.program.graph.find_nodes(op="call_module", target=MODE):
+            return node
+        if not hasattr(self.program.module, MODE):
+            self.program.module.add_module(MODE, Mode().train(self.program.training))
+        calls = (n for n in self.program.graph.nodes if n.op not in ("placeholder", "get_attr"))
+        first = next(calls)
+        with self.program.graph.inserting_before(first):
+            node = self.program.graph.call_module(MODE)
+        return self._adopt(node, first)
 
     # -- tensors ---------------------------------------------------------------------------------
 

@@ -1,0 +1,158 @@
+"""Finds what can be quantized: linears, where their weight comes from, and what they feed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from sparsefx.masks import MASK_SUFFIX, find_masks
+from sparsefx.passbase import Skip
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["LinearSite", "find_linears", "is_requantized_in_paper"]
+
+aten = torch.ops.aten
+
+# What only moves values, scales them by a constant or hides some of them: a quantizer before it
+# serves as well as one behind it.
+_MOVES = {
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.dropout.default,
+    aten.mul.Scalar,
+    aten.div.Scalar,
+}
+_SCALES = {aten.mul.Tensor, aten.div.Tensor}
+_SHIFTS = {aten.add.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self}
+_ACTIVATIONS = {
+    aten.gelu.default,
+    aten.tanh.default,
+    aten.relu.default,
+    aten.silu.default,
+    aten.sigmoid.default,
+}
+_PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
+_SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
+_SDPA = aten.scaled_dot_product_attention.default
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One linear that can be quantized.
+
+    Attributes:
+        node: The ``aten.linear`` node.
+        weight: Name of its weight in the state_dict.
+        operand: The node that it multiplies with: the weight, or the product of weight and mask.
+    """
+
+    node: fx.Node
+    weight: str
+    operand: fx.Node
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the weight."""
+        return self.weight.removesuffix(".weight")
+
+
+def find_linears(program: Program) -> tuple[list[LinearSite], list[Skip]]:
+    """Return the linears of ``program`` in graph order, and those that cannot be quantized."""
+    products = {site.product: site.weight for site in find_masks(program)}
+    sites, skipped = [], []
+    for node in program.graph.find_nodes(op="call_function", target=aten.linear.default):
+        operand = node.args[1]
+        if operand.op != "get_attr" and operand not in products:
+            reason = f"its weight is computed by %{operand.name}; only a tensor is quantized"
+            skipped.append(Skip(f"%{node.name}", reason))
+            continue
+        weight = products.get(operand, str(operand.target))
+        if others := _other_users(program, weight):
+            names = ", ".join(f"%{user.name}" for user in others)
+            reason = f"{names} reads it too (tied to an embedding), and stays float32"
+            skipped.append(Skip(weight, reason))
+            continue
+        sites.append(LinearSite(node, weight, operand))
+    return sites, skipped
+
+
+def _other_users(program: Program, weight: str) -> list[fx.Node]:
+    """Return the nodes that read ``weight`` and are neither its mask's product nor a linear."""
+    found = []
+    for reader in program.graph.find_nodes(op="get_attr", target=weight):
+        for user in reader.users:
+            is_mask = any(
+                isinstance(arg, fx.Node) and arg.target == weight + MASK_SUFFIX for arg in user.args
+            )
+            is_linear = user.target is aten.linear.default and user.args[1] is reader
+            if not is_mask and not is_linear:
+                found.append(user)
+    return found
+
+
+def is_requantized_in_paper(node: fx.Node) -> bool:
+    """Return whether Prune Once for All quantizes the output of this linear again.
+
+    Its list is query, key, intermediate and pooler; found here by what they feed: the product under
+    the softmax of attention (query, key), or an activation function (intermediate, pooler). The
+    outputs of value, both output.dense and the classifier stay float32.
+    """
+    return any(_is_activation(user) or _makes_scores(user, source) for source, user in _feeds(node))
+
+
+def _feeds(node: fx.Node) -> Iterable[tuple[fx.Node, fx.Node]]:
+    """Yield (source, user): what uses the value of ``node``, looking through moves."""
+    stack, seen = [node], {node}
+    while stack:
+        source = stack.pop()
+        for user in source.users:
+            if not _moves(user):
+                yield source, user
+            elif user not in seen:
+                seen.add(user)
+                stack.append(user)
+
+
+def _moves(node: fx.Node) -> bool:
+    constant = len(node.args) > 1 and not isinstance(node.args[1], fx.Node)
+    return node.target in _MOVES or (node.target in _SCALES and constant)
+
+
+def _is_activation(node: fx.Node) -> bool:
+    return node.target in _ACTIVATIONS
+
+
+def _makes_scores(node: fx.Node, operand: fx.Node) -> bool:
+    """Return whether ``node`` multiplies ``operand`` into the scores below a softmax."""
+    if node.target is _SDPA:
+        return operand in node.args[:2]
+    return node.target in _PRODUCTS and _reaches_softmax(node)
+
+
+def _reaches_softmax(node: fx.Node) -> bool:
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop().users:
+            if user.target in _SOFTMAXES:
+                return True
+            passes = user.target in _SHIFTS or user.target in _SCALES or _moves(user)
+            if passes and user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return False
