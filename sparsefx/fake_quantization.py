@@ -47,8 +47,8 @@ def affine_parameters(
         qmin: Smallest integer, 0 for uint8.
         qmax: Largest integer, 255 for uint8.
     """
-    low = minimum.float().clamp(max=0.0)
-    high = maximum.float().clamp(min=0.0)
+    low = minimum.clamp(max=0.0)
+    high = maximum.clamp(min=0.0)
     scale = ((high - low) / (qmax - qmin)).clamp(min=torch.finfo(torch.float32).eps)
     zero_point = (qmin - torch.round(low / scale)).clamp(qmin, qmax)
     return scale, zero_point.to(torch.int32)

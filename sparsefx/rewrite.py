@@ -113,8 +113,9 @@ class Rewriter:
 
     def training(self) -> fx.Node:
         """Return the node that says whether the Program trains; a graph without dropout gets it."""
-        for node in self.program.graph.find_nodes(op="call_module", target=MODE):
-            return node
+        found: list[fx.Node] = self.program.graph.find_nodes(op="call_module", target=MODE)
+        if found:
+            return found[0]
         if not hasattr(self.program.module, MODE):
             self.program.module.add_module(MODE, Mode().train(self.program.training))
         calls = (n for n in self.program.graph.nodes if n.op not in ("placeholder", "get_attr"))

@@ -206,9 +206,7 @@ def _convert_activation(program: Program, rewriter: Rewriter, node: fx.Node) -> 
     with rewriter.before(node):
         scale_node = rewriter.add_buffer(f"{place}_scale", scale)
         zero_node = rewriter.add_buffer(f"{place}_zero_point", zero_point)
-        quantized = rewriter.call(
-            _ops.quantize.default, value, scale_node, zero_node, qmin, qmax
-        )
+        quantized = rewriter.call(_ops.quantize.default, value, scale_node, zero_node, qmin, qmax)
         rewriter.replace(
             node, rewriter.call(_ops.dequantize.default, quantized, scale_node, zero_node)
         )

@@ -34,12 +34,22 @@ _MOVES = {
     aten.expand.default,
     aten.slice.Tensor,
     aten.select.int,
+    aten.alias.default,
+    aten.repeat.default,
+    aten.to.dtype,
     aten.dropout.default,
     aten.mul.Scalar,
     aten.div.Scalar,
 }
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
-_SHIFTS = {aten.add.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self}
+_SHIFTS = {
+    aten.add.Tensor,
+    aten.add_.Tensor,
+    aten.gather.default,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.self,
+}
 _ACTIVATIONS = {
     aten.gelu.default,
     aten.tanh.default,
@@ -130,8 +140,14 @@ def _feeds(node: fx.Node) -> Iterable[tuple[fx.Node, fx.Node]]:
 
 
 def _moves(node: fx.Node) -> bool:
-    constant = len(node.args) > 1 and not isinstance(node.args[1], fx.Node)
-    return node.target in _MOVES or (node.target in _SCALES and constant)
+    return node.target in _MOVES or (node.target in _SCALES and _is_scalar(node.args[1]))
+
+
+def _is_scalar(value: object) -> bool:
+    if not isinstance(value, fx.Node):
+        return True
+    fake = value.meta.get("val")
+    return not isinstance(fake, torch.Tensor) or fake.dim() == 0
 
 
 def _is_activation(node: fx.Node) -> bool:
