@@ -18,6 +18,7 @@ import sparsefx
 from sparsefx import Pipeline, Program, registry
 from sparsefx.errors import PipelineError, SpecError
 from sparsefx.passbase import Pass
+from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.properties import Property
 from tests.tiny_models import example_batch, tiny
 
@@ -38,6 +39,7 @@ CASES: dict[str, Case] = {
     "fold-masks": Case("fold-masks", before="magnitude-prune"),
     "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
+    "quantize-convert": Case("quantize-convert", before="quantize-prepare"),
 }
 
 
@@ -72,7 +74,10 @@ def run(text: str, program: Program) -> Program:
 @cache
 def prepared(name: str) -> Program:
     """A Program that the pass of this name can run on."""
-    return run(case_of(name).before, captured())
+    program = run(case_of(name).before, captured())
+    if Property.QUANT_PREPARED in program.properties:
+        calibrate(program, [example_batch()])
+    return program
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -11,6 +11,9 @@ from torch import fx
 
 import sparsefx.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.roles import Role
+from sparsefx.passes.prune.selection import check_selection
 from sparsefx.passes.quantize.sites import LinearSite, find_linears, is_requantized_in_paper
 from sparsefx.properties import Property
 
@@ -65,8 +68,9 @@ class QuantizePrepare(Pass):
         average: Averaging constant of the observers, in 0..1; 0 keeps the extremes ever seen.
         begin: Optimizer step at which observers and fake quantizers start.
         freeze: Optimizer step at which observers stop to move; None for never.
-        include: Regular expression searched in weight names; empty for all linears.
-        exclude: Regular expression searched in weight names; empty for none.
+        roles: Roles of the linears to quantize; all of them by default, pooler and head too.
+        include: Regular expressions; a weight's name must match one of them, when there are any.
+        exclude: Regular expressions; a weight's name must match none of them.
 
     >>> import torch
     >>> from sparsefx import capture, Pipeline
@@ -100,11 +104,16 @@ class QuantizePrepare(Pass):
     average: float = 0.01
     begin: int = 0
     freeze: int | None = None
-    include: str = field(default="")
-    exclude: str = field(default="")
+    roles: tuple[str, ...] = ("encoder", "pooler", "head", "embedding", "other")
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option in ("roles", "include", "exclude"):
+            if isinstance(value := getattr(self, option), str):
+                object.__setattr__(self, option, (value,))
+        check_selection(self, self.roles, self.include, self.exclude)
         if self.weights not in ("tensor", "channel"):
             raise self.refuse("weights", "expected 'tensor' or 'channel'")
         if self.weight_range not in WEIGHT_RANGES:
@@ -118,14 +127,10 @@ class QuantizePrepare(Pass):
                 "freeze",
                 f"observers would never see a value: expected more than begin={self.begin}",
             )
-        for option in ("include", "exclude", "requantize"):
-            self._check_pattern(option)
-
-    def _check_pattern(self, option: str) -> None:
         try:
-            re.compile(getattr(self, option))
+            re.compile(self.requantize)
         except re.error as error:
-            raise self.refuse(option, f"not a regular expression: {error}") from error
+            raise self.refuse("requantize", f"not a regular expression: {error}") from error
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Put the quantizers in."""
@@ -153,14 +158,16 @@ class QuantizePrepare(Pass):
         program.tensor(STEP).add_(1)
 
     def _left_out(self, program: Program, site: LinearSite) -> str:
-        if self.include and not re.search(self.include, site.weight):
-            return f"not among include={self.include!r}"
-        if self.exclude and re.search(self.exclude, site.weight):
-            return f"excluded by exclude={self.exclude!r}"
-        weight = program.tensor(site.weight)
-        if weight.dtype != torch.float32:
-            return f"its weight is {weight.dtype}, expected float32"
-        return ""
+        role = program.facts(EncoderStructure).roles.get(site.weight, Role.OTHER)
+        barred = [pattern for pattern in self.exclude if re.search(pattern, site.weight)]
+        if role not in self.roles:
+            return f"its role {role} is not among roles={','.join(self.roles)}"
+        if self.include and not any(re.search(pattern, site.weight) for pattern in self.include):
+            return "no include expression is found in its name"
+        if barred:
+            return f"excluded by {barred[0]!r}"
+        dtype = program.tensor(site.weight).dtype
+        return "" if dtype == torch.float32 else f"its weight is {dtype}, expected float32"
 
     def requantizes(self, site: LinearSite) -> bool:
         """Return whether the output of this linear is quantized again."""

@@ -11,6 +11,7 @@ from torch import fx
 
 from sparsefx.masks import MASK_SUFFIX, find_masks
 from sparsefx.passbase import Skip
+from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -83,7 +84,10 @@ class LinearSite:
 
 
 def find_linears(program: Program) -> tuple[list[LinearSite], list[Skip]]:
-    """Return the linears of ``program`` in graph order, and those that cannot be quantized."""
+    """Return the linears of ``program`` in graph order, and those that cannot be quantized.
+
+    Those of a teacher that distillation joined to the graph are in neither.
+    """
     products = {site.product: site.weight for site in find_masks(program)}
     sites, skipped = [], []
     for node in program.graph.find_nodes(op="call_function", target=aten.linear.default):
@@ -93,6 +97,8 @@ def find_linears(program: Program) -> tuple[list[LinearSite], list[Skip]]:
             skipped.append(Skip(f"%{node.name}", reason))
             continue
         weight = products.get(operand, str(operand.target))
+        if weight.startswith((TEACHER_PREFIX, DISTILL_PREFIX)):
+            continue
         if others := _other_users(program, weight):
             names = ", ".join(f"%{user.name}" for user in others)
             reason = f"{names} reads it too (tied to an embedding), and stays float32"

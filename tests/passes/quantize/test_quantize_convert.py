@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from sparsefx import Pipeline, Program, capture
+from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, PipelineError, ProgramError
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.passes.quantize.convert import QuantizeConvert
 from sparsefx.passes.quantize.sites import find_linears
 from sparsefx.testing import assert_pass, small_program
-from tests.tiny_models import example_batch, tiny
+from tests.programs import shared
+from tests.tiny_models import example_batch
 
 CONVERT = Pipeline.parse("quantize-convert")
 
 
 @functools.cache
 def captured(model: str, zeros: float = 0.0) -> Program:
-    program = capture(tiny(model), example_batch())
+    program = shared(model).copy()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for site in find_linears(program)[0]:
@@ -131,6 +132,21 @@ def test_round_trip(tmp_path: Path) -> None:
     again = Program.load(converted.save(tmp_path / "int8"))
     assert again.fingerprint() == converted.fingerprint()
     assert torch.equal(again(**example_batch())["logits"], converted(**example_batch())["logits"])
+
+
+def test_whole_way_with_masks() -> None:
+    spec = "magnitude-prune{sparsity=0.9,end=0,begin=0},pattern-lock,quantize-prepare"
+    program = Pipeline.parse(spec).run(shared("bert-cls"))
+    batch = example_batch(4, 7)
+    calibrate(program, [batch])
+    folded = Pipeline.parse("fold-masks,quantize-convert").run(program)
+    assert torch.equal(folded(**batch)["logits"], program(**batch)["logits"])
+    name = "bert.encoder.layer.1.output.dense.weight"
+    masked = program.tensor(name + "_mask") == 0
+    assert masked.float().mean() == pytest.approx(0.9, abs=0.01)
+    assert not folded.tensor(name)[masked].any()
+    with pytest.raises(PipelineError, match="'fold-masks' before it"):
+        CONVERT.run(program)
 
 
 def test_calibration_restores_the_mode_and_changes_ranges_alone() -> None:

@@ -9,24 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefx import Pipeline, Program, capture
+from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, PipelineError, SpecError
+from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.quantize.prepare import STEP, QuantizePrepare
 from sparsefx.passes.quantize.sites import find_linears, is_requantized_in_paper
 from sparsefx.testing import assert_pass, small_program
-from tests.tiny_models import example_batch, tiny
+from tests.programs import shared
+from tests.tiny_models import example_batch
 
 ops = torch.ops.sparsefx
 
 
 @functools.cache
-def captured(model: str, attention: str = "sdpa") -> Program:
-    return capture(tiny(model, attention), example_batch())
-
-
-@functools.cache
 def prepared_once(spec: str, model: str) -> Program:
-    return Pipeline.parse(spec).run(captured(model))
+    return Pipeline.parse(spec).run(shared(model))
 
 
 def prepared(spec: str = "quantize-prepare", model: str = "bert-cls") -> Program:
@@ -115,7 +112,7 @@ def test_linear_at_an_output_and_after_another() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_paper_requantizes_query_key_intermediate_and_pooler(attention: str) -> None:
-    program = captured("bert-cls", attention)
+    program = shared("bert-cls", attention)
     sites, _ = find_linears(program)
     chosen = [site.module for site in sites if is_requantized_in_paper(site.node)]
     layers = [f"bert.encoder.layer.{i}" for i in range(2)]
@@ -138,7 +135,7 @@ def test_paper_requantizes_query_key_intermediate_and_pooler(attention: str) -> 
     ],
 )
 def test_same_places_by_structure_in_other_architectures(model: str, names: set[str]) -> None:
-    program = captured(model)
+    program = shared(model)
     sites, _ = find_linears(program)
     chosen = [site.module for site in sites if is_requantized_in_paper(site.node)]
     assert {name.rpartition(".")[2] for name in chosen} == names
@@ -175,8 +172,16 @@ def test_tied_decoder_stays_float_with_a_reason() -> None:
 def test_include_and_exclude() -> None:
     program = prepared("quantize-prepare{include='encoder',exclude='value'}")
     reasons = {skip.reason for skip in program.history[-1].skipped}
-    assert reasons == {"not among include='encoder'", "excluded by exclude='value'"}
+    assert reasons == {"no include expression is found in its name", "excluded by 'value'"}
     assert count(program, ops.fake_quantize_weight.default) == 10
+
+
+def test_roles_and_the_structure_behind_quantizers() -> None:
+    plain, program = shared("bert-cls"), prepared("quantize-prepare{roles=('encoder','head')}")
+    (skip,) = program.history[-1].skipped
+    assert str(skip).endswith("its role pooler is not among roles=encoder,head")
+    assert program.facts(EncoderStructure).roles == plain.facts(EncoderStructure).roles
+    assert len(program.facts(EncoderStructure).layers) == 2
 
 
 def train(program: Program, steps: int, *, autocast: bool = False) -> list[float]:
@@ -225,7 +230,7 @@ def test_begin_and_freeze() -> None:
     program = prepared("quantize-prepare{begin=2,freeze=4}").train()
     train(program, 2)
     assert not any(abs(value) < float("inf") for value in ranges(program).values())
-    plain = captured("bert-cls")
+    plain = shared("bert-cls")
     copy = prepared("quantize-prepare{begin=2}").eval()
     assert torch.equal(copy(**example_batch())["logits"], plain(**example_batch())["logits"])
     train(program, 2)
@@ -260,7 +265,7 @@ def test_runs_where_it_is_moved() -> None:
         ("quantize-prepare{average=1.5}", "average=1.5: expected a number in 0..1"),
         ("quantize-prepare{begin=-1}", "begin=-1: expected 0 or more"),
         ("quantize-prepare{begin=9,freeze=9}", "freeze=9: observers would never see a value"),
-        ("quantize-prepare{include='('}", "include='(': not a regular expression"),
+        ("quantize-prepare{include='('}", "not a regular expression: missing )"),
         ("quantize-prepare{weight='channel'}", "did you mean 'weights'?"),
     ],
 )
