@@ -24,6 +24,7 @@ __all__ = [
     "SpecError",
     "TargetError",
     "TrainingError",
+    "TrainingInterruptedError",
     "VerifyError",
     "did_you_mean",
 ]
@@ -106,6 +107,10 @@ class DataError(SparsefxError):
 
 class TrainingError(SparsefxError):
     """Training cannot go on; the last checkpoint is kept."""
+
+
+class TrainingInterruptedError(TrainingError):
+    """Training was asked to stop, and did after a checkpoint; the same run can go on later."""
 
 
 class SpecError(SparsefxError):

@@ -170,6 +170,11 @@ class Batches:
         self._advance()
         return self.data.collate(rows)
 
+    @property
+    def upcoming(self) -> Ints:
+        """The examples of the next batch."""
+        return self._order[self.position.index]
+
     def restore(self, position: Position) -> None:
         """Go on from a position: the next batch drawn is its batch ``index``."""
         if not 0 <= position.index < len(self):

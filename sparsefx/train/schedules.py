@@ -154,10 +154,15 @@ def _window(settings: ScheduleSettings, total: int, warmup: int, program: Progra
 
 
 def pruning_window(program: Program) -> Window | None:
-    """Return when the masks of a Program move: options of its active pruning pass, if any."""
+    """Return when the masks of a Program move, in steps from now.
+
+    These are the options of its active pruning pass, if there is one. A pass that has been at work
+    since an earlier stage has part of its window behind it.
+    """
     for item in program.active:
         begin, end = getattr(item, "begin", None), getattr(item, "end", None)
         every = getattr(item, "frequency", None)
         if isinstance(begin, int) and isinstance(end, int) and isinstance(every, int):
-            return Window(begin, end, every)
+            passed = program.steps - (getattr(item, "start", None) or 0)
+            return Window(max(0, begin - passed), max(0, end - passed), every)
     return None

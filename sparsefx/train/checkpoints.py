@@ -1,0 +1,136 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole or not at all.
+
+A checkpoint is written under another name and then renamed, so a process that is killed leaves the
+earlier ones alone. Its manifest holds the SHA-256 of its files: one that a crash of the machine cut
+off is passed over for the one before it. The last two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sparsefx.errors import ArtifactError
+
+__all__ = ["Checkpoint", "Checkpoints", "write_json"]
+
+logger = logging.getLogger(__name__)
+
+_STATE, _TENSORS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        step: Optimizer steps done.
+        tensors: All tensors by name.
+        state: Everything else, as plain JSON data.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    Args:
+        folder: Where they lie; made when the first is saved.
+        keep: How many are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint and remove the oldest ones.
+
+        Returns:
+            Its folder; when there is one for this step already, that one stays.
+        """
+        final = self.folder / f"step-{checkpoint.step:08d}"
+        if final.exists():
+            return final
+        work = self.folder / f".{final.name}-{os.getpid()}"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+        save_file(tensors, work / _TENSORS)
+        write_json(work / _STATE, {"step": checkpoint.step, **checkpoint.state})
+        write_json(work / _MANIFEST, {name: _sha256(work / name) for name in (_TENSORS, _STATE)})
+        os.replace(work, final)
+        self._remove_old()
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint; None when there is none at all.
+
+        Raises:
+            ArtifactError: There are some, but all are cut or altered.
+        """
+        broken = []
+        for folder in reversed(self.folders()):
+            try:
+                return _read(folder)
+            except ArtifactError as error:
+                logger.warning("%s; trying the one before it", error)
+                broken.append(folder.name)
+        if broken:
+            raise ArtifactError(
+                f"none of the checkpoints {', '.join(broken)} is whole",
+                who="resume",
+                where=str(self.folder),
+                hint="remove this folder to train the stage from its beginning",
+            )
+        return None
+
+    def folders(self) -> list[Path]:
+        """Return the folders of all checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
+
+    def _remove_old(self) -> None:
+        for folder in self.folders()[: -self.keep]:
+            shutil.rmtree(folder)
+        for folder in self.folder.glob(".step-*"):
+            shutil.rmtree(folder)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that the file is either the old or the whole new one."""
+    fresh = path.with_name(f".{path.name}-{os.getpid()}")
+    fresh.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _read(folder: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        for name in (_TENSORS, _STATE):
+            if _sha256(folder / name) != manifest[name]:
+                raise ArtifactError(f"{name} was cut or altered", who="resume", where=str(folder))
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        return Checkpoint(state["step"], load_file(folder / _TENSORS), state)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the checkpoint cannot be read: {error}", who="resume", where=str(folder)
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

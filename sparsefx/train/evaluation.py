@@ -1,0 +1,174 @@
+"""The data of a session as tokens, and the scoring of Programs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from sparsefx.clean import remove_dead_nodes
+from sparsefx.errors import TrainingError
+from sparsefx.program import Program
+from sparsefx.train.batches import Encoded, encode, evaluation_batches
+from sparsefx.train.tasks import Examples, Task
+
+__all__ = ["SessionData", "TokenData", "inputs_for", "logits_name", "predict"]
+
+Predictor = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class SessionData:
+    """What a session trains on.
+
+    Attributes:
+        task: Has the splits 'train' and 'test'.
+        tokenizer: A transformers tokenizer.
+        unlabelled: Texts that distilling stages may train on besides.
+    """
+
+    task: Task
+    tokenizer: Any
+    unlabelled: Examples | None = None
+
+
+class TokenData:
+    """The texts of a session as tokens, made when they are first needed.
+
+    Args:
+        source: Texts and tokenizer.
+        max_length: Longest sequence in tokens.
+    """
+
+    def __init__(self, source: SessionData, max_length: int) -> None:
+        self.task = source.task
+        self._source = source
+        self._max_length = max_length
+
+    @cached_property
+    def labelled(self) -> Encoded:
+        """The training split."""
+        return self._encode(self.task.split("train"))
+
+    @cached_property
+    def test(self) -> Encoded:
+        """The split that is scored."""
+        return self._encode(self.task.split("test"))
+
+    @property
+    def test_labels(self) -> NDArray[np.float64]:
+        """Labels of the test split, of shape (examples,).
+
+        Raises:
+            TrainingError: It has none.
+        """
+        if self.test.labels is None:
+            raise TrainingError("the test split has no labels", who="session", where=self.task.name)
+        labels: NDArray[np.float64] = self.test.labels.numpy().astype(np.float64)
+        return labels
+
+    @cached_property
+    def everything(self) -> Encoded:
+        """The training split and the unlabelled texts, if there are any."""
+        if self._source.unlabelled is None:
+            return self.labelled
+        return self.labelled.joined(self._encode(self._source.unlabelled))
+
+    def _encode(self, examples: Examples) -> Encoded:
+        return encode(self._source.tokenizer, examples, self._max_length)
+
+    def example(self) -> dict[str, Tensor]:
+        """Return a batch of two test examples, to capture a model with."""
+        batch = self.test.collate([0, min(1, len(self.test) - 1)])
+        batch.pop("labels", None)
+        return batch
+
+
+def inputs_for(program: Program, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what ``program`` takes of a batch; token types that a tokenizer omits are 0.
+
+    Raises:
+        TrainingError: The Program takes an input that a tokenizer does not give.
+    """
+    found = {}
+    for name in program.signature.input_names:
+        if name in batch:
+            found[name] = batch[name]
+        elif name == "token_type_ids":
+            found[name] = torch.zeros_like(batch["input_ids"])
+        else:
+            raise TrainingError(
+                f"the model takes {name!r}, which the data do not have",
+                who="session",
+                where=name,
+                hint=f"capture it with {', '.join(batch)} alone",
+            )
+    return found
+
+
+def logits_name(program: Program) -> str:
+    """Return the output that holds the predictions: ``logits``, or the only one there is.
+
+    Raises:
+        TrainingError: There is no such output.
+    """
+    outputs = program.signature.outputs
+    if "logits" in outputs or len(outputs) == 1:
+        return "logits" if "logits" in outputs else outputs[0]
+    raise TrainingError(
+        f"none of the outputs {', '.join(outputs)} is called 'logits'",
+        who="session",
+        hint="train a model with a classification or regression head",
+    )
+
+
+def predictor(program: Program) -> Predictor:
+    """Return a function that computes the logits alone: a teacher in the graph is not run.
+
+    The function reads the tensors of ``program``, and its mode.
+    """
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(program.graph, copied)
+    output: Any = program.graph.output_node().args[0]
+    graph.output(copied[output[logits_name(program)]])
+    remove_dead_nodes(graph)
+    module = fx.GraphModule(program.module, graph)
+    inputs = {str(node.target) for node in graph.find_nodes(op="placeholder")}
+
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = module(**{name: batch[name] for name in inputs})
+        return found
+
+    return run
+
+
+def predict(program: Program, data: Encoded, batch_size: int) -> NDArray[np.float32]:
+    """Return the logits for all examples, in fp32 and evaluation mode.
+
+    Returns:
+        Of shape (examples, outputs), in the order of ``data``.
+    """
+    was_training = program.training
+    run = predictor(program.eval())
+    device = next(iter(program.named_tensors().values())).device
+    results: list[tuple[NDArray[np.int64], Tensor]] = []
+    try:
+        with torch.no_grad():
+            for rows, batch in evaluation_batches(data, batch_size):
+                inputs = inputs_for(program, batch)
+                moved = {name: value.to(device) for name, value in inputs.items()}
+                results.append((rows, run(moved).float().cpu()))
+    finally:
+        program.train(was_training)
+    first = results[0][1]
+    logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
+    for rows, found in results:
+        logits[rows] = found.numpy()
+    return logits

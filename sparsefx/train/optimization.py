@@ -1,0 +1,101 @@
+"""What a training step is made of: the loss against labels, the parameters, the optimizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sparsefx.errors import TrainingError, did_you_mean
+from sparsefx.program import Program
+from sparsefx.recipe import Training
+from sparsefx.train.batches import UNLABELLED
+from sparsefx.train.tasks import Kind
+
+__all__ = ["flush_tiny", "freeze", "label_loss", "make_optimizer", "trained_parameters"]
+
+_TINY = {"exp_avg": 1e-30, "exp_avg_sq": 1e-36}
+
+
+def label_loss(kind: Kind, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss over the labelled examples of a batch, in fp32; 0 when there are none.
+
+    Args:
+        kind: Cross-entropy for classification, squared error for regression.
+        logits: Of shape (batch, outputs).
+        labels: Of shape (batch,): classes, with UNLABELLED where there is none, or values.
+    """
+    if kind == "regression":
+        return F.mse_loss(logits.float().reshape(-1), labels.float())
+    classes = labels.long()
+    total = F.cross_entropy(logits.float(), classes, ignore_index=UNLABELLED, reduction="sum")
+    return total / (classes != UNLABELLED).sum().clamp(min=1)
+
+
+def freeze(program: Program, patterns: Iterable[str]) -> list[nn.Parameter]:
+    """Stop the training of all parameters whose name contains one of ``patterns``; return them.
+
+    Raises:
+        TrainingError: A pattern fits no trainable parameter.
+    """
+    named = {n: p for n, p in program.module.named_parameters() if p.requires_grad}
+    frozen = []
+    for pattern in patterns:
+        matches = [parameter for name, parameter in named.items() if re.search(pattern, name)]
+        if not matches:
+            raise TrainingError(
+                f"freeze: no trainable parameter has a name that contains {pattern!r}",
+                who="session",
+                hint=did_you_mean(pattern, {part for name in named for part in name.split(".")}),
+            )
+        frozen += matches
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def trained_parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
+    """Return what is trained, in an order that does not depend on how the Program was made."""
+    named = program.module.named_parameters()
+    found = sorted((name, parameter) for name, parameter in named if parameter.requires_grad)
+    if not found:
+        raise TrainingError(
+            "every parameter is frozen", who="session", hint="freeze fewer, or drop the training"
+        )
+    return found
+
+
+def make_optimizer(
+    trained: Iterable[tuple[str, nn.Parameter]], settings: Training
+) -> torch.optim.Optimizer:
+    """Return a fused AdamW; weight decay is for matrices alone."""
+    options = settings.optimizer
+    matrices = [parameter for _, parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for _, parameter in trained if parameter.dim() <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=options.learning_rate,
+        betas=options.betas,
+        eps=options.epsilon,
+        fused=True,
+    )
+
+
+@torch.no_grad()
+def flush_tiny(optimizer: torch.optim.Optimizer) -> None:
+    """Set vanishing moments to zero.
+
+    A pruned weight has no gradient, so its moments shrink by a constant factor each step and end
+    as subnormal numbers, with which a step of the optimizer takes 1.7 times as long on a CPU. The
+    update that moments of this size give is below what fp32 weights can hold.
+    """
+    for state in optimizer.state.values():
+        for key, tiny in _TINY.items():
+            state[key].masked_fill_(state[key].abs() < tiny, 0.0)

@@ -1,0 +1,223 @@
+"""The folder of a run: what was asked for, what is finished, and that one process works on it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TextIO
+
+import torch
+import transformers
+
+import sparsefx
+from sparsefx.errors import ArtifactError, TrainingError
+from sparsefx.program import Program
+from sparsefx.recipe import Recipe
+from sparsefx.train.checkpoints import write_json
+from sparsefx.train.evaluation import SessionData
+from sparsefx.train.results import StageResult
+from sparsefx.train.tasks import Examples
+
+__all__ = ["RunFolder", "StopRequest", "differences"]
+
+FORMAT = 1
+
+
+class RunFolder:
+    """Opens the folder of a run, new or to go on; a context manager that holds its lock.
+
+    Args:
+        path: The folder.
+        recipe: Has to be the one that the run began with.
+        data: Has to be what the run began with.
+
+    Raises:
+        TrainingError: It is the folder of another run, or another process works on it.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, data: SessionData) -> None:
+        self.path = path
+        self._recipe = recipe
+        self._data = data
+        self._lock: TextIO | None = None
+
+    def __enter__(self) -> RunFolder:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise TrainingError(
+                "another process works on this run",
+                who="session",
+                where=str(self.path),
+                hint="wait for it, or choose another folder",
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the run is computed on and with."""
+        return {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "sparsefx": sparsefx.__version__,
+        }
+
+    def _open(self) -> None:
+        wanted = {
+            "format": FORMAT,
+            "recipe": self._recipe.settings(),
+            "data": _data_hashes(self._data),
+        }
+        path = self.path / "run.json"
+        if not path.exists():
+            (self.path / "recipe.yaml").write_text(self._recipe.to_yaml(), encoding="utf-8")
+            write_json(path, {**wanted, "machine": self.machine})
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"not JSON: {error}", who="resume", where=str(path)) from error
+        changed = [line for key in wanted for line in differences(found.get(key), wanted[key], key)]
+        if changed:
+            raise TrainingError(
+                "this folder holds a run that was started otherwise:\n  "
+                + "\n  ".join(changed[:10]),
+                who="resume",
+                where=str(self.path),
+                hint="go on with the same recipe and data, or choose another folder",
+            )
+
+    # -- model and stages ------------------------------------------------------------------------
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the model that the run starts from is saved."""
+        return (self.path / "model" / "manifest.json").exists()
+
+    def save_model(self, program: Program) -> None:
+        """Save the model that the run starts from."""
+        program.save(self.path / "model")
+
+    def load_model(self) -> Program:
+        """Load the model that the run starts from."""
+        return Program.load(self.path / "model")
+
+    def stage(self, index: int) -> Path:
+        """Return the folder of a stage."""
+        place = self.path / "stages" / f"{index + 1}-{self._recipe.stages[index].name}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def finished(self) -> dict[str, StageResult]:
+        """Return the results of the stages that are finished, in order."""
+        found: dict[str, StageResult] = {}
+        for index, stage in enumerate(self._recipe.stages):
+            result = StageResult.read(self.stage(index))
+            if result is None:
+                break
+            found[stage.name] = result
+        return found
+
+
+class StopRequest:
+    """While entered, SIGINT and SIGTERM ask to stop; a second one does what it always does.
+
+    Attributes:
+        asked: Whether one came.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former.clear()
+
+
+def differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    """Yield a line for each plain value that differs, with its path.
+
+    >>> list(differences({"a": [1, 2]}, {"a": [1, 3]}, "x"))
+    ['x.a[1]: was 2, is 3']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}")
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, f"{path}[{index}]")
+    elif old != new:
+        yield f"{path}: was {_short(old)}, is {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _data_hashes(data: SessionData) -> dict[str, Any]:
+    task = data.task
+    named: dict[str, Examples | None] = {
+        "train": task.split("train"),
+        "test": task.split("test"),
+        "unlabelled": data.unlabelled,
+    }
+    hashes = {name: _hash(examples) for name, examples in named.items()}
+    return {"kind": task.kind, "metric": task.metric, "classes": list(task.classes), **hashes}
+
+
+def _hash(examples: Examples | None) -> str | None:
+    if examples is None:
+        return None
+    content = json.dumps([examples.texts, examples.pairs, examples.labels])
+    return f"{len(examples)} examples, {hashlib.sha256(content.encode()).hexdigest()[:16]}"

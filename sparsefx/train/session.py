@@ -1,0 +1,326 @@
+"""Session: a recipe, a model and data become a final Program, through all stages.
+
+Everything lies in one folder, from which a session that was interrupted, or killed, goes on::
+
+    runs/NAME/
+      run.json             the recipe's settings, hashes of data and model, versions, machine
+      recipe.yaml          the recipe
+      model/               the Program that was captured
+      metrics.jsonl        a line for each step and evaluation (events.MetricsFile)
+      stages/1-dense/      one folder for each stage, numbered
+        program/           the Program that the stage ended with
+        outputs.safetensors  logits and labels of the test split
+        result.json        score with interval, steps, times, sparsity; written last
+        start/             while it runs: the Program that training began with
+        checkpoints/       while it runs: the last two checkpoints
+      result.json          all stages and the machine; written last
+
+``RunResult.read(folder)`` reads it back. No file holds code, none is a pickle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from sparsefx.amounts import parse_pipeline, resolve
+from sparsefx.errors import SparsefxError, TrainingInterruptedError
+from sparsefx.frontend import capture
+from sparsefx.program import Program
+from sparsefx.recipe import MODEL, Recipe, Stage, Training
+from sparsefx.train.checkpoints import Checkpoints
+from sparsefx.train.evaluation import SessionData, TokenData, predict
+from sparsefx.train.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Listener,
+    MetricsFile,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+)
+from sparsefx.train.metrics import evaluate
+from sparsefx.train.randomness import seed_everything, stage_seed
+from sparsefx.train.results import RunResult, StageResult
+from sparsefx.train.runfolder import RunFolder, StopRequest
+from sparsefx.train.trainer import StageTrainer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Session"]
+
+
+class Session:
+    """Runs a recipe; run again on the same folder, it goes on where it stopped.
+
+    Args:
+        recipe: What to do.
+        model: What to start from. It is saved in the folder; a session that goes on uses that.
+        data: Task, tokenizer and, for distillation, unlabelled texts.
+        folder: Where everything is kept.
+        listeners: Called with every event, in order.
+        device: ``cpu``, ``cuda``, ...; by default what accelerate chooses.
+        checkpoint_seconds: Time between checkpoints.
+
+    Example::
+
+        session = Session(Recipe.load("fine-tune"), model, SessionData(task, tokenizer), "runs/one")
+        result = session.run()
+        print(result.stage("dense").score)
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module | Program,
+        data: SessionData,
+        folder: str | Path,
+        *,
+        listeners: Iterable[Listener] = (),
+        device: str | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.recipe = recipe
+        self.folder = Path(folder)
+        self._model = model
+        self._source = data
+        self._data = TokenData(data, recipe.data.max_length)
+        self._metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self._listeners: tuple[Listener, ...] = (self._metrics, *listeners)
+        self._device = device
+        self._checkpoint_seconds = checkpoint_seconds
+
+    def run(self) -> RunResult:
+        """Run all stages that are not finished yet.
+
+        Returns:
+            The results of all stages, with the final Program.
+
+        Raises:
+            RecipeError: The recipe is wrong; found before anything runs.
+            TrainingError: The folder holds another run, or the loss is not finite.
+            TrainingInterruptedError: SIGINT or SIGTERM came; a checkpoint was saved.
+        """
+        given = self._model.properties if isinstance(self._model, Program) else ()
+        self.recipe.check(given, who=self.recipe.name)
+        with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
+            self._folder, self._stop = folder, stop
+            self._accelerator = _accelerator(self._device)
+            finished = folder.finished()
+            names = tuple(stage.name for stage in self.recipe.stages)
+            self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
+            self._prepare_model()
+            for index in range(len(finished), len(names)):
+                finished[names[index]] = self._run_stage(index, finished)
+            result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))
+            result.save(folder.machine)
+            self._emit(RunFinished(result))
+        return result
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    def _prepare_model(self) -> None:
+        """Save the model as the run's own, unless a former session did."""
+        if self._folder.has_model:
+            return
+        model = self._model
+        if not isinstance(model, Program):
+            taken = set(_parameters_of(model))
+            example = {n: t for n, t in self._data.example().items() if n in taken}
+            model = capture(model, example)
+        self._folder.save_model(model)
+
+    # -- a stage ---------------------------------------------------------------------------------
+
+    def _run_stage(self, index: int, finished: Mapping[str, StageResult]) -> StageResult:
+        stage = self.recipe.stages[index]
+        place = self._folder.stage(index)
+        seconds = {"passes": 0.0, "training": 0.0, "evaluation": 0.0}
+        seed_everything(stage_seed(self.recipe.seed, stage.name))
+        steps = self._steps_of(stage)
+        began = time.perf_counter()
+        program = self._start_program(index, place, finished, steps)
+        seconds["passes"] = time.perf_counter() - began
+        sparsity = None
+        if stage.training is not None and steps is not None:
+            trainer = self._train(stage, stage.training, program, steps, tuple(finished))
+            seconds["training"], sparsity = trainer.seconds, trainer.sparsity
+        else:
+            self._metrics.forget_after(tuple(finished), stage.name, 0, 0)
+        began = time.perf_counter()
+        teachers = self._teachers(stage, finished)
+        with _within(stage.name, "after"):
+            program = parse_pipeline(stage.after, steps).run(program.to("cpu"), programs=teachers)
+        seconds["passes"] += time.perf_counter() - began
+        return self._finish(stage, place, program, steps or 0, seconds, sparsity)
+
+    def _steps_of(self, stage: Stage) -> int | None:
+        """Return the optimizer steps of a stage; None when it does not train."""
+        training = stage.training
+        if training is None:
+            return None
+        data = self._data.labelled if training.data == "labelled" else self._data.everything
+        size = training.batch_size or self.recipe.data.batch_size
+        per_epoch = -(-len(data) // (size * self._accelerator.num_processes))
+        return training.steps or max(1, round((training.epochs or 0) * per_epoch))
+
+    def _start_program(
+        self, index: int, place: Path, finished: Mapping[str, StageResult], steps: int | None
+    ) -> Program:
+        """Return what training begins with; saved, so that a resumed stage begins with the same."""
+        stage = self.recipe.stages[index]
+        saved = place / "start"
+        if stage.training is None or not saved.exists():
+            program = self._program(self.recipe.start_of(index), finished)
+            teachers = self._teachers(stage, finished)
+            with _within(stage.name, "pipeline"):
+                program = parse_pipeline(stage.pipeline, steps).run(program, programs=teachers)
+            if stage.training is None:
+                return program
+            program.save(saved)
+        return Program.load(saved)
+
+    def _program(self, name: str, finished: Mapping[str, StageResult]) -> Program:
+        if name == MODEL:
+            return self._folder.load_model()
+        return finished[name].program() if name in finished else Program.load(name)
+
+    def _teachers(self, stage: Stage, finished: Mapping[str, StageResult]) -> dict[str, Program]:
+        if stage.teacher is None:
+            return {}
+        return {"teacher": self._program(stage.teacher, finished).eval()}
+
+    def _train(
+        self,
+        stage: Stage,
+        training: Training,
+        program: Program,
+        steps: int,
+        finished: tuple[str, ...],
+    ) -> StageTrainer:
+        accelerator = self._accelerator
+        program.to(accelerator.device)
+        data = self._data.labelled if training.data == "labelled" else self._data.everything
+        seed = stage_seed(self.recipe.seed, stage.name)
+        seed_everything(seed + accelerator.process_index)
+        trainer = StageTrainer(
+            stage.name,
+            training,
+            program,
+            data,
+            self._source.task.kind,
+            steps=steps,
+            batch_size=self.recipe.data.batch_size,
+            seed=seed,
+            shard=(accelerator.process_index, accelerator.num_processes),
+        )
+        checkpoints = Checkpoints(self._folder.stage(len(finished)) / "checkpoints")
+        saved = checkpoints.latest()
+        if saved is not None:
+            trainer.restore(saved)
+        self._metrics.forget_after(finished, stage.name, trainer.done, trainer.steps)
+        self._emit(StageStarted(stage.name, trainer.steps, trainer.done))
+        self._loop(training, trainer, checkpoints)
+        trainer.close()
+        return trainer
+
+    def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
+        """Train to the last step; save in between, at the end, and when asked to stop."""
+        saved = time.perf_counter()
+        every = training.evaluate_every
+        evaluate_every = resolve(every, trainer.steps) if every is not None else 0
+        while trainer.done < trainer.steps:
+            for event in trainer.advance():
+                self._emit(event)
+            last = trainer.done == trainer.steps
+            if evaluate_every and trainer.done % evaluate_every == 0 and not last:
+                self._evaluate(trainer.name, trainer.done, trainer.program)
+            due = time.perf_counter() - saved >= self._checkpoint_seconds
+            if due or last or self._stop.asked:
+                self._save(trainer, checkpoints)
+                saved = time.perf_counter()
+            if self._stop.asked:
+                raise TrainingInterruptedError(
+                    "training was interrupted; a checkpoint was saved",
+                    who=f"stage {trainer.name}",
+                    where=f"step {trainer.done} of {trainer.steps}",
+                    hint="run the same command again to go on from there",
+                )
+
+    def _save(self, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
+        for event in trainer.known():
+            self._emit(event)
+        self._metrics.close()  # before the checkpoint: no line is missing that it is behind
+        folder = checkpoints.save(trainer.checkpoint())
+        self._emit(CheckpointSaved(trainer.name, trainer.done, folder))
+
+    def _evaluate(
+        self, stage: str, step: int, program: Program
+    ) -> tuple[Evaluated, NDArray[np.float32]]:
+        began = time.perf_counter()
+        logits = predict(program, self._data.test, self.recipe.data.eval_batch_size)
+        task = self._source.task
+        found = evaluate(task.metric, logits.astype(np.float64), self._data.test_labels)
+        event = Evaluated(stage, step, found, time.perf_counter() - began)
+        self._emit(event)
+        return event, logits
+
+    def _finish(
+        self,
+        stage: Stage,
+        place: Path,
+        program: Program,
+        steps: int,
+        seconds: dict[str, float],
+        sparsity: float | None,
+    ) -> StageResult:
+        program.eval().save(place / "program")
+        logits = labels = found = None
+        if stage.evaluate:
+            event, logits = self._evaluate(stage.name, steps, program.to(self._accelerator.device))
+            found, seconds["evaluation"] = event.score, event.seconds
+            labels = self._data.test_labels
+        seconds = {key: round(value, 3) for key, value in seconds.items()}
+        properties = tuple(sorted(str(each) for each in program.properties))
+        result = StageResult(stage.name, place, steps, found, seconds, sparsity, properties)
+        self._metrics.close()
+        result.save(logits, labels)
+        for leftover in ("start", "checkpoints"):
+            shutil.rmtree(place / leftover, ignore_errors=True)
+        self._emit(StageFinished(result))
+        return result
+
+
+@contextmanager
+def _within(stage: str, key: str) -> Iterator[None]:
+    """Put the place in the recipe in front of what a pass says."""
+    try:
+        yield
+    except SparsefxError as error:
+        error.who = f"stage {stage}, {key}" + (f": {error.who}" if error.who else "")
+        raise
+
+
+def _parameters_of(model: nn.Module) -> list[str]:
+    forward: Callable[..., Any] = model.forward
+    return list(inspect.signature(forward).parameters)
+
+
+def _accelerator(device: str | None) -> Accelerator:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=device == "cpu")

@@ -1,0 +1,317 @@
+"""The training of one stage, step by step, from any step on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsefx import registry
+from sparsefx.errors import ArtifactError, TrainingError
+from sparsefx.masks import find_masks
+from sparsefx.program import Program
+from sparsefx.recipe import Training
+from sparsefx.train import randomness, schedules
+from sparsefx.train.batches import Batches, Encoded
+from sparsefx.train.checkpoints import Checkpoint
+from sparsefx.train.evaluation import inputs_for, logits_name
+from sparsefx.train.events import StepDone
+from sparsefx.train.optimization import (
+    flush_tiny,
+    freeze,
+    label_loss,
+    make_optimizer,
+    trained_parameters,
+)
+from sparsefx.train.tasks import Kind
+
+__all__ = ["StageTrainer"]
+
+_LOSS = "loss"
+_FLUSH_EVERY = 200  # steps
+_MANY = 16  # steps whose numbers are fetched together from a device that works asynchronously
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Numbers of a step that are not yet fetched from the device."""
+
+    step: int
+    rows: tuple[int, ...]
+    names: tuple[str, ...]
+    values: Tensor
+    learning_rate: float
+    sparsity: float | None
+
+
+class StageTrainer:
+    """Trains a Program through one stage.
+
+    Call :meth:`advance` until :attr:`done` is :attr:`steps`. :meth:`checkpoint` and :meth:`restore`
+    hold everything that the next steps depend on, so that a run goes on bit for bit.
+
+    Args:
+        name: Of the stage.
+        settings: From the recipe.
+        program: Trained in place, on the device where it is.
+        data: Training examples.
+        kind: Of the task: what the labels mean.
+        steps: Optimizer steps of the whole stage.
+        batch_size: Unless the settings have one.
+        seed: Of data order and dropout.
+        forward: Called instead of the Program's module, e.g. a DDP wrapper around it.
+        shard: Rank of this process, and how many share the work.
+
+    Raises:
+        TrainingError: Nothing is left to train, or there is nothing to minimise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Training,
+        program: Program,
+        data: Encoded,
+        kind: Kind,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        forward: nn.Module | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.name = name
+        self.program = program
+        self._settings = settings
+        self._kind = kind
+        self._forward = forward or program.module
+        self._rank, self._world = shard
+        self._batches = Batches(data, settings.batch_size or batch_size, seed)
+        self.steps = steps
+        self.done = 0
+        self.seconds = 0.0
+        self._session_start = (0, 0.0)
+        self._device = next(iter(program.named_tensors().values())).device
+        self._logits = logits_name(program)
+        self._has_loss = _LOSS in program.signature.outputs
+        self._check_loss(data)
+        self._frozen = freeze(program, settings.freeze)
+        self._trained = trained_parameters(program)
+        self._versions = {n: (id(t), t._version) for n, t in program.named_tensors().items()}
+        self._optimizer = make_optimizer(self._trained, settings)
+        self._factor = schedules.build(settings.schedule, self.steps, program)
+        self._sparsity = _SparsityMeter(program)
+        self._pending: list[_Pending] = []
+        program.train()
+
+    def _check_loss(self, data: Encoded) -> None:
+        supervised = self._settings.label_weight > 0 and data.labels is not None
+        if not supervised and not self._has_loss:
+            raise TrainingError(
+                "there is nothing to minimise: no labels are used and no pass put a loss in",
+                who="session",
+                where=f"stage {self.name}",
+                hint="set label_weight above 0, or add distill to the pipeline",
+            )
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def advance(self) -> list[StepDone]:
+        """Do one optimizer step; return the steps whose numbers are known by now.
+
+        Raises:
+            TrainingError: The loss or a gradient is not finite; names the step and the examples.
+        """
+        began = time.perf_counter()
+        rows, batch = self._draw()
+        rate = self._settings.optimizer.learning_rate * self._factor(self.done)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss, terms = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        numbers = {"loss": loss, **terms}
+        if self._settings.clip is not None:
+            parameters = [parameter for _, parameter in self._trained]
+            norm = nn.utils.clip_grad_norm_(parameters, self._settings.clip)
+            numbers["gradient_norm"] = norm
+        self.done += 1
+        self._pending.append(self._note(rows, numbers, rate))
+        known = self.known() if self._device.type == "cpu" or len(self._pending) == _MANY else []
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.program.step()
+        if self.done % _FLUSH_EVERY == 0:
+            flush_tiny(self._optimizer)
+        self.seconds += time.perf_counter() - began
+        return known
+
+    def known(self) -> list[StepDone]:
+        """Fetch the numbers of all steps done from the device.
+
+        Raises:
+            TrainingError: A loss or gradient is not finite.
+        """
+        pending, self._pending = self._pending, []
+        return [self._told(item) for item in pending]
+
+    def _draw(self) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+        """Return the next batch of this process, and which examples it holds."""
+        for rank in range(self._world):
+            rows = self._batches.upcoming
+            batch = next(self._batches)
+            if rank == self._rank:
+                mine = (tuple(int(row) for row in rows), batch)
+        return mine
+
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is minimised, and its parts before weighting."""
+        labels = batch.pop("labels", None)
+        moved = {name: t.to(self._device) for name, t in inputs_for(self.program, batch).items()}
+        bf16 = self._settings.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
+            outputs = self._forward(**moved)
+        parts = {
+            name.removeprefix(_LOSS).lstrip("._/"): value.detach().float()
+            for name, value in outputs.items()
+            if name.startswith(_LOSS) and name != _LOSS
+        }
+        total = outputs[_LOSS].float() if self._has_loss else None
+        weight = self._settings.label_weight
+        if labels is not None and weight > 0:
+            supervised = label_loss(self._kind, outputs[self._logits], labels.to(self._device))
+            parts["labels"] = supervised.detach()
+            total = weight * supervised if total is None else total + weight * supervised
+        if total is None:
+            raise TrainingError("the batch has no labels", who="session", where=self.name)
+        return total, parts
+
+    def _note(self, rows: tuple[int, ...], numbers: Mapping[str, Tensor], rate: float) -> _Pending:
+        values = torch.stack([value.detach().float() for value in numbers.values()])
+        return _Pending(self.done, rows, tuple(numbers), values, rate, self._sparsity())
+
+    def _told(self, item: _Pending) -> StepDone:
+        numbers = dict(zip(item.names, item.values.tolist(), strict=True))
+        loss, norm = numbers.pop("loss"), numbers.pop("gradient_norm", None)
+        wrong = [n for n, v in (("loss", loss), ("gradient", norm)) if v and not math.isfinite(v)]
+        if wrong:
+            raise TrainingError(
+                f"the {wrong[0]} is not finite ({loss if wrong[0] == 'loss' else norm}); the batch "
+                f"held the training examples {', '.join(map(str, item.rows))}",
+                who=f"stage {self.name}",
+                where=f"step {item.step} of {self.steps}",
+                hint="the last checkpoint is kept; lower the learning rate, clip gradients, or "
+                "look at these examples",
+            )
+        done, seconds = self._session_start
+        pace = (self.seconds - seconds) / max(1, item.step - done)
+        return StepDone(
+            stage=self.name,
+            step=item.step,
+            steps=self.steps,
+            loss=loss,
+            terms=numbers,
+            learning_rate=item.learning_rate,
+            gradient_norm=norm,
+            sparsity=item.sparsity,
+            seconds=self.seconds,
+            left=pace * (self.steps - item.step),
+        )
+
+    # -- whole stage -----------------------------------------------------------------------------
+
+    @property
+    def sparsity(self) -> float | None:
+        """Share of zeros in masked weights now; None when none are masked."""
+        return self._sparsity()
+
+    def close(self) -> None:
+        """Let frozen parameters be trained again by whoever comes next."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self.program.module.zero_grad()
+
+    def checkpoint(self) -> Checkpoint:
+        """Return what the next steps depend on.
+
+        Of the Program only what changed since the stage began is held: a teacher and frozen
+        embeddings are not written again and again.
+        """
+        trained = {name for name, _ in self._trained}
+        tensors = {
+            f"program/{name}": tensor
+            for name, tensor in self.program.named_tensors().items()
+            if name in trained or self._versions.get(name) != (id(tensor), tensor._version)
+        }
+        for name, parameter in self._trained:
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        state: dict[str, Any] = {
+            "position": self._batches.state_dict(),
+            "seconds": self.seconds,
+            "program_steps": self.program.steps,
+            "active": [str(item) for item in self.program.active],
+        }
+        generators, state["random"] = randomness.get_state(self._device)
+        tensors.update({f"random/{name}": tensor for name, tensor in generators.items()})
+        return Checkpoint(self.done, tensors, state)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint of this stage.
+
+        Raises:
+            ArtifactError: It is of another Program.
+        """
+        parameters = dict(self._trained)
+        held = self.program.named_tensors()
+        generators: dict[str, Tensor] = {}
+        for place, saved in checkpoint.tensors.items():
+            what, _, name = place.partition("/")
+            if what == "program":
+                _copy_into(held, name, saved)
+            elif what == "random":
+                generators[name] = saved
+            elif what == "optimizer":
+                key, _, name = name.partition("/")
+                value = saved if key == "step" else saved.to(self._device)
+                self._optimizer.state[parameters[name]][key] = value
+        state = checkpoint.state
+        self.done, self.seconds = checkpoint.step, state["seconds"]
+        self._session_start = (self.done, self.seconds)
+        self._batches.load_state_dict(state["position"])
+        self.program.steps = state["program_steps"]
+        self.program.active = tuple(registry.parse_passes(t)[0] for t in state["active"])
+        randomness.set_state(generators, state["random"], self._device)
+
+
+def _copy_into(held: Mapping[str, Tensor], name: str, saved: Tensor) -> None:
+    if name not in held or held[name].shape != saved.shape:
+        raise ArtifactError(
+            "the checkpoint is of another Program",
+            who="resume",
+            where=name,
+            hint="remove the folder of this stage to train it from its beginning",
+        )
+    with torch.no_grad():
+        held[name].copy_(saved)
+
+
+class _SparsityMeter:
+    """The share of zeros in all masks, counted again only when a mask has changed."""
+
+    def __init__(self, program: Program) -> None:
+        self._masks = [program.tensor(site.mask) for site in find_masks(program)]
+        self._versions: tuple[int, ...] | None = None
+        self._value: float | None = None
+
+    def __call__(self) -> float | None:
+        versions = tuple(mask._version for mask in self._masks)
+        if self._masks and versions != self._versions:
+            total = sum(mask.numel() for mask in self._masks)
+            kept = sum(int(torch.count_nonzero(mask)) for mask in self._masks)
+            self._value, self._versions = 1 - kept / total, versions
+        return self._value

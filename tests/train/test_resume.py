@@ -1,0 +1,190 @@
+"""A run that is killed, interrupted or damaged, and goes on: the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsefx.errors import ArtifactError, TrainingInterruptedError
+from sparsefx.program import Program
+from sparsefx.recipe import Recipe
+from sparsefx.train.checkpoints import Checkpoint, Checkpoints
+from sparsefx.train.events import Event, RunStarted, StageStarted, StepDone
+from sparsefx.train.session import Session
+from tests.train import tiny_run
+
+RECIPE = """
+name: tiny
+seed: 5
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: one
+  training: {steps: 12, precision: bf16, data: labelled+unlabelled, evaluate_every: 5}
+- name: two
+  training: {steps: 6, precision: fp32, freeze: [embeddings], schedule: {kind: constant}}
+"""
+
+
+def session(folder: Path, recipe: str = RECIPE, **options: Any) -> Session:
+    given = tiny_run.data(unlabelled=20)
+    options = {"checkpoint_seconds": 0.0, **options}
+    return Session(Recipe.parse(recipe), tiny_run.program(), given, folder, device="cpu", **options)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics, without times."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    places = sorted(path.relative_to(whole) for path in whole.glob("stages/*/program"))
+    assert len(places) == 2
+    for place in places:
+        one, other = Program.load(folder / place), Program.load(whole / place)
+        assert one.fingerprint() == other.fingerprint()
+    assert lines(folder) == lines(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    session(folder, checkpoint_seconds=1e9).run()
+    return folder
+
+
+def wait_for(path: Path, process: Any) -> None:
+    """Wait until ``path`` exists, or the process is over."""
+    end = time.monotonic() + 120
+    while not path.exists():
+        over = process.poll() if hasattr(process, "poll") else process.exitcode
+        assert over is None, f"it ended with {over} before {path.name}"
+        assert time.monotonic() < end, f"no {path.name} after two minutes"
+        time.sleep(0.001)
+
+
+def test_killed_process_goes_on(tmp_path: Path, whole: Path, checkout: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    step = random.Random().randint(2, 11)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.train.tiny_run", str(tmp_path / "run"), str(recipe)],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+    )
+    wait_for(tmp_path / "run" / "stages" / "1-one" / "checkpoints" / f"step-{step:08d}", process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run" / "result.json").exists(), f"killed after step {step}"
+    events: list[Event] = []
+    session(tmp_path / "run", listeners=[events.append]).run()
+    started = next(event for event in events if isinstance(event, StageStarted))
+    assert started.done >= step, f"killed after step {step}"
+    assert_same_run(tmp_path / "run", whole)
+
+
+def work(folder: Path) -> None:
+    session(folder).run()
+
+
+def test_killed_again_and_again(tmp_path: Path, whole: Path) -> None:
+    """Kill after times that fall anywhere: in a step, a checkpoint, an evaluation, a save."""
+    fork = multiprocessing.get_context("fork")
+    chance = random.Random()
+    kills = 0
+    for _ in range(60):
+        process = fork.Process(target=work, args=(tmp_path / "run",))
+        process.start()
+        process.join(chance.uniform(0.05, 0.9))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    session(tmp_path / "run").run()
+    assert kills > 0
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_goes_on(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 4 and event.stage == "two":
+            signal.raise_signal(number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingInterruptedError) as caught:
+        session(tmp_path / "run", listeners=[interrupt], checkpoint_seconds=1e9).run()
+    assert caught.value.where == "step 4 of 6"
+    assert "again" in caught.value.hint
+    assert signal.getsignal(number) is before
+    events: list[Event] = []
+    session(tmp_path / "run", listeners=[events.append]).run()
+    first = events[0]
+    assert isinstance(first, RunStarted)
+    assert first.finished == ("one",)
+    assert next(e for e in events if isinstance(e, StageStarted)).done == 4
+    assert_same_run(tmp_path / "run", whole)
+
+
+def interrupted(folder: Path, at: int) -> Path:
+    """Stop in stage one; return the folder of its checkpoints."""
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == at:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterruptedError):
+        session(folder, listeners=[interrupt]).run()
+    return folder / "stages" / "1-one" / "checkpoints"
+
+
+def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, whole: Path) -> None:
+    checkpoints = interrupted(tmp_path / "run", at=5)
+    older, newest = sorted(checkpoints.iterdir())
+    assert (older.name, newest.name) == ("step-00000004", "step-00000005")
+    tensors = newest / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    events: list[Event] = []
+    session(tmp_path / "run", listeners=[events.append]).run()
+    assert next(e for e in events if isinstance(e, StageStarted)).done == 4
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_only_cut_checkpoints_are_an_error(tmp_path: Path) -> None:
+    checkpoints = interrupted(tmp_path / "run", at=3)
+    for folder in checkpoints.iterdir():
+        (folder / "state.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="none of the checkpoints step-00000003, step-00000002"):
+        session(tmp_path / "run").run()
+
+
+def test_checkpoints_keep_two_and_hold_exactly(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path / "c")
+    assert store.latest() is None
+    for step in (1, 2, 3):
+        tensors = {"a": torch.randn(3, 2), "b": torch.tensor(step, dtype=torch.uint8)}
+        store.save(Checkpoint(step, tensors, {"words": ["ä", None, 0.1]}))
+    assert [path.name for path in store.folders()] == ["step-00000002", "step-00000003"]
+    found = store.latest()
+    assert found is not None
+    assert found.step == 3
+    assert found.state["words"] == ["ä", None, 0.1]
+    assert torch.equal(found.tensors["a"], tensors["a"])
+    assert torch.equal(found.tensors["b"], tensors["b"])
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
