@@ -153,14 +153,14 @@ class Batches:
             raise DataError(
                 f"no batches of {batch_size} can be drawn from {len(data)} examples", who="batches"
             )
-        self.data = data
+        self.examples = data
         self.batch_size = batch_size
         self._lengths = data.lengths
         self.restore(Position(seed))
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
-        return -(-len(self.data) // self.batch_size)
+        return -(-len(self.examples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -168,7 +168,7 @@ class Batches:
     def __next__(self) -> Batch:
         rows = self._order[self.position.index]
         self._advance()
-        return self.data.collate(rows)
+        return self.examples.collate(rows)
 
     @property
     def upcoming(self) -> Ints:
@@ -202,7 +202,7 @@ class Batches:
     def _epoch(self, epoch: int) -> list[Ints]:
         """Shuffle, sort by length inside pools of batches, then shuffle the batches."""
         generator = np.random.default_rng([self.position.seed, epoch])
-        rows = generator.permutation(len(self.data))
+        rows = generator.permutation(len(self.examples))
         size = self.batch_size
         order: list[Ints] = []
         for start in range(0, len(rows), size * _POOL):
