@@ -147,6 +147,25 @@ class Shapes:
             return None
         return ShapeFact(value.dtype, tuple(self._dim(size) for size in value.shape))
 
+    def size(self, size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
+        """Return a size for a choice of dynamic dimensions, e.g. ``{"batch": 1, "sequence": 128}``.
+
+        Raises:
+            ProgramError: When a dynamic dimension has no value.
+        """
+        if (known := static_size(size)) is not None:
+            return known
+        expression = size.node.expr  # type: ignore[union-attr]  # a SymInt, by the line above
+        names = {symbol: self._names.get(str(symbol)) for symbol in expression.free_symbols}
+        missing = sorted(str(name) for name in names.values() if name not in sizes)
+        if missing:
+            raise ProgramError(
+                f"the size of {', '.join(missing)} is needed",
+                who="shapes",
+                hint=f"dynamic dimensions: {', '.join(sorted(self._names.values()))}",
+            )
+        return int(expression.subs({symbol: sizes[str(name)] for symbol, name in names.items()}))
+
     def _dim(self, size: int | torch.SymInt) -> Dim:
         if (known := static_size(size)) is not None:
             return known
