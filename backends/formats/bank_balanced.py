@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from sparsefx.backends.formats.encoding import BoolArray
-from sparsefx.backends.formats.n_of_m import NOfM, grouped
+from sparsefx.backends.formats.n_of_m import NOfM
 
 __all__ = ["BankBalanced"]
 
@@ -28,6 +26,10 @@ class BankBalanced(NOfM):
     n: int = 1
     m: int = 64
 
+    def fits(self, mask: BoolArray) -> bool:
+        """Always: the fullest bank sets the size of all."""
+        return True
+
     def slots(self, mask: BoolArray) -> int:
         """The count of values in the fullest bank."""
-        return int(np.count_nonzero(grouped(mask, self.m), axis=2).max(initial=0))
+        return self.fullest(mask)

@@ -91,6 +91,10 @@ class SparseFormat(ABC):
     def measure(self, mask: BoolArray) -> FormatSize:
         """Count the bits of a matrix with these non-zeros (`[rows, columns]`, bool)."""
 
+    def fits(self, mask: BoolArray) -> bool:
+        """Whether the format can store these non-zeros at all."""
+        return True
+
     @abstractmethod
     def write(self, matrix: Int8Array, out: BitWriter) -> tuple[int, ...]:
         """Append the encoded `matrix` to `out`; returns the header numbers."""

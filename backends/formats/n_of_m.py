@@ -18,7 +18,7 @@ from sparsefx.backends.formats.encoding import (
     width_of,
 )
 
-__all__ = ["NOfM", "grouped"]
+__all__ = ["NOfM", "group_counts", "grouped"]
 
 
 def grouped(mask: npt.NDArray[np.generic], group: int) -> npt.NDArray[np.generic]:
@@ -30,6 +30,23 @@ def grouped(mask: npt.NDArray[np.generic], group: int) -> npt.NDArray[np.generic
     padded = np.zeros((rows, count * group), mask.dtype)
     padded[:, :columns] = mask
     return padded.reshape(rows, count, group)
+
+
+def group_counts(mask: BoolArray, group: int) -> IntArray:
+    """Count the non-zeros of every `group` neighbours along a row, int64 `[rows, groups]`.
+
+    >>> group_counts(np.array([[True, True, False, True, True]]), 4).tolist()
+    [[3, 1]]
+    """
+    rows, columns = mask.shape
+    if group % 8 or columns % group:
+        counts: IntArray = np.count_nonzero(grouped(mask, group), axis=2)
+        return counts
+    packed = np.packbits(mask, axis=1)
+    wide = packed.view(np.uint64) if group % 64 == 0 else packed
+    ones = np.bitwise_count(wide).astype(np.int64).reshape(rows, columns // group, -1)
+    total: IntArray = ones.sum(axis=2) if ones.shape[2] > 1 else ones[:, :, 0]
+    return total
 
 
 @dataclass(frozen=True)
@@ -48,13 +65,21 @@ class NOfM(SparseFormat):
         if not 0 < self.n <= self.m:
             raise ValueError(f"n-of-m: 0 < n <= m is needed, found {self.n}:{self.m}")
 
+    def fullest(self, mask: BoolArray) -> int:
+        """The count of values in the fullest group."""
+        return int(group_counts(mask, self.m).max(initial=0))
+
+    def fits(self, mask: BoolArray) -> bool:
+        """Whether no group holds more than `n` values."""
+        return self.fullest(mask) <= self.n
+
     def slots(self, mask: BoolArray) -> int:
         """How many slots a group gets: `n`.
 
         Raises:
             ValueError: If some group holds more values.
         """
-        most = int(np.count_nonzero(grouped(mask, self.m), axis=2).max(initial=0))
+        most = self.fullest(mask)
         if most > self.n:
             raise ValueError(
                 f"{self.name}: a group of {self.m} holds {most} values, {self.n} are allowed; "

@@ -8,19 +8,20 @@ from typing import ClassVar
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Skips, Timing, ceil_div
-from sparsefx.backends.accelerator.engines.lock_step import block_work
+from sparsefx.backends.accelerator.engines.lock_step import block_work, by_group
 
 __all__ = ["BankBalanced"]
 
 
 @dataclass(frozen=True)
 class BankBalanced(Engine):
-    """`elements` rows, `lanes` MACs each; the fullest bank of a layer sets the pace of all.
+    """`elements` rows, `lanes` MACs each, and as many slots in a bank for every row.
 
-        cycles = m ceil(n / elements) ceil(slots banks / lanes)
+        cycles = m ceil(n / elements) ceil(sum over banks of slots(bank) / lanes)
 
-    where `slots` is the fullest bank's count, at least `bank / max_ratio`. A matrix pruned without
-    regard to banks pays here for its fullest one: prune with `balance-banks`.
+    where slots(bank) is the count of the fullest row of the layer in that bank, and at least
+    `bank / max_ratio`. A matrix pruned without regard to banks pays here for the fullest row of
+    each: prune with `balance-banks`.
     """
 
     kind: ClassVar[str] = "bank-balanced"
@@ -41,14 +42,11 @@ class BankBalanced(Engine):
         return self.elements
 
     def run(self, gemm: Gemm) -> Timing:
-        """Time the GEMM at the fullest bank's count."""
+        """Time the GEMM at the slots that its fullest rows need."""
         counts = block_work(gemm, self.bank, 1)
-        fullest = int(counts.max(initial=0))
-        slots = max(fullest, ceil_div(self.bank, self.max_ratio)) if fullest else 0
-        if gemm.k < self.bank:
-            slots = min(slots, gemm.k)
-        width = min(slots * counts.shape[1], gemm.k)
-        cycles = gemm.m * ceil_div(gemm.n, self.elements) * ceil_div(width, self.lanes)
-        folded = np.zeros((self.elements, counts.shape[1]), np.int64)
-        np.add.at(folded, np.arange(gemm.n) % self.elements, counts)
-        return Timing(cycles, gemm.macs(self.skips), load=folded * gemm.m)
+        fullest = counts.max(axis=0)
+        least = min(ceil_div(self.bank, self.max_ratio), gemm.k)
+        slots = int(np.where(fullest > 0, np.maximum(fullest, least), 0).sum())
+        cycles = gemm.m * ceil_div(gemm.n, self.elements) * ceil_div(slots, self.lanes)
+        groups = by_group(counts, self.elements)
+        return Timing(cycles, gemm.macs(self.skips), load=groups.sum(axis=0) * gemm.m)

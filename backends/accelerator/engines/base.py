@@ -72,16 +72,19 @@ class Gemm:
 
     def macs(self, skips: frozenset[Skips]) -> int:
         """Multiplications left when zeros of the operands in `skips` are left out."""
-        weight = self.weight_by_k if "weight" in skips else np.full(self.k, self.n, np.int64)
-        active = (
-            self.activation_by_k if "activation" in skips else np.full(self.k, self.m, np.int64)
-        )
-        return int(weight @ active)
+        weight = self.weight if "weight" in skips else None
+        active = self.activation if "activation" in skips else None
+        if weight is None:
+            count = self.m * self.k if active is None else int(np.count_nonzero(active))
+            return count * self.n
+        if active is None:
+            return int(np.count_nonzero(weight)) * self.m
+        return int(self.weight_by_k @ self.activation_by_k)
 
     @property
     def effectual_macs(self) -> int:
         """Multiplications whose operands are both non-zero."""
-        return int(self.weight_by_k @ self.activation_by_k)
+        return self.macs(frozenset({"weight", "activation"}))
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,24 @@ class Engine(ABC):
     def row_step(self) -> int:
         """Weight rows that the array takes at once; tiles are multiples of it."""
         return 1
+
+    @property
+    def column_step(self) -> int:
+        """Activation rows that the array takes at once; tiles are not smaller if they can."""
+        return 1
+
+    def overhead(self, m: int, n: int, k: int) -> int:
+        """Cycles of a dense tile in which the array fills and drains, for the mapper."""
+        return 0
+
+    def reads(self, gemm: Gemm, weight_bytes: float, value_bytes: float) -> tuple[float, float]:
+        """Bytes read from the core's memory: `(activations, weights)`.
+
+        By default activations are read once for every group of `row_step` weight rows and the
+        stored weights once.
+        """
+        again = ceil_div(gemm.n, self.row_step) if self.row_step > 1 else 1
+        return gemm.m * gemm.k * value_bytes * again, weight_bytes
 
 
 def ceil_div(value: int, by: int) -> int:

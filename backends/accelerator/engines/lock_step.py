@@ -14,10 +14,10 @@ from sparsefx.backends.accelerator.engines.base import (
     Skips,
     Timing,
     ceil_div,
-    group_sum,
 )
+from sparsefx.backends.formats.n_of_m import group_counts
 
-__all__ = ["LockStep", "block_work"]
+__all__ = ["LockStep", "block_work", "by_group"]
 
 
 def block_work(gemm: Gemm, block: int, lanes: int) -> IntArray:
@@ -26,10 +26,8 @@ def block_work(gemm: Gemm, block: int, lanes: int) -> IntArray:
         widths = np.full(ceil_div(gemm.k, block), block, np.int64)
         widths[-1] = gemm.k - block * (widths.size - 1)
         counts = np.broadcast_to(widths, (gemm.n, widths.size))
-    elif gemm.k % block == 0:
-        counts = np.count_nonzero(gemm.weight.reshape(gemm.n, -1, block), axis=2)
     else:
-        counts = group_sum(gemm.weight.astype(np.int64), block, axis=1)
+        counts = group_counts(gemm.weight, block)
     return -(-counts // lanes)
 
 

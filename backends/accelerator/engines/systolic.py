@@ -59,6 +59,10 @@ class Systolic(Engine):
         folds = down * across
         return folds * (skew + streamed) - end, folds * skew - end
 
+    def overhead(self, m: int, n: int, k: int) -> int:
+        """Fill and drain of the dense tile."""
+        return self.cycles(m, n, k)[1]
+
     def run(self, gemm: Gemm) -> Timing:
         """Time the dense GEMM; the masks change nothing."""
         cycles, fill = self.cycles(gemm.m, gemm.n, gemm.k)

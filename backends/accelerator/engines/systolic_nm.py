@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from sparsefx.backends.accelerator.engines.base import Gemm, Skips, Timing, ceil_div
 from sparsefx.backends.accelerator.engines.systolic import Systolic
-from sparsefx.backends.formats.n_of_m import grouped
+from sparsefx.backends.formats.n_of_m import group_counts
 
 __all__ = ["SystolicNM", "fullest_group"]
 
@@ -18,7 +16,7 @@ def fullest_group(gemm: Gemm, group: int) -> int:
     """Non-zero weights in the fullest group of `group` neighbours along k."""
     if gemm.weight is None:
         return min(group, gemm.k)
-    return int(np.count_nonzero(grouped(gemm.weight, group), axis=2).max(initial=0))
+    return int(group_counts(gemm.weight, group).max(initial=0))
 
 
 @dataclass(frozen=True)

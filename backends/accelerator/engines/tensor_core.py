@@ -46,7 +46,7 @@ class TensorCore(Engine):
 
     kind: ClassVar[str] = "tensor-core"
     macs: int = 1024
-    feed: int = 42
+    feed: int = 0
     slots: int = 0
     groups: tuple[int, ...] = ()
     tile_n: int = 64
@@ -71,6 +71,11 @@ class TensorCore(Engine):
         """Weight rows of a tile."""
         return self.tile_n
 
+    @property
+    def column_step(self) -> int:
+        """Activation rows of a tile."""
+        return self.tile_m
+
     def fitting(self, gemm: Gemm) -> tuple[int, ...]:
         """The groups in which at most `slots` weights are non-zero; 0, dense, always fits."""
         if gemm.weight is None:
@@ -81,6 +86,11 @@ class TensorCore(Engine):
         """Time the GEMM at the fastest pattern that its weights fit."""
         cycles = min(self.cycles(gemm, group) for group in self.fitting(gemm))
         return Timing(cycles, gemm.macs(self.skips))
+
+    def reads(self, gemm: Gemm, weight_bytes: float, value_bytes: float) -> tuple[float, float]:
+        """Activations once for each weight tile, weights once for each activation tile."""
+        active = gemm.m * gemm.k * value_bytes * ceil_div(gemm.n, self.tile_n)
+        return active, weight_bytes * ceil_div(gemm.m, self.tile_m)
 
     def cycles(self, gemm: Gemm, group: int) -> int:
         """Cycles with weights stored as `slots` of `group` (0: dense)."""

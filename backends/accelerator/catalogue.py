@@ -1,0 +1,102 @@
+"""From the names in an architecture file to engine and format objects."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any, Final
+
+from sparsefx.backends.accelerator.architecture import EngineSpec, FormatSpec
+from sparsefx.backends.accelerator.engines.base import Engine
+from sparsefx.backends.formats.encoding import SparseFormat
+from sparsefx.errors import TargetError, did_you_mean
+
+__all__ = ["build_engine", "build_format"]
+
+_ENGINES: Final[dict[str, str]] = {
+    "systolic": "systolic:Systolic",
+    "systolic-n-of-m": "systolic_nm:SystolicNM",
+    "tensor-core": "tensor_core:TensorCore",
+    "bank-balanced": "bank_balanced:BankBalanced",
+    "lock-step": "lock_step:LockStep",
+    "csc-fifo": "csc_fifo:CscFifo",
+    "channel-product": "channel_product:ChannelProduct",
+    "outer-product": "outer_product:OuterProduct",
+    "cartesian": "cartesian:Cartesian",
+    "sigma": "sigma:Sigma",
+}
+
+_FORMATS: Final[dict[str, str]] = {
+    "dense": "dense:Dense",
+    "bitmap": "bitmap:Bitmap",
+    "run-length": "run_length:RunLength",
+    "relative-index": "relative_index:RelativeIndex",
+    "n-of-m": "n_of_m:NOfM",
+    "bank-balanced": "bank_balanced:BankBalanced",
+    "block": "block:Block",
+}
+
+
+def _find(kind: str, table: dict[str, str], package: str, what: str, where: str) -> type[Any]:
+    """Find a class by its short name, or by `package.module:Class` for a user's own."""
+    place = table.get(kind)
+    if place is None and ":" not in kind:
+        raise TargetError(
+            f"there is no {what} {kind!r}",
+            who="accelerator",
+            where=f"{where}: {what}.kind",
+            hint=did_you_mean(kind, table) + f"; or 'package.module:Class' for your own {what}",
+        )
+    module, _, attribute = (f"{package}.{place}" if place else kind).partition(":")
+    try:
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise TargetError(
+            f"cannot import {kind!r}: {error}", who="accelerator", where=f"{where}: {what}.kind"
+        ) from error
+    return found
+
+
+def _build(cls: type[Any], values: dict[str, Any], what: str, where: str) -> Any:
+    known = {field.name for field in fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise TargetError(
+            f"{cls.__name__} has no parameter {unknown[0]!r}",
+            who="accelerator",
+            where=f"{where}: {what}.{unknown[0]}",
+            hint=did_you_mean(unknown[0], known),
+        )
+    return cls(**values)
+
+
+def build_engine(spec: EngineSpec, where: str = "architecture") -> Engine:
+    """Make the engine that an architecture names.
+
+    Raises:
+        TargetError: When there is no such engine or parameter.
+    """
+    cls = _find(spec.kind, _ENGINES, "sparsefx.backends.accelerator.engines", "engine", where)
+    values: dict[str, Any] = {
+        name: tuple(round(v.value) for v in value)
+        if isinstance(value, list)
+        else round(value.value)
+        for name, value in spec.numbers.items()
+    }
+    engine = _build(cls, {**values, **(spec.options or {})}, "engine", where)
+    if not isinstance(engine, Engine):
+        raise TargetError(
+            f"{spec.kind!r} is not an Engine", who="accelerator", where=f"{where}: engine.kind"
+        )
+    return engine
+
+
+def build_format(spec: FormatSpec, where: str = "architecture") -> SparseFormat:
+    """Make the weight format that an architecture names; errors as in `build_engine`."""
+    cls = _find(spec.kind, _FORMATS, "sparsefx.backends.formats", "weights", where)
+    values = {name: round(value.value) for name, value in (spec.numbers or {}).items()}
+    form = _build(cls, values, "weights", where)
+    if not isinstance(form, SparseFormat):
+        raise TargetError(
+            f"{spec.kind!r} is not a SparseFormat", who="accelerator", where=f"{where}: weights"
+        )
+    return form

@@ -1,0 +1,133 @@
+"""A machine to run on: an architecture with its engine and format built and rates in cycles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from sparsefx.backends.accelerator.architecture import Architecture, Sram
+from sparsefx.backends.accelerator.catalogue import build_engine, build_format
+from sparsefx.backends.accelerator.engines.base import Engine
+from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
+from sparsefx.backends.formats.encoding import SparseFormat
+
+if TYPE_CHECKING:
+    from sparsefx.backends.accelerator.mapper import Mapping
+
+__all__ = ["Machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the mapper and the simulators ask of an architecture; all times are core cycles."""
+
+    architecture: Architecture
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of one core."""
+        return build_engine(self.architecture.engine, self.architecture.name)
+
+    @cached_property
+    def form(self) -> SparseFormat:
+        """The weight format."""
+        return build_format(self.architecture.weights, self.architecture.name)
+
+    @cached_property
+    def mappings(self) -> dict[tuple[int, int, int, int, float], Mapping]:
+        """Tile sizes chosen so far, by the product's sizes and density."""
+        return {}
+
+    @cached_property
+    def cores(self) -> int:
+        """Cores of all chips."""
+        return self.architecture.all_cores
+
+    @cached_property
+    def clock(self) -> float:
+        """Cycles a second."""
+        return self.architecture.clock.value
+
+    @cached_property
+    def value_bytes(self) -> float:
+        """Bytes of one stored value."""
+        return self.architecture.value_bits.value / 8
+
+    @cached_property
+    def dram_rate(self) -> float:
+        """Bytes a cycle from external memory, or from the network in front of it if narrower."""
+        dram = self.architecture.dram
+        rate = dram.bandwidth.value * dram.efficiency.value
+        if self.architecture.network is not None:
+            rate = min(rate, self.architecture.network.bandwidth.value)
+        return rate / self.clock
+
+    def dram_cycles(self, size: float) -> float:
+        """Cycles to move `size` bytes: whole bursts at the streaming rate."""
+        if size <= 0:
+            return 0.0
+        burst = self.architecture.dram.burst.value
+        return -(-size // burst) * burst / self.dram_rate
+
+    @cached_property
+    def dram_latency(self) -> float:
+        """Cycles from a request to its first byte."""
+        return self.architecture.dram.latency.value * self.clock
+
+    @cached_property
+    def feed_rate(self) -> float:
+        """Bytes a cycle that one core gets from its nearest memory; infinite when not given."""
+        level = self.architecture.innermost("activations")
+        if level.bandwidth is None:
+            return float("inf")
+        share = 1 if level.scope == "core" else self.sharing(level)
+        return level.bandwidth.value / share / self.clock
+
+    def sharing(self, level: Sram) -> int:
+        """Cores that share one instance of a level."""
+        arch = self.architecture
+        per_cluster = round(arch.cores.value)
+        counts = {
+            "core": 1,
+            "cluster": per_cluster,
+            "chip": per_cluster * round(arch.clusters.value),
+        }
+        return counts[level.scope]
+
+    def per_core(self, level: Sram) -> float:
+        """Bytes of a level that one core may use."""
+        return level.capacity.value / self.sharing(level)
+
+    @cached_property
+    def launch(self) -> float:
+        """Cycles before each operation."""
+        launch = self.architecture.launch
+        return launch.value * self.clock if launch else 0.0
+
+    def compute_cycles(self, cycles: int, dense: bool) -> float:
+        """Engine cycles as they come out with the share that what is not modelled leaves."""
+        arch = self.architecture
+        share = arch.utilisation
+        if not dense and arch.sparse_utilisation is not None:
+            share = arch.sparse_utilisation
+        return cycles / share.value if share else float(cycles)
+
+    def vector_cycles(self, op: VectorOp, share: float = 1.0) -> float:
+        """Cycles of a share of a vector operation, launch apart."""
+        unit = self.architecture.vector
+        cost = unit.costs.get(op.kind) or unit.costs["elementwise"]
+        cycles = op.elements * share * cost.value / unit.throughput.value * self.clock
+        if unit.memory_bound:
+            moved = (op.in_elements + op.out_elements) * share * self.value_bytes
+            cycles = max(cycles, moved / self.dram_rate)
+        return cycles
+
+    @cached_property
+    def vector_launch(self) -> float:
+        """Cycles before each vector operation."""
+        return self.architecture.vector.launch.value * self.clock
+
+    def weight_bytes(self, op: MatmulOp) -> float:
+        """Bytes of a layer's weights if all were stored dense."""
+        return op.n * op.k * self.value_bytes if op.has_weights else 0.0

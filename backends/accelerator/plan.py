@@ -1,0 +1,156 @@
+"""What one matrix product costs on a machine, tile by tile, before anything is scheduled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray, ceil_div
+from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.mapper import Mapping, choose_mapping
+from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.formats.dense import Dense
+from sparsefx.backends.formats.encoding import FormatSize
+
+__all__ = ["MatmulPlan", "TileCost", "plan_matmul"]
+
+_STATIONARY_SHARE = 0.875  # of a memory; the rest buffers the operand that streams by
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """One row group of the weights times some rows of activations, on one core."""
+
+    cycles: float
+    engine_cycles: int
+    fill: int
+    macs: int
+    load: IntArray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass
+class MatmulPlan:
+    """A product cut into row groups, with the exact size and cost of each.
+
+    Attributes:
+        op: The product.
+        mapping: The tile sizes.
+        rows: `(first, end)` of the weight rows of each group.
+        sizes: Exact stored size of each group's weights; empty for activations times activations.
+        weight_passes: How often the weights come from external memory.
+        activation_passes: How often the activations do, when they lie there.
+    """
+
+    op: MatmulOp
+    mapping: Mapping
+    machine: Machine
+    rows: tuple[tuple[int, int], ...]
+    sizes: tuple[FormatSize, ...]
+    weight_passes: int
+    activation_passes: int
+
+    def __post_init__(self) -> None:
+        self._cache: dict[tuple[int, int, int], TileCost] = {}
+
+    def group_bytes(self, group: int) -> tuple[float, float]:
+        """Stored bytes of a group: `(values, metadata)`."""
+        size = self.sizes[group]
+        scale = self.machine.value_bytes / 8
+        values = (size.value_bits + size.padding_bits) * scale
+        padding = size.padding_bits * scale
+        return values - padding, padding + (size.index_bits + size.pointer_bits) / 8
+
+    @property
+    def stored_bytes(self) -> tuple[float, float]:
+        """Stored bytes of all weights: `(values, metadata)`."""
+        pairs = [self.group_bytes(group) for group in range(len(self.sizes))]
+        return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+
+    def cost(self, group: int, first: int, end: int) -> TileCost:
+        """Cost of a group of weight rows for the activation rows `first:end`."""
+        if self.op.activation is None:
+            first, end = 0, end - first
+        key = (group, first, end)
+        if key not in self._cache:
+            self._cache[key] = self._cost(group, first, end)
+        return self._cache[key]
+
+    def _cost(self, group: int, first: int, end: int) -> TileCost:
+        op, mapping, engine = self.op, self.mapping, self.machine.engine
+        total = fill = macs = 0
+        loads: list[IntArray] = []
+        for m0 in range(first, end, mapping.tile_m):
+            m1 = min(m0 + mapping.tile_m, end)
+            for k0 in range(0, op.k, mapping.tile_k):
+                gemm = self._tile(group, (m0, m1), (k0, min(k0 + mapping.tile_k, op.k)))
+                if op.activation is None and m0 > first and m1 - m0 == mapping.tile_m:
+                    break
+                timing = engine.run(gemm)
+                repeat = 1
+                if op.activation is None and m0 == first:
+                    repeat = max((end - first) // mapping.tile_m, 1)
+                total += timing.cycles * repeat
+                fill += timing.fill * repeat
+                macs += timing.macs * repeat
+                if timing.load is not None:
+                    loads.append(timing.load * repeat)
+        moved = (end - first) * op.k * self.machine.value_bytes
+        if self.sizes:
+            moved += sum(self.group_bytes(group))
+        dense = macs == (end - first) * (self.rows[group][1] - self.rows[group][0]) * op.k
+        cycles = max(self.machine.compute_cycles(total, dense), moved / self.machine.feed_rate)
+        same = loads and all(load.shape[0] == loads[0].shape[0] for load in loads)
+        heat = np.concatenate(loads, axis=1) if same else None
+        return TileCost(cycles, total, fill, macs, heat)
+
+    def _tile(self, group: int, rows: tuple[int, int], columns: tuple[int, int]) -> Gemm:
+        op = self.op
+        (n0, n1), (m0, m1), (k0, k1) = self.rows[group], rows, columns
+        weight: BoolArray | None = None if op.nonzero is None else op.nonzero[n0:n1, k0:k1]
+        active = None if op.activation is None else op.activation[m0:m1, k0:k1]
+        return Gemm(m1 - m0, n1 - n0, k1 - k0, weight, active)
+
+
+def plan_matmul(op: MatmulOp, machine: Machine) -> MatmulPlan:
+    """Choose a mapping for a product and measure its groups.
+
+    Raises:
+        TargetError: When no tile fits the machine.
+    """
+    mapping = choose_mapping(op, machine)
+    rows = tuple((n, min(n + mapping.tile_n, op.n)) for n in range(0, op.n, mapping.tile_n))
+    sizes: tuple[FormatSize, ...] = ()
+    if op.has_weights:
+        sizes = tuple(_measured(op, machine, first, end) for first, end in rows)
+    plan = MatmulPlan(op, mapping, machine, rows, sizes, 1, 1)
+    if op.has_weights:
+        plan.weight_passes, plan.activation_passes = _passes(plan)
+    return plan
+
+
+def _measured(op: MatmulOp, machine: Machine, first: int, end: int) -> FormatSize:
+    if op.nonzero is None:
+        return FormatSize(8 * (end - first) * op.k)  # a dense matrix needs no metadata
+    rows = op.nonzero[first:end]
+    if not machine.form.fits(rows):
+        return Dense().measure(rows)
+    return machine.form.measure(rows)
+
+
+def _passes(plan: MatmulPlan) -> tuple[int, int]:
+    """How often weights and activations stream from outside when both do not fit at once."""
+    op, machine = plan.op, plan.machine
+    arch = machine.architecture
+    room_w = arch.capacity(arch.outermost("weights")) * _STATIONARY_SHARE
+    room_a = arch.capacity(arch.outermost("activations")) * _STATIONARY_SHARE
+    weights = sum(plan.stored_bytes)
+    active = op.m * op.k * machine.value_bytes
+    shared = arch.outermost("weights") is arch.outermost("activations")
+    if weights <= room_w or (not shared and active <= room_a):
+        return 1, 1
+    stream_activations = ceil_div(int(weights), max(int(room_w), 1))
+    stream_weights = ceil_div(int(active), max(int(room_a), 1))
+    if weights * (stream_weights - 1) <= active * (stream_activations - 1):
+        return stream_weights, 1
+    return 1, stream_activations

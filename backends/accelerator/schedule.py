@@ -1,0 +1,343 @@
+"""From operations to tile tasks: loads, compute, vector pieces and stores with their needs."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from sparsefx.backends.accelerator.engines.base import IntArray, ceil_div
+from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.plan import MatmulPlan, TileCost, plan_matmul
+from sparsefx.backends.accelerator.tasks import TaskGraph
+from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
+
+__all__ = ["Schedule", "Traffic", "Work", "schedule"]
+
+_MOST_CHUNKS = 16
+_VECTOR_PIECES = 16
+_TASKS_A_CORE = 8  # few enough to be quick, enough that the last round hardly matters
+
+Piece = tuple[float, float, tuple[int, ...]]
+"""A share `(from, to)` of an operation's independent copies, and the tasks that make it."""
+
+
+@dataclass
+class Traffic:
+    """Bytes that an operation moves between the machine and its external memory."""
+
+    weights: float = 0.0
+    metadata: float = 0.0
+    activations_in: float = 0.0
+    activations_out: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All bytes."""
+        return self.weights + self.metadata + self.activations_in + self.activations_out
+
+
+@dataclass
+class Work:
+    """What the cores did for one product, added up: engine cycles, fill, and the heat map."""
+
+    engine_cycles: float = 0.0
+    fill: float = 0.0
+    heat: IntArray | None = None
+
+    def add(self, cost: TileCost, copies: int) -> None:
+        """Add one task's work; heat maps of other shapes (a ragged last tile) are left out."""
+        self.engine_cycles += cost.engine_cycles * copies
+        self.fill += cost.fill * copies
+        if cost.load is None:
+            return
+        if self.heat is None:
+            self.heat = cost.load * copies
+        elif self.heat.shape == cost.load.shape:
+            self.heat += cost.load * copies
+
+
+@dataclass
+class Schedule:
+    """The tasks of a workload with what is needed to explain them."""
+
+    graph: TaskGraph
+    plans: dict[int, MatmulPlan]
+    traffic: list[Traffic]
+    work: dict[int, Work]
+    chunks: int
+    resident: bool
+
+
+@dataclass
+class _Builder:
+    workload: Workload
+    machine: Machine
+    graph: TaskGraph = field(default_factory=TaskGraph)
+    plans: dict[int, MatmulPlan] = field(default_factory=dict)
+    traffic: list[Traffic] = field(default_factory=list)
+    work: dict[int, Work] = field(default_factory=dict)
+    pieces: dict[str, list[list[Piece]]] = field(default_factory=dict)
+    outside: set[str] = field(default_factory=set)
+    fetched: dict[tuple[str, int], int] = field(default_factory=dict)
+    held: deque[tuple[float, tuple[int, ...]]] = field(default_factory=deque)
+    held_bytes: float = 0.0
+    previous: tuple[int, ...] = ()
+    core: int = 0
+
+    def build(self) -> Schedule:
+        arch = self.machine.architecture
+        self.chunks = self.chunk_count()
+        for index, op in enumerate(self.workload.ops):
+            if isinstance(op, MatmulOp):
+                self.plans[index] = plan_matmul(op, self.machine)
+        stored = sum(sum(plan.stored_bytes) for plan in self.plans.values())
+        level_w, level_a = arch.outermost("weights"), arch.outermost("activations")
+        self.room_a = arch.capacity(level_a)
+        peak = max((op.out_elements for op in self.workload.ops), default=0)
+        used = min(2 * peak * self.machine.value_bytes, self.room_a / 2)
+        self.room_w = arch.capacity(level_w) - (used if level_a is level_w else 0)
+        self.resident = 0 < stored <= self.room_w and not arch.dram.holds_activations
+        self.buffered = level_w.double_buffered
+        used_later = {name for op in self.workload.ops for name in op.inputs}
+        for index, op in enumerate(self.workload.ops):
+            self.traffic.append(Traffic())
+            gate = self.launch(index)
+            last = op.name not in used_later
+            if isinstance(op, MatmulOp):
+                self.matmul(index, op, gate, last)
+            elif isinstance(op, VectorOp):
+                self.vector(index, op, gate)
+            else:
+                self.host(index, op)
+        return Schedule(self.graph, self.plans, self.traffic, self.work, self.chunks, self.resident)
+
+    def chunk_count(self) -> int:
+        """Parts of the batch that follow each other through the operations."""
+        if not self.machine.architecture.outermost("activations").double_buffered:
+            return 1
+        products = self.workload.matmuls
+        if all(op.copies == 1 for op in products) and products:
+            return min(_MOST_CHUNKS, *(op.m for op in products))
+        return min(self.workload.batch, _MOST_CHUNKS)
+
+    def launch(self, index: int) -> tuple[int, ...]:
+        """With a launch cost, operations run one after the other."""
+        if not self.machine.launch:
+            return ()
+        gate = self.graph.add("launch", index, "front", self.machine.launch, self.previous)
+        return (gate,)
+
+    # -- what an operation waits for ---------------------------------------------------------------
+
+    def needs(self, op: Op, chunk: int, share: tuple[float, float] | None) -> tuple[int, ...]:
+        """Tasks that make a chunk of an operation's inputs, or a share of its copies."""
+        found: list[int] = []
+        for name in op.inputs:
+            for low, high, tasks in self.pieces.get(name, [[]] * self.chunks)[chunk]:
+                if share is None or (low < share[1] and high > share[0]):
+                    found.extend(tasks)
+        return tuple(dict.fromkeys(found))
+
+    def finish(self, op: Op, pieces: list[list[Piece]]) -> None:
+        self.pieces[op.name] = pieces
+        self.previous = tuple(t for chunk in pieces for _, _, tasks in chunk for t in tasks)
+
+    def spills(self, op: Op) -> bool:
+        """Whether an operation's result goes to external memory."""
+        size = op.out_elements * self.machine.value_bytes / self.chunks
+        return self.machine.architecture.dram.holds_activations or size > self.room_a
+
+    # -- matrix products ---------------------------------------------------------------------------
+
+    def matmul(self, index: int, op: MatmulOp, gate: tuple[int, ...], last: bool) -> None:
+        plan = self.plans[index]
+        arrived = [self.load_activations(index, op, chunk, gate) for chunk in range(self.chunks)]
+        done: list[list[Piece]] = [[] for _ in range(self.chunks)]
+        whole = sum(plan.group_bytes(0)) * len(plan.rows) if plan.sizes else 0.0
+        by_chunk = not op.has_weights or self.resident or whole <= self.room_w / 2
+        groups = range(len(plan.rows))
+        if by_chunk:
+            loads = {group: self.load_weights(index, plan, group, gate) for group in groups}
+            for chunk in range(self.chunks):
+                for group in groups:
+                    done[chunk] += self.compute(index, plan, group, chunk, arrived, loads[group])
+            self.release(index, plan, groups, done)
+        else:
+            for group in groups:
+                load = self.load_weights(index, plan, group, gate)
+                mine: list[list[Piece]] = [[] for _ in range(self.chunks)]
+                for chunk in range(self.chunks):
+                    mine[chunk] = self.compute(index, plan, group, chunk, arrived, load)
+                    done[chunk] += mine[chunk]
+                self.release(index, plan, range(group, group + 1), mine)
+        if last or self.spills(op):
+            done = [self.store(index, op, chunk, done[chunk]) for chunk in range(self.chunks)]
+        self.finish(op, done)
+
+    def load_weights(
+        self, index: int, plan: MatmulPlan, group: int, gate: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Load a group's weights as soon as the buffer has room, however far ahead that is."""
+        if not plan.sizes or self.resident:
+            return gate
+        values, metadata = (size * plan.weight_passes for size in plan.group_bytes(group))
+        self.traffic[index].weights += values
+        self.traffic[index].metadata += metadata
+        needs = list(gate)
+        size = (values + metadata) / plan.weight_passes
+        limit = self.room_w if self.buffered else 0.0
+        while self.held and self.held_bytes + size > limit:
+            freed, users = self.held.popleft()
+            self.held_bytes -= freed
+            needs.extend(users)
+        cycles = self.machine.dram_cycles(values + metadata)
+        total = values + metadata
+        load = self.graph.add(
+            "load", index, "dram", cycles, tuple(needs), size=total, metadata=metadata
+        )
+        return (load,)
+
+    def release(self, index: int, plan: MatmulPlan, groups: range, done: list[list[Piece]]) -> None:
+        """Note who must end before these groups' place in the buffer is free again."""
+        if not plan.sizes or self.resident:
+            return
+        users = tuple(t for chunk in done for _, _, tasks in chunk for t in tasks)
+        size = sum(sum(plan.group_bytes(group)) for group in groups)
+        self.held.append((size, users))
+        self.held_bytes += size
+
+    def load_activations(
+        self, index: int, op: MatmulOp, chunk: int, gate: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Bring a chunk of the inputs in, when they lie outside; once, if they then stay."""
+        arrived = gate
+        stays = not self.machine.architecture.dram.holds_activations
+        passes = self.plans[index].activation_passes
+        for name in dict.fromkeys(op.inputs):
+            if name != "" and name not in self.outside:
+                continue
+            known = self.fetched.get((name, chunk))
+            if known is not None and stays and passes == 1:
+                arrived += (known,)
+                continue
+            share = op.in_elements / len(op.inputs) / self.chunks
+            size = share * self.machine.value_bytes * passes
+            self.traffic[index].activations_in += size
+            needs = tuple(
+                t for _, _, ts in self.pieces.get(name, [[]] * self.chunks)[chunk] for t in ts
+            )
+            cycles = self.machine.dram_cycles(size)
+            task = self.graph.add("load", index, "dram", cycles, needs + gate, size=size)
+            self.fetched[(name, chunk)] = task
+            arrived += (task,)
+        return arrived
+
+    def compute(
+        self,
+        index: int,
+        plan: MatmulPlan,
+        group: int,
+        chunk: int,
+        arrived: list[tuple[int, ...]],
+        load: tuple[int, ...],
+    ) -> list[Piece]:
+        """Compute one group for one chunk: a task for each core that shares the chunk's work."""
+        op = plan.op
+        pieces: list[Piece] = []
+        for first, end, share in self.portions(op, plan, chunk):
+            copies = end - first if op.copies > 1 else 1
+            rows = (0, op.m) if op.copies > 1 else (first, end)
+            cost = plan.cost(group, *rows)
+            self.work.setdefault(index, Work()).add(cost, copies)
+            cycles = cost.cycles * copies
+            needs = self.needs(op, chunk, share) + arrived[chunk] + load
+            core = self.core % self.machine.cores
+            self.core += 1
+            task = self.graph.add("compute", index, core, cycles, needs)
+            low, high = share or (0.0, 1.0)
+            pieces.append((low, high, (task,)))
+        return pieces
+
+    def portions(
+        self, op: MatmulOp, plan: MatmulPlan, chunk: int
+    ) -> list[tuple[int, int, tuple[float, float] | None]]:
+        """Rows, or copies, of a chunk, cut so that all cores have work."""
+        units = op.copies if op.copies > 1 else op.m
+        first = units * chunk // self.chunks
+        end = units * (chunk + 1) // self.chunks
+        count = end - first
+        tile = 1 if op.copies > 1 else plan.mapping.tile_m
+        wanted = ceil_div(_TASKS_A_CORE * self.machine.cores, len(plan.rows) * self.chunks)
+        parts = min(wanted, max(ceil_div(count, tile), 1))
+        size = max(ceil_div(ceil_div(count, parts), tile) * tile, 1)
+        cuts = [(a, min(a + size, end)) for a in range(first, end, size)]
+        if op.copies == 1:
+            return [(a, b, None) for a, b in cuts]
+        return [(a, b, ((a - first) / count, (b - first) / count)) for a, b in cuts]
+
+    def store(self, index: int, op: Op, chunk: int, done: list[Piece]) -> list[Piece]:
+        """Write a chunk of the result to external memory; later operations read it there."""
+        size = op.out_elements / self.chunks * self.machine.value_bytes
+        self.traffic[index].activations_out += size
+        needs = tuple(t for _, _, tasks in done for t in tasks)
+        cycles = self.machine.dram_cycles(size)
+        task = self.graph.add("store", index, "dram", cycles, needs, size=size)
+        self.outside.add(op.name)
+        return [(0.0, 1.0, (task,))]
+
+    # -- everything else ---------------------------------------------------------------------------
+
+    def vector(self, index: int, op: VectorOp, gate: tuple[int, ...]) -> None:
+        """Run pieces behind the tasks that make their inputs, where the data flow allows it."""
+        done: list[list[Piece]] = []
+        launch = self.machine.vector_launch
+        for chunk in range(self.chunks):
+            pieces: list[Piece] = []
+            for low, high, needs in self.cut(op, chunk):
+                share = (high - low) / self.chunks
+                cycles = self.machine.vector_cycles(op, share) + launch
+                launch = 0.0
+                task = self.graph.add("vector", index, "vector", cycles, needs + gate)
+                pieces.append((low, high, (task,)))
+            done.append(pieces)
+        if self.machine.architecture.vector.memory_bound:
+            size = self.machine.value_bytes
+            self.traffic[index].activations_in += op.in_elements * size
+            self.traffic[index].activations_out += op.out_elements * size
+        self.finish(op, done)
+
+    def cut(self, op: VectorOp, chunk: int) -> list[Piece]:
+        """Shares of one chunk of a vector operation with the tasks that each waits for."""
+        whole = self.needs(op, chunk, None)
+        streams = self.machine.architecture.vector.streams
+        if op.copies > 1 and streams:
+            count = min(max(op.copies // self.chunks, 1), _VECTOR_PIECES)
+            bounds = [(i / count, (i + 1) / count) for i in range(count)]
+            return [(a, b, self.needs(op, chunk, (a, b))) for a, b in bounds]
+        if op.rowwise or not streams or len(whole) < 2:
+            return [(0.0, 1.0, whole)]
+        count = min(len(whole), max(_VECTOR_PIECES // self.chunks, 2))
+        step = ceil_div(len(whole), count)
+        parts = [whole[i : i + step] for i in range(0, len(whole), step)]
+        return [(i / len(parts), (i + 1) / len(parts), part) for i, part in enumerate(parts)]
+
+    def host(self, index: int, op: HostOp) -> None:
+        """Send operands to the host, compute there, and bring the result back."""
+        link = self.machine.architecture.host
+        needs = tuple(t for chunk in range(self.chunks) for t in self.needs(op, chunk, None))
+        cycles = 0.0
+        if link is not None:
+            moved = (op.in_elements + op.out_elements) * self.machine.value_bytes
+            seconds = moved / link.bandwidth.value + 2 * link.latency.value
+            cycles = (seconds + op.elements / link.throughput.value) * self.machine.clock
+        task = self.graph.add("host", index, "host", cycles, needs)
+        self.finish(op, [[(0.0, 1.0, (task,))] for _ in range(self.chunks)])
+
+
+def schedule(workload: Workload, machine: Machine) -> Schedule:
+    """Cut a workload into tile tasks for a machine.
+
+    Raises:
+        TargetError: When an operation's smallest tile does not fit.
+    """
+    return _Builder(workload, machine).build()

@@ -1,0 +1,100 @@
+"""Tile tasks: what each resource does, in order, and what it waits for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import networkx as nx
+
+__all__ = ["Kind", "Task", "TaskGraph"]
+
+Kind = Literal["load", "compute", "vector", "store", "host", "launch"]
+
+
+@dataclass(slots=True)
+class Task:
+    """One piece of work on one resource; times are cycles.
+
+    Attributes:
+        op: Index of the operation it belongs to.
+        resource: `dram`, `vector`, `host`, `front` or the number of a core.
+        needs: Tasks that must have ended.
+        bytes: Bytes that it moves, metadata included.
+        waited: What kind of task held it up last; its own resource when None.
+    """
+
+    id: int
+    kind: Kind
+    op: int
+    resource: str | int
+    cycles: float
+    needs: tuple[int, ...]
+    bytes: float = 0.0
+    metadata: float = 0.0
+    start: float = 0.0
+    end: float = 0.0
+    waited: Kind | None = None
+
+
+@dataclass
+class TaskGraph:
+    """Tasks in issue order: each resource takes its tasks in this order, none overtakes."""
+
+    tasks: list[Task] = field(default_factory=list)
+
+    def add(
+        self,
+        kind: Kind,
+        op: int,
+        resource: str | int,
+        cycles: float,
+        needs: tuple[int, ...],
+        *,
+        size: float = 0.0,
+        metadata: float = 0.0,
+    ) -> int:
+        """Append a task and return its number."""
+        number = len(self.tasks)
+        self.tasks.append(Task(number, kind, op, resource, cycles, needs, size, metadata))
+        return number
+
+    def run(self, latency: float = 0.0) -> float:
+        """Give every task its start and end; returns the last end.
+
+        Resources serve in order, so times are maxima of sums: a shorter task can never delay
+        another one. `latency` passes between the end of a load's transfer and its use.
+        """
+        free: dict[str | int, float] = {}
+        last = 0.0
+        tasks = self.tasks
+        for task in tasks:
+            start = free.get(task.resource, 0.0)
+            for number in task.needs:
+                before = tasks[number]
+                ready = before.end + (latency if before.kind == "load" else 0.0)
+                if ready > start:
+                    start, task.waited = ready, before.kind
+            task.start = start
+            task.end = free[task.resource] = start + task.cycles
+            last = max(last, task.end)
+        return last
+
+    def graph(self) -> nx.DiGraph[int]:
+        """The tasks as a networkx graph; nodes carry `kind`, `op`, `resource` and `cycles`."""
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        graph.add_nodes_from(
+            (t.id, {"kind": t.kind, "op": t.op, "resource": t.resource, "cycles": t.cycles})
+            for t in self.tasks
+        )
+        graph.add_edges_from(
+            (number, task.id, {"cycles": self.tasks[number].cycles})
+            for task in self.tasks
+            for number in task.needs
+        )
+        return graph
+
+    def critical_path(self) -> list[int]:
+        """The longest chain of dependent tasks, whatever the resources."""
+        path: list[int] = nx.dag_longest_path(self.graph(), weight="cycles")
+        return path

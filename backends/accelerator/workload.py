@@ -1,0 +1,166 @@
+"""What the simulator runs: matrix products, vector operations and host fallbacks, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+
+from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
+from sparsefx.backends.formats.encoding import Int8Array
+
+__all__ = ["HostOp", "MatmulOp", "Op", "VectorOp", "Workload"]
+
+
+@dataclass(frozen=True)
+class MatmulOp:
+    """`copies` products of `[m, k]` by `[n, k]` transposed.
+
+    Attributes:
+        name: The FX node.
+        m, n, k: Sizes of one product; `m` counts the rows of the whole batch for a linear.
+        copies: Independent products (batch times heads) for attention; 1 for a linear.
+        weight: The integer weights `[n, k]`; None when both operands are activations.
+        mask: Non-zeros of the weights, where the values themselves are not at hand.
+        activation: Non-zeros of the activations `[m, k]`, where they are known.
+        inputs: Names of the operations whose results are read; "" is the Program's input.
+    """
+
+    name: str
+    m: int
+    n: int
+    k: int
+    inputs: tuple[str, ...]
+    copies: int = 1
+    weight: Int8Array | None = field(default=None, repr=False, compare=False)
+    mask: BoolArray | None = field(default=None, repr=False, compare=False)
+    activation: BoolArray | None = field(default=None, repr=False, compare=False)
+    stationary: bool = True
+
+    kind = "matmul"
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.weight.shape != (self.n, self.k):
+            raise ValueError(
+                f"{self.name}: the weights are {list(self.weight.shape)}, "
+                f"the product needs {[self.n, self.k]}"
+            )
+        if (
+            self.weight is not None
+            and self.mask is not None
+            and bool(np.any((self.weight != 0) & ~self.mask))
+        ):
+            raise ValueError(f"{self.name}: the mask drops weights that are not zero")
+
+    @cached_property
+    def nonzero(self) -> BoolArray | None:
+        """Non-zeros of the weights, `[n, k]`; None for a product of activations, or dense."""
+        if self.weight is not None:
+            mask: BoolArray = self.weight != 0
+            return mask
+        return self.mask
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether one operand is stored in memory, not computed."""
+        return self.stationary and self.copies == 1
+
+    @property
+    def gemm(self) -> Gemm:
+        """One of the products, with its masks."""
+        return Gemm(self.m, self.n, self.k, self.nonzero, self.activation)
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiplications without any skipping."""
+        return self.copies * self.m * self.n * self.k
+
+    @property
+    def out_elements(self) -> int:
+        """Elements of the result."""
+        return self.copies * self.m * self.n
+
+    @property
+    def in_elements(self) -> int:
+        """Elements read that are activations."""
+        both = 0 if self.has_weights else self.n * self.k
+        return self.copies * (self.m * self.k + both)
+
+
+@dataclass(frozen=True)
+class VectorOp:
+    """An operation on `elements` values, element by element or (`rowwise`) row by row."""
+
+    name: str
+    kind: str
+    elements: int
+    inputs: tuple[str, ...]
+    copies: int = 1
+    rowwise: bool = False
+
+    @property
+    def out_elements(self) -> int:
+        """Elements of the result."""
+        return self.elements
+
+    @property
+    def in_elements(self) -> int:
+        """Elements read."""
+        return self.elements * max(len(self.inputs), 1)
+
+
+@dataclass(frozen=True)
+class HostOp:
+    """An operation that the machine cannot do; its operands travel to the host and back."""
+
+    name: str
+    kind: str
+    elements: int
+    inputs: tuple[str, ...]
+    reason: str
+    copies: int = 1
+
+    @property
+    def out_elements(self) -> int:
+        """Elements of the result."""
+        return self.elements
+
+    @property
+    def in_elements(self) -> int:
+        """Elements read."""
+        return self.elements * max(len(self.inputs), 1)
+
+
+Op: TypeAlias = MatmulOp | VectorOp | HostOp
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Operations in an order in which every input comes before its use.
+
+    Attributes:
+        name: What is run, for titles.
+        ops: The operations.
+        batch: Independent sequences; chunks of them are pipelined.
+        tokens: Rows of one sequence.
+        fingerprint: Hash of the Program this came from, so that timing and function can be shown to
+            be of the same thing.
+    """
+
+    name: str
+    ops: tuple[Op, ...]
+    batch: int
+    tokens: int
+    fingerprint: str = ""
+
+    @property
+    def matmuls(self) -> tuple[MatmulOp, ...]:
+        """The matrix products."""
+        return tuple(op for op in self.ops if isinstance(op, MatmulOp))
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiplications of all products without any skipping."""
+        return sum(op.dense_macs for op in self.matmuls)

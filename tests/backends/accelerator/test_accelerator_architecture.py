@@ -1,0 +1,85 @@
+"""Architecture files: presets load, mistakes are told with their path."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from sparsefx.backends.accelerator.archfile import (
+    dump_architecture,
+    load_architecture,
+    preset_names,
+    read_architecture,
+)
+from sparsefx.backends.accelerator.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.quantity import Quantity
+from sparsefx.errors import TargetError
+
+EXPECTED = {
+    "anton", "moffett-s4-like", "moffett-s10-like", "moffett-s30-like", "eie-64", "eyeriss-v2-pe",
+    "scnn", "sigma-128", "dstc", "tensor-core-int8", "tensor-core-2-4", "a100-fp16", "a100-2-4",
+    "tpu-v4-like", "scalesim-compat", "stonne-os-compat",
+}  # fmt: skip
+
+
+def test_every_promised_preset_ships() -> None:
+    assert set(preset_names()) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_say_where_they_come_from_and_round_trip(name: str) -> None:
+    arch = load_architecture(name)
+    assert arch.name == name
+    assert arch.source
+    assert sum(arch.statuses().values()) == len(quantities(arch))
+    assert read_architecture(yaml.safe_dump(dump_architecture(arch)), name) == arch
+
+
+def test_the_s4_peak_is_the_published_one() -> None:
+    arch = load_architecture("moffett-s4-like")
+    peak = 2 * 64 * 8 * arch.all_cores * arch.clock.value
+    assert peak * 32 / 1e12 == pytest.approx(943.6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("cloc: 1 GHz | assumed", "cloc: there is no such key"),
+        ("clock: 1 GB/s | assumed", "clock: expected hertz, found bytes per second"),
+        ("clock: 1 GHz", "clock: '1 GHz' does not say where it comes from"),
+        ("clock: fast | assumed", "clock: 'fast | assumed' is not a number with a unit"),
+        ("clock: 1 Ghz | assumed", "'Ghz' is not a known unit"),
+        ("dram: {bandwidth: 0 GB/s | assumed}", "dram.bandwidth: must be more than zero"),
+        ("dram: {bandwith: 1 GB/s | assumed}", "dram.bandwith: there is no such key"),
+        ("engine: {kind: lokstep, numbers: {}}", "did you mean 'lock-step'?"),
+        ("engine: {numbers: {bnk: 3 | assumed}}", "engine.bnk: BankBalanced has no parameter"),
+        ("weights: {kind: zip}", "there is no weights 'zip'"),
+        ("energy: 3nm", "there is no energy table '3nm'"),
+        ("sram: []", "no SRAM level holds weights"),
+    ],
+)
+def test_mistakes_are_told_with_their_path(change: str, message: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        read_architecture(f"base: anton\n{change}", "mine.yaml")
+    assert message in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = "base: anton\nclock: 1\ndram: {bandwidth: 1 s | assumed}\nx: 1"
+    with pytest.raises(TargetError, match="3 mistakes in the architecture"):
+        read_architecture(text, "mine.yaml")
+
+
+def test_an_unknown_preset_suggests_one() -> None:
+    with pytest.raises(TargetError, match="did you mean 'anton'"):
+        load_architecture("antn")
+
+
+def test_a_number_can_be_moved() -> None:
+    arch = load_architecture("anton")
+    moved = perturbed(arch, "dram.bandwidth", 1.2)
+    assert moved.dram.bandwidth.value == pytest.approx(arch.dram.bandwidth.value * 1.2)
+    assert perturbed(arch, "cores", 1.2).cores.value == 10
+    assert perturbed(arch, "sram.0.capacity", 2).sram[0].capacity.value == 112_000
+    assert Quantity.parse("50 % | assumed").scaled(3).value == 1.0

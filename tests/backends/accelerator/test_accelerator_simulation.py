@@ -1,0 +1,132 @@
+"""Invariants of the tile-level simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsefx.backends.accelerator.archfile import load_architecture, preset_names
+from sparsefx.backends.accelerator.architecture import perturbed
+from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.energy import LEVELS
+from sparsefx.backends.accelerator.roofline import roofline
+from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Workload
+from sparsefx.errors import TargetError
+
+SMALL = EncoderSize(layers=1, hidden=128, feed_forward=256, heads=2)
+
+workloads = st.builds(
+    lambda batch, tokens, ratio, balanced, seed: encoder_workload(
+        SMALL, batch=batch, tokens=tokens, ratio=ratio, balanced=balanced, seed=seed
+    ),
+    st.integers(1, 3),
+    st.sampled_from([8, 16, 33]),
+    st.sampled_from([1.0, 2.0, 8.0]),
+    st.booleans(),
+    st.integers(0, 100),
+)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@settings(max_examples=4, deadline=None)
+@given(workload=workloads)
+def test_invariants(preset: str, workload: Workload) -> None:
+    arch = load_architecture(preset)
+    run = simulate(workload, arch)
+    assert roofline(workload, arch).cycles <= run.cycles * (1 + 1e-9)
+    assert 0 < run.utilisation <= 1
+    assert sum(run.waterfall.values()) == pytest.approx(run.cycles, rel=1e-6)
+    assert min(run.waterfall.values()) >= -1e-6 * run.cycles
+    by_op = [sum(op.energy[level] for op in run.ops) for level in LEVELS]
+    assert sum(by_op) == pytest.approx(sum(run.energy.values()) - _leakage(run.seconds, arch))
+    executed = [op.macs.executed for op in run.ops if op.macs]
+    skips = run.machine.engine.skips
+    assert executed == [op.gemm.macs(skips) * op.copies for op in workload.matmuls]
+    if not run.schedule.resident:
+        kept = sum(
+            int(op.nonzero.sum()) if op.nonzero is not None else op.n * op.k
+            for op in workload.matmuls
+            if op.has_weights
+        )
+        assert run.dram_bytes >= kept * run.machine.value_bytes
+
+
+def _leakage(seconds: float, arch: object) -> float:
+    watts: float = arch.energy.leakage.value  # type: ignore[attr-defined]  # an Architecture
+    return watts * seconds * 1e12
+
+
+@settings(max_examples=10, deadline=None)
+@given(workload=workloads)
+@pytest.mark.parametrize("preset", ["anton", "lock-step-32", "tensor-core-2-4", "eie-64"])
+@pytest.mark.parametrize("path", ["dram.bandwidth", "vector.throughput"])
+def test_faster_parts_are_never_slower(preset: str, path: str, workload: Workload) -> None:
+    arch = load_architecture(preset)
+    faster = perturbed(arch, path, 1.5)
+    assert simulate(workload, faster).cycles <= simulate(workload, arch).cycles * (1 + 1e-9)
+
+
+def test_tasks_are_a_graph_that_no_task_beats() -> None:
+    run = simulate(encoder_workload(SMALL, batch=2, tokens=16), load_architecture("anton"))
+    graph = run.schedule.graph.graph()
+    assert nx.is_directed_acyclic_graph(graph)
+    assert graph.number_of_nodes() == len(run.tasks)
+    ends: dict[str | int, float] = {}
+    for task in run.tasks:
+        assert all(run.tasks[number].end <= task.start + 1e-6 for number in task.needs)
+        assert ends.get(task.resource, 0.0) <= task.start + 1e-6
+        ends[task.resource] = task.end
+    path = run.schedule.graph.critical_path()
+    assert sum(run.tasks[number].cycles for number in path[:-1]) <= run.cycles
+
+
+def test_a_dense_mask_costs_what_no_mask_costs() -> None:
+    dense = encoder_workload(SMALL, tokens=16)
+    ops = tuple(
+        replace(op, mask=np.ones((op.n, op.k), bool))
+        if isinstance(op, MatmulOp) and op.copies == 1
+        else op
+        for op in dense.ops
+    )
+    arch = load_architecture("lock-step-32")
+    masked = simulate(replace(dense, ops=ops), arch)
+    plain = simulate(dense, arch)
+    assert masked.utilisation == pytest.approx(plain.utilisation, rel=0.02)
+    assert [op.macs for op in masked.ops] == [op.macs for op in plain.ops]
+
+
+def test_a_fully_pruned_layer_takes_no_products_and_is_named() -> None:
+    ops = (MatmulOp("dead", 8, 64, 64, ("",), mask=np.zeros((64, 64), bool)),)
+    run = simulate(Workload("w", ops, 1, 8), load_architecture("anton"))
+    assert run.ops[0].macs is not None
+    assert run.ops[0].macs.executed == 0
+    assert any("all weights are zero in dead" in note for note in run.notes)
+
+
+def test_an_architecture_that_cannot_hold_a_tile_is_refused() -> None:
+    tiny = perturbed(load_architecture("anton"), "sram.0.capacity", 1e-3)
+    with pytest.raises(TargetError, match=r"the smallest tile, 1 x 64 x 64, needs .* bytes"):
+        simulate(encoder_workload(SMALL), tiny)
+
+
+def test_masks_that_do_not_match_weights_are_refused() -> None:
+    weight = np.ones((4, 4), np.int8)
+    with pytest.raises(ValueError, match=r"drops weights that are not zero"):
+        MatmulOp("a", 1, 4, 4, ("",), weight=weight, mask=np.zeros((4, 4), bool))
+    with pytest.raises(ValueError, match=r"the weights are \[4, 4\], the product needs \[4, 5\]"):
+        MatmulOp("a", 1, 4, 5, ("",), weight=weight)
+
+
+def test_a_host_fallback_costs_the_way_there_and_back() -> None:
+    op = HostOp("odd", "aten.sort", 1000, ("",), "the machine has no sort")
+    run = simulate(Workload("w", (op,), 1, 1), load_architecture("anton"))
+    host = load_architecture("anton").host
+    assert host is not None
+    assert run.seconds >= 2 * host.latency.value
+    assert run.waterfall["launch and host"] > 0
