@@ -8,7 +8,7 @@ import typer
 from rich.logging import RichHandler
 
 from sparsefx import __version__
-from sparsefx.cli import bench, capture, opt, passes
+from sparsefx.cli import bench, capture, compress, demo, inspect, opt, passes
 from sparsefx.cli.console import stderr
 
 __all__ = ["app"]
@@ -20,9 +20,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo.command)
+app.command("compress")(compress.command)
 app.command("capture")(capture.command)
 app.command("passes")(passes.command)
 app.command("opt")(opt.command)
+app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 
 

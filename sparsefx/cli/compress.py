@@ -1,0 +1,89 @@
+"""``sparsefx compress``: a recipe on the user's own model and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sparsefx.errors import DataError
+
+if TYPE_CHECKING:
+    from sparsefx.train.tasks import Task
+
+__all__ = ["command", "read_task"]
+
+DATA_HELP = (
+    "A csv, tsv, jsonl or parquet file; split=FILE for each of several (train, test); "
+    "or the name of a Hugging Face dataset."
+)
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    model: Annotated[str, typer.Option(help="Hugging Face id, or a folder.")],
+    data: Annotated[list[str], typer.Option(help=DATA_HELP)],
+    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
+    label: Annotated[str, typer.Option(help="Label column.")] = "label",
+    unlabelled: Annotated[
+        str | None, typer.Option(help="File with further texts for distillation.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; run again to go on.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="What the result is exported to.")] = "onnxruntime",
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
+) -> None:
+    """Compress your own model on your own data."""
+    from transformers import AutoTokenizer
+
+    from sparsefx.cli.runs import train_and_report
+    from sparsefx.huggingface import load_pretrained
+    from sparsefx.recipe import Recipe
+    from sparsefx.train.evaluation import SessionData
+    from sparsefx.train.randomness import seed_everything
+    from sparsefx.train.tasks import load_texts
+
+    found = Recipe.load(recipe)
+    found.check()
+    task = read_task(data, text, label)
+    more = load_texts(unlabelled, _columns(text)) if unlabelled else None
+    seed_everything(found.seed)
+    outputs = len(task.classes) if task.kind == "classification" else 1
+    network = load_pretrained(model, labels=outputs)
+    train_and_report(
+        found,
+        network,
+        SessionData(task, AutoTokenizer.from_pretrained(model), more),
+        folder or Path("runs") / found.name,
+        tokenizer=Path(model) if Path(model).is_dir() else None,
+        title=f"{Path(model).name}: {found.name}",
+        target=target,
+        tensorboard=tensorboard,
+    )
+
+
+def read_task(data: list[str], text: str, label: str) -> Task:
+    """Return the task that the options name.
+
+    Raises:
+        DataError: When several sources are given without split names, or a file cannot be used.
+    """
+    from sparsefx.train.tasks import load_task
+
+    if len(data) == 1 and "=" not in data[0]:
+        return load_task(data[0], text=_columns(text), label=label)
+    named = dict(item.split("=", 1) for item in data if "=" in item)
+    if len(named) != len(data):
+        raise DataError(
+            f"{len(data)} sources, of which {len(named)} name their split",
+            who="data",
+            hint="give --data train=FILE --data test=FILE",
+        )
+    return load_task(named, text=_columns(text), label=label)
+
+
+def _columns(text: str) -> str | tuple[str, str]:
+    first, comma, second = text.partition(",")
+    return (first.strip(), second.strip()) if comma else first

@@ -1,0 +1,47 @@
+"""``sparsefx demo``: the whole way on a real BERT and real text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsefx.cli.console import stderr
+
+__all__ = ["command"]
+
+
+def command(
+    quick: Annotated[bool, typer.Option("--quick", help="The two-minute form.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="No time limit, best accuracy.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; run again to go on.")
+    ] = None,
+) -> None:
+    """Make all-MiniLM-L6-v2 90 % sparse and int8 on review sentences, and report."""
+    from transformers import AutoTokenizer
+
+    from sparsefx.cli.runs import train_and_report
+    from sparsefx.huggingface import load_pretrained
+    from sparsefx.recipe import Recipe
+    from sparsefx.train.assets import demo_data, minilm_folder
+    from sparsefx.train.evaluation import SessionData
+    from sparsefx.train.randomness import seed_everything
+
+    if quick and full:
+        raise typer.BadParameter("--quick and --full exclude each other")
+    name = "demo-quick" if quick else "demo-full" if full else "demo"
+    recipe = Recipe.load(name)
+    place = minilm_folder()
+    stderr.print("reading the sentences")
+    data = demo_data()
+    seed_everything(recipe.seed)
+    train_and_report(
+        recipe,
+        load_pretrained(str(place), labels=len(data.task.classes)),
+        SessionData(data.task, AutoTokenizer.from_pretrained(str(place)), data.transfer),
+        folder or Path("runs") / name,
+        tokenizer=place,
+        title="all-MiniLM-L6-v2: dense, 90 % sparse, sparse int8",
+    )

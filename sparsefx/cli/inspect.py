@@ -1,0 +1,80 @@
+"""``sparsefx inspect``: what is known of a Program."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from sparsefx.cli.console import format_bytes, format_count, stdout
+from sparsefx.cli.programs import open_program
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["command"]
+
+
+def command(
+    program: Annotated[str, typer.Argument(help="Folder of a saved Program, or a model.")],
+    graph: Annotated[bool, typer.Option("--graph", help="Print the graph too.")] = False,
+    facts: Annotated[bool, typer.Option(help="With the graph: shapes, zeros, origins.")] = False,
+) -> None:
+    """Show inputs, layers, sparsity, size and history of a Program."""
+    model = open_program(program)
+    if graph or facts:
+        stdout.print(model.dump(facts=facts), markup=False, soft_wrap=True)
+    for spec in model.signature.inputs:
+        stdout.print(f"input   {spec}", markup=False)
+    stdout.print(f"outputs {', '.join(model.signature.outputs)}", markup=False)
+    properties = ", ".join(sorted(str(p) for p in model.properties)) or "none"
+    stdout.print(f"properties {properties}; steps {model.steps}")
+    for group in model.ties:
+        stdout.print(f"tied    {' = '.join(group)}", markup=False)
+    _show_layers(model)
+    _show_weights(model)
+    _show_history(model)
+
+
+def _show_layers(program: Program) -> None:
+    from sparsefx.passes.analyses.encoder import EncoderStructure
+
+    encoder = program.facts(EncoderStructure)
+    if not encoder.layers:
+        stdout.print(f"no encoder layers: {encoder.reason}", markup=False)
+        return
+    core = encoder.layers[0].core
+    stdout.print(
+        f"encoder {len(encoder.layers)} layers, {core.heads} heads, norm {encoder.layers[0].norm}"
+    )
+
+
+def _show_weights(program: Program) -> None:
+    from sparsefx.passes.analyses.footprint import Footprint
+
+    found = program.facts(Footprint)
+    table = Table("weight", "role", "shape", "zeros", "bits", "stored", box=None)
+    for weight in found.weights:
+        if weight.role is None:
+            continue
+        shape = "x".join(str(size) for size in weight.shape)
+        share = f"{weight.sparsity:.1%}"
+        stored = format_bytes(weight.stored_bytes)
+        table.add_row(weight.name, str(weight.role), shape, share, str(weight.value_bits), stored)
+    stdout.print(table)
+    values = format_count(sum(weight.size for weight in found.weights))
+    stdout.print(
+        f"{values} values; zeros: {found.encoder_sparsity:.1%} of the encoder's linears, "
+        f"{found.total_sparsity:.1%} of the model\n"
+        f"stored {format_bytes(found.stored_bytes)} with index ({found.stored_ratio:.1f}x smaller "
+        f"than dense fp32); paper ratio of the encoder {found.paper_ratio:.1f}x"
+    )
+
+
+def _show_history(program: Program) -> None:
+    for entry in program.history:
+        changed = "" if entry.changed else ", no change"
+        stdout.print(f"pass    {entry.spec}: applied {entry.applied}{changed}", markup=False)
+        for skip in entry.skipped:
+            stdout.print(f"          skipped {skip}", markup=False)

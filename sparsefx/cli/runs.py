@@ -1,0 +1,104 @@
+"""What ``demo`` and ``compress`` share: train with progress bars, export, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from sparsefx.cli.console import stderr, stdout
+from sparsefx.errors import SparsefxError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sparsefx.program import Program
+    from sparsefx.recipe import Recipe
+    from sparsefx.timing import Latency
+    from sparsefx.train.evaluation import SessionData
+    from sparsefx.train.results import RunResult
+
+__all__ = ["train_and_report"]
+
+
+def train_and_report(
+    recipe: Recipe,
+    model: nn.Module | Program,
+    data: SessionData,
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    title: str,
+    target: str = "onnxruntime",
+    tensorboard: bool = False,
+) -> RunResult:
+    """Run a recipe to its end and leave table, page, exported model and Hugging Face folder."""
+    from sparsefx.cli.progress import SessionProgress
+    from sparsefx.train.events import Listener, TensorBoard
+    from sparsefx.train.session import Session
+
+    with SessionProgress() as progress:
+        listeners: list[Listener] = [progress]
+        if tensorboard:
+            listeners.append(TensorBoard(folder / "tensorboard"))
+        result = Session(recipe, model, data, folder, listeners=listeners).run()
+    stderr.print("exporting and timing")
+    latencies, timed_on = _export(result, folder, target)
+    _save_pretrained(result.program, folder / "huggingface", tokenizer)
+    _report(result, latencies, timed_on, title, recipe.description)
+    return result
+
+
+def _export(result: RunResult, folder: Path, target: str) -> tuple[dict[str, Latency], str]:
+    """Lower every evaluated stage, save the last and time all of them in turns."""
+    from sparsefx import registry
+    from sparsefx.timing import machine, random_batch, time_in_turns
+
+    place = registry.parse_target(target)
+    compiled = {}
+    for stage in result.stages:
+        if stage.score is None:
+            continue
+        try:
+            compiled[stage.name] = place.compile(stage.program())
+        except SparsefxError as error:
+            stderr.print(f"{stage.name} is not timed: {error}", markup=False)
+    if not compiled:
+        return {}, ""
+    last = result.stages[-1].name
+    if last in compiled:
+        saved = compiled[last].save(folder / "model.onnx")
+        stderr.print(f"{last} exported to {saved}", markup=False)
+    batch = random_batch(result.program, 1, 32)
+    latencies = time_in_turns(compiled, batch, runs=31)
+    timed_on = f"Timed on {target}: one sentence of 32 tokens, 31 runs in turns; {machine()}."
+    return latencies, timed_on
+
+
+def _save_pretrained(program: Program, folder: Path, tokenizer: Path | None) -> None:
+    from sparsefx.huggingface import save_pretrained
+
+    if not program.config:
+        stderr.print("no Hugging Face folder: the model did not come from Hugging Face")
+        return
+    save_pretrained(program, folder, tokenizer=tokenizer)
+
+
+def _report(
+    result: RunResult, latencies: dict[str, Latency], timed_on: str, title: str, lead: str
+) -> None:
+    from sparsefx.report.run import HEAD, cells, report_rows, run_page
+
+    rows = report_rows(result, latencies)
+    shown = Table(*HEAD, box=None)
+    for row in rows:
+        shown.add_row(*cells(row))
+    stdout.print(shown)
+    if timed_on:
+        stdout.print(timed_on, markup=False)
+    page = run_page(result, rows, title=title, lead=lead, timed_on=timed_on)
+    path = page.write(result.folder / "report.html", "Made by sparsefx.")
+    stdout.print(
+        f"report {path}\nHugging Face folder {result.folder / 'huggingface'}", markup=False
+    )

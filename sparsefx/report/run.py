@@ -1,0 +1,197 @@
+"""The report of a run: one table and one page, made from what the run left on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsefx.report.page import Page, paragraph, table
+from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
+from sparsefx.timing import Latency
+
+if TYPE_CHECKING:
+    from sparsefx.passes.analyses.footprint import FootprintTable
+    from sparsefx.train.metrics import Score
+    from sparsefx.train.results import RunResult
+
+__all__ = ["HEAD", "ReportRow", "cells", "report_rows", "run_page"]
+
+HEAD = (
+    "model",
+    "score (95 % interval)",
+    "against first",
+    "zeros, encoder",
+    "zeros, model",
+    "stored MB",
+    "smaller",
+    "paper ratio",
+    "ms a sentence",
+)
+"""The columns of the table; :func:`cells` fills them."""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One evaluated stage.
+
+    Attributes:
+        name: Of the stage.
+        score: On the test split.
+        difference: Against the first stage, on the same examples; None for the first.
+        footprint: Zeros and bytes.
+        latency: One sentence on the target that the run was exported to; None if not timed.
+    """
+
+    name: str
+    score: Score
+    difference: Score | None
+    footprint: FootprintTable
+    latency: Latency | None
+
+
+def report_rows(
+    result: RunResult, latencies: Mapping[str, Latency] | None = None
+) -> tuple[ReportRow, ...]:
+    """Return a row for each stage that was evaluated."""
+    from sparsefx.passes.analyses.footprint import Footprint
+    from sparsefx.train.metrics import paired_difference
+
+    rows: list[ReportRow] = []
+    first = None
+    for stage in result.stages:
+        if stage.score is None:
+            continue
+        logits, labels = stage.outputs()
+        difference = None
+        if first is not None:
+            difference = paired_difference(stage.score.metric, logits, first, labels)
+        first = logits if first is None else first
+        footprint = stage.program().facts(Footprint)
+        latency = (latencies or {}).get(stage.name)
+        rows.append(ReportRow(stage.name, stage.score, difference, footprint, latency))
+    return tuple(rows)
+
+
+def cells(row: ReportRow) -> tuple[str, ...]:
+    """Return a row as text, one cell for each entry of HEAD."""
+    found = row.footprint
+    return (
+        row.name,
+        str(row.score),
+        "" if row.difference is None else f"{100 * row.difference.value:+.1f}",
+        f"{found.encoder_sparsity:.1%}",
+        f"{found.total_sparsity:.1%}",
+        f"{found.stored_bytes / 1e6:.1f}",
+        f"{found.stored_ratio:.1f}x",
+        f"{found.paper_ratio:.1f}x",
+        "" if row.latency is None else str(row.latency),
+    )
+
+
+def run_page(
+    result: RunResult, rows: Sequence[ReportRow], *, title: str, lead: str, timed_on: str = ""
+) -> Page:
+    """Return the page of a run: table, curves, sparsity per layer, sizes, how it was made."""
+    page = Page(title, lead)
+    page.section(
+        "Results",
+        table(HEAD, [cells(row) for row in rows]),
+        paragraph(
+            "Zeros are counted in the encoder's linears, as the papers do, and in the whole model. "
+            "Stored bytes hold the whole model with its indices (non-zero values and one bit for "
+            "each place, or dense where that is smaller). The paper ratio counts the encoder's "
+            "non-zero values alone, without index."
+        ),
+        paragraph(timed_on) if timed_on else "",
+    )
+    names = [row.name for row in rows]
+    page.section("Accuracy", accuracy_plot(names, [_percent(row.score) for row in rows]))
+    lines = read_metrics(result.folder / "metrics.jsonl")
+    if lines:
+        page.section("Training", _curves(result, lines))
+    page.section("Zeros in each layer", _layers(rows[-1]))
+    page.section("Size", _sizes(rows))
+    page.section("How it was made", _stages(result))
+    return page
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file that are whole."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _percent(score: Score) -> tuple[float, float, float]:
+    return 100 * score.value, 100 * score.low, 100 * score.high
+
+
+def _curves(result: RunResult, lines: Sequence[Mapping[str, Any]]) -> str:
+    begin, marks = 0, {}
+    loss: list[tuple[float, float]] = []
+    zeros: list[tuple[float, float]] = []
+    for stage in result.stages:
+        steps = [line for line in lines if line["stage"] == stage.name and "loss" in line]
+        if not steps:
+            continue
+        marks[stage.name] = float(begin)
+        loss += _smooth([(begin + line["step"], line["loss"]) for line in steps])
+        shares = [(begin + line["step"], line["sparsity"]) for line in steps]
+        zeros += [(x, 100 * y) for x, y in shares if y is not None]
+        begin += stage.steps
+    return curve_plot(
+        {"loss (each stage minimises its own)": loss},
+        left_label="loss",
+        right={"zeros in masked weights": zeros} if zeros else None,
+        right_label="percent",
+        marks=marks,
+    )
+
+
+def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tuple[float, float]]:
+    """Return means over windows of steps, at most 200 points."""
+    width = max(window, len(points) // 200)
+    groups = [points[i : i + width] for i in range(0, len(points), width)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
+
+
+def _layers(row: ReportRow) -> str:
+    weights = row.footprint.encoder
+    names = [_short(weight.name) for weight in weights]
+    return bar_plot(
+        names, {"zeros": [100 * weight.sparsity for weight in weights]}, label="percent", limit=100
+    )
+
+
+def _short(name: str) -> str:
+    """Return the layer number and the last telling parts of a weight's name."""
+    parts = [p for p in name.split(".") if p not in ("weight", "attention", "self", "dense")]
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[number:] if number is not None else parts[-2:])
+
+
+def _sizes(rows: Sequence[ReportRow]) -> str:
+    encoder = [sum(w.stored_bytes for w in row.footprint.encoder) / 1e6 for row in rows]
+    rest = [
+        row.footprint.stored_bytes / 1e6 - size for row, size in zip(rows, encoder, strict=True)
+    ]
+    return bar_plot(
+        [row.name for row in rows],
+        {"encoder linears": encoder, "embeddings and the rest": rest},
+        label="MB stored, index included",
+    )
+
+
+def _stages(result: RunResult) -> str:
+    body = []
+    for stage in result.stages:
+        seconds = sum(stage.seconds.values())
+        body.append((stage.name, str(stage.steps), f"{seconds:.0f}"))
+    recipe = result.folder / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return table(("stage", "steps", "seconds"), body) + f"<pre>{escaped}</pre>"
