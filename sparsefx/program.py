@@ -175,6 +175,7 @@ class Program:
         if analysis.reads_values:
             state = tuple((id(t), t._version) for t in self.named_tensors().values())
             key = (self._revision, state)
+        _ = self.shapes  # analyses read them from the nodes
         cached = self._facts.get(analysis)
         if cached is None or cached[0] != key:
             cached = self._facts[analysis] = (key, analysis.compute(self))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 
 __all__ = ["format_bytes", "format_count", "stderr", "stdout"]
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# Files and pipes have no width of their own, and a table should not lose its names there.
+_WIDE = 160
+
+stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
+stderr = Console(
+    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE
+)
 
 
 def format_count(count: float) -> str:

@@ -24,7 +24,7 @@ def command(
     """Show inputs, layers, sparsity, size and history of a Program."""
     model = open_program(program)
     if graph or facts:
-        stdout.print(model.dump(facts=facts), markup=False, soft_wrap=True)
+        stdout.print(model.dump(facts=facts), markup=False)
     for spec in model.signature.inputs:
         stdout.print(f"input   {spec}", markup=False)
     stdout.print(f"outputs {', '.join(model.signature.outputs)}", markup=False)

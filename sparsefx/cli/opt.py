@@ -54,7 +54,7 @@ def command(
         lines = difflib.unified_diff(
             old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2
         )
-        stdout.print("\n".join(lines) or "no change", markup=False, soft_wrap=True)
+        stdout.print("\n".join(lines) or "no change", markup=False)
     entries = after.history[len(before.history) :]
     stdout.print(_table(entries, [seconds for _, seconds in timing.seconds]))
     for entry in entries:

@@ -9,6 +9,7 @@ import torch
 
 from sparsefx.cli import main
 from sparsefx.testing import small_program
+from tests.tiny_models import tiny
 
 
 @pytest.fixture
@@ -62,3 +63,19 @@ def test_mistakes_end_in_one_message(
     shown = capsys.readouterr().err
     assert expected in shown
     assert "Traceback" not in shown
+
+
+def test_inspect_shows_layers_zeros_and_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny("bert-cls").save_pretrained(tmp_path / "model")  # type: ignore[operator]  # Hugging Face
+    assert run("capture", str(tmp_path / "model"), str(tmp_path / "program")) == 0
+    text = "magnitude-prune{sparsity=0.9}"
+    pruned = str(tmp_path / "pruned")
+    assert run("opt", str(tmp_path / "program"), "-p", text, "-o", pruned) == 0
+    capsys.readouterr()
+    assert run("inspect", pruned, "--graph") == 0
+    shown = capsys.readouterr().out
+    assert "2 layers, 4 heads" in shown
+    assert "properties masked" in shown
+    assert "90." in shown
