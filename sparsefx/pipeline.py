@@ -215,8 +215,8 @@ class Fixpoint(Pass):
     Establishes what its passes establish. Raises ConvergenceError when ``max_rounds`` rounds all
     changed something; nothing is silently left half done.
 
-    >>> str(Fixpoint(passes="simplify", max_rounds=4))
-    "fixpoint{passes='simplify',max_rounds=4}"
+    >>> str(Fixpoint(passes="fold-masks", max_rounds=4))
+    "fixpoint{passes='fold-masks',max_rounds=4}"
     """
 
     name: ClassVar[str] = "fixpoint"
