@@ -51,24 +51,23 @@ def _show_layers(program: Program) -> None:
 
 
 def _show_weights(program: Program) -> None:
-    from sparsefx.passes.analyses.footprint import Footprint
+    from sparsefx.passes.analyses.sparsity import SparsityStats
 
-    found = program.facts(Footprint)
-    table = Table("weight", "role", "shape", "zeros", "bits", "stored", box=None)
-    for weight in found.weights:
-        if weight.role is None:
+    found = program.facts(SparsityStats)
+    table = Table("weight", "role", "shape", "zeros", "stored", box=None)
+    for item in found.tensors:
+        if len(item.shape) < 2:
             continue
-        shape = "x".join(str(size) for size in weight.shape)
-        share = f"{weight.sparsity:.1%}"
-        stored = format_bytes(weight.stored_bytes)
-        table.add_row(weight.name, str(weight.role), shape, share, str(weight.value_bits), stored)
+        shape = "x".join(str(size) for size in item.shape)
+        stored = format_bytes(item.share.stored_bytes)
+        table.add_row(item.name, str(item.role), shape, f"{item.share.sparsity:.1%}", stored)
     stdout.print(table)
-    values = format_count(sum(weight.size for weight in found.weights))
+    encoder, whole = found.encoder, found.whole
     stdout.print(
-        f"{values} values; zeros: {found.encoder_sparsity:.1%} of the encoder's linears, "
-        f"{found.total_sparsity:.1%} of the model\n"
-        f"stored {format_bytes(found.stored_bytes)} with index ({found.stored_ratio:.1f}x smaller "
-        f"than dense fp32); paper ratio of the encoder {found.paper_ratio:.1f}x"
+        f"{format_count(whole.values)} values; zeros: {encoder.sparsity:.1%} of the encoder's "
+        f"linears, {whole.sparsity:.1%} of the model\n"
+        f"stored {format_bytes(whole.stored_bytes)} with index ({whole.stored_ratio:.1f}x smaller "
+        f"than dense fp32); paper ratio of the encoder {encoder.paper_ratio:.1f}x"
     )
 
 

@@ -13,11 +13,11 @@ from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
 from sparsefx.timing import Latency
 
 if TYPE_CHECKING:
-    from sparsefx.passes.analyses.footprint import FootprintTable
+    from sparsefx.program import Program
     from sparsefx.train.metrics import Score
     from sparsefx.train.results import RunResult
 
-__all__ = ["HEAD", "ReportRow", "cells", "report_rows", "run_page"]
+__all__ = ["HEAD", "ReportRow", "Size", "cells", "report_rows", "run_page"]
 
 HEAD = (
     "model",
@@ -41,22 +41,62 @@ class ReportRow:
         name: Of the stage.
         score: On the test split.
         difference: Against the first stage, on the same examples; None for the first.
-        footprint: Zeros and bytes.
+        size: Zeros and bytes.
         latency: One sentence on the target that the run was exported to; None if not timed.
     """
 
     name: str
     score: Score
     difference: Score | None
-    footprint: FootprintTable
+    size: Size
     latency: Latency | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Zeros and bytes of a Program, as the analysis SparsityStats counts them.
+
+    Attributes:
+        layers: Share of zeros of each linear of the encoder, by name.
+        encoder_zeros: Share of zeros in the encoder's linears.
+        model_zeros: Share of zeros in the whole model.
+        encoder_bytes: The encoder's linears as stored, index included.
+        model_bytes: The whole model as stored, index included.
+        stored_ratio: Dense float32 bytes of the whole model over ``model_bytes``.
+        paper_ratio: Dense float32 bytes of the encoder over its non-zero values alone.
+    """
+
+    layers: Mapping[str, float]
+    encoder_zeros: float
+    model_zeros: float
+    encoder_bytes: int
+    model_bytes: int
+    stored_ratio: float
+    paper_ratio: float
+
+    @classmethod
+    def of(cls, program: Program) -> Size:
+        """Count a Program."""
+        from sparsefx.passes.analyses.sparsity import SparsityStats
+
+        found = program.facts(SparsityStats)
+        encoder, whole = found.encoder, found.whole
+        linears = [t for t in found.tensors if t.role == "encoder" and len(t.shape) > 1]
+        return cls(
+            {linear.name: linear.share.sparsity for linear in linears},
+            encoder.sparsity,
+            whole.sparsity,
+            encoder.stored_bytes,
+            whole.stored_bytes,
+            whole.stored_ratio,
+            encoder.paper_ratio,
+        )
 
 
 def report_rows(
     result: RunResult, latencies: Mapping[str, Latency] | None = None
 ) -> tuple[ReportRow, ...]:
     """Return a row for each stage that was evaluated."""
-    from sparsefx.passes.analyses.footprint import Footprint
     from sparsefx.train.metrics import paired_difference
 
     rows: list[ReportRow] = []
@@ -69,24 +109,24 @@ def report_rows(
         if first is not None:
             difference = paired_difference(stage.score.metric, logits, first, labels)
         first = logits if first is None else first
-        footprint = stage.program().facts(Footprint)
         latency = (latencies or {}).get(stage.name)
-        rows.append(ReportRow(stage.name, stage.score, difference, footprint, latency))
+        size = Size.of(stage.program())
+        rows.append(ReportRow(stage.name, stage.score, difference, size, latency))
     return tuple(rows)
 
 
 def cells(row: ReportRow) -> tuple[str, ...]:
     """Return a row as text, one cell for each entry of HEAD."""
-    found = row.footprint
+    size = row.size
     return (
         row.name,
         str(row.score),
         "" if row.difference is None else f"{100 * row.difference.value:+.1f}",
-        f"{found.encoder_sparsity:.1%}",
-        f"{found.total_sparsity:.1%}",
-        f"{found.stored_bytes / 1e6:.1f}",
-        f"{found.stored_ratio:.1f}x",
-        f"{found.paper_ratio:.1f}x",
+        f"{size.encoder_zeros:.1%}",
+        f"{size.model_zeros:.1%}",
+        f"{size.model_bytes / 1e6:.1f}",
+        f"{size.stored_ratio:.1f}x",
+        f"{size.paper_ratio:.1f}x",
         "" if row.latency is None else str(row.latency),
     )
 
@@ -160,11 +200,9 @@ def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tup
 
 
 def _layers(row: ReportRow) -> str:
-    weights = row.footprint.encoder
-    names = [_short(weight.name) for weight in weights]
-    return bar_plot(
-        names, {"zeros": [100 * weight.sparsity for weight in weights]}, label="percent", limit=100
-    )
+    names = [_short(name) for name in row.size.layers]
+    shares = [100 * share for share in row.size.layers.values()]
+    return bar_plot(names, {"zeros": shares}, label="percent", limit=100)
 
 
 def _short(name: str) -> str:
@@ -175,10 +213,8 @@ def _short(name: str) -> str:
 
 
 def _sizes(rows: Sequence[ReportRow]) -> str:
-    encoder = [sum(w.stored_bytes for w in row.footprint.encoder) / 1e6 for row in rows]
-    rest = [
-        row.footprint.stored_bytes / 1e6 - size for row, size in zip(rows, encoder, strict=True)
-    ]
+    encoder = [row.size.encoder_bytes / 1e6 for row in rows]
+    rest = [(row.size.model_bytes - row.size.encoder_bytes) / 1e6 for row in rows]
     return bar_plot(
         [row.name for row in rows],
         {"encoder linears": encoder, "embeddings and the rest": rest},
