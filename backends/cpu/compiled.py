@@ -1,0 +1,95 @@
+"""The lowered Program: prepares the inputs, runs the plan, runs the rest, returns tensors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from sparsefx.backends.cpu.lowering import Lowered
+from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.program import Program
+
+__all__ = ["CpuCompiled"]
+
+
+class CpuCompiled:
+    """A Program as machine code.
+
+    Call it like the Program. It is safe to call from several threads; calls take turns.
+
+    Args:
+        program: The lowered Program in eval mode.
+        lowered: Its plan.
+        runtime: The plan's executor.
+    """
+
+    def __init__(self, program: Program, lowered: Lowered, runtime: Runtime) -> None:
+        self._program = program
+        self._lowered = lowered
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
+
+    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run a batch; inputs and outputs as those of the Program."""
+        self._program.signature.check(batch)
+        lowered = self._lowered
+        known = lowered.host.bind(batch)
+        shape = self._shape(batch)
+        with self._lock, torch.no_grad():
+            indices = {
+                name: self._index(name, node, known, shape)
+                for name, node in lowered.indices.items()
+            }
+            results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
+        for name, node in lowered.exports.items():
+            known[node] = torch.from_numpy(results[name])
+        outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
+        values = lowered.host.evaluate(outputs.values(), known)
+        return {name: values[node] for name, node in outputs.items()}
+
+    def _shape(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+        first = next(t for t in batch.values() if t.dim() == 2)
+        return int(first.shape[0]), int(first.shape[1])
+
+    def _mask(self, batch: Mapping[str, Tensor], shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """True for real tokens. A sequence without any keeps all: attention is uniform there."""
+        if self._lowered.padding is None:
+            return np.ones(shape, np.bool_)
+        mask = batch[self._lowered.padding].detach().cpu().numpy() != 0
+        mask[~mask.any(1)] = True
+        return np.asarray(mask, np.bool_)
+
+    def _index(
+        self, name: str, node: fx.Node, known: dict[fx.Node, Any], shape: tuple[int, int]
+    ) -> NDArray[np.int32]:
+        """The index of an embedding as int32 [batch, sequence]; kept if only sizes decide it."""
+        key = (name, *shape)
+        if key in self._fixed:
+            return self._fixed[key]
+        value = self._lowered.host.evaluate([node], known)[node]
+        index = np.broadcast_to(value.cpu().numpy(), shape).astype(np.int32)
+        if self._lowered.host.sizes_only(node):
+            self._fixed[key] = index
+        return index
+
+    def listing(self) -> str:
+        """The plan as text."""
+        lines = []
+        arena = self._runtime.arena
+        for number, step in enumerate(self._lowered.plan.steps):
+            lines.append(f"{number:4d}  {step.kernel.kind:24s} {step.node}")
+        lines.append(f"arena: {arena.token_bytes[0]} bytes per token")
+        lines += [f"outside: {node.format_node()}" for node in self._lowered.rest]
+        return "\n".join(lines) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to `path`."""
+        return self._program.save(Path(path))

@@ -1,0 +1,77 @@
+"""Which format a layer's weights get: cycles per panel of 64 tokens, from measured rates.
+
+The rates are cycles of one core (Zen 4, 512-bit vectors in two halves) for one unit of work:
+
+    quads      8.9 per quad (8 unpacks and 4 dot products share three ports)
+    dense_i8   25 per tile of 6 rows and group of 4 channels (24 dot products)
+    rows       8 per non-zero (4 multiply-adds that read activations from the second-level cache)
+    dense_f32  25 per tile of 6 rows and channel (24 multiply-adds)
+
+plus a fixed cost per row for the epilogue and the mispredicted end of its loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.weights import Format
+
+__all__ = ["Choice", "choose_format"]
+
+_ROW = 30.0
+_QUAD, _GROUP, _NONZERO, _CHANNEL = 8.9, 25.0, 8.0, 25.0
+_TILE_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The formats that a layer could have.
+
+    Attributes:
+        format: The cheapest.
+        cycles: Modelled cycles per panel of 64 tokens, for each candidate.
+        density: Non-zeros over all weights.
+        break_even: Density above which visiting every weight is cheaper.
+    """
+
+    format: Format
+    cycles: dict[Format, float]
+    density: float
+    break_even: float
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        other = min((c for f, c in self.cycles.items() if f != self.format), default=0.0)
+        gain = other / self.cycles[self.format]
+        if self.format.startswith("dense"):
+            return f"zeros do not pay: density {self.density:.3f} over {self.break_even:.2f}"
+        return f"{gain:.1f}x cheaper than visiting every weight"
+
+
+def choose_format(matrix: NDArray[Any], isa: Isa) -> Choice:
+    """The cheapest format for a weight [rows, columns], int8 or fp32."""
+    rows, columns = matrix.shape
+    counts = np.count_nonzero(matrix, axis=1)
+    fixed = _ROW * rows
+    tiles = -(-rows // _TILE_ROWS)
+    cycles: dict[Format, float]
+    if matrix.dtype == np.int8 and isa.has_dot:
+        cycles = {
+            "quads": fixed + _QUAD * float(((counts + 3) // 4).sum()),
+            "dense_i8": fixed + _GROUP * tiles * -(-columns // 4),
+        }
+        break_even = _GROUP / _TILE_ROWS / _QUAD
+    else:
+        cycles = {
+            "rows": fixed + _NONZERO * float(counts.sum()),
+            "dense_f32": fixed + _CHANNEL * tiles * columns,
+        }
+        break_even = _CHANNEL / _TILE_ROWS / _NONZERO
+    density = float(counts.sum()) / max(1, matrix.size)
+    return Choice(min(cycles, key=lambda f: cycles[f]), cycles, density, break_even)

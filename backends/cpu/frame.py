@@ -1,0 +1,91 @@
+"""What every kernel sees: its step (constants of the plan) and its job (facts of this call).
+
+A kernel is `void kernel(i64 *step, i64 *job)`. Step and job are arrays of 64-bit words whose
+meaning is given by name here, for the emitter and for the plan alike.
+
+A buffer is known to the plan as *bytes per token*: with T tokens it starts at `arena + offset * T`,
+so one plan serves every batch size and sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsefx.backends.cpu.ir import Function, Value
+from sparsefx.backends.cpu.panel import Panel
+
+__all__ = ["JOB_FIELDS", "Frame", "open_frame"]
+
+JOB_FIELDS = (
+    "thread",  # number of this thread in its team
+    "team",  # threads that share this job
+    "scratch",  # memory of this thread alone
+    "sequences",  # int32 quadruples: first token, length, row of the batch, slot
+    "sequence_count",
+    "tables",  # pointers to the caller's arrays: indices in, results out
+    "arena",  # tokens of the batch
+    "tokens",
+    "panels",
+    "arena_1",  # one token per sequence (pooled)
+    "tokens_1",
+    "panels_1",
+)
+"""Words of a job. The last three pairs exist once per space: all tokens, one token per sequence."""
+
+_SPACE_WORDS = 3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A kernel under construction: the function, its panel, its step and job."""
+
+    f: Function
+    panel: Panel
+    fields: tuple[str, ...]
+
+    def word(self, name: str) -> Value:
+        """The step's word `name` as an integer."""
+        return self.f.load("i64", self._slot(name))
+
+    def number(self, name: str) -> Value:
+        """The step's word `name` as the float whose bits are its lower half."""
+        return self.f.load("float", self._slot(name))
+
+    def pointer(self, name: str) -> Value:
+        """The step's word `name` as a pointer."""
+        return self.f.load("ptr", self._slot(name))
+
+    def job(self, name: str, space: Value | int = 0) -> Value:
+        """The job's word `name`; words of a space are taken from space number `space`."""
+        slot = self.f.offset(self.f.argument("job"), 8 * JOB_FIELDS.index(name))
+        if isinstance(space, Value):
+            slot = self.f.offset(slot, space * (8 * _SPACE_WORDS))
+        elif space:
+            slot = self.f.offset(slot, 8 * _SPACE_WORDS * space)
+        kind = "ptr" if name in ("scratch", "sequences", "tables") else "i64"
+        kind = "ptr" if name.startswith("arena") else kind
+        return self.f.load(kind, slot)
+
+    def buffer(self, name: str, space: Value | int = 0) -> Value:
+        """Start of the buffer whose offset per token is the step's word `name`."""
+        offset = self.word(name) * self.job("tokens", space)
+        return self.f.offset(self.job("arena", space), offset)
+
+    def share(self, total: Value) -> tuple[Value, Value]:
+        """This thread's range of `total` equal units."""
+        thread, team = self.job("thread"), self.job("team")
+        return total * thread // team, total * (thread + 1) // team
+
+    def units(self, total: Value) -> Iterator[Value]:
+        """Loop over this thread's share of `total` equal units."""
+        start, stop = self.share(total)
+        yield from self.f.loop(start, stop)
+
+    def _slot(self, name: str) -> Value:
+        return self.f.offset(self.f.argument("step"), 8 * (1 + self.fields.index(name)))
+
+
+def open_frame(name: str, panel: Panel, fields: tuple[str, ...]) -> Frame:
+    """Start a kernel called `name` whose step has these words after its function pointer."""
+    return Frame(Function(name, ("step", "job")), panel, fields)

@@ -1,0 +1,176 @@
+"""The part of a graph that never touches activations: indices, masks, sizes, constants.
+
+These nodes depend on the inputs and on stored tensors alone. They are small, integer, and differ
+from model to model, so they run as they are; the plan takes over at the first embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsefx.program import Program
+
+__all__ = ["Host", "Padding"]
+
+_EMBEDDING = torch.ops.aten.embedding.default
+_HIDDEN = -1e4
+"""An additive mask at or below this hides a key."""
+
+
+class Host:
+    """Evaluates nodes of one Program outside the plan.
+
+    Args:
+        program: In eval mode.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.nodes = _host_nodes(program.graph)
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The value of a node that depends on no input, else None."""
+        if node not in self.nodes or self._placeholders(node):
+            return None
+        value = self.evaluate([node], {})[node]
+        return value if isinstance(value, Tensor) else None
+
+    def evaluate(
+        self, wanted: Iterable[fx.Node], known: Mapping[fx.Node, Any]
+    ) -> dict[fx.Node, Any]:
+        """Run what `wanted` needs beyond the `known` values."""
+        values: dict[fx.Node, Any] = dict(known)
+        for node in wanted:
+            self._fill(node, values)
+        return values
+
+    def sizes_only(self, node: fx.Node) -> bool:
+        """Whether only the sizes of inputs decide a node's value, not what is in them."""
+        stack, seen = [node], set()
+        while stack:
+            current = stack.pop()
+            if current in seen or current.target is torch.ops.aten.sym_size.int:
+                continue
+            if current.op == "placeholder":
+                return False
+            seen.add(current)
+            stack += current.all_input_nodes
+        return True
+
+    def bind(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """The values of the placeholders."""
+        return {n: batch[str(n.target)] for n in self._program.graph.find_nodes(op="placeholder")}
+
+    def padding(self, mask: fx.Node) -> Padding | None:
+        """What an attention mask means, if it hides whole keys according to one input.
+
+        Transformers builds masks in many ways, so the subgraph is not matched but tried: on random
+        0/1 inputs it must hide exactly the keys whose input is 0, for every query.
+        """
+        inputs = self._placeholders(mask)
+        masks = [n for n in inputs if not n.name.startswith("input_ids")]
+        for candidate in masks or inputs:
+            if self._hides_keys(mask, candidate, inputs):
+                return Padding(str(candidate.target))
+        return Padding(None) if self._hides_nothing(mask, inputs) else None
+
+    def _hides_keys(self, mask: fx.Node, by: fx.Node, inputs: set[fx.Node]) -> bool:
+        generator = torch.Generator().manual_seed(0)
+        for batch, length in ((3, 7), (2, 12)):
+            known = self._sample(inputs, batch, length)
+            chosen = torch.randint(0, 2, (batch, length), generator=generator)
+            chosen[:, 0] = 1
+            known[by] = chosen.to(known[by].dtype)
+            visible = _visible(self.evaluate([mask], known)[mask], batch, length)
+            if visible is None or not bool((visible == chosen.bool()[:, None, None, :]).all()):
+                return False
+        return True
+
+    def _hides_nothing(self, mask: fx.Node, inputs: set[fx.Node]) -> bool:
+        known = self._sample(inputs, 3, 7)
+        visible = _visible(self.evaluate([mask], known)[mask], 3, 7)
+        return visible is not None and bool(visible.all())
+
+    def _sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
+        return {
+            n: torch.ones(batch, length, dtype=n.meta["val"].dtype)
+            for n in self._program.graph.find_nodes(op="placeholder")
+            if n in inputs
+        }
+
+    def _placeholders(self, node: fx.Node) -> set[fx.Node]:
+        seen: set[fx.Node] = set()
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current not in seen:
+                seen.add(current)
+                stack += current.all_input_nodes
+        return {n for n in seen if n.op == "placeholder"}
+
+    def _fill(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            missing = [n for n in current.all_input_nodes if n not in values]
+            if current in values:
+                stack.pop()
+            elif missing:
+                stack += missing
+            else:
+                values[current] = self._call(current, values)
+                stack.pop()
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return self._program.tensor(str(node.target))
+        args = fx.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+        if node.op == "call_module":
+            return self._program.module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op != "call_function":
+            raise KeyError(f"{node.op} %{node.name} has no value")
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+class Padding:
+    """Which input, if any, says what tokens are real.
+
+    Args:
+        source: Name of an input [batch, sequence] that is 0 at padding; None if all are real.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        self.source = source
+
+
+def _visible(mask: object, batch: int, length: int) -> Tensor | None:
+    """A mask as bool [batch, heads, queries, keys], or None if it is neither 0 nor hidden."""
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dtype != torch.bool:
+        shown, hidden = mask == 0, mask <= _HIDDEN
+        if not bool((shown | hidden).all()):
+            return None
+        mask = shown
+    try:
+        return mask.broadcast_to(batch, mask.shape[1] if mask.dim() == 4 else 1, length, length)
+    except RuntimeError:
+        return None
+
+
+def _host_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that do not depend on an embedding of an input."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        inside = all(n in found for n in node.all_input_nodes)
+        if inside and node.target is not _EMBEDDING:
+            found.add(node)
+    return found

@@ -1,0 +1,1 @@
+"""Kernels: each file holds one emitter, `emit(...) -> Function`, and the words of its step."""

@@ -1,0 +1,228 @@
+"""Attention of one head of one sequence at a time: softmax(scale q k^T) v with the true length.
+
+Queries are lanes. For a chunk of queries (16 or 32) everything stays near the core:
+
+    scores[key][query]   = sum over c of k[c][key] (broadcast) * q[c][query]     8 keys at a time
+    weights[key][query]  = exp(scale * (score - max)), sum per query             in place
+    context[c][query]    = sum over keys of v[c][key] (broadcast) * weights      8 channels at a time
+
+Only real keys are visited, so padding costs nothing and needs no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparsefx.backends.cpu.frame import Frame, open_frame
+from sparsefx.backends.cpu.ir import Function, Value, vector
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.vmath import exp, maximum
+
+__all__ = ["CHUNK", "FIELDS", "emit", "scratch_bytes", "symbol"]
+
+CHUNK = 16
+"""Sequences start at multiples of this many tokens."""
+
+_CHANNELS = 8
+
+FIELDS = tuple(f"{part}{what}" for part in "qkv" for what in ("", "_rows", "_first")) + (
+    "output",
+    "output_rows",
+    "heads",
+    "head_size",
+    "scale",
+)
+"""For q, k, v: the buffer, its rows, and the row where the first head starts."""
+
+
+def symbol(isa: Isa, width: int) -> str:
+    """Name of the kernel."""
+    return f"attention_{isa.name}_w{width}"
+
+
+def scratch_bytes(longest: int) -> int:
+    """Scratch memory that a thread needs for sequences of up to `longest` tokens."""
+    return (longest + CHUNK) * CHUNK * 2 * 4
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head of one sequence."""
+
+    frame: Frame
+    lanes: int
+    first: Value
+    length: Value
+    q: Value
+    k: Value
+    v: Value
+    output: Value
+    output_rows: Value
+
+    @property
+    def floats(self) -> str:
+        return vector(self.lanes, "float")
+
+    def at(self, base: Value, rows: Value, token: Value) -> Value:
+        """Where `token` lies in the head's row 0 of a buffer with `rows` rows a panel."""
+        f, panel = self.frame.f, self.frame.panel
+        number = token // panel.width
+        inside = (token - number * panel.width) * 4
+        return f.offset(base, number * rows * panel.row_bytes + inside)
+
+
+def emit(isa: Isa, width: int) -> Function:
+    """The kernel for one instruction set and panel width."""
+    frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
+    f, panel = frame.f, frame.panel
+    heads, size = frame.word("heads"), frame.word("head_size")
+    for unit in frame.units(frame.job("sequence_count") * heads):
+        sequence = f.offset(frame.job("sequences"), unit // heads * 16)
+        head_row = (unit - unit // heads * heads) * size
+        q, k, v = (
+            f.offset(frame.buffer(p), (frame.word(f"{p}_first") + head_row) * panel.row_bytes)
+            for p in "qkv"
+        )
+        head = _Head(
+            frame,
+            isa.lanes,
+            f.convert("zext", f.index("i32", sequence, 0), "i64"),
+            f.convert("zext", f.index("i32", sequence, 1), "i64"),
+            q,
+            k,
+            v,
+            f.offset(frame.buffer("output"), head_row * panel.row_bytes),
+            frame.word("output_rows"),
+        )
+        _queries(head)
+    return f
+
+
+def _queries(head: _Head) -> None:
+    """All queries of the head, in chunks: two at a time where registers allow."""
+    f = head.frame.f
+    chunks = (head.length + (CHUNK - 1)) // CHUNK
+    most = 2 if head.lanes == 16 else 1
+    done = f.i64(0)
+    if most == 2:
+        pairs = chunks // 2
+        for pair in f.loop(0, pairs):
+            _chunk(head, head.first + pair * (2 * CHUNK), 2)
+        done = pairs * 2
+    for chunk in f.loop(done, chunks):
+        _chunk(head, head.first + chunk * CHUNK, 1)
+
+
+def _chunk(head: _Head, query: Value, chunks: int) -> None:
+    """Attention of `chunks` times 16 queries from token `query`."""
+    frame, f = head.frame, head.frame.f
+    tokens = [query + n * CHUNK for n in range(chunks)]
+    per_chunk = CHUNK // head.lanes
+    q_rows = frame.word("q_rows")
+    starts = [head.at(head.q, q_rows, t) for t in tokens]
+    outputs = [head.at(head.output, head.output_rows, t) for t in tokens]
+    split = [(n, lane * head.lanes * 4) for n in range(chunks) for lane in range(per_chunk)]
+    queries = [f.offset(starts[n], extra) for n, extra in split]
+    targets = [f.offset(outputs[n], extra) for n, extra in split]
+    _scores(head, queries)
+    sums = _softmax(head, len(queries))
+    _context(head, targets, sums)
+
+
+def _scores(head: _Head, queries: list[Value]) -> None:
+    """scores[key][query] for all keys of the sequence, rounded up to the block of keys."""
+    frame, f = head.frame, head.frame.f
+    block = 8 if head.lanes == 16 else 4
+    row_bytes = frame.panel.row_bytes
+    zero = f.const(head.floats, 0)
+    for key in f.loop(0, head.length, block):
+        keys = head.at(head.k, frame.word("k_rows"), head.first + key)
+        sums = [[f.var(zero) for _ in queries] for _ in range(block)]
+        for channel in f.loop(0, frame.word("head_size")):
+            row = channel * row_bytes
+            values = [f.load(head.floats, f.offset(q, row), head.lanes * 4) for q in queries]
+            here = f.offset(keys, row)
+            for n in range(block):
+                weight = f.splat(f.index("float", here, n), head.lanes)
+                for total, value in zip(sums[n], values, strict=True):
+                    total.set(f.fma(value, weight, total.get()))
+        for n in range(block):
+            for m, total in enumerate(sums[n]):
+                f.store(total.get(), _score_place(head, key + n, len(queries), m))
+
+
+def _score_place(head: _Head, key: Value, vectors: int, number: int) -> Value:
+    step = head.lanes * 4
+    return head.frame.f.offset(head.frame.job("scratch"), key * (vectors * step) + number * step)
+
+
+def _softmax(head: _Head, vectors: int) -> list[Value]:
+    """Turn scores into exp(scale * (score - max)); gives their sums per query."""
+    frame, f = head.frame, head.frame.f
+    lowest = f.const(head.floats, -3e38)
+    tops = [f.var(lowest) for _ in range(vectors)]
+    for key in f.loop(0, head.length):
+        for n, top in enumerate(tops):
+            score = f.load(head.floats, _score_place(head, key, vectors, n))
+            top.set(maximum(f, score, top.get()))
+    scale = f.splat(frame.number("scale"), head.lanes)
+    zero = f.const(head.floats, 0)
+    sums = [f.var(zero) for _ in range(vectors)]
+    for key in f.loop(0, head.length):
+        for n in range(vectors):
+            place = _score_place(head, key, vectors, n)
+            weight = exp(f, (f.load(head.floats, place) - tops[n].get()) * scale)
+            f.store(weight, place)
+            sums[n].set(sums[n].get() + weight)
+    return [s.get() for s in sums]
+
+
+def _context(head: _Head, targets: list[Value], sums: list[Value]) -> None:
+    """context[channel][query], divided by the sum of the weights."""
+    f = head.frame.f
+    one = f.const(head.floats, 1.0)
+    factors = [one / s for s in sums]
+    size = head.frame.word("head_size")
+    together = _CHANNELS if head.lanes == 16 else _CHANNELS // 2
+    whole = size // together * together
+    for channel in f.loop(0, whole, together):
+        _channels(head, targets, factors, channel, together)
+    for channel in f.loop(whole, size):
+        _channels(head, targets, factors, channel, 1)
+
+
+def _channels(
+    head: _Head, targets: list[Value], factors: list[Value], channel: Value, count: int
+) -> None:
+    f, row_bytes = head.frame.f, head.frame.panel.row_bytes
+    zero = f.const(head.floats, 0)
+    totals = [[f.var(zero) for _ in targets] for _ in range(count)]
+    for key, place in _each_key(head, channel):
+        weights = [
+            f.load(head.floats, _score_place(head, key, len(targets), n))
+            for n in range(len(targets))
+        ]
+        for n in range(count):
+            value = f.splat(f.load("float", f.offset(place, n * row_bytes)), head.lanes)
+            for total, weight in zip(totals[n], weights, strict=True):
+                total.set(f.fma(weight, value, total.get()))
+    for n in range(count):
+        row = (channel + n) * row_bytes
+        for target, total, factor in zip(targets, totals[n], factors, strict=True):
+            f.store(total.get() * factor, f.offset(target, row), head.lanes * 4)
+
+
+def _each_key(head: _Head, channel: Value) -> Iterator[tuple[Value, Value]]:
+    """Loop over the keys, panel by panel: (number of the key, where v[channel][key] lies)."""
+    frame, f, width = head.frame, head.frame.f, head.frame.panel.width
+    end = head.first + head.length
+    for number in f.loop(head.first // width, (end + (width - 1)) // width):
+        left, right = number * width, (number + 1) * width
+        start = f.select(f.compare(left, ">", head.first), left, head.first)
+        stop = f.select(f.compare(right, "<", end), right, end)
+        rows = number * frame.word("v_rows") + channel
+        base = f.offset(head.v, rows * frame.panel.row_bytes)
+        for token in f.loop(start, stop):
+            yield token - head.first, f.offset(base, (token - left) * 4)

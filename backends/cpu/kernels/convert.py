@@ -1,0 +1,77 @@
+"""Between fp32 rows and uint8 rows, and elementwise steps that no linear could take along."""
+
+from __future__ import annotations
+
+from sparsefx.backends.cpu.epilogue import quantize_row
+from sparsefx.backends.cpu.frame import open_frame
+from sparsefx.backends.cpu.ir import Function, vector
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.vmath import ACTIVATIONS
+
+__all__ = [
+    "ELEMENTWISE_FIELDS",
+    "EXPAND_FIELDS",
+    "QUANTIZE_FIELDS",
+    "emit_elementwise",
+    "emit_expand",
+    "emit_quantize",
+]
+
+QUANTIZE_FIELDS = ("rows", "input", "output_bytes", "inverse_scale", "zero_point", "space")
+EXPAND_FIELDS = ("rows", "input", "output", "scale", "zero_point", "space")
+ELEMENTWISE_FIELDS = ("rows", "input", "other", "output", "space")
+
+
+def emit_quantize(isa: Isa, width: int) -> Function:
+    """fp32 rows to uint8 rows."""
+    frame = open_frame(f"quantize_{isa.name}_w{width}", Panel(isa, width), QUANTIZE_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    source, target = frame.buffer("input", space), frame.buffer("output_bytes", space)
+    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+        values = panel.load(f, f.offset(source, row * panel.row_bytes))
+        quantize_row(frame, values, f.offset(target, row * panel.width))
+    return f
+
+
+def emit_expand(isa: Isa, width: int) -> Function:
+    """uint8 rows to fp32 rows: `(byte - zero_point) * scale`."""
+    frame = open_frame(f"expand_{isa.name}_w{width}", Panel(isa, width), EXPAND_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    source, target = frame.buffer("input", space), frame.buffer("output", space)
+    scale = f.splat(frame.number("scale"), panel.lanes)
+    zero = f.splat(f.convert("trunc", frame.word("zero_point"), "i32"), panel.lanes)
+    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+        place = f.offset(source, row * width)
+        if isa.has_dot:
+            blank = f.const(vector(width, "i8"), 0)
+            first = f.load(vector(width, "i8"), place, width)
+            # Interleaving with three rows of zeros puts each byte alone into its token's lane.
+            wide = panel.quads(f, [first, blank, blank, blank])
+        else:
+            small = vector(panel.lanes, "i8")
+            steps = [f.offset(place, n * panel.lanes) for n in range(panel.vectors)]
+            wide = [f.convert("zext", f.load(small, p, panel.lanes), panel.ints) for p in steps]
+        values = [f.convert("sitofp", w - zero, panel.floats) * scale for w in wide]
+        panel.store(f, f.offset(target, row * panel.row_bytes), values)
+    return f
+
+
+def emit_elementwise(isa: Isa, width: int, operation: str) -> Function:
+    """`add`, `mul` of two buffers, or an activation of one."""
+    name = f"elementwise_{isa.name}_w{width}_{operation}"
+    frame = open_frame(name, Panel(isa, width), ELEMENTWISE_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    source, target = frame.buffer("input", space), frame.buffer("output", space)
+    other = frame.buffer("other", space)
+    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+        place = row * panel.row_bytes
+        values = panel.load(f, f.offset(source, place))
+        if operation in ("add", "mul"):
+            second = panel.load(f, f.offset(other, place))
+            pairs = zip(values, second, strict=True)
+            values = [a + b if operation == "add" else a * b for a, b in pairs]
+        else:
+            values = [ACTIVATIONS[operation](f, v) for v in values]
+        panel.store(f, f.offset(target, place), values)
+    return f

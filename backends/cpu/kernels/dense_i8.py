@@ -1,0 +1,88 @@
+"""int8 linear that visits every weight: for layers whose zeros are too few to skip.
+
+Six rows share the interleaving of four neighbouring channels (8 unpacks per 24 dot products, on
+ports that the products leave free), so no interleaved copy of the activations is needed:
+
+    rows 4g..4g+3 -> vpunpck -> 4 vectors;  for each of 6 output rows: 4 x vpdpbusd, broadcast weight
+
+Weights: int8[tiles][groups][6][4], rows and columns filled with zeros to multiples of 6 and 4;
+`initial` int32[tiles * 6].
+"""
+
+from __future__ import annotations
+
+from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.frame import Frame, open_frame
+from sparsefx.backends.cpu.ir import Function, Value, Var, vector
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.panel import Panel
+
+__all__ = ["FIELDS", "TILE_ROWS", "emit", "symbol"]
+
+TILE_ROWS = 6
+"""Rows whose sums stay in registers together: 24 accumulators of 32 registers."""
+
+FIELDS = (*EPILOGUE_FIELDS, "splits", "input", "columns", "weights", "initial")
+
+
+def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
+    """Name of the kernel."""
+    return f"dense_i8_{isa.name}_w{width}_{epilogue.symbol}"
+
+
+def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
+    """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
+    frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
+    f, panel = frame.f, frame.panel
+    sink = Sink(frame, epilogue)
+    source = frame.buffer("input", frame.word("space"))
+    panel_bytes = frame.word("columns") * panel.width
+    start, stop = row_range(frame)
+    for number, _ in each_panel_group(frame, 1):
+        values = f.offset(source, panel_bytes * number)
+        for tile in f.loop(start, stop):
+            sums = _tile(frame, values, tile)
+            for n in range(TILE_ROWS):
+                row = tile * TILE_ROWS + n
+                with f.when(f.compare(row, "<", sink.rows)):
+                    sink.finish([s.get() for s in sums[n]], row, number)
+    return f
+
+
+def _tile(frame: Frame, values: Value, tile: Value) -> list[list[Var]]:
+    """The sums of six rows over all channels of one panel."""
+    f, panel = frame.f, frame.panel
+    columns = frame.word("columns")
+    groups = (columns + 3) // 4
+    weights = f.offset(frame.pointer("weights"), tile * groups * (4 * TILE_ROWS))
+    sums = []
+    for n in range(TILE_ROWS):
+        initial = f.offset(frame.pointer("initial"), (tile * TILE_ROWS + n) * 4)
+        seed = f.splat(f.load("i32", initial), panel.lanes)
+        sums.append([f.var(seed) for _ in range(4)])
+    whole = columns // 4
+    for group in f.loop(0, whole):
+        channels = [group * 4 + n for n in range(4)]
+        _group(frame, values, channels, f.offset(weights, group * (4 * TILE_ROWS)), sums)
+    with f.when(f.compare(whole, "<", groups)):
+        # The last channels stand in for those that do not exist: their weights are zero.
+        limit = columns - 1
+        wanted = [whole * 4 + n for n in range(4)]
+        channels = [f.select(f.compare(c, "<", limit), c, limit) for c in wanted]
+        _group(frame, values, channels, f.offset(weights, whole * (4 * TILE_ROWS)), sums)
+    return sums
+
+
+def _group(
+    frame: Frame, values: Value, channels: list[Value], weights: Value, sums: list[list[Var]]
+) -> None:
+    """Add four channels to the sums of six rows."""
+    f, panel = frame.f, frame.panel
+    octets = vector(panel.width, "i8")
+    rows = [f.load(octets, f.offset(values, c * panel.width), panel.width) for c in channels]
+    mixed = panel.quads(f, rows)
+    for n, totals in enumerate(sums):
+        weight = f.splat(f.load("i32", f.offset(weights, 4 * n)), panel.lanes)
+        for total, activation in zip(totals, mixed, strict=True):
+            total.set(panel.dot(f, total.get(), activation, weight))

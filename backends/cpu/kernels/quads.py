@@ -1,0 +1,89 @@
+"""int8 linear for unstructured zeros: four arbitrary non-zeros of a row per dot product.
+
+`vpdpbusd` multiplies four neighbouring bytes, and with 90 % random zeros a fixed group of four
+neighbours holds only 1.16 non-zeros: a kernel on fixed groups wastes 71 % of its products.
+Here the four activations of a dot product are any four channels a, b, c, d, interleaved on the fly
+(8 unpacks per 4 dot products, on ports that the products leave free):
+
+    row a  a0 a1 a2 ...      vpunpck     a0 b0 c0 d0 | a1 b1 c1 d1 | ...   (4 vectors)
+    row b  b0 b1 b2 ...   ------------>       *  broadcast (wa wb wc wd)
+    row c  c0 c1 c2 ...                  vpdpbusd into 4 accumulators
+    row d  d0 d1 d2 ...
+
+Each product is a useful one, and activations are read as bytes, a quarter of what the interleaved
+layout would read, so the panels may lie in the second-level cache.
+
+Weights: `row_start` int32[rows + 1] in quads; `index` uint16[quads][4] channels; `weights`
+int8[quads][4]; the last quad of a row is filled with weight 0. `initial` int32[rows] starts the
+sums (it holds -zero_point * sum of weights).
+"""
+
+from __future__ import annotations
+
+from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.frame import Frame, open_frame
+from sparsefx.backends.cpu.ir import Function, Value, Var, vector
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.panel import Panel
+
+__all__ = ["FIELDS", "emit", "symbol"]
+
+FIELDS = (
+    *EPILOGUE_FIELDS,
+    "splits",
+    "input",
+    "columns",
+    "row_start",
+    "index",
+    "weights",
+    "initial",
+)
+
+
+def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
+    """Name of the kernel."""
+    return f"quads_{isa.name}_w{width}_{epilogue.symbol}"
+
+
+def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
+    """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
+    frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
+    sink = Sink(frame, epilogue)
+    source = frame.buffer("input", frame.word("space"))
+    most = 2 if width == 64 else 1
+    for first, count in each_panel_group(frame, most):
+        _rows(frame, sink, source, first, count)
+    return frame.f
+
+
+def _rows(frame: Frame, sink: Sink, source: Value, first: Value, count: int) -> None:
+    """All rows of this thread for `count` panels from panel number `first`."""
+    f, panel = frame.f, frame.panel
+    panel_bytes = frame.word("columns") * panel.width
+    inputs = [f.offset(source, panel_bytes * (first + n)) for n in range(count)]
+    starts, initial = frame.pointer("row_start"), frame.pointer("initial")
+    start, stop = row_range(frame)
+    for row in f.loop(start, stop):
+        begin = f.convert("zext", f.load("i32", f.offset(starts, row * 4)), "i64")
+        end = f.convert("zext", f.load("i32", f.offset(starts, row * 4 + 4)), "i64")
+        seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
+        sums = [[f.var(seed) for _ in range(4)] for _ in range(count)]
+        for quad in f.loop(begin, end):
+            _quad(frame, inputs, quad, sums)
+        for n in range(count):
+            sink.finish([s.get() for s in sums[n]], row, first + n)
+
+
+def _quad(frame: Frame, inputs: list[Value], quad: Value, sums: list[list[Var]]) -> None:
+    """Add one quad to the sums of every panel."""
+    f, panel = frame.f, frame.panel
+    place = f.offset(frame.pointer("index"), quad * 8)
+    weights = f.load("i32", f.offset(frame.pointer("weights"), quad * 4))
+    broadcast = f.splat(weights, panel.lanes)
+    channels = [f.convert("zext", f.index("i16", place, n), "i64") for n in range(4)]
+    octets = vector(panel.width, "i8")
+    for base, totals in zip(inputs, sums, strict=True):
+        rows = [f.load(octets, f.offset(base, c * panel.width), panel.width) for c in channels]
+        for total, mixed in zip(totals, panel.quads(f, rows), strict=True):
+            total.set(panel.dot(f, total.get(), mixed, broadcast))

@@ -1,0 +1,298 @@
+"""Lowering of linears: weights, format, and everything after the sum that they take along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.costs import Choice, choose_format
+from sparsefx.backends.cpu.epilogue import Epilogue
+from sparsefx.backends.cpu.graphs import activation, rank, real_users
+from sparsefx.backends.cpu.plan import Buffer, Step
+from sparsefx.backends.cpu.values import Octets, Rows, Value
+from sparsefx.backends.cpu.weights import FORMATS, Packed, pack
+
+if TYPE_CHECKING:
+    from sparsefx.backends.cpu.walk import Walk
+
+__all__ = ["Layer", "LinearLowering"]
+
+aten = torch.ops.aten
+_QUANTIZE = torch.ops.sparsefx.quantize.default
+_DEQUANTIZE = torch.ops.sparsefx.dequantize.default
+_SPLITS = (aten.view.default, aten.reshape.default)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was decided for one linear kernel.
+
+    Attributes:
+        nodes: The graph's linears that it computes.
+        rows, columns: Shape of the weight.
+        nonzeros: Weights that are not zero.
+        integer: int8 arithmetic.
+        choice: Candidates and costs.
+        packed_bytes: Bytes of the packed weights.
+    """
+
+    nodes: tuple[str, ...]
+    rows: int
+    columns: int
+    nonzeros: int
+    integer: bool
+    choice: Choice
+    packed_bytes: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A weight [rows, columns] with what turns sums into values."""
+
+    matrix: NDArray[Any]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """Nodes after a linear that its kernel computes as well."""
+
+    last: fx.Node
+    activation: str = ""
+    residual: Buffer | None = None
+
+
+class LinearLowering:
+    """Lowers linears of one walk."""
+
+    def __init__(self, walk: Walk) -> None:
+        self._walk = walk
+        self._packed: dict[tuple[Any, ...], Packed] = {}
+
+    def lower(self, node: fx.Node) -> str | None:
+        """Lower `node` and its siblings; says why if it cannot."""
+        walk = self._walk
+        source = walk.value(node.args[0])
+        if source is None:
+            return "its input is computed outside the plan"
+        group = self._siblings(node)
+        weights = [self._weights(n, source) for n in group]
+        known = [w for w in weights if w is not None]
+        if len(known) < len(group):
+            return "its weight depends on an input"
+        if len({w.matrix.dtype for w in known}) > 1:
+            group, known = [node], known[:1]
+        joined = _Weights(
+            np.concatenate([w.matrix for w in known]),
+            np.concatenate([w.scale for w in known]),
+            np.concatenate([w.bias for w in known]),
+        )
+        if not isinstance(source, Octets) or joined.matrix.dtype != np.int8:
+            written = walk.rows(source)
+            if written is None:
+                return "its input is not whole rows"
+            source = written
+        tail = self._tail(node, source, len(joined.bias)) if len(group) == 1 else _Tail(node)
+        target = self._step(group, source, joined, tail)
+        if len(group) > 1:
+            self._share(group, known, target)
+        return None
+
+    def _siblings(self, node: fx.Node) -> list[fx.Node]:
+        """Linears on the same input that only feed attention heads: computed as one."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        group = [
+            n
+            for n in source.users
+            if n.target is aten.linear.default and n.args[0] is source and _only_heads(n)
+        ]
+        fresh = [n for n in group if n not in self._walk.values]
+        return fresh if node in fresh else [node]
+
+    def _weights(self, node: fx.Node, source: Value) -> _Weights | None:
+        """Weight, scales and bias of a linear; int8 if it and its input are quantized."""
+        _, weight, bias = (*node.args, None)[:3]
+        assert isinstance(weight, fx.Node)
+        constant = self._walk.host.constant
+        matrix, scale = None, None
+        if isinstance(source, Octets) and weight.target is _DEQUANTIZE:
+            matrix, scale = self._integers(weight)
+        if matrix is None:
+            full = constant(weight)
+            if full is None:
+                return None
+            matrix, scale = full.detach().float().numpy(), np.ones(1, np.float32)
+        assert scale is not None
+        rows = matrix.shape[0]
+        offset: Tensor | None = constant(bias) if isinstance(bias, fx.Node) else None
+        if offset is None and isinstance(bias, fx.Node):
+            return None
+        added = np.zeros(rows, np.float32) if offset is None else offset.detach().float().numpy()
+        factor = source.scale if matrix.dtype == np.int8 and isinstance(source, Octets) else 1.0
+        wide = np.broadcast_to(scale.astype(np.float32) * np.float32(factor), (rows,))
+        return _Weights(matrix, np.ascontiguousarray(wide), added)
+
+    def _integers(self, node: fx.Node) -> tuple[NDArray[Any] | None, NDArray[np.float32] | None]:
+        """int8 weight and its scales behind a symmetric dequantize, else (None, None)."""
+        q, scale, zero = (self._walk.host.constant(n) for n in node.args[:3])  # type: ignore[arg-type]
+        axis = node.args[3] if len(node.args) > 3 else node.kwargs.get("axis")
+        if q is None or scale is None or zero is None or q.dtype != torch.int8:
+            return None, None
+        if bool(zero.any()) or axis not in (None, 0):
+            return None, None
+        return q.numpy(), scale.float().reshape(-1).numpy()
+
+    def _tail(self, node: fx.Node, source: Value, rows: int) -> _Tail:
+        """Follow the only user: one activation, then one addition of rows already computed."""
+        tail = _Tail(node)
+        while tail.last not in self._walk.outputs:
+            users = real_users(tail.last)
+            if len(users) != 1:
+                break
+            user = users[0]
+            name = activation(user)
+            if name and not tail.activation and tail.residual is None:
+                tail = _Tail(user, name)
+                continue
+            residual = self._residual(user, tail.last, rows) if tail.residual is None else None
+            if residual is None:
+                break
+            tail = _Tail(user, tail.activation, residual)
+        return tail
+
+    def _residual(self, user: fx.Node, behind: fx.Node, rows: int) -> Buffer | None:
+        """The buffer that `user` adds to `behind`, if it is an addition of written rows."""
+        if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
+            return None
+        sides = [n for n in user.args[:2] if isinstance(n, fx.Node)]
+        others = [n for n in sides if not _comes_from(n, behind)]
+        if len(sides) != 2 or len(others) != 1 or rank(others[0]) != rank(behind):
+            return None
+        value = self._walk.value(others[0])
+        if not isinstance(value, Rows) or not value.whole or value.buffer.rows != rows:
+            return None
+        return value.buffer
+
+    def _step(
+        self, group: list[fx.Node], source: Rows | Octets, weights: _Weights, tail: _Tail
+    ) -> Buffer:
+        """Add the step; gives the fp32 buffer (whether or not it is written)."""
+        walk, last = self._walk, tail.last
+        rows, columns = weights.matrix.shape
+        space = source.buffer.space
+        floats, quantizes, octets = self.sinks(last, rows, space)
+        integer = weights.matrix.dtype == np.int8
+        zero_point = source.zero_point if isinstance(source, Octets) else 0
+        packed, choice = self._pack(group, weights.matrix, zero_point if integer else 0)
+        epilogue = Epilogue(
+            integer, tail.activation, tail.residual is not None, floats, octets is not None
+        )
+        target = Buffer(last.name, rows, 4, space)
+        buffer = source.buffer
+        if integer and isinstance(source, Octets) and packed.format in ("rows", "dense_f32"):
+            buffer = walk.integers(source)
+        words: dict[str, Any] = {
+            **packed.words,
+            "rows": rows,
+            "scale": weights.scale,
+            "bias": weights.bias,
+            "space": space,
+            "input": buffer,
+        }
+        if tail.residual is not None:
+            words["residual"] = tail.residual
+        if floats:
+            words["output"] = target
+            walk.values[last] = Rows(target)
+        if octets is not None:
+            words["output_bytes"] = octets.buffer
+            words["inverse_scale"] = 1.0 / octets.scale
+            words["zero_point"] = octets.zero_point
+        walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
+        nonzeros = int(np.count_nonzero(weights.matrix))
+        facts = {"macs": float(nonzeros), "dense_macs": float(rows * columns)}
+        names = tuple(n.name for n in group)
+        walk.steps.append(
+            Step(catalog.linear(packed.format, epilogue), words, "+".join(names), facts)
+        )
+        walk.taken |= {*group, last, *self._between(group[0], last)}
+        walk.layers.append(
+            Layer(names, rows, columns, nonzeros, integer, choice, packed.stored_bytes)
+        )
+        return target
+
+    def _between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
+        """Nodes from a linear to the end of its tail, whose values are never written."""
+        found, node = [], first
+        while node is not last:
+            node = real_users(node)[0]
+            found.append(node)
+        return found
+
+    def _share(self, group: list[fx.Node], weights: list[_Weights], target: Buffer) -> None:
+        """Each sibling is a part of the joined rows."""
+        first = 0
+        for node, own in zip(group, weights, strict=True):
+            self._walk.values[node] = Rows(target, first, len(own.bias))
+            first += len(own.bias)
+
+    def sinks(
+        self, node: fx.Node, rows: int, space: int
+    ) -> tuple[bool, list[fx.Node], Octets | None]:
+        """How a node's value is used: as fp32, and by which quantize nodes alike."""
+        users = real_users(node)
+        found: Octets | None = None
+        quantizes: list[fx.Node] = []
+        for user in users:
+            parameters = self._walk.quantization(user) if user.target is _QUANTIZE else None
+            if parameters is None:
+                continue
+            if found is None:
+                found = Octets(Buffer(f"{node.name}.octets", rows, 1, space), *parameters)
+            if (found.scale, found.zero_point) == parameters:
+                quantizes.append(user)
+        floats = node in self._walk.outputs or len(quantizes) < len(users)
+        floats = floats or self._returned_through_identity(node)
+        return floats, quantizes, found
+
+    def _returned_through_identity(self, node: fx.Node) -> bool:
+        return any(user.op == "output" for user in real_users(node))
+
+    def _pack(
+        self, group: list[fx.Node], matrix: NDArray[Any], zero_point: int
+    ) -> tuple[Packed, Choice]:
+        walk = self._walk
+        choice = choose_format(matrix, walk.isa)
+        chosen = choice.format
+        if walk.force in FORMATS and walk.force in choice.cycles:
+            chosen = walk.force
+        key = (*(n.args[1] for n in group), zero_point, chosen)
+        if key not in self._packed:
+            self._packed[key] = pack(matrix, chosen, walk.threads, zero_point)
+        return self._packed[key], choice
+
+
+def _only_heads(node: fx.Node) -> bool:
+    """Whether every user splits the channels into heads."""
+    users = real_users(node)
+    return bool(users) and all(u.target in _SPLITS and rank(u) == 4 for u in users)
+
+
+def _comes_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether `node` is `source` or an identity of it."""
+    from sparsefx.backends.cpu.graphs import identity_source
+
+    while node is not source:
+        before = identity_source(node)
+        if before is None:
+            return False
+        node = before
+    return True

@@ -1,0 +1,133 @@
+"""From a Program to a plan: one walk over the graph, taking every node that a kernel computes.
+
+Nodes become `values` (rows of a buffer, heads, quantized rows, ...). A linear takes along what
+follows it: activation, residual, quantize. A node that no kernel computes gets no value; it and
+all that needs it run outside the plan, on values that the plan hands over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.host import Host
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
+from sparsefx.backends.cpu.layers import Layer
+from sparsefx.backends.cpu.operators import handlers
+from sparsefx.backends.cpu.plan import Plan, Step
+from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
+from sparsefx.backends.cpu.walk import Walk
+from sparsefx.program import Program
+
+__all__ = ["Lowered", "lower_program"]
+
+
+@dataclass
+class Lowered:
+    """The result of the walk.
+
+    Attributes:
+        plan: Steps and buffers.
+        exports: Nodes whose values the plan writes as tensors (outputs, and what the rest needs).
+        rest: Nodes that run outside the plan, in order.
+        reasons: Why each of the first such nodes was not taken: (node, reason).
+        padding: Name of the input that is 0 at padding, or None.
+        layers: What was decided for every linear.
+        indices: Node of the index of each embedding table, by name in the plan.
+    """
+
+    plan: Plan
+    exports: dict[str, fx.Node]
+    rest: list[fx.Node]
+    reasons: list[tuple[fx.Node, str]]
+    padding: str | None
+    layers: list[Layer]
+    indices: dict[str, fx.Node]
+    host: Host
+
+
+def lower_program(program: Program, isa: Isa, threads: int, force: str = "") -> Lowered:
+    """Lower a Program; `force` gives every linear one format instead of the cheapest."""
+    host = Host(program)
+    walk = Walk(program, host, isa, threads, force)
+    table = handlers(walk)
+    for node in program.graph.nodes:
+        known = node in host.nodes or node in walk.values or node in walk.taken
+        if known or node.op == "output":
+            continue
+        handler = table.get(node.target) if node.op == "call_function" else None
+        why = handler(node) if handler else f"no kernel for {_op(node)}"
+        if why:
+            walk.reasons[node] = why
+    return _finish(walk)
+
+
+def _op(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_function" else f"{node.op} {node.target}"
+
+
+def _finish(walk: Walk) -> Lowered:
+    """Settle what the plan gives back and what runs outside it."""
+    graph = walk.program.graph
+    outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
+    rest = _needed(walk, list(outputs.values()))
+    wanted = {n for node in rest for n in node.all_input_nodes} | set(outputs.values())
+    exports: dict[str, fx.Node] = {}
+    sources: list[tuple[str, Rows]] = []
+    for node in graph.nodes:
+        if node in wanted and node in walk.values:
+            written = walk.rows(walk.values[node])
+            assert written is not None, node
+            exports[node.name] = node
+            sources.append((node.name, written))
+    results = {}
+    first = FIRST_INDEX_TABLE + len(walk.indices)
+    for slot, (name, source) in enumerate(sources, first):
+        buffer = source.buffer
+        results[name] = (slot, buffer.rows, buffer.space)
+        words = {
+            "rows": buffer.rows,
+            "input": buffer,
+            "origin": buffer.space,
+            "result": slot,
+            "space": buffer.space,
+        }
+        walk.steps.append(Step(catalog.other("unpack"), words, name))
+    padding = next((p for p in walk.padding if p is not None), None)
+    plan = Plan(tuple(walk.steps), tuple(walk.indices), results)
+    reasons = [(n, why) for n, why in walk.reasons.items() if why and n in set(rest)]
+    first_reasons = [
+        (n, why) for n, why in reasons if not any(i in walk.reasons for i in n.all_input_nodes)
+    ]
+    return Lowered(
+        plan, exports, rest, first_reasons, padding, walk.layers, walk.indices, walk.host
+    )
+
+
+def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:
+    """Nodes outside the plan that the wanted ones need, in graph order.
+
+    A value that cannot be handed over as a tensor (heads, scores, parts) is computed again.
+    """
+    needed: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node in needed or node in walk.host.nodes:
+            continue
+        value = walk.values.get(node)
+        if value is not None and _can_export(value):
+            continue
+        walk.values.pop(node, None)
+        needed.add(node)
+        stack += node.all_input_nodes
+    return [n for n in walk.program.graph.nodes if n in needed]
+
+
+def _can_export(value: Value) -> bool:
+    if isinstance(value, Rows):
+        return value.whole
+    return isinstance(value, Embedded) or (isinstance(value, Octets) and value.floats)

@@ -1,0 +1,103 @@
+"""Worker threads that stay inside generated code, and the call that sets them to work."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsefx.backends.cpu.driver import CONTEXT_WORDS, driver_text
+from sparsefx.backends.cpu.engine import Engine
+from sparsefx.backends.cpu.frame import JOB_FIELDS
+
+__all__ = ["Pool", "shared_pool"]
+
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Pool:
+    """Threads for one process; calls from several Python threads take turns.
+
+    Args:
+        engine: Compiles the driver.
+        threads: Threads that work on a call, the caller's among them.
+    """
+
+    def __init__(self, engine: Engine, threads: int) -> None:
+        self.threads = threads
+        self._lock = threading.Lock()
+        self._dispatch = _ENTRY(engine.address("dispatch", driver_text))
+        self._worker = _ENTRY(engine.address("worker", driver_text))
+        self._leave = _ENTRY(engine.address("leave", driver_text))
+        self._context: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._idle = np.zeros(len(JOB_FIELDS), np.int64)  # a team of nobody
+        self._process = -1
+        _ALIVE.add(self)
+
+    def run(self, steps: NDArray[np.int64], jobs: Sequence[NDArray[np.int64]]) -> None:
+        """Run steps; threads beyond the jobs do nothing.
+
+        Args:
+            steps: Pointers to steps.
+            jobs: One job per participating thread. If their `team` is 1 they are independent.
+        """
+        with self._lock:
+            self._ensure_workers()
+            idle = [self._idle.ctypes.data] * (self.threads - len(jobs))
+            pointers = np.array([job.ctypes.data for job in jobs] + idle, np.int64)
+            context = self._context
+            context[CONTEXT_WORDS["steps"]] = steps.ctypes.data
+            context[CONTEXT_WORDS["step_count"]] = len(steps)
+            context[CONTEXT_WORDS["jobs"]] = pointers.ctypes.data
+            self._dispatch(context.ctypes.data, self.threads)
+
+    def _ensure_workers(self) -> None:
+        """Start the workers, again after a fork: a child process has only the forking thread."""
+        if self._process == os.getpid():
+            return
+        self._process = os.getpid()
+        context = np.zeros(48, np.int64)
+        self._context = context
+        for number in range(1, self.threads):
+            threading.Thread(
+                target=_work,
+                args=(self._worker, context, number),
+                name=f"sparsefx-cpu-{number}",
+                daemon=True,
+            ).start()
+        weakref.finalize(self, self._leave, context.ctypes.data, 0)
+
+
+def _work(enter: Callable[[int, int], None], context: NDArray[np.int64], number: int) -> None:
+    """Body of a worker thread; holds the context alive for as long as it runs."""
+    enter(context.ctypes.data, number)
+
+
+_ALIVE: weakref.WeakSet[Pool] = weakref.WeakSet()
+_SHARED: dict[tuple[str, int], Pool] = {}
+_SHARED_LOCK = threading.Lock()
+
+
+def shared_pool(engine: Engine, threads: int) -> Pool:
+    """The pool of this process with that many threads; models share it."""
+    with _SHARED_LOCK:
+        key = (engine.isa.name, threads)
+        if key not in _SHARED:
+            _SHARED[key] = Pool(engine, threads)
+        return _SHARED[key]
+
+
+def _renew_locks() -> None:
+    """A fork may happen while another thread holds a lock; the child must not inherit that."""
+    global _SHARED_LOCK
+    _SHARED_LOCK = threading.Lock()
+    for pool in _ALIVE:
+        pool._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

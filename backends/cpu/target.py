@@ -1,0 +1,55 @@
+"""The `cpu` target."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsefx.backends.cpu.compiled import CpuCompiled
+from sparsefx.backends.cpu.engine import shared_engine
+from sparsefx.backends.cpu.isa import isa
+from sparsefx.backends.cpu.lowering import Lowered, lower_program
+from sparsefx.backends.cpu.pool import shared_pool
+from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.program import Program
+from sparsefx.target import Target, Unsupported
+
+__all__ = ["CpuTarget"]
+
+
+@dataclass(frozen=True)
+class CpuTarget(Target):
+    """Lowers to machine code for sparse weights, through LLVM.
+
+    Attributes:
+        isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni.
+        threads: Threads per call; 0 takes every core of this process.
+        format: "" chooses the cheapest for every layer; else quads, rows, dense_i8 or dense_f32.
+    """
+
+    name: ClassVar[str] = "cpu"
+    isa: str = "native"
+    threads: int = 0
+    format: str = ""
+
+    def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+        """Nodes that no kernel computes; they and what needs them run in PyTorch."""
+        return tuple(
+            Unsupported(f"%{node.name}", why, "runs in PyTorch")
+            for node, why in self._lower(program).reasons
+        )
+
+    def lower(self, program: Program) -> CpuCompiled:
+        """Lower a Program in eval mode."""
+        program = program.copy().eval()
+        lowered = self._lower(program)
+        engine = shared_engine(isa(self.isa))
+        pool = shared_pool(engine, self._threads())
+        return CpuCompiled(program, lowered, Runtime(lowered.plan, engine, pool))
+
+    def _lower(self, program: Program) -> Lowered:
+        return lower_program(program, isa(self.isa), self._threads(), self.format)
+
+    def _threads(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,135 @@
+"""The state of one walk over a graph: values, steps, and the conversions between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.host import Host
+from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
+from sparsefx.backends.cpu.layers import Layer
+from sparsefx.backends.cpu.plan import Buffer, Step
+from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
+from sparsefx.program import Program
+
+__all__ = ["Walk"]
+
+
+@dataclass
+class Walk:
+    """The state of the walk over one Program."""
+
+    program: Program
+    host: Host
+    isa: Isa
+    threads: int
+    force: str = ""
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    reasons: dict[fx.Node, str] = field(default_factory=dict)
+    indices: dict[str, fx.Node] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    padding: list[str | None] = field(default_factory=list)
+    taken: set[fx.Node] = field(default_factory=set)
+    expanded: dict[Buffer, Buffer] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> set[fx.Node]:
+        """Nodes that the graph returns."""
+        found: dict[str, fx.Node] = self.program.graph.output_node().args[0]  # type: ignore[assignment]
+        return set(found.values())
+
+    def value(self, node: object) -> Value | None:
+        """What an argument has become, if it has."""
+        return self.values.get(node) if isinstance(node, fx.Node) else None
+
+    def rows(self, value: Value | None) -> Rows | None:
+        """A value as whole fp32 rows, written now if it was not."""
+        if isinstance(value, Embedded):
+            return self._write_embedding(value)
+        if isinstance(value, Octets) and value.floats:
+            target = Buffer(f"{value.buffer.name}.floats", value.buffer.rows, 4, value.buffer.space)
+            self.expand(value, target, value.scale, value.zero_point)
+            return Rows(target)
+        if isinstance(value, Rows) and value.whole:
+            return value
+        return None
+
+    def integers(self, value: Octets) -> Buffer:
+        """The bytes themselves as fp32, for arithmetic without a dot product; written once."""
+        if value.buffer not in self.expanded:
+            name = f"{value.buffer.name}.integers"
+            target = Buffer(name, value.buffer.rows, 4, value.buffer.space)
+            self.expand(value, target, 1.0, 0)
+            self.expanded[value.buffer] = target
+        return self.expanded[value.buffer]
+
+    def expand(self, value: Octets, target: Buffer, scale: float, zero_point: int) -> None:
+        """Add a step that widens uint8 rows to fp32."""
+        words = {
+            "rows": target.rows,
+            "input": value.buffer,
+            "output": target,
+            "scale": scale,
+            "zero_point": zero_point,
+            "space": target.space,
+        }
+        self.steps.append(Step(catalog.other("expand"), words, target.name))
+
+    def quantize(self, source: Rows, name: str, scale: float, zero_point: int) -> Octets:
+        """Add a step that writes uint8 rows."""
+        target = Buffer(name, source.buffer.rows, 1, source.buffer.space)
+        words = {
+            "rows": target.rows,
+            "input": source.buffer,
+            "output_bytes": target,
+            "inverse_scale": 1.0 / scale,
+            "zero_point": zero_point,
+            "space": target.space,
+        }
+        self.steps.append(Step(catalog.other("quantize"), words, name))
+        return Octets(target, scale, zero_point)
+
+    def quantization(self, node: fx.Node) -> tuple[float, int] | None:
+        """(scale, zero point) of a per-tensor uint8 quantize node, else None."""
+        arguments = list(node.args) + [None] * 6
+        if tuple(arguments[3:5]) != (0, 255) or arguments[5] is not None:
+            return None
+        scale, zero = (self.host.constant(n) for n in arguments[1:3])  # type: ignore[arg-type]
+        if scale is None or zero is None or scale.numel() != 1:
+            return None
+        return float(scale), int(zero)
+
+    def _write_embedding(self, value: Embedded) -> Rows:
+        channels = value.tables[0].shape[1]
+        stride = -(-channels // self.isa.lanes) * self.isa.lanes
+        target = Buffer("embedding", channels, 4)
+        words: dict[str, Any] = {"output": target, "rows": channels, "stride": stride}
+        for n, (table, index) in enumerate(zip(value.tables, value.indices, strict=True)):
+            array = np.ascontiguousarray(table.detach().float().numpy())
+            if stride != channels:
+                array = np.pad(array, ((0, 0), (0, stride - channels)))
+            self.indices.setdefault(index.name, index)
+            words[f"table{n}"] = array
+            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(index.name)
+        self.steps.append(Step(catalog.embedding(len(value.tables)), words, "embedding"))
+        return Rows(target)
+
+    def mask(self, node: object) -> str | None:
+        """Why a mask cannot be taken, or None; notes which input it stands for."""
+        if node is None:
+            self.padding.append(None)
+            return None
+        if not isinstance(node, fx.Node) or node not in self.host.nodes:
+            return "its mask depends on activations"
+        found = self.host.padding(node)
+        if found is None:
+            return "its mask hides more than padding"
+        self.padding.append(found.source)
+        known = {source for source in self.padding if source is not None}
+        return None if len(known) <= 1 else "masks of different inputs"

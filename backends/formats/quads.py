@@ -1,0 +1,68 @@
+"""Quads: the non-zeros of each row of an int8 matrix, four by four (kernel `cpu/kernels/quads`).
+
+row 3:  0 0 5 0 0 0 -2 0 7 0 1 ... 4   ->   index (2 6 8 10) (15 2 2 2)
+                                            weights (5 -2 7 1) (4 0 0 0)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Quads", "pack_quads"]
+
+
+@dataclass(frozen=True)
+class Quads:
+    """An int8 matrix [rows, columns] as quads.
+
+    Attributes:
+        row_start: int32[rows + 1], first quad of each row.
+        index: uint16[quads, 4], columns.
+        weights: int8[quads, 4]; filling has weight 0.
+    """
+
+    row_start: NDArray[np.int32]
+    index: NDArray[np.uint16]
+    weights: NDArray[np.int8]
+
+    def dense(self, columns: int) -> NDArray[np.int8]:
+        """The matrix again."""
+        rows = len(self.row_start) - 1
+        result = np.zeros((rows, columns), np.int32)
+        owner = np.repeat(np.arange(rows), np.diff(self.row_start))
+        np.add.at(result, (owner[:, None], self.index), self.weights)
+        return result.astype(np.int8)
+
+
+def pack_quads(matrix: NDArray[np.int8]) -> Quads:
+    """Pack a matrix.
+
+    Raises:
+        ValueError: if it has more than 65536 columns.
+
+    Example:
+        >>> packed = pack_quads(np.array([[0, 5, 0, 0, 0], [1, 2, 0, 3, 4]], np.int8))
+        >>> packed.row_start.tolist(), packed.index.tolist(), packed.weights.tolist()
+        ([0, 1, 2], [[1, 1, 1, 1], [0, 1, 3, 4]], [[5, 0, 0, 0], [1, 2, 3, 4]])
+    """
+    rows, columns = matrix.shape
+    if columns > 1 << 16:
+        raise ValueError(f"uint16 cannot index {columns} columns")
+    owner, column = np.nonzero(matrix)
+    counts = np.bincount(owner, minlength=rows)
+    quads = (counts + 3) // 4
+    row_start = np.concatenate([[0], np.cumsum(quads)]).astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    # Where each non-zero goes: its rank within its row, behind the quads of the rows before.
+    place = 4 * row_start[owner] + np.arange(len(owner)) - first[owner]
+    index = np.zeros(4 * int(row_start[-1]), np.uint16)
+    weights = np.zeros(4 * int(row_start[-1]), np.int8)
+    # Filling points at the row's first column, which is in the cache anyway.
+    filled = quads > 0
+    index[:] = np.repeat(column[first[filled]], 4 * quads[filled])
+    index[place] = column
+    weights[place] = matrix[owner, column]
+    return Quads(row_start, index.reshape(-1, 4), weights.reshape(-1, 4))
