@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.program import Program
+from sparsefx.target import CostReport, CostRow
 
 __all__ = ["CpuCompiled"]
 
@@ -79,6 +80,19 @@ class CpuCompiled:
         if self._lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
+
+    def cost(self) -> CostReport:
+        """Multiply-adds per token of every step, non-zero ones and all, and bytes of weights."""
+        rows = []
+        for step in self._lowered.plan.steps:
+            stored = sum(w.nbytes for w in step.words.values() if isinstance(w, np.ndarray))
+            figures = {"weight bytes": float(stored)}
+            if "macs" in step.facts:
+                figures["macs per token"] = step.facts["macs"]
+                figures["dense macs per token"] = step.facts["dense_macs"]
+            rows.append(CostRow(step.node, step.kernel.kind, figures))
+        note = "attention adds 2 x channels multiply-adds per token and key"
+        return CostReport("modelled", tuple(rows), (note,))
 
     def listing(self) -> str:
         """The plan as text."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.backends.cpu.graphs import rank, shape_of
 from sparsefx.program import Program
 
 __all__ = ["Host", "Padding"]
@@ -47,6 +48,12 @@ class Host:
         for node in wanted:
             self._fill(node, values)
         return values
+
+    def is_per_token(self, node: fx.Node) -> bool:
+        """Whether a node has one value for each token: [batch or 1, sequence] or [sequence]."""
+        inputs = [n for n in self._program.graph.find_nodes(op="placeholder")]
+        batch, sequence = next(shape_of(n) for n in inputs if rank(n) == 2)
+        return shape_of(node) in ((batch, sequence), (1, sequence), (sequence,))
 
     def sizes_only(self, node: fx.Node) -> bool:
         """Whether only the sizes of inputs decide a node's value, not what is in them."""

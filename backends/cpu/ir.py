@@ -303,7 +303,7 @@ class Function:
         """The module text that holds this function."""
         arguments = ", ".join(f"ptr noalias readonly %{name}" for name in self._arguments)
         declares = "\n".join(self._declared[name] for name in sorted(self._declared))
-        body = "\n".join(self._slots + ["  br label %start", "start:"] + self._lines)
+        body = "\n".join([*self._slots, "  br label %start", "start:", *self._lines])
         return (
             f"{declares}\n\ndefine void @{self.name}({arguments}) nounwind {{\n"
             f"entry:\n{body}\n  ret void\n}}\n"

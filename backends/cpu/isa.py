@@ -111,7 +111,7 @@ def isa(name: str) -> Isa:
             f"unknown instruction set {name!r}",
             hint=f"choose one of native, {', '.join(ISAS)}",
         )
-    chosen = ISAS[name]
+    chosen = next(found for found in ISAS.values() if found.name == name)
     lacking = missing_features(chosen.name)
     if lacking:
         raise TargetError(

@@ -17,7 +17,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.operators import handlers
-from sparsefx.backends.cpu.plan import Plan, Step
+from sparsefx.backends.cpu.plan import Plan, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
 from sparsefx.backends.cpu.walk import Walk
 from sparsefx.program import Program
@@ -88,7 +88,7 @@ def _finish(walk: Walk) -> Lowered:
     for slot, (name, source) in enumerate(sources, first):
         buffer = source.buffer
         results[name] = (slot, buffer.rows, buffer.space)
-        words = {
+        words: dict[str, Word] = {
             "rows": buffer.rows,
             "input": buffer,
             "origin": buffer.space,

@@ -20,7 +20,7 @@ from sparsefx.backends.cpu.graphs import (
     shape_of,
 )
 from sparsefx.backends.cpu.layers import LinearLowering
-from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step
+from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Heads, Octets, Rows, Scores
 from sparsefx.backends.cpu.walk import Walk
 
@@ -89,10 +89,10 @@ class _Operators:
             if isinstance(heads, int) and isinstance(size, int) and heads * size == count:
                 self._walk.values[node] = Heads(value, heads, size)
                 return None
-        if isinstance(value, Heads) and value.order == "bshd" and len(shape) == 3:
-            if shape[2] == value.heads * value.size:
-                self._walk.values[node] = value.rows
-                return None
+        joined = isinstance(value, Heads) and value.order == "bshd" and len(shape) == 3
+        if joined and isinstance(value, Heads) and shape[2] == value.heads * value.size:
+            self._walk.values[node] = value.rows
+            return None
         return _OUTSIDE if value is None else "a reshape that is neither heads nor channels"
 
     def transpose(self, node: fx.Node) -> str | None:
@@ -121,7 +121,11 @@ class _Operators:
         if tuple(node.args[1:3]) != (1, 0) or source.buffer.space != TOKENS:
             return "selects something else than the first token"
         target = Buffer(node.name, source.buffer.rows, 4, SEQUENCES)
-        words = {"rows": target.rows, "input": source.buffer, "output": target}
+        words: dict[str, Word] = {
+            "rows": target.rows,
+            "input": source.buffer,
+            "output": target,
+        }
         walk.steps.append(Step(catalog.other("pick"), words, node.name))
         walk.values[node] = Rows(target)
         return None
@@ -144,7 +148,7 @@ class _Operators:
             return "its table depends on an input"
         if not isinstance(index, fx.Node) or index not in self._walk.host.nodes:
             return "its index depends on activations"
-        if rank(index) != 2:
+        if not self._walk.host.is_per_token(index):
             return "its index is not [batch, sequence]"
         self._walk.values[node] = Embedded((weight,), (index,))
         return None
@@ -179,7 +183,7 @@ class _Operators:
 
     def _elementwise(self, operation: str, node: fx.Node, a: Rows, b: Rows) -> None:
         target = Buffer(node.name, a.buffer.rows, 4, a.buffer.space)
-        words = {
+        words: dict[str, Word] = {
             "rows": target.rows,
             "input": a.buffer,
             "other": b.buffer,

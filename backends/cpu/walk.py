@@ -13,7 +13,7 @@ from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
-from sparsefx.backends.cpu.plan import Buffer, Step
+from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
 from sparsefx.program import Program
 
@@ -71,7 +71,7 @@ class Walk:
 
     def expand(self, value: Octets, target: Buffer, scale: float, zero_point: int) -> None:
         """Add a step that widens uint8 rows to fp32."""
-        words = {
+        words: dict[str, Word] = {
             "rows": target.rows,
             "input": value.buffer,
             "output": target,
@@ -84,7 +84,7 @@ class Walk:
     def quantize(self, source: Rows, name: str, scale: float, zero_point: int) -> Octets:
         """Add a step that writes uint8 rows."""
         target = Buffer(name, source.buffer.rows, 1, source.buffer.space)
-        words = {
+        words: dict[str, Word] = {
             "rows": target.rows,
             "input": source.buffer,
             "output_bytes": target,

@@ -4,7 +4,7 @@ Queries are lanes. For a chunk of queries (16 or 32) everything stays near the c
 
     scores[key][query]   = sum over c of k[c][key] (broadcast) * q[c][query]     8 keys at a time
     weights[key][query]  = exp(scale * (score - max)), sum per query             in place
-    context[c][query]    = sum over keys of v[c][key] (broadcast) * weights      8 channels at a time
+    context[c][query]    = sum over keys of v[c][key] (broadcast) * weights      8 channels
 
 Only real keys are visited, so padding costs nothing and needs no mask.
 """
@@ -27,7 +27,8 @@ CHUNK = 16
 
 _CHANNELS = 8
 
-FIELDS = tuple(f"{part}{what}" for part in "qkv" for what in ("", "_rows", "_first")) + (
+FIELDS = (
+    *(f"{part}{what}" for part in "qkv" for what in ("", "_rows", "_first")),
     "output",
     "output_rows",
     "heads",

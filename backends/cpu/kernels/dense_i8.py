@@ -3,7 +3,7 @@
 Six rows share the interleaving of four neighbouring channels (8 unpacks per 24 dot products, on
 ports that the products leave free), so no interleaved copy of the activations is needed:
 
-    rows 4g..4g+3 -> vpunpck -> 4 vectors;  for each of 6 output rows: 4 x vpdpbusd, broadcast weight
+    rows 4g..4g+3 -> vpunpck -> 4 vectors;  for each of 6 rows: 4 x vpdpbusd, broadcast weight
 
 Weights: int8[tiles][groups][6][4], rows and columns filled with zeros to multiples of 6 and 4;
 `initial` int32[tiles * 6].

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+
+from sparsefx import Program
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.errors import ProgramError, TargetError
+from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
+from tests.programs import SPELLINGS, captured
+
+SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
+WHOLE = ("bert-cls", "bert-mlm", "bert-tok", "distilbert", "roberta", "electra", "handwritten")
+
+
+def difference(program: Program, compiled, batch) -> float:
+    """Largest difference of all outputs, at real tokens."""
+    with torch.no_grad():
+        expected = program(**batch)
+    actual = compiled(**batch)
+    largest = 0.0
+    for name, value in expected.items():
+        gap = (value - actual[name]).abs()
+        mask = batch["attention_mask"]
+        if gap.shape[:2] == mask.shape:
+            gap = gap.flatten(2) * mask[:, :, None] if gap.dim() > 2 else gap * mask
+        largest = max(largest, float(gap.max()))
+    return largest
+
+
+@pytest.mark.parametrize(("architecture", "attention"), SPELLINGS)
+def test_every_architecture_agrees_with_the_program(architecture, attention):
+    program = captured(architecture, attention)
+    target = CpuTarget()
+    batch = padded_batch(program, 3, 21)
+    assert difference(program, target.lower(program), batch) < 1e-4
+    reasons = target.unsupported(program)
+    assert bool(reasons) == (architecture not in WHOLE)
+    assert all(reason.instead for reason in reasons)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_shapes_are_dynamic(isa):
+    program = sparse_(captured("bert-cls"), 0.3)
+    compiled = CpuTarget(isa=isa).lower(program)
+    for number, (rows, length) in enumerate(SHAPES):
+        assert difference(program, compiled, padded_batch(program, rows, length, number)) < 1e-5
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_int8_follows_the_program(isa, density):
+    program = sparse_(captured("bert-cls"), density)
+    program = quantized(program, padded_batch(program, 4, 32))
+    compiled = CpuTarget(isa=isa).lower(program)
+    for number, (rows, length) in enumerate(SHAPES):
+        batch = padded_batch(program, rows, length, number)
+        # A value at the border of two integers may round the other way: one step of one input.
+        assert difference(program, compiled, batch) < 2e-3
+    assert CpuTarget(isa=isa).unsupported(program) == ()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_the_result(threads):
+    program = captured("bert-cls")
+    compiled = CpuTarget(threads=threads).lower(program)
+    for rows, length in ((1, 40), (9, 70)):
+        assert difference(program, compiled, padded_batch(program, rows, length)) < 1e-5
+
+
+def test_padding_does_not_change_the_result():
+    program = captured("bert-cls")
+    compiled = CpuTarget().lower(program)
+    batch = padded_batch(program, 1, 20)
+    longer = {k: torch.cat([v, torch.zeros(1, 30, dtype=v.dtype)], 1) for k, v in batch.items()}
+    torch.testing.assert_close(
+        compiled(**batch)["logits"], compiled(**longer)["logits"], rtol=0, atol=0
+    )
+
+
+def test_several_callers_at_once():
+    program = captured("bert-cls")
+    compiled = CpuTarget().lower(program)
+    batches = [padded_batch(program, 2, 10 + n, n) for n in range(4)]
+    expected = [compiled(**b)["logits"] for b in batches]
+    wrong: list[int] = []
+
+    def call(number: int) -> None:
+        for _ in range(20):
+            if not torch.equal(compiled(**batches[number])["logits"], expected[number]):
+                wrong.append(number)
+
+    callers = [threading.Thread(target=call, args=(n,)) for n in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+
+
+def test_a_forked_process_has_its_own_threads():
+    program = captured("bert-cls")
+    compiled = CpuTarget(threads=2).lower(program)
+    batch = padded_batch(program, 1, 30)
+    expected = compiled(**batch)["logits"]
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(compiled(**batch)["logits"], expected)
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(TargetError, match="unknown instruction set 'sse9'"):
+        CpuTarget(isa="sse9").lower(captured("bert-cls"))
+    with pytest.raises(TargetError, match="lacks"):
+        CpuTarget(isa="neon").lower(captured("bert-cls"))
+    program = captured("bert-cls")
+    empty = {n: torch.zeros(0, 5, dtype=torch.long) for n in program.signature.input_names}
+    with pytest.raises(ProgramError, match="empty"):
+        CpuTarget().lower(program)(**empty)
