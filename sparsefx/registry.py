@@ -34,7 +34,9 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
     },
-    "targets": {},
+    "targets": {
+        "cpu": "sparsefx.backends.cpu.target:CpuTarget",
+    },
 }
 
 

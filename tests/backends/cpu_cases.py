@@ -23,9 +23,7 @@ from sparsefx.backends.cpu.weights import Format, pack
 from sparsefx.rewrite import Rewriter
 
 RUNNABLE: list[IsaName] = [
-    name
-    for name in ("avx512_vnni", "avx512", "avx2")
-    if not missing_features(name)  # type: ignore[arg-type]  # literals of the tuple
+    name for name in ("avx512_vnni", "avx512", "avx2") if not missing_features(name)
 ]
 """Instruction sets that lower whole models and that this machine has."""
 
@@ -107,7 +105,10 @@ class LinearCase:
         plan = Plan(tuple(steps), ("index",), {"y": (3, rows, 0)})
         runtime = Runtime(plan, engine(self.isa), pool(self.isa, self.threads))
         index = np.arange(tokens, dtype=np.int32)[None]
-        return runtime.run(np.ones((1, tokens), np.bool_), {"index": index})["y"][0]
+        result: NDArray[np.float32] = runtime.run(np.ones((1, tokens), np.bool_), {"index": index})[
+            "y"
+        ][0]
+        return result
 
     def expected(self) -> NDArray[np.float64]:
         """The same from numpy, in double precision."""

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from sparsefx.backends.cpu.isa import ISAS
-from sparsefx.backends.cpu.weights import FORMATS
+from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.weights import FORMATS, Format
 from sparsefx.backends.formats.quads import pack_quads
 from tests.backends.cpu_cases import RUNNABLE, LinearCase
 
@@ -14,7 +15,9 @@ INTEGER = [(i, f) for i in RUNNABLE for f in FORMATS if ISAS[i].has_dot or f in 
 FLOAT = [(i, f) for i in RUNNABLE for f in ("rows", "dense_f32")]
 
 
-def integers(tokens: int, columns: int, rows: int, density: float, seed: int) -> tuple:
+def integers(
+    tokens: int, columns: int, rows: int, density: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (tokens, columns))
     w = rng.integers(-128, 128, (rows, columns)) * (rng.random((rows, columns)) < density)
@@ -22,7 +25,7 @@ def integers(tokens: int, columns: int, rows: int, density: float, seed: int) ->
 
 
 @pytest.mark.parametrize(("isa", "format"), INTEGER)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     tokens=st.sampled_from([1, 15, 16, 17, 32, 33, 64, 65, 130, 300]),
     columns=st.integers(1, 90),
@@ -31,14 +34,23 @@ def integers(tokens: int, columns: int, rows: int, density: float, seed: int) ->
     zero_point=st.integers(0, 255),
     seed=st.integers(0, 9),
 )
-def test_integers_are_exact(isa, format, tokens, columns, rows, density, zero_point, seed):
+def test_integers_are_exact(
+    isa: IsaName,
+    format: Format,
+    tokens: int,
+    columns: int,
+    rows: int,
+    density: float,
+    zero_point: int,
+    seed: int,
+) -> None:
     x, w = integers(tokens, columns, rows, density, seed)
     case = LinearCase(isa, format, x, w, zero_point)
     np.testing.assert_array_equal(case.run(), case.expected())
 
 
 @pytest.mark.parametrize(("isa", "format"), INTEGER)
-def test_the_largest_integers_do_not_saturate(isa, format):
+def test_the_largest_integers_do_not_saturate(isa: IsaName, format: Format) -> None:
     x = np.full((3, 3072), 255)
     w = np.full((2, 3072), -128, np.int8)
     w[1, ::2] = 127
@@ -48,7 +60,7 @@ def test_the_largest_integers_do_not_saturate(isa, format):
 
 @pytest.mark.parametrize(("isa", "format"), FLOAT)
 @pytest.mark.parametrize(("tokens", "columns", "density"), [(1, 5, 1.0), (70, 96, 0.2)])
-def test_floats(isa, format, tokens, columns, density):
+def test_floats(isa: IsaName, format: Format, tokens: int, columns: int, density: float) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((tokens, columns))
     w = rng.standard_normal((13, columns)) * (rng.random((13, columns)) < density)
@@ -57,14 +69,14 @@ def test_floats(isa, format, tokens, columns, density):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE[:1])
-def test_long_inputs(isa):
+def test_long_inputs(isa: IsaName) -> None:
     x, w = integers(2048, 64, 16, 0.1, 0)
     case = LinearCase(isa, "quads" if ISAS[isa].has_dot else "rows", x, w)
     np.testing.assert_array_equal(case.run(), case.expected())
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 30), seed=st.integers(0, 99))
-def test_quads_hold_the_matrix(rows, columns, seed):
+def test_quads_hold_the_matrix(rows: int, columns: int, seed: int) -> None:
     _, w = integers(1, columns, rows, 0.3, seed)
     packed = pack_quads(w)
     np.testing.assert_array_equal(packed.dense(columns), w)

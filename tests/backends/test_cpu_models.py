@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from sparsefx import Program
+from sparsefx.backends.cpu.compiled import CpuCompiled
+from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError, TargetError
 from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
@@ -16,7 +18,7 @@ SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
 WHOLE = ("bert-cls", "bert-mlm", "bert-tok", "distilbert", "roberta", "electra", "handwritten")
 
 
-def difference(program: Program, compiled, batch) -> float:
+def difference(program: Program, compiled: CpuCompiled, batch: dict[str, torch.Tensor]) -> float:
     """Largest difference of all outputs, at real tokens."""
     with torch.no_grad():
         expected = program(**batch)
@@ -32,7 +34,7 @@ def difference(program: Program, compiled, batch) -> float:
 
 
 @pytest.mark.parametrize(("architecture", "attention"), SPELLINGS)
-def test_every_architecture_agrees_with_the_program(architecture, attention):
+def test_every_architecture_agrees_with_the_program(architecture: str, attention: str) -> None:
     program = captured(architecture, attention)
     target = CpuTarget()
     batch = padded_batch(program, 3, 21)
@@ -43,7 +45,7 @@ def test_every_architecture_agrees_with_the_program(architecture, attention):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
-def test_shapes_are_dynamic(isa):
+def test_shapes_are_dynamic(isa: IsaName) -> None:
     program = sparse_(captured("bert-cls"), 0.3)
     compiled = CpuTarget(isa=isa).lower(program)
     for number, (rows, length) in enumerate(SHAPES):
@@ -52,7 +54,7 @@ def test_shapes_are_dynamic(isa):
 
 @pytest.mark.parametrize("isa", RUNNABLE)
 @pytest.mark.parametrize("density", [0.1, 1.0])
-def test_int8_follows_the_program(isa, density):
+def test_int8_follows_the_program(isa: IsaName, density: float) -> None:
     program = sparse_(captured("bert-cls"), density)
     program = quantized(program, padded_batch(program, 4, 32))
     compiled = CpuTarget(isa=isa).lower(program)
@@ -64,14 +66,14 @@ def test_int8_follows_the_program(isa, density):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_do_not_change_the_result(threads):
+def test_threads_do_not_change_the_result(threads: int) -> None:
     program = captured("bert-cls")
     compiled = CpuTarget(threads=threads).lower(program)
     for rows, length in ((1, 40), (9, 70)):
         assert difference(program, compiled, padded_batch(program, rows, length)) < 1e-5
 
 
-def test_padding_does_not_change_the_result():
+def test_padding_does_not_change_the_result() -> None:
     program = captured("bert-cls")
     compiled = CpuTarget().lower(program)
     batch = padded_batch(program, 1, 20)
@@ -81,7 +83,7 @@ def test_padding_does_not_change_the_result():
     )
 
 
-def test_several_callers_at_once():
+def test_several_callers_at_once() -> None:
     program = captured("bert-cls")
     compiled = CpuTarget().lower(program)
     batches = [padded_batch(program, 2, 10 + n, n) for n in range(4)]
@@ -101,7 +103,7 @@ def test_several_callers_at_once():
     assert wrong == []
 
 
-def test_a_forked_process_has_its_own_threads():
+def test_a_forked_process_has_its_own_threads() -> None:
     program = captured("bert-cls")
     compiled = CpuTarget(threads=2).lower(program)
     batch = padded_batch(program, 1, 30)
@@ -113,7 +115,7 @@ def test_a_forked_process_has_its_own_threads():
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_errors_say_what_to_do():
+def test_errors_say_what_to_do() -> None:
     with pytest.raises(TargetError, match="unknown instruction set 'sse9'"):
         CpuTarget(isa="sse9").lower(captured("bert-cls"))
     with pytest.raises(TargetError, match="lacks"):
