@@ -21,6 +21,7 @@ from sparsefx.errors import ArtifactError
 __all__ = ["callable_name", "resolve_callable"]
 
 _NAMESPACES = ("aten", "sparsefx")
+_REACHES_FILES = "from_file"  # the one ATen operator that opens a file by name
 _OPERATORS = (
     "add",
     "and_",
@@ -58,7 +59,7 @@ def callable_name(target: object) -> str:
     Raises:
         ArtifactError: When the function is outside the closed set.
     """
-    if isinstance(target, OpOverload) and target.namespace in _NAMESPACES:
+    if isinstance(target, OpOverload) and _is_known(target):
         return str(target)
     name = _NAMES.get(target) if callable(target) else None
     if name is None:
@@ -68,6 +69,11 @@ def callable_name(target: object) -> str:
             hint="a Program calls ATen and sparsefx operators and arithmetic on sizes",
         )
     return name
+
+
+def _is_known(found: OpOverload) -> bool:
+    packet = found.overloadpacket.__name__
+    return found.namespace in _NAMESPACES and packet != _REACHES_FILES
 
 
 def resolve_callable(name: str) -> Callable[..., Any]:
@@ -85,7 +91,7 @@ def resolve_callable(name: str) -> Callable[..., Any]:
             found = getattr(getattr(getattr(torch.ops, namespace), packet_name), overload)
         except AttributeError:
             found = None
-        if isinstance(found, OpOverload):
+        if isinstance(found, OpOverload) and _is_known(found):
             return found
     raise ArtifactError(
         f"there is no operator {name!r}",

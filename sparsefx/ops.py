@@ -1,7 +1,7 @@
 """The few operators that sparsefx adds to ATen, all visible as nodes in the graph.
 
 ``sparsefx::quantize`` and ``sparsefx::dequantize`` are the two ops in which quantized graphs are
-written (design decision 11). Their meaning is ONNX QuantizeLinear and DequantizeLinear:
+written. Their meaning is ONNX QuantizeLinear and DequantizeLinear:
 
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
     y = (q - zero_point) * scale
