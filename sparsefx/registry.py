@@ -36,6 +36,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
     },
     "targets": {
         "cpu": "sparsefx.backends.cpu.target:CpuTarget",
+        "reference": "sparsefx.backends.reference.target:Reference",
     },
 }
 

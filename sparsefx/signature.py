@@ -65,6 +65,21 @@ class Signature:
         for spec in self.inputs:
             _check_input(spec, batch[spec.name], sizes)
 
+    def example(self, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """Return inputs to time with: masks all 1, everything else 0.
+
+        Args:
+            sizes: The size of each dynamic dimension; one that is not named gets size 1.
+        """
+        return {
+            spec.name: torch.full(
+                [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.dims],
+                1 if "mask" in spec.name else 0,
+                dtype=spec.dtype,
+            )
+            for spec in self.inputs
+        }
+
 
 def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) -> None:
     if not isinstance(value, torch.Tensor):
