@@ -8,11 +8,14 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; a mistake of the user ends in one message and exit code 2."""
+    """Run the command.
+
+    A mistake of the user ends in one message and exit code 2, an interrupt in exit code 130.
+    """
     from rich.console import Console
 
     from sparsefx.cli.app import app
-    from sparsefx.errors import SparsefxError
+    from sparsefx.errors import SparsefxError, TrainingInterruptedError
 
     try:
         app(args=arguments, prog_name="sparsefx")
@@ -20,4 +23,4 @@ def main(arguments: list[str] | None = None) -> None:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
         console.print(str(error), markup=False)
-        sys.exit(2)
+        sys.exit(130 if isinstance(error, TrainingInterruptedError) else 2)

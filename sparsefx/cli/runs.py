@@ -34,10 +34,12 @@ def train_and_report(
     tensorboard: bool = False,
 ) -> RunResult:
     """Run a recipe to its end and leave table, page, exported model and Hugging Face folder."""
+    from sparsefx import registry
     from sparsefx.cli.progress import SessionProgress
     from sparsefx.train.events import Listener, TensorBoard
     from sparsefx.train.session import Session
 
+    registry.parse_target(target)  # a wrong name is refused before hours of training
     with SessionProgress() as progress:
         listeners: list[Listener] = [progress]
         if tensorboard:
