@@ -111,6 +111,7 @@ class Pipeline:
             SparsefxError: What a pass raised, with its place in the pipeline.
         """
         self.check(program.properties)
+        _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
         program = program.copy()
         for index, item in enumerate(self.passes):
             _check_contract(index, item, program.properties)
