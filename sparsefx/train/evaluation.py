@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +81,10 @@ class TokenData:
         return self.labelled.joined(self._encode(self._source.unlabelled))
 
     def _encode(self, examples: Examples) -> Encoded:
-        return encode(self._source.tokenizer, examples, self._max_length)
+        found = encode(self._source.tokenizer, examples, self._max_length)
+        if self.task.kind == "classification" and found.labels is not None:
+            return replace(found, labels=found.labels.long())
+        return found
 
     def example(self) -> dict[str, Tensor]:
         """Return a batch of two test examples, to capture a model with."""

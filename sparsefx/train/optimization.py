@@ -30,9 +30,8 @@ def label_loss(kind: Kind, logits: Tensor, labels: Tensor) -> Tensor:
     """
     if kind == "regression":
         return F.mse_loss(logits.float().reshape(-1), labels.float())
-    classes = labels.long()
-    total = F.cross_entropy(logits.float(), classes, ignore_index=UNLABELLED, reduction="sum")
-    return total / (classes != UNLABELLED).sum().clamp(min=1)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / (labels != UNLABELLED).sum().clamp(min=1)
 
 
 def freeze(program: Program, patterns: Iterable[str]) -> list[nn.Parameter]:

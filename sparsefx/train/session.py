@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsefx.amounts import parse_pipeline, resolve
-from sparsefx.errors import SparsefxError, TrainingInterruptedError
+from sparsefx.errors import SparsefxError, TrainingError, TrainingInterruptedError
 from sparsefx.frontend import capture
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage, Training
@@ -71,7 +71,7 @@ class Session:
         data: Task, tokenizer and, for distillation, unlabelled texts.
         folder: Where everything is kept.
         listeners: Called with every event, in order.
-        device: ``cpu``, ``cuda``, ...; by default what accelerate chooses.
+        device: ``cpu`` to stay on the CPU; by default what accelerate finds.
         checkpoint_seconds: Time between checkpoints.
 
     Example::
@@ -175,7 +175,7 @@ class Session:
             return None
         data = self._data.labelled if training.data == "labelled" else self._data.everything
         size = training.batch_size or self.recipe.data.batch_size
-        per_epoch = -(-len(data) // (size * self._accelerator.num_processes))
+        per_epoch = -(-len(data) // size)
         return training.steps or max(1, round((training.epochs or 0) * per_epoch))
 
     def _start_program(
@@ -212,11 +212,10 @@ class Session:
         steps: int,
         finished: tuple[str, ...],
     ) -> StageTrainer:
-        accelerator = self._accelerator
-        program.to(accelerator.device)
+        program.to(self._accelerator.device)
         data = self._data.labelled if training.data == "labelled" else self._data.everything
         seed = stage_seed(self.recipe.seed, stage.name)
-        seed_everything(seed + accelerator.process_index)
+        seed_everything(seed)
         trainer = StageTrainer(
             stage.name,
             training,
@@ -226,7 +225,6 @@ class Session:
             steps=steps,
             batch_size=self.recipe.data.batch_size,
             seed=seed,
-            shard=(accelerator.process_index, accelerator.num_processes),
         )
         checkpoints = Checkpoints(self._folder.stage(len(finished)) / "checkpoints")
         saved = checkpoints.latest()
@@ -323,4 +321,11 @@ def _parameters_of(model: nn.Module) -> list[str]:
 def _accelerator(device: str | None) -> Accelerator:
     from accelerate import Accelerator
 
-    return Accelerator(cpu=device == "cpu")
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            f"a session trains in one process, and {accelerator.num_processes} were started",
+            who="session",
+            hint="start it without torchrun or accelerate launch",
+        )
+    return accelerator

@@ -32,7 +32,7 @@ from sparsefx.train.tasks import Kind
 
 __all__ = ["StageTrainer"]
 
-_LOSS = "loss"
+_LOSS, _LABELS = "loss", "labels"
 _FLUSH_EVERY = 200  # steps
 _MANY = 16  # steps whose numbers are fetched together from a device that works asynchronously
 
@@ -64,8 +64,6 @@ class StageTrainer:
         steps: Optimizer steps of the whole stage.
         batch_size: Unless the settings have one.
         seed: Of data order and dropout.
-        forward: Called instead of the Program's module, e.g. a DDP wrapper around it.
-        shard: Rank of this process, and how many share the work.
 
     Raises:
         TrainingError: Nothing is left to train, or there is nothing to minimise.
@@ -82,15 +80,11 @@ class StageTrainer:
         steps: int,
         batch_size: int,
         seed: int,
-        forward: nn.Module | None = None,
-        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.name = name
         self.program = program
         self._settings = settings
         self._kind = kind
-        self._forward = forward or program.module
-        self._rank, self._world = shard
         self._batches = Batches(data, settings.batch_size or batch_size, seed)
         self.steps = steps
         self.done = 0
@@ -99,6 +93,9 @@ class StageTrainer:
         self._device = next(iter(program.named_tensors().values())).device
         self._logits = logits_name(program)
         self._has_loss = _LOSS in program.signature.outputs
+        # A graph that takes labels, as distill{labels=...} makes it, has its own label loss.
+        takes_labels = _LABELS in program.signature.input_names
+        self._label_weight = 0.0 if takes_labels else settings.label_weight
         self._check_loss(data)
         self._frozen = freeze(program, settings.freeze)
         self._trained = trained_parameters(program)
@@ -110,7 +107,7 @@ class StageTrainer:
         program.train()
 
     def _check_loss(self, data: Encoded) -> None:
-        supervised = self._settings.label_weight > 0 and data.labels is not None
+        supervised = self._label_weight > 0 and data.labels is not None
         if not supervised and not self._has_loss:
             raise TrainingError(
                 "there is nothing to minimise: no labels are used and no pass put a loss in",
@@ -128,11 +125,11 @@ class StageTrainer:
             TrainingError: The loss or a gradient is not finite; names the step and the examples.
         """
         began = time.perf_counter()
-        rows, batch = self._draw()
+        rows = tuple(int(row) for row in self._batches.upcoming)
         rate = self._settings.optimizer.learning_rate * self._factor(self.done)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, terms = self._loss(batch)
+        loss, terms = self._loss(next(self._batches))
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         numbers = {"loss": loss, **terms}
         if self._settings.clip is not None:
@@ -159,35 +156,26 @@ class StageTrainer:
         pending, self._pending = self._pending, []
         return [self._told(item) for item in pending]
 
-    def _draw(self) -> tuple[tuple[int, ...], dict[str, Tensor]]:
-        """Return the next batch of this process, and which examples it holds."""
-        for rank in range(self._world):
-            rows = self._batches.upcoming
-            batch = next(self._batches)
-            if rank == self._rank:
-                mine = (tuple(int(row) for row in rows), batch)
-        return mine
-
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what is minimised, and its parts before weighting."""
-        labels = batch.pop("labels", None)
+        labels = batch.get(_LABELS)
         moved = {name: t.to(self._device) for name, t in inputs_for(self.program, batch).items()}
         bf16 = self._settings.precision == "bf16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            outputs = self._forward(**moved)
+            outputs = self.program.module(**moved)
         parts = {
             name.removeprefix(_LOSS).lstrip("._/"): value.detach().float()
             for name, value in outputs.items()
             if name.startswith(_LOSS) and name != _LOSS
         }
         total = outputs[_LOSS].float() if self._has_loss else None
-        weight = self._settings.label_weight
+        weight = self._label_weight
         if labels is not None and weight > 0:
             supervised = label_loss(self._kind, outputs[self._logits], labels.to(self._device))
-            parts["labels"] = supervised.detach()
+            parts[_LABELS] = supervised.detach()
             total = weight * supervised if total is None else total + weight * supervised
         if total is None:
-            raise TrainingError("the batch has no labels", who="session", where=self.name)
+            raise TrainingError("the batch has no labels", who=f"stage {self.name}")
         return total, parts
 
     def _note(self, rows: tuple[int, ...], numbers: Mapping[str, Tensor], rate: float) -> _Pending:
