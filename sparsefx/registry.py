@@ -33,6 +33,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
+        "simplify": "sparsefx.passes.simplify.simplify:Simplify",
     },
     "targets": {
         "cpu": "sparsefx.backends.cpu.target:CpuTarget",

@@ -1,0 +1,83 @@
+"""What an operator does besides computing its value: writing, drawing numbers, sharing memory."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from sparsefx.ops import MODE
+
+__all__ = ["is_pure", "may_alias", "shared_with_writes", "writes"]
+
+aten = torch.ops.aten
+_RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+_UNDECLARED = {aten.batch_norm.default: (3, 4)}  # running statistics, written in training
+_SDPA = aten.scaled_dot_product_attention.default
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node writes to one of its inputs."""
+    if not isinstance(node.target, OpOverload):
+        return False
+    return node.target in _UNDECLARED or bool(node.target._schema.is_mutable)
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether two such nodes with equal inputs give equal values, and nothing else."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, OpOverload):
+        return True  # arithmetic on sizes
+    if writes(node) or node.target in _RANDOM or "empty" in str(node.target):
+        return False
+    if node.target is _SDPA:
+        return len(node.args) <= 4 or node.args[4] in (0, 0.0)
+    return torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def may_alias(node: fx.Node) -> bool:
+    """Whether the value of a node may share memory with one of its inputs."""
+    if node.op != "call_function":
+        return False
+    if not isinstance(node.target, OpOverload):
+        return node.target is operator.getitem
+    return (
+        any(result.alias_info is not None for result in node.target._schema.returns)
+        or torch.Tag.maybe_aliasing_or_mutating in node.target.tags
+        or node.target is aten.type_as.default
+    )
+
+
+def shared_with_writes(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose memory some node writes to; their order and identity matter."""
+    written = [node for node in graph.nodes if writes(node)]
+    roots = {source for node in written for source in _written_inputs(node)}
+    found: set[fx.Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node in found or node.target == MODE:
+            continue
+        found.add(node)
+        stack.extend(user for user in node.users if may_alias(user) or writes(user))
+        if may_alias(node):
+            stack.extend(node.all_input_nodes)
+    return found
+
+
+def _written_inputs(node: fx.Node) -> list[fx.Node]:
+    if node.target in _UNDECLARED:
+        values = [node.args[position] for position in _UNDECLARED[node.target]]
+        return [value for value in values if isinstance(value, fx.Node)]
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]  # an OpOverload, see writes
+    found = []
+    for position, argument in enumerate(arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        if isinstance(value, fx.Node):
+            found.append(value)
+    return found
