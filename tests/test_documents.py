@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import tomllib
 import types
 from collections.abc import Callable
@@ -15,7 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
+from markdown_it import MarkdownIt
 
+from sparsefx.cli.app import app
 from sparsefx.recipe import Recipe
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -25,11 +27,8 @@ DOCUMENTS = [
     "CHANGELOG.md",
     *sorted(path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "docs").rglob("*.md")),
 ]
-FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```",
-    re.MULTILINE | re.DOTALL,
-)
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+PLACEHOLDER = "path/to/"
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -51,14 +50,11 @@ class Page(NamedTuple):
 
 
 def blocks_of(text: str) -> list[Block]:
-    """The fenced blocks of a document, in order, without their indentation."""
+    """The code blocks of a document, in order; an indented one has the language ''."""
     return [
-        Block(
-            language=found["language"].strip(),
-            code=textwrap.dedent(found["code"]),
-            line=text[: found.start("code")].count("\n") + 1,
-        )
-        for found in FENCE.finditer(text)
+        Block(token.info.strip(), token.content, token.map[0] + (2 if token.type == "fence" else 1))
+        for token in MarkdownIt().parse(text)
+        if token.type in ("fence", "code_block") and token.map is not None
     ]
 
 
@@ -149,7 +145,12 @@ def runs_elsewhere(command: str) -> bool:
             missing = [one for one in targets if not re.search(rf"^{one}:", makefile, re.M)]
         case ["bash", ".ci/run"]:
             missing = []
-        case ["sparsefx", "demo", *_] | ["git", "clone", *_] | ["cd", "sparsefx"]:
+        case ["sparsefx", name, *arguments] if name == "demo" or PLACEHOLDER in command:
+            commands = typer.main.get_command(app)
+            assert isinstance(commands, typer.core.TyperGroup)
+            commands.commands[name].make_context(name, arguments)  # raises if it does not parse
+            missing = []
+        case ["git", "clone", *_] | ["cd", "sparsefx"]:
             missing = []
         case ["python", "-m", "pip", "install", *arguments] | ["pip", "install", *arguments]:
             missing = missing_paths(arguments)
@@ -197,14 +198,17 @@ def test_blocks_run(
     monkeypatch.chdir(tmp_path)
     page = Page(document, tmp_path, module, environment)
     for block in blocks_of((CHECKOUT / document).read_text(encoding="utf-8")):
-        assert block.language in RUNNERS, f"{document}:{block.line}: language {block.language!r}"
+        known = f"{document}:{block.line}: the language {block.language!r}, not one of {[*RUNNERS]}"
+        assert block.language in RUNNERS, known
         RUNNERS[block.language](page, block)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     text = (CHECKOUT / document).read_text(encoding="utf-8")
-    targets = [found["target"].partition("#")[0] for found in LINK.finditer(FENCE.sub("", text))]
+    inline = [token.content for token in MarkdownIt().parse(text) if token.type == "inline"]
+    found = LINK.finditer("\n".join(inline))
+    targets = [link["target"].partition("#")[0] for link in found]
     local = [target for target in targets if target and "://" not in target]
     folder = (CHECKOUT / document).parent
     assert [target for target in local if not (folder / target).exists()] == []
@@ -212,10 +216,12 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_blocks_are_found_with_their_lines() -> None:
     text = "a\n\n```python\nx = 1\n```\n\n- b\n\n  ```sh\n  true\n  ```\n\n```\nno language\n```\n"
+    text += "\n    indented\n"
     assert blocks_of(text) == [
         Block("python", "x = 1\n", 4),
         Block("sh", "true\n", 10),
         Block("", "no language\n", 14),
+        Block("", "indented\n", 17),
     ]
 
 
@@ -229,6 +235,8 @@ def test_commands_that_name_nothing_are_refused() -> None:
         commands_to_run("make tset\n")
     with pytest.raises(AssertionError, match="names what does not exist"):
         commands_to_run("python benchmarks/no_such_claim.py\n")
+    with pytest.raises(Exception, match="No such option: --qick"):
+        commands_to_run("sparsefx demo --qick\n")
 
 
 def test_a_failing_block_fails(tmp_path: Path, environment: dict[str, str]) -> None:
