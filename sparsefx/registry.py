@@ -37,6 +37,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
     },
     "targets": {
         "cpu": "sparsefx.backends.cpu.target:CpuTarget",
+        "onnxruntime": "sparsefx.backends.onnxruntime.target:OnnxRuntime",
         "reference": "sparsefx.backends.reference.target:Reference",
     },
 }

@@ -1,0 +1,273 @@
+"""The target ``onnxruntime``: one ONNX file, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsefx.backends.onnxruntime.export import export_onnx, import_onnx
+from sparsefx.callables import callable_name
+from sparsefx.compare import tappable
+from sparsefx.errors import ProgramError, TargetError
+from sparsefx.properties import Property
+from sparsefx.rewrite import Rewriter
+from sparsefx.target import CostReport, CostRow, Target, Unsupported
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from sparsefx.program import Program
+
+__all__ = ["OnnxRuntime", "OnnxRuntimeCompiled"]
+
+_TRANSLATED = {torch.ops.sparsefx.quantize.default, torch.ops.sparsefx.dequantize.default}
+_UNFINISHED = {
+    Property.MASKED: "masks are not folded; run fold-masks before",
+    Property.DISTILLING: "a teacher is in the graph; run strip-distillation before",
+    Property.QUANT_PREPARED: "fake quantizers are in the graph; run quantize-convert before",
+}
+
+
+@dataclass(frozen=True)
+class OnnxRuntime(Target):
+    """Translates a Program to ONNX (opset 21) and runs it with ONNX Runtime.
+
+    Quantized linears stand in the file as int8 initializer -> DequantizeLinear, input ->
+    QuantizeLinear -> DequantizeLinear, MatMul, Add; ONNX Runtime fuses them to its integer kernels
+    when it loads the file. Float Programs are taken too. Zeros in weights bring no speed here:
+    ONNX Runtime has no sparse kernels.
+
+    On an x86 CPU without VNNI, ONNX Runtime's u8 x s8 kernels add pairs of products in 16 bits,
+    which overflow when weights go beyond -64..63: results are wrong without a word. There,
+    compile() sets ``session.x64quantprecision``, with which ONNX Runtime uses exact but slower u8 x
+    u8 kernels; whoever runs the saved file elsewhere has to set it too, or quantize with
+    ``quantize-prepare{weight_range='reduced'}``.
+
+    Attributes:
+        threads: Threads that share one operator; 0 leaves it to ONNX Runtime (one per core).
+        optimize: Whether ONNX Runtime may fuse nodes.
+        batch: Batch size at which cost() measures.
+        sequence: Sequence length at which cost() measures.
+        repeats: Runs over which cost() averages.
+
+    >>> str(OnnxRuntime(threads=1))
+    'onnxruntime{threads=1}'
+    """
+
+    name: ClassVar[str] = "onnxruntime"
+
+    threads: int = 0
+    optimize: bool = True
+    batch: int = 1
+    sequence: int = 128
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        for option, least in (("threads", 0), ("batch", 1), ("sequence", 1), ("repeats", 1)):
+            value = getattr(self, option)
+            if value < least:
+                raise TargetError(
+                    f"{option}={value!r}: expected at least {least}", who=self.name, where=option
+                )
+
+    def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+        """List training machinery, and operators that have no translation."""
+        found = [
+            Unsupported("program", reason)
+            for prop, reason in _UNFINISHED.items()
+            if prop in program.properties
+        ]
+        for node in program.graph.nodes:
+            if node.op != "call_function":
+                continue
+            name = callable_name(node.target)
+            if name.startswith("sparsefx.") and not _translates(node.target):
+                found.append(Unsupported(f"%{node.name}", f"{name} has no translation to ONNX"))
+        return tuple(found)
+
+    def lower(self, program: Program) -> OnnxRuntimeCompiled:
+        """Translate ``program`` and load it.
+
+        Raises:
+            TargetError: When onnx, onnxscript or onnxruntime is missing, or translation fails.
+        """
+        return OnnxRuntimeCompiled(program.copy().to("cpu").eval(), self)
+
+
+def _translates(target: object) -> bool:
+    return target in _TRANSLATED or getattr(target, "__name__", "") == "dropout_rate"
+
+
+class OnnxRuntimeCompiled:
+    """A Program in ONNX Runtime.
+
+    Attributes:
+        program: The Program that was translated.
+        model: The ONNX model.
+    """
+
+    def __init__(self, program: Program, options: OnnxRuntime) -> None:
+        self.program = program
+        self.model = export_onnx(program)
+        self._options = options
+        self._session = _session(self.model, options)
+
+    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run it; inputs and outputs as those of the Program, on the CPU."""
+        self.program.signature.check(batch)
+        return _run(self._session, batch)
+
+    def trace(
+        self, batch: Mapping[str, Tensor], nodes: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the values of the nodes named, or of all calls, by the Program's node names.
+
+        The graph is translated again with these nodes as outputs. ONNX Runtime does not fuse what
+        it has to show: to look at fused kernels, ask for few nodes.
+        """
+        known = tappable(self.program)
+        names = [name for name in known if nodes is None or name in nodes]
+        tapped = self.program.copy()
+        rewriter = Rewriter(tapped, "trace")
+        by_name = {node.name: node for node in tapped.graph.nodes}
+        for name in self.program.signature.outputs:
+            rewriter.drop_output(name)
+        for name in names:
+            rewriter.set_output(f"tap.{name}", by_name[name])
+        rewriter.finish()
+        if not names:
+            return {}
+        values = _run(_session(export_onnx(tapped), self._options), batch)
+        return {name: values[f"tap.{name}"] for name in names}
+
+    def cost(self) -> CostReport:
+        """Measure the time of each node that ONNX Runtime runs, with its own profiler."""
+        options = self._options
+        sizes = {"batch": options.batch, "sequence": options.sequence}
+        batch = self.program.signature.example(sizes)
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = os.path.join(folder, "profile")
+            session = _session(self.model, options, profile=prefix)
+            for _ in range(options.repeats + 1):
+                _run(session, batch)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        rows = _rows(events, options.repeats)
+        note = (
+            f"ONNX Runtime {import_onnxruntime().__version__} on {platform.machine()}, "
+            f"{options.threads or 'all'} threads, batch {options.batch}, "
+            f"sequence {options.sequence}, mean of {options.repeats} runs after a warm-up"
+        )
+        return CostReport("measured", rows, (note,))
+
+    def listing(self) -> str:
+        """Return the nodes of the ONNX graph as text, one a line."""
+        return "".join(f"{_node_text(node)}\n" for node in self.model.graph.node)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the ONNX file to ``path`` (in a folder: ``model.onnx``) and return its path.
+
+        The file is written beside its place and moved there, so that none is ever cut.
+        """
+        path = Path(path)
+        path = path / "model.onnx" if path.is_dir() else path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self.model.SerializeToString(deterministic=True))
+        os.replace(name, path)
+        return path
+
+
+def import_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``.
+
+    Raises:
+        TargetError: When it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise TargetError(
+            "onnxruntime is not installed",
+            who=OnnxRuntime.name,
+            hint="pip install 'sparsefx[onnx]'",
+        ) from error
+    return onnxruntime
+
+
+def _session(model: ModelProto, options: OnnxRuntime, *, profile: str = "") -> Any:
+    import_onnx()
+    runtime = import_onnxruntime()
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = 3
+    if not options.optimize:
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not _has_exact_integer_sums():
+        settings.add_session_config_entry("session.x64quantprecision", "1")
+    if profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = profile
+    return runtime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+
+
+def _has_exact_integer_sums() -> bool:
+    """Return whether u8 x s8 kernels are exact on this CPU: on all but x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").lower()
+    except OSError:
+        return False
+    return "vnni" in flags
+
+
+def _run(session: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    wanted = {value.name for value in session.get_inputs()}
+    feeds = {n: t.detach().cpu().contiguous().numpy() for n, t in batch.items() if n in wanted}
+    names = [value.name for value in session.get_outputs()]
+    try:
+        found = session.run(names, feeds)
+    except Exception as error:
+        raise ProgramError(f"ONNX Runtime failed: {error}", who=OnnxRuntime.name) from error
+    return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+
+def _rows(events: list[dict[str, Any]], repeats: int) -> tuple[CostRow, ...]:
+    """Return one row for each node, from the events of ``repeats`` runs after the first."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    ops: dict[str, str] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            seconds[name].append(event["dur"] * 1e-6)
+            ops[name] = event["args"]["op_name"]
+    return tuple(
+        CostRow(name, ops[name], {"seconds": sum(values[-repeats:]) / repeats})
+        for name, values in seconds.items()
+    )
+
+
+def _node_text(node: Any) -> str:
+    from onnx import helper
+
+    attributes = ", ".join(
+        f"{a.name}={helper.get_attribute_value(a)!r}"
+        for a in node.attribute
+        if a.type not in (a.TENSOR, a.GRAPH)
+    )
+    called = f"{node.op_type}({', '.join(node.input)})"
+    text = f"{', '.join(node.output)} = {called}"
+    return f"{text} {{{attributes}}}" if attributes else text
