@@ -36,6 +36,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
     },
     "targets": {
+        "accelerator": "sparsefx.backends.accelerator.target:Accelerator",
         "cpu": "sparsefx.backends.cpu.target:CpuTarget",
         "onnxruntime": "sparsefx.backends.onnxruntime.target:OnnxRuntime",
         "reference": "sparsefx.backends.reference.target:Reference",

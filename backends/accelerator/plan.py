@@ -51,6 +51,8 @@ class MatmulPlan:
     activation_passes: int
 
     def __post_init__(self) -> None:
+        skips = "activation" in self.machine.engine.skips
+        self.active = self.op.activation if skips else None
         self._cache: dict[tuple[int, int, int], TileCost] = {}
 
     def group_bytes(self, group: int) -> tuple[float, float]:
@@ -69,7 +71,7 @@ class MatmulPlan:
 
     def cost(self, group: int, first: int, end: int) -> TileCost:
         """Cost of a group of weight rows for the activation rows `first:end`."""
-        if self.op.activation is None:
+        if self.active is None:
             first, end = 0, end - first
         key = (group, first, end)
         if key not in self._cache:
@@ -78,17 +80,18 @@ class MatmulPlan:
 
     def _cost(self, group: int, first: int, end: int) -> TileCost:
         op, mapping, engine = self.op, self.mapping, self.machine.engine
+        same = self.active is None
         total = fill = macs = 0
         loads: list[IntArray] = []
         for m0 in range(first, end, mapping.tile_m):
             m1 = min(m0 + mapping.tile_m, end)
             for k0 in range(0, op.k, mapping.tile_k):
                 gemm = self._tile(group, (m0, m1), (k0, min(k0 + mapping.tile_k, op.k)))
-                if op.activation is None and m0 > first and m1 - m0 == mapping.tile_m:
+                if same and m0 > first and m1 - m0 == mapping.tile_m:
                     break
                 timing = engine.run(gemm)
                 repeat = 1
-                if op.activation is None and m0 == first:
+                if same and m0 == first:
                     repeat = max((end - first) // mapping.tile_m, 1)
                 total += timing.cycles * repeat
                 fill += timing.fill * repeat
@@ -100,15 +103,15 @@ class MatmulPlan:
             moved += sum(self.group_bytes(group))
         dense = macs == (end - first) * (self.rows[group][1] - self.rows[group][0]) * op.k
         cycles = max(self.machine.compute_cycles(total, dense), moved / self.machine.feed_rate)
-        same = loads and all(load.shape[0] == loads[0].shape[0] for load in loads)
-        heat = np.concatenate(loads, axis=1) if same else None
+        alike = loads and all(load.shape[0] == loads[0].shape[0] for load in loads)
+        heat = np.concatenate(loads, axis=1) if alike else None
         return TileCost(cycles, total, fill, macs, heat)
 
     def _tile(self, group: int, rows: tuple[int, int], columns: tuple[int, int]) -> Gemm:
         op = self.op
         (n0, n1), (m0, m1), (k0, k1) = self.rows[group], rows, columns
         weight: BoolArray | None = None if op.nonzero is None else op.nonzero[n0:n1, k0:k1]
-        active = None if op.activation is None else op.activation[m0:m1, k0:k1]
+        active = None if self.active is None else self.active[m0:m1, k0:k1]
         return Gemm(m1 - m0, n1 - n0, k1 - k0, weight, active)
 
 

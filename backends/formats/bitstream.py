@@ -25,6 +25,9 @@ class BitWriter:
         """Append each of `fields` with `width` bits (two's complement for negative numbers)."""
         if width == 0 or fields.size == 0:
             return
+        if width == 8:
+            self.put_bits(np.unpackbits(fields.reshape(-1).astype(np.int64).astype(np.uint8)))
+            return
         flat = fields.reshape(-1).astype(np.int64) & ((1 << width) - 1)
         shifts = np.arange(width - 1, -1, -1, dtype=np.int64)
         self.put_bits(((flat[:, None] >> shifts) & 1).astype(np.uint8))
@@ -63,11 +66,14 @@ class BitReader:
         """
         if width == 0 or count == 0:
             return np.zeros(count, np.int64)
-        bits = self.take_bits(count * width).reshape(count, width).astype(np.int64)
+        bits = self.take_bits(count * width).reshape(count, width)
+        if width == 8:
+            whole = np.packbits(bits)
+            return whole.view(np.int8).astype(np.int64) if signed else whole.astype(np.int64)
         weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
         if signed:
             weights[0] = -weights[0]
-        return bits @ weights
+        return bits.astype(np.int64) @ weights
 
     def take_bits(self, count: int) -> npt.NDArray[np.uint8]:
         """Read `count` single bits as 0/1.

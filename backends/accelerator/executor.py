@@ -1,0 +1,157 @@
+"""Functional execution: integers from the compressed streams, the rest as the graph says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from sparsefx.backends.accelerator.engines.base import BoolArray
+from sparsefx.backends.accelerator.lowering import integer_weight, weight_digest
+from sparsefx.backends.accelerator.units import op_name
+from sparsefx.backends.formats.dense import Dense
+from sparsefx.backends.formats.encoding import Encoded, Int8Array, SparseFormat
+from sparsefx.program import Program
+
+__all__ = ["IntegerProduct", "StreamExecutor", "accumulate"]
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class IntegerProduct:
+    """What the array computed for one linear in one run.
+
+    Attributes:
+        accumulators: int32 `[rows, n]`, `sum over k of (q - zero point) * w`.
+        digest: Hash of the weights that were decoded from the stream.
+        active: Share of activations that are not at the zero point.
+    """
+
+    accumulators: Int32Array = field(repr=False)
+    digest: str
+    active: float
+
+
+def accumulate(q: Tensor, zero_point: int, weight: Int8Array) -> Int32Array:
+    """Multiply integers exactly: `(q - zero_point) @ weight.T` in int32.
+
+    The product is taken of `q - 128`, which fits int8, and put right afterwards:
+
+        sum (q - z) w = sum (q - 128) w + (128 - z) sum w
+
+    Args:
+        q: uint8 `[rows, k]`.
+        zero_point: The integer that stands for 0.0.
+        weight: int8 `[n, k]`.
+
+    Returns:
+        int32 `[rows, n]`.
+    """
+    signed = (q.to(torch.int16) - 128).to(torch.int8)
+    product = torch._int_mm(signed, torch.from_numpy(np.ascontiguousarray(weight.T)))
+    sums = torch.from_numpy(weight.sum(axis=1, dtype=np.int32))
+    total: Int32Array = (product + (128 - zero_point) * sums).numpy()
+    return total
+
+
+class StreamExecutor(fx.Interpreter):
+    """Runs a Program with the linears computed from their encoded weights.
+
+    A linear whose input and weight are quantized is computed as the array does:
+
+        accumulators = sum over k of (q - zero_point) * w          int32, exact
+        y = accumulators * (scale_input * scale_weight) + bias     rounded once to float32
+
+    and a following quantize node turns y into integers again. Everything else runs as in the
+    Program.
+
+    Args:
+        program: A quantized Program, in evaluation mode.
+        form: The format that the weights are stored in.
+    """
+
+    def __init__(self, program: Program, form: SparseFormat) -> None:
+        super().__init__(program.module)
+        self.program = program
+        self.form = form
+        self.streams: dict[str, Encoded] = {}
+        self.products: dict[str, IntegerProduct] = {}
+        self.active: dict[str, BoolArray] = {}
+        self._integers: dict[fx.Node, Any] = {}
+        self._decoded: dict[str, tuple[Int8Array, str]] = {}
+        for node in program.graph.nodes:
+            if op_name(node) == "aten.linear":
+                self._encode(node)
+
+    def _encode(self, node: fx.Node) -> None:
+        name = integer_weight(self.program, node)
+        if name is None or name in self.streams:
+            return
+        weight = self.program.tensor(name).detach().numpy()
+        form = self.form if self.form.fits(weight != 0) else Dense()
+        self.streams[name] = form.encode(weight)
+        self._decoded[name] = _read(form, self.streams[name])
+
+    def digest(self, node: fx.Node) -> str:
+        """Hash of the weights that a linear's stream decodes to."""
+        name = integer_weight(self.program, node)
+        return self._decoded[name][1] if name else ""
+
+    def execute(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Run one batch; inputs and outputs as those of the Program."""
+        self.program.signature.check(batch)
+        self._integers.clear()
+        ordered = [batch[spec.name] for spec in self.program.signature.inputs]
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = self.run(*ordered)
+        return outputs
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node, a quantized linear on the array."""
+        name = op_name(n)
+        if name == "sparsefx.dequantize":
+            if all(self._on_array(user) and user.args[1] is n for user in n.users):
+                return None  # weights of the array: they are never turned into floats
+            self._integers[n] = self.fetch_args_kwargs_from_env(n)[0][:3]
+        if name == "aten.linear" and self._on_array(n):
+            return self._linear(n)
+        return super().run_node(n)
+
+    def _on_array(self, node: fx.Node) -> bool:
+        """Whether a node is a linear with quantized weight and input."""
+        if op_name(node) != "aten.linear" or integer_weight(self.program, node) is None:
+            return False
+        source = node.args[0]
+        return isinstance(source, fx.Node) and op_name(source) == "sparsefx.dequantize"
+
+    def _linear(self, node: fx.Node) -> Tensor:
+        source, weight_node = node.args[0], node.args[1]
+        name = integer_weight(self.program, node)
+        if name is None or not isinstance(source, fx.Node) or not isinstance(weight_node, fx.Node):
+            raise AssertionError(f"{node.name} was taken for a quantized linear")
+        weight, digest = self._decoded[name]
+        q, scale, zero_point = self._integers[source]
+        weight_scale = self.program.tensor(str(weight_node.args[1].target))  # type: ignore[union-attr]  # a get_attr
+        bias = self.fetch_args_kwargs_from_env(node)[0][2:]
+        rows = q.reshape(-1, q.shape[-1])
+        zero = int(zero_point)
+        accumulators = accumulate(rows, zero, weight)
+        active = (rows != zero).numpy()
+        self.active[node.name] = active
+        self.products[node.name] = IntegerProduct(accumulators, digest, float(active.mean()))
+        steps = torch.from_numpy(accumulators).double()
+        y = steps * (scale.double() * weight_scale.double())
+        if bias and bias[0] is not None:
+            y = y + bias[0].double()
+        result: Tensor = y.float().reshape(*q.shape[:-1], -1)
+        return result
+
+
+def _read(form: SparseFormat, encoded: Encoded) -> tuple[Int8Array, str]:
+    weight = form.decode(encoded)
+    return weight, weight_digest(weight)

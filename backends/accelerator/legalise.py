@@ -1,0 +1,43 @@
+"""accelerator-tag: every node learns which unit of an accelerator runs it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsefx.backends.accelerator.units import op_name, units_of
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["UNIT", "AcceleratorTag"]
+
+UNIT = "accelerator_unit"
+"""Key in a node's meta under which the unit stands."""
+
+
+@dataclass(frozen=True)
+class AcceleratorTag(Pass):
+    """Writes the unit (matrix, vector, host, free) of every node into its meta.
+
+    What only the host can run is listed as skipped, with the operator's name. The graph itself does
+    not change, so the target brings it into form first, with `decompose-attention`.
+    """
+
+    name: ClassVar[str] = "accelerator-tag"
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Tag the graph."""
+        program.shapes  # noqa: B018  # infers the dtypes that the units follow from
+        units = units_of(program.graph)
+        for node, unit in units.items():
+            node.meta[UNIT] = unit
+        skipped = tuple(
+            Skip(f"%{node.name}", f"{op_name(node)} runs on the host")
+            for node, unit in units.items()
+            if unit == "host"
+        )
+        counts = ", ".join(f"{n} {unit}" for unit, n in sorted(Counter(units.values()).items()))
+        return PassReport(len(units), skipped, (counts,) if counts else ())

@@ -1,0 +1,154 @@
+"""From a Program to a workload: one operation for each node that takes time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from sparsefx.backends.accelerator.engines.base import BoolArray
+from sparsefx.backends.accelerator.units import Unit, op_name, units_of, vector_kind
+from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
+from sparsefx.backends.formats.encoding import Int8Array
+from sparsefx.errors import TargetError
+from sparsefx.program import Program
+
+__all__ = ["Lowering", "integer_weight", "lower_program", "weight_digest"]
+
+
+def weight_digest(weight: Int8Array) -> str:
+    """Hash of a layer's integers: what was timed and what was computed must agree in it."""
+    text = f"{weight.shape}".encode()
+    return hashlib.sha256(text + np.ascontiguousarray(weight).tobytes()).hexdigest()[:16]
+
+
+def integer_weight(program: Program, node: fx.Node) -> str | None:
+    """Name of the int8 tensor behind a linear's weight; None when it is not quantized."""
+    source = node.args[1]
+    if not isinstance(source, fx.Node) or op_name(source) != "sparsefx.dequantize":
+        return None
+    stored = source.args[0]
+    if not isinstance(stored, fx.Node) or stored.op != "get_attr":
+        return None
+    name = str(stored.target)
+    return name if program.tensor(name).dtype == torch.int8 else None
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """Sizes for which a Program is lowered, and what is known of its activations.
+
+    Attributes:
+        sizes: Dynamic dimensions by name, such as `batch` and `sequence`.
+        integers: Whether the machine computes in int8, so that float weights are refused.
+        activations: Non-zeros of the inputs of linears, `[rows, k]`, by node name.
+    """
+
+    sizes: Mapping[str, int]
+    integers: bool
+    activations: Mapping[str, BoolArray]
+
+
+def lower_program(program: Program, how: Lowering) -> Workload:
+    """Make the workload of a Program.
+
+    Raises:
+        TargetError: When the machine needs int8 and linears are float; all of them are listed.
+    """
+    return _Lowerer(program, how).run()
+
+
+class _Lowerer:
+    def __init__(self, program: Program, how: Lowering) -> None:
+        self.program = program
+        self.how = how
+        self.source: dict[fx.Node, tuple[str, ...]] = {}
+        self.weights: dict[str, Int8Array] = {}
+        self.floats: list[str] = []
+
+    def run(self) -> Workload:
+        shapes = self.program.shapes
+        units = units_of(self.program.graph)
+        ops: list[Op] = []
+        for node in self.program.graph.nodes:
+            inputs = self.inputs(node)
+            if node.op == "placeholder":
+                self.source[node] = ("",)
+                continue
+            unit: Unit = units.get(node, "free")
+            if unit == "free":
+                self.source[node] = inputs
+                continue
+            op = self.op(node, unit, inputs)
+            ops.append(op)
+            self.source[node] = (op.name,)
+        if self.floats:
+            listed = "".join(f"\n  - {name}" for name in self.floats)
+            raise TargetError(
+                f"{len(self.floats)} linears have float weights, int8 is needed:{listed}",
+                who="accelerator",
+                hint="run quantize-prepare, calibrate and quantize-convert first, or choose an "
+                "architecture that computes in fp16",
+            )
+        del shapes
+        batch = self.how.sizes.get("batch", 1)
+        tokens = self.how.sizes.get("sequence", 1)
+        name = f"{self.program.config.get('model_type', 'program')}, {batch} x {tokens} tokens"
+        return Workload(name, tuple(ops), batch, tokens, self.program.fingerprint())
+
+    def inputs(self, node: fx.Node) -> tuple[str, ...]:
+        names = [n for before in node.all_input_nodes for n in self.source.get(before, ())]
+        return tuple(dict.fromkeys(names))
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        value = node.meta["val"]
+        value = value[0] if isinstance(value, tuple | list) else value
+        return tuple(self.program.shapes.size(dim, self.how.sizes) for dim in value.shape)
+
+    def op(self, node: fx.Node, unit: Unit, inputs: tuple[str, ...]) -> Op:
+        shape = self.shape(node)
+        elements = math.prod(shape)
+        if unit == "matrix":
+            return self.matmul(node, inputs)
+        copies = math.prod(shape[:-2]) if len(shape) > 3 else 1
+        kind = vector_kind(node)
+        if unit == "host":
+            reason = f"the machine has no {op_name(node)}"
+            return HostOp(node.name, op_name(node), elements, inputs, reason, copies)
+        rowwise = kind in ("softmax", "layer-norm")
+        return VectorOp(node.name, kind, elements, inputs, copies, rowwise)
+
+    def matmul(self, node: fx.Node, inputs: tuple[str, ...]) -> MatmulOp:
+        out = self.shape(node)
+        left = node.args[0]
+        if not isinstance(left, fx.Node):
+            raise TargetError(f"{op_name(node)} of a constant", who="accelerator", where=node.name)
+        k = self.shape(left)[-1]
+        if op_name(node) != "aten.linear":
+            copies = math.prod(out[:-2])
+            return MatmulOp(node.name, out[-2], out[-1], k, inputs, copies, stationary=False)
+        rows = math.prod(out[:-1])
+        weight, mask = self.weight(node)
+        active = self.how.activations.get(node.name)
+        return MatmulOp(
+            node.name, rows, out[-1], k, inputs, weight=weight, mask=mask, activation=active
+        )
+
+    def weight(self, node: fx.Node) -> tuple[Int8Array | None, BoolArray | None]:
+        name = integer_weight(self.program, node)
+        if name is not None:
+            if name not in self.weights:
+                self.weights[name] = self.program.tensor(name).detach().numpy()
+            return self.weights[name], None
+        if self.how.integers:
+            self.floats.append(f"%{node.name}")
+        source = node.args[1]
+        if isinstance(source, fx.Node) and source.op == "get_attr":
+            tensor = self.program.tensor(str(source.target)).detach()
+            return None, (tensor != 0).numpy()
+        return None, None

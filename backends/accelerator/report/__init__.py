@@ -1,0 +1,1 @@
+"""What a simulation tells: cost report, page, trace, tables."""

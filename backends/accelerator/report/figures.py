@@ -1,0 +1,234 @@
+"""The figures of the report page, each a function from a simulation to SVG."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from sparsefx.backends.accelerator.energy import LEVELS
+from sparsefx.backends.accelerator.report.svg import COLOURS, Axis, Canvas, short
+from sparsefx.backends.accelerator.roofline import roofline
+from sparsefx.backends.accelerator.simulation import WATERFALL, OpResult, Simulation
+from sparsefx.backends.accelerator.workload import MatmulOp
+
+__all__ = [
+    "ANTON_POINTS",
+    "compression_curve",
+    "energy_stack",
+    "gantt",
+    "heat_map",
+    "roofline_plot",
+    "waterfall",
+    "worst_balanced",
+]
+
+ANTON_POINTS: Final = {1: 800, 2: 1580, 4: 3030, 8: 5490, 16: 9320, 20: 10820}
+"""Sentences a second by compression on ANTON, BERT-base with 128 tokens, digitised from the
+SparseBERT paper's figure (Xu et al. 2021), within 25 sentences."""
+
+_ANTON_MACS: Final = 11.17e9
+"""Multiplications of BERT-base with 128 tokens, for which the points hold."""
+
+_KINDS: Final = {
+    "load": "#d9822b",
+    "compute": "#2f6fb0",
+    "vector": "#6b9e3f",
+    "store": "#b5483d",
+    "host": "#7d5ba6",
+    "launch": "#7a8087",
+}
+
+
+_EVEN: Final = 1.01
+"""Below this balance one heat map says it all."""
+
+
+def waterfall(run: Simulation) -> str:
+    """From ideal work to the result: what each cause adds."""
+    canvas = Canvas(880, 30 + 26 * (len(WATERFALL) + 1), "waterfall")
+    axis = Axis(0, run.cycles, 170, 690)
+    at = 0.0
+    for row, cause in enumerate(WATERFALL):
+        cycles, y = run.waterfall[cause], 10 + 26 * row
+        canvas.text(160, y + 14, cause, "end")
+        share = f"{short(cycles)} cycles, {cycles / run.cycles:.1%}"
+        canvas.rect(axis(at), y, axis(at + cycles) - axis(at), 18, COLOURS[row], share)
+        canvas.text(axis(at + cycles) + 6, y + 14, share)
+        at += cycles
+    y = 10 + 26 * len(WATERFALL)
+    canvas.text(160, y + 14, "result", "end")
+    canvas.rect(axis(0), y, axis(run.cycles) - axis(0), 18, "#3b4048")
+    canvas.text(axis(run.cycles) + 6, y + 14, f"{short(run.cycles)} cycles")
+    return canvas.render()
+
+
+def gantt(run: Simulation, most_cores: int = 16) -> str:
+    """What each resource does when; neighbouring tasks of one operation are drawn as one bar."""
+    lanes: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
+    shown = min(run.machine.cores, most_cores)
+    names = [op.name for op in run.ops]
+    for task in run.tasks:
+        if task.cycles <= 0 or (isinstance(task.resource, int) and task.resource >= shown):
+            continue
+        lane = f"core {task.resource}" if isinstance(task.resource, int) else task.resource
+        bars = lanes[lane]
+        slack = run.cycles / 2000
+        if bars and bars[-1][3] == names[task.op] and task.start - bars[-1][1] < slack:
+            bars[-1] = (bars[-1][0], task.end, task.kind, names[task.op])
+        else:
+            bars.append((task.start, task.end, task.kind, names[task.op]))
+    cores = [f"core {n}" for n in range(shown)]
+    order = [lane for lane in ("dram", "host", "front", *cores, "vector") if lane in lanes]
+    canvas = Canvas(900, 50 + 17 * len(order), "Gantt chart")
+    axis = Axis(0, run.cycles, 70, 880)
+    for row, lane in enumerate(order):
+        y = 8 + 17 * row
+        canvas.text(64, y + 11, lane, "end", 10.5)
+        for start, end, kind, name in lanes[lane]:
+            tip = f"%{name}: {kind}, {start:,.0f} to {end:,.0f}"
+            canvas.rect(axis(start), y, axis(end) - axis(start), 13, _KINDS[kind], tip)
+    bottom = 8 + 17 * len(order)
+    for value in axis.ticks():
+        canvas.text(axis(value), bottom + 14, short(value), "middle", 10.5)
+    for column, (kind, colour) in enumerate(_KINDS.items()):
+        canvas.rect(70 + 110 * column, bottom + 24, 11, 11, colour)
+        canvas.text(86 + 110 * column, bottom + 34, kind, size=10.5)
+    return canvas.render()
+
+
+def roofline_plot(run: Simulation) -> str:
+    """Each product by its intensity and its rate, below the machine's two roofs."""
+    machine = run.machine
+    peak = machine.engine.peak * machine.cores * machine.clock
+    rate = machine.dram_rate * machine.clock
+    bounds = {point.name: point for point in roofline(run.workload, run.architecture).points}
+    points = []
+    for op in run.ops:
+        if op.macs and op.macs.executed and bounds[op.name].bytes:
+            seconds = max(op.end - op.start, 1.0) / machine.clock
+            intensity = op.macs.executed / bounds[op.name].bytes
+            points.append((intensity, op.macs.executed / seconds, op))
+    canvas = Canvas(880, 360, "roofline")
+    if not points:
+        canvas.text(20, 30, "no product reads weights")
+        return canvas.render()
+    low = min(*(p[0] for p in points), peak / rate) / 4
+    high = max(*(p[0] for p in points), peak / rate) * 4
+    x = Axis(low, high, 80, 860, log=True)
+    y = Axis(min(min(p[1] for p in points), low * rate) / 2, peak * 2, 310, 15, log=True)
+    canvas.axes(x, y, "executed MACs for each byte of weights", "MACs a second")
+    ridge = peak / rate
+    canvas.line([(x(low), y(low * rate)), (x(ridge), y(peak)), (x(high), y(peak))], "#3b4048")
+    for intensity, speed, op in points:
+        tip = f"%{op.name}: {short(speed)} MAC/s, {speed / min(peak, intensity * rate):.0%} of roof"
+        canvas.dot(x(intensity), y(speed), COLOURS[0], tip)
+    return canvas.render()
+
+
+def worst_balanced(run: Simulation, count: int = 3) -> list[OpResult]:
+    """The products whose busiest element has most above the mean, the worst first."""
+    with_heat = [op for op in run.ops if op.heat is not None and op.heat.sum() and op.busy]
+    worst = sorted(with_heat, key=lambda op: -balance(op))[:count]
+    return worst[:1] if worst and balance(worst[0]) < _EVEN else worst
+
+
+def balance(op: OpResult) -> float:
+    """Work that all wait for over mean work: the sum of the blocks' maxima over their means."""
+    if op.heat is None or not op.heat.sum():
+        return 1.0
+    return float(op.heat.max(axis=0).sum() / op.heat.mean(axis=0).sum())
+
+
+def heat_map(op: OpResult) -> str:
+    """Work of each element (down) and k block (across) of one product."""
+    if op.heat is None:
+        return ""
+    heat = op.heat
+    rows, columns = heat.shape
+    if columns > 96:
+        step = -(-columns // 96)
+        heat = np.add.reduceat(heat, np.arange(0, columns, step), axis=1)
+        columns = heat.shape[1]
+    width, height = min(800 / columns, 24), min(260 / rows, 9)
+    canvas = Canvas(60 + columns * width + 20, 46 + rows * height, f"work of %{op.name}")
+    top, mean = float(heat.max()), float(heat.mean())
+    for row in range(rows):
+        for column in range(columns):
+            value = float(heat[row, column])
+            canvas.rect(
+                60 + column * width,
+                20 + row * height,
+                width,
+                height,
+                "#8a1f11" if value > 1.5 * mean else "#2f6fb0",
+                f"element {row}, block {column}: {short(value)}, {value / mean:.2f} of the mean",
+                round(value / top, 2),
+            )
+    canvas.text(60, 13, f"k blocks; {balance(op):.2f} times the mean is waited for")
+    canvas.text(20, 20 + rows * height / 2, "elements", "middle", turn=-90)
+    return canvas.render()
+
+
+def energy_stack(run: Simulation) -> str:
+    """Energy by level, for kinds of operations and in all."""
+    groups: dict[str, dict[str, float]] = {}
+    for op, result in zip(run.workload.ops, run.ops, strict=True):
+        kind = op.kind
+        if isinstance(op, MatmulOp):
+            kind = "linear" if op.has_weights else "attention"
+        target = groups.setdefault(kind, dict.fromkeys(LEVELS, 0.0))
+        for level, energy in result.energy.items():
+            target[level] += energy
+    groups["all"] = run.energy
+    canvas = Canvas(880, 60 + 24 * len(groups), "energy")
+    top = sum(groups["all"].values()) or 1.0
+    axis = Axis(0, top, 110, 760)
+    for row, (kind, levels) in enumerate(groups.items()):
+        y, at = 8 + 24 * row, 0.0
+        canvas.text(104, y + 13, kind, "end")
+        for colour, level in zip(COLOURS, LEVELS, strict=False):
+            energy = levels[level]
+            if energy > 0:
+                tip = f"{level}: {short(energy)} pJ"
+                canvas.rect(axis(at), y, axis(at + energy) - axis(at), 17, colour, tip)
+            at += energy
+        canvas.text(axis(at) + 5, y + 13, f"{at / 1e6:,.0f} uJ")
+    for column, (colour, level) in enumerate(zip(COLOURS, LEVELS, strict=False)):
+        canvas.rect(110 + 90 * column, 28 + 24 * len(groups), 11, 11, colour)
+        canvas.text(126 + 90 * column, 38 + 24 * len(groups), level, size=10.5)
+    return canvas.render()
+
+
+def compression_curve(run: Simulation, ratios: Sequence[int] = (1, 2, 4, 8, 16, 20, 32)) -> str:
+    """Throughput against compression: this machine's bound, ANTON's points, and this run."""
+    machine = run.machine
+    products = run.workload.matmuls
+    linear = sum(op.dense_macs for op in products if op.has_weights)
+    rest = sum(op.dense_macs for op in products if not op.has_weights)
+    peak = machine.engine.peak * machine.cores * machine.clock / machine.compute_cycles(1, True)
+    batch = run.workload.batch
+    skips = "weight" in machine.engine.skips
+    curve = {c: batch * peak / (linear / (c if skips else 1) + rest) for c in ratios}
+    stored = sum(op.macs.executed for op in run.ops if op.macs)
+    ratio = linear / max(stored - rest, 1) if skips else 1.0
+    published = ANTON_POINTS if _is_bert_base(linear + rest, batch) else {}
+    top = max(*curve.values(), *published.values(), run.throughput) * 1.1
+    canvas = Canvas(880, 360, "throughput against compression")
+    x, y = Axis(0, max(ratios) * 1.02, 80, 860), Axis(0, top, 310, 15)
+    canvas.axes(x, y, "dense over remaining weights", "sequences a second")
+    canvas.line([(x(c), y(v)) for c, v in curve.items()], COLOURS[0])
+    canvas.text(x(max(ratios)) - 8, y(curve[max(ratios)]) - 8, "compute bound", "end")
+    for c, value in published.items():
+        canvas.dot(x(c), y(value), COLOURS[1], f"ANTON, published: {c}x, {value}")
+    if published:
+        canvas.text(x(20) + 8, y(ANTON_POINTS[20]) + 14, "ANTON, published")
+    canvas.dot(x(min(ratio, max(ratios))), y(run.throughput), COLOURS[3], "this run", 5)
+    canvas.text(x(min(ratio, max(ratios))) + 8, y(run.throughput) + 14, "this run")
+    return canvas.render()
+
+
+def _is_bert_base(macs: float, batch: int) -> bool:
+    return abs(macs / batch / _ANTON_MACS - 1) < 0.05

@@ -1,0 +1,120 @@
+"""The report page of a simulation: one file, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsefx.backends.accelerator.architecture import quantities
+from sparsefx.backends.accelerator.report import figures
+from sparsefx.backends.accelerator.report.svg import short
+from sparsefx.backends.accelerator.sensitivity import Swing
+from sparsefx.backends.accelerator.simulation import OpResult, Simulation
+from sparsefx.report.page import Page, paragraph, table
+
+__all__ = ["build_page", "write_page"]
+
+
+def write_page(run: Simulation, path: Path, swings: tuple[Swing, ...] = ()) -> Path:
+    """Write the page to `path`, with its folder, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = build_page(run, swings)
+    return page.write(path, footer="; ".join(run.notes))
+
+
+def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
+    """Put a simulation's figures and tables together."""
+    arch = run.architecture
+    page = Page(
+        f"{run.workload.name} on {arch.name}",
+        f"{arch.description}. Simulated, not measured. Source of the numbers: {arch.source}.",
+    )
+    page.section("Result", _summary(run))
+    page.section(
+        "Where the cycles go",
+        paragraph("Every cycle of every core has one cause; the bars add up to the result."),
+        figures.waterfall(run),
+    )
+    page.section("Who works when", figures.gantt(run))
+    page.section("Roofline", figures.roofline_plot(run))
+    worst = figures.worst_balanced(run)
+    if worst:
+        page.section(
+            "Balance",
+            paragraph("Work of the array's elements by k block, for the least even products."),
+            *(part for op in worst for part in (paragraph(f"%{op.name}"), figures.heat_map(op))),
+        )
+    page.section("Energy", figures.energy_stack(run))
+    page.section("Throughput against compression", figures.compression_curve(run))
+    page.section("Operations", _operations(run))
+    if swings:
+        page.section("What the assumptions are worth", _swings(swings))
+    page.section("The machine's numbers", _numbers(run))
+    return page
+
+
+def _summary(run: Simulation) -> str:
+    moved, energy = run.dram_bytes, sum(run.energy.values())
+    executed = sum(op.macs.executed for op in run.ops if op.macs)
+    rows = [
+        ("cycles", f"{run.cycles:,.0f}"),
+        ("time of one run", f"{run.seconds * 1e3:,.4f} ms"),
+        ("sequences a second", f"{run.throughput:,.1f}"),
+        ("multipliers busy with work", f"{run.utilisation:.1%}"),
+        ("multiplications, dense", short(run.workload.dense_macs)),
+        ("multiplications, executed", short(executed)),
+        ("external memory traffic", f"{moved / 1e6:,.2f} MB"),
+        ("energy", f"{energy / 1e6:,.2f} uJ"),
+        ("program", run.workload.fingerprint[:16] or "made from sizes"),
+    ]
+    return table(["", ""], rows)
+
+
+def _operations(run: Simulation, most: int = 60) -> str:
+    longest = sorted(run.ops, key=lambda op: op.start - op.end)[:most]
+    rows = [
+        (
+            f"%{op.name}",
+            op.kind,
+            f"{op.end - op.start:,.0f}",
+            f"{op.busy:,.0f}",
+            short(op.macs.executed) if op.macs else "",
+            _over_ideal(run, op),
+            f"{op.traffic.total / 1e3:,.1f}",
+            f"{op.traffic.metadata / 1e3:,.1f}",
+            f"{sum(op.energy.values()) / 1e6:.3f}",
+            op.mapping,
+        )
+        for op in longest
+    ]
+    head = [
+        "node", "kind", "cycles", "busy", "MACs", "array / ideal", "kB", "metadata kB", "uJ",
+        "tile",
+    ]  # fmt: skip
+    left = len(run.ops) - len(rows)
+    more = paragraph(f"{left} shorter operations are left out.") if left else ""
+    return f'<div class="scroll">{table(head, rows)}</div>{more}'
+
+
+def _over_ideal(run: Simulation, op: OpResult) -> str:
+    """Cycles that the array took over those that its multiplications alone would have taken."""
+    if not op.macs or not op.macs.executed:
+        return ""
+    return f"{op.engine_cycles * run.machine.engine.peak / op.macs.executed:.2f}"
+
+
+def _swings(swings: tuple[Swing, ...]) -> str:
+    rows = [
+        (swing.path, str(swing.quantity), f"{swing.less:+.1%}", f"{swing.more:+.1%}")
+        for swing in swings
+    ]
+    told = paragraph("How the cycles move when a number that nobody published moves by 20 %.")
+    return told + table(["number", "value", "20 % less", "20 % more"], rows)
+
+
+def _numbers(run: Simulation) -> str:
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(run.architecture.statuses().items()))
+    rows = [
+        (path, str(quantity).split(" | ")[0], quantity.status, quantity.source)
+        for path, quantity in quantities(run.architecture)
+    ]
+    return paragraph(counts) + table(["number", "value", "status", "source"], rows)

@@ -1,0 +1,62 @@
+"""A simulation as CSV rows and as a JSON tree."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from sparsefx.backends.accelerator.archfile import dump_architecture
+from sparsefx.backends.accelerator.report.cost import cost_report
+from sparsefx.backends.accelerator.simulation import Simulation
+
+__all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
+
+
+def as_tree(run: Simulation) -> dict[str, Any]:
+    """Everything that the page shows, as plain values."""
+    return {
+        "workload": run.workload.name,
+        "program": run.workload.fingerprint,
+        "batch": run.workload.batch,
+        "tokens": run.workload.tokens,
+        "cycles": run.cycles,
+        "seconds": run.seconds,
+        "sequences_per_second": run.throughput,
+        "utilisation": run.utilisation,
+        "dram_bytes": run.dram_bytes,
+        "energy_pJ": run.energy,
+        "waterfall": dict(run.waterfall),
+        "notes": list(run.notes),
+        "operations": [
+            {"node": row.where, "kind": row.op, **row.figures} for row in cost_report(run).rows
+        ],
+        "architecture": dump_architecture(run.architecture),
+    }
+
+
+def as_csv(run: Simulation) -> str:
+    """One line for each operation."""
+    rows = as_tree(run)["operations"]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def write_json(run: Simulation, path: Path) -> Path:
+    """Write the JSON tree and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_tree(run), indent=1), encoding="utf-8")
+    return path
+
+
+def write_csv(run: Simulation, path: Path) -> Path:
+    """Write the CSV table and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(as_csv(run), encoding="utf-8")
+    return path

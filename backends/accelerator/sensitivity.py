@@ -1,0 +1,64 @@
+"""How far the result hangs on numbers that nobody has published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsefx.backends.accelerator.architecture import Architecture, perturbed, quantities
+from sparsefx.backends.accelerator.quantity import Quantity
+from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.errors import TargetError
+
+__all__ = ["Swing", "sensitivity"]
+
+_UNSURE = ("assumed", "suspect", "fitted")
+
+
+@dataclass(frozen=True)
+class Swing:
+    """Change of the cycles, relative, when one number is 20 % less and 20 % more.
+
+    NaN where the machine is no longer possible.
+    """
+
+    path: str
+    quantity: Quantity
+    less: float
+    more: float
+
+    @property
+    def size(self) -> float:
+        """The larger of the two changes."""
+        return max(abs(self.less), abs(self.more))
+
+
+def sensitivity(
+    workload: Workload, architecture: Architecture, by: float = 0.2
+) -> tuple[Swing, ...]:
+    """Move every assumed, suspect or fitted number that can change the time, largest effect first.
+
+    Energies are left out: energy is linear in each of them.
+    """
+    base = simulate(workload, architecture).cycles
+    found = []
+    for path, quantity in quantities(architecture):
+        if quantity.status not in _UNSURE or path.startswith(("energy.", "value_bits")):
+            continue
+        less, more = (
+            _change(workload, architecture, path, factor, base) for factor in (1 - by, 1 + by)
+        )
+        found.append(Swing(path, quantity, less, more))
+    return tuple(sorted(found, key=lambda swing: -swing.size if swing.size == swing.size else 0))
+
+
+def _change(
+    workload: Workload, architecture: Architecture, path: str, factor: float, base: float
+) -> float:
+    moved = perturbed(architecture, path, factor)
+    if moved == architecture:
+        return 0.0
+    try:
+        return simulate(workload, moved).cycles / base - 1
+    except TargetError:
+        return float("nan")

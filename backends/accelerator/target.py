@@ -1,0 +1,158 @@
+"""The target `accelerator`: a Program on a simulated sparse accelerator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from sparsefx.backends.accelerator.archfile import load_architecture
+from sparsefx.backends.accelerator.architecture import Architecture
+from sparsefx.backends.accelerator.executor import StreamExecutor
+from sparsefx.backends.accelerator.legalise import AcceleratorTag
+from sparsefx.backends.accelerator.listing import listing
+from sparsefx.backends.accelerator.lowering import Lowering, lower_program
+from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.report.cost import cost_report
+from sparsefx.backends.accelerator.report.page import write_page
+from sparsefx.backends.accelerator.simulation import Simulation, simulate
+from sparsefx.backends.accelerator.units import op_name, units_of
+from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.errors import TargetError
+from sparsefx.passes.structure.decompose_attention import DecomposeAttention
+from sparsefx.pipeline import Pipeline
+from sparsefx.program import Program
+from sparsefx.target import CostReport, Target, Unsupported
+
+__all__ = ["Accelerator", "CompiledForAccelerator"]
+
+
+@dataclass(frozen=True)
+class Accelerator(Target):
+    """Lowers a quantized Program to tiles of an architecture.
+
+    Attributes:
+        arch: A preset's name or the path of an architecture file.
+        batch: Sequences at once, for the timing.
+        sequence: Tokens of a sequence, for the timing.
+
+    >>> str(Accelerator(arch="eie-64"))
+    "accelerator{arch='eie-64'}"
+    """
+
+    name: ClassVar[str] = "accelerator"
+
+    arch: str = "anton"
+    batch: int = 1
+    sequence: int = 128
+
+    def __post_init__(self) -> None:
+        for option in ("batch", "sequence"):
+            if getattr(self, option) < 1:
+                raise TargetError(
+                    f"{option}={getattr(self, option)}: at least 1 is needed",
+                    who=self.name,
+                    where=option,
+                )
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture by its name or path."""
+        return load_architecture(self.arch)
+
+    def pipeline(self) -> Pipeline:
+        """Spell attention out and tag every node with its unit."""
+        return Pipeline((DecomposeAttention(on_no_match="ignore"), AcceleratorTag()))
+
+    def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+        """All operators that the machine does not have; each runs on the host, at a cost."""
+        program.shapes  # noqa: B018  # infers the dtypes that the units follow from
+        host = self.architecture.host
+        found = []
+        for node, unit in units_of(program.graph).items():
+            if unit != "host":
+                continue
+            instead = ""
+            if host is not None:
+                microseconds = 2e6 * host.latency.value
+                instead = f"runs on the host, {microseconds:.0f} us and its operands' way at least"
+            found.append(Unsupported(f"%{node.name}", f"there is no {op_name(node)}", instead))
+        return tuple(found)
+
+    def lower(self, program: Program) -> CompiledForAccelerator:
+        """Lower a Program.
+
+        Raises:
+            TargetError: When linears are float on an integer machine, or no tile fits.
+        """
+        return CompiledForAccelerator(program, self.architecture, self.batch, self.sequence)
+
+
+class CompiledForAccelerator:
+    """A Program with its tiles, streams and costs.
+
+    Calling it computes the linears from the compressed streams, bit by bit as the array would.
+    `run(...)` of a batch also tells which activations are zero, and later timings use them.
+    """
+
+    def __init__(
+        self, program: Program, architecture: Architecture, batch: int, sequence: int
+    ) -> None:
+        self.program = program.copy().eval()
+        self.architecture = architecture
+        self.machine = Machine(architecture)
+        self.sizes = {"batch": batch, "sequence": sequence}
+        self._executor: StreamExecutor | None = None
+        self._simulation: Simulation | None = None
+        self.workload = self._workload()
+
+    def _workload(self) -> Workload:
+        integers = self.architecture.value_bits.value == 8
+        active = self._executor.active if self._executor else {}
+        return lower_program(self.program, Lowering(self.sizes, integers, active))
+
+    @property
+    def executor(self) -> StreamExecutor:
+        """The functional model; encodes all weights on first use."""
+        if self._executor is None:
+            self._executor = StreamExecutor(self.program, self.machine.form)
+        return self._executor
+
+    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Compute one batch; inputs and outputs as those of the Program."""
+        return self.executor.execute(**batch)
+
+    def observe(self, **batch: Tensor) -> dict[str, Tensor]:
+        """Compute one batch and time batches of its size with its real activation zeros."""
+        outputs = self(**batch)
+        shapes = {
+            dim: size
+            for spec in self.program.signature.inputs
+            for dim, size in zip(spec.dims, batch[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+        self.sizes.update(shapes)
+        self.workload = self._workload()
+        self._simulation = None
+        return outputs
+
+    @property
+    def simulation(self) -> Simulation:
+        """The tile-level simulation of the sizes that the target was given."""
+        if self._simulation is None:
+            self._simulation = simulate(self.workload, self.architecture)
+        return self._simulation
+
+    def cost(self) -> CostReport:
+        """Cycles, bytes and energy of every node."""
+        return cost_report(self.simulation)
+
+    def listing(self) -> str:
+        """The instructions: for each operation its tiles, loads, computes and stores."""
+        return listing(self.simulation)
+
+    def save(self, path: str | Path, format: Literal["html"] = "html") -> Path:
+        """Write the report page to `path` and return the path."""
+        return write_page(self.simulation, Path(path))

@@ -1,0 +1,252 @@
+"""The target: lowering, bit-exact execution from streams, costs, listing, reports."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import fx
+
+import sparsefx
+from sparsefx import Pipeline, Program
+from sparsefx.backends.accelerator.executor import accumulate
+from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
+from sparsefx.backends.accelerator.lowering import weight_digest
+from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
+from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
+from sparsefx.backends.accelerator.sensitivity import sensitivity
+from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
+from sparsefx.backends.accelerator.units import op_name
+from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.errors import TargetError
+from sparsefx.passes.quantize.calibrate import calibrate
+from tests.programs import captured
+from tests.tiny_models import example_batch
+
+
+@functools.cache
+def quantized() -> Program:
+    program = captured("bert-cls")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in program.named_tensors().items():
+            if tensor.dim() == 2 and "encoder" in name:
+                tensor.mul_(torch.rand(tensor.shape, generator=generator) > 0.8)
+    program = Pipeline.parse("quantize-prepare").run(program)
+    calibrate(program, [example_batch(4, length, seed=length) for length in (5, 9, 16)])
+    return Pipeline.parse("quantize-convert").run(program)
+
+
+@functools.cache
+def compiled(arch: str = "lock-step-32") -> CompiledForAccelerator:
+    target = Accelerator(arch=arch, batch=2, sequence=16)
+    return target.lower(target.pipeline().run(quantized()))
+
+
+class Recorder(fx.Interpreter):
+    """Keeps every value, as the Program itself computes it."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module, garbage_collect_values=False)
+
+
+@pytest.mark.parametrize("arch", ["anton", "eie-64", "sigma-128", "tensor-core-2-4"])
+def test_integers_from_the_stream_equal_plain_integer_products(arch: str) -> None:
+    target = Accelerator(arch=arch, batch=2, sequence=16)
+    machine = target.lower(target.pipeline().run(quantized()))
+    batch = example_batch(2, 16, seed=3)
+    machine(**batch)
+    program = machine.program
+    recorder = Recorder(program)
+    with torch.no_grad():
+        recorder.run(*(batch[spec.name] for spec in program.signature.inputs))
+    executor = machine.executor
+    compared = 0
+    for node in program.graph.nodes:
+        if op_name(node) != "aten.linear" or node.name not in executor.products:
+            continue
+        weight_name = str(node.args[1].args[0].target)
+        weight = program.tensor(weight_name).numpy()
+        decoded = executor.form if executor.form.fits(weight != 0) else None
+        if decoded is not None:
+            assert np.array_equal(decoded.decode(executor.streams[weight_name]), weight)
+        product = executor.products[node.name]
+        assert product.digest == weight_digest(weight)
+        compared += 1
+    assert compared == len(executor.products) > 10
+
+
+def test_accumulators_and_outputs_equal_the_reference_integers() -> None:
+    # Every linear gets the reference's own input integers; its accumulators must be the exact
+    # integer product and its re-quantized output the reference's, element for element.
+    machine = compiled()
+    program = machine.program
+    batch = example_batch(2, 16, seed=3)
+    recorder = Recorder(program)
+    with torch.no_grad():
+        recorder.run(*(batch[spec.name] for spec in program.signature.inputs))
+    checked = 0
+    for node in program.graph.nodes:
+        if op_name(node) != "aten.linear":
+            continue
+        q, scale, zero = (recorder.env[arg] for arg in node.args[0].args[:3])
+        weight, weight_scale = (recorder.env[arg] for arg in node.args[1].args[:2])
+        rows = q.reshape(-1, q.shape[-1])
+        exact = (rows.long() - int(zero)) @ weight.long().T
+        accumulators = accumulate(rows, int(zero), weight.numpy())
+        assert np.array_equal(accumulators, exact.numpy())
+        users = [user for user in node.users if op_name(user) == "sparsefx.quantize"]
+        if not users:
+            continue
+        bias = recorder.env[node.args[2]].double()
+        y = exact.double() * (scale.double() * weight_scale.double()) + bias
+        arguments = [recorder.env[a] if isinstance(a, fx.Node) else a for a in users[0].args[1:]]
+        ours = torch.ops.sparsefx.quantize(y.float(), *arguments)
+        theirs = recorder.env[users[0]].reshape(ours.shape)
+        assert torch.equal(ours, theirs)
+        checked += 1
+    assert checked >= 3
+
+
+def test_accumulators_equal_onnx_runtime_integer_products() -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    generator = np.random.default_rng(0)
+    q = generator.integers(0, 256, (16, 96)).astype(np.uint8)
+    weight = generator.integers(-127, 128, (40, 96)).astype(np.int8)
+    helper, kinds = onnx.helper, onnx.TensorProto
+    node = helper.make_node("MatMulInteger", ["q", "w", "z"], ["y"])
+    inputs = [
+        helper.make_tensor_value_info("q", kinds.UINT8, [16, 96]),
+        helper.make_tensor_value_info("w", kinds.INT8, [96, 40]),
+        helper.make_tensor_value_info("z", kinds.UINT8, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", kinds.INT32, [16, 40])]
+    graph = helper.make_graph([node], "integer", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = runtime.InferenceSession(model.SerializeToString())
+    feed = {"q": q, "w": np.ascontiguousarray(weight.T), "z": np.array(131, np.uint8)}
+    (theirs,) = session.run(None, feed)
+    assert np.array_equal(accumulate(torch.from_numpy(q), 131, weight), theirs)
+
+
+def test_outputs_are_those_of_the_program() -> None:
+    machine = compiled()
+    batch = example_batch(2, 16, seed=3)
+    with torch.no_grad():
+        expected = machine.program(**batch)["logits"]
+    assert torch.allclose(machine(**batch)["logits"], expected, atol=1e-5)
+
+
+def test_timing_and_function_are_of_one_program() -> None:
+    machine = compiled()
+    machine(**example_batch(2, 16, seed=3))
+    timed = {
+        op.name: weight_digest(op.weight)
+        for op in machine.workload.matmuls
+        if op.weight is not None
+    }
+    computed = {name: product.digest for name, product in machine.executor.products.items()}
+    assert timed == computed
+    assert machine.workload.fingerprint == machine.program.fingerprint()
+
+
+def test_observed_zeros_make_a_two_sided_engine_faster() -> None:
+    target = Accelerator(arch="eie-64", batch=2, sequence=16)
+    machine = target.lower(target.pipeline().run(quantized()))
+    before = machine.simulation
+    machine.observe(**example_batch(2, 16, seed=3))
+    after = machine.simulation
+    assert after.cycles <= before.cycles
+    active = [op.activation for op in machine.workload.matmuls if op.activation is not None]
+    assert active
+    assert all(mask.ndim == 2 for mask in active)
+
+
+def test_cost_rows_are_graph_nodes() -> None:
+    machine = compiled()
+    report = machine.cost()
+    assert report.origin == "simulated"
+    names = {f"%{node.name}" for node in machine.program.graph.nodes}
+    assert {row.where for row in report.rows} <= names
+    assert report.total("executed MACs") == sum(
+        op.gemm.macs(machine.machine.engine.skips) * op.copies for op in machine.workload.matmuls
+    )
+    assert any("assumed" in note for note in report.notes)
+
+
+def test_listing_is_deterministic_and_names_tiles() -> None:
+    text = compiled().listing()
+    assert text == compiled().listing()
+    assert "%linear: matmul [32, 64] by [64, 64]" in text
+    assert "; tile " in text
+    assert "x compute" in text
+
+
+def test_a_float_program_is_refused_on_an_integer_machine() -> None:
+    target = Accelerator(arch="anton", sequence=16)
+    with pytest.raises(TargetError, match=r"14 linears have float weights, int8 is needed") as e:
+        target.compile(captured("bert-cls"))
+    assert "quantize-convert" in str(e.value)
+
+
+def test_a_float_program_runs_on_an_fp16_machine() -> None:
+    target = Accelerator(arch="a100-fp16", sequence=16)
+    machine = target.compile(captured("bert-cls"))
+    assert machine.cost().total("cycles") > 0
+
+
+def test_unknown_operators_are_listed_with_their_cost() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            values: torch.Tensor = torch.sort(x)[0]
+            return values * 2
+
+    program = sparsefx.capture(Odd(), {"x": torch.randn(2, 8)})
+    found = Accelerator(arch="anton").unsupported(program)
+    assert any("aten.sort" in str(item) for item in found)
+    assert all("runs on the host" in item.instead for item in found)
+
+
+def test_tag_writes_units_and_lists_host_nodes() -> None:
+    program = Pipeline((AcceleratorTag(),)).run(quantized())
+    units = {node.meta.get(UNIT) for node in program.graph.nodes if node.op == "call_function"}
+    assert units >= {"matrix", "vector", "free"}
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(TargetError, match="batch=0: at least 1 is needed"):
+        Accelerator(batch=0)
+    with pytest.raises(TargetError, match="did you mean 'anton'"):
+        Accelerator(arch="antom").lower(quantized())
+
+
+def test_page_trace_and_tables(tmp_path: Path) -> None:
+    machine = compiled()
+    page = machine.save(tmp_path / "report.html").read_text()
+    for part in ("Where the cycles go", "Who works when", "Roofline", "Balance", "Energy"):
+        assert f"<h2>{part}</h2>" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    run = machine.simulation
+    trace = json.loads(write_trace(run, tmp_path / "trace.json").read_text())
+    assert len(trace["traceEvents"]) == len(trace_events(run))
+    assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
+    tree = json.loads(json.dumps(as_tree(run)))
+    assert sum(tree["waterfall"].values()) == pytest.approx(tree["cycles"])
+    assert len(as_csv(run).splitlines()) == 1 + len(run.ops)
+
+
+def test_sensitivity_orders_the_assumptions() -> None:
+    machine = compiled()
+    linears = tuple(op for op in machine.workload.ops if isinstance(op, MatmulOp))[:2]
+    small = type(machine.workload)("two", linears, 2, 16)
+    swings = sensitivity(small, machine.architecture)
+    sizes = [swing.size for swing in swings]
+    assert sizes == sorted(sizes, reverse=True)
+    clock = next(swing for swing in swings if swing.path == "engine.numbers.elements")
+    assert clock.less != 0
