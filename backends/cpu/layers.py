@@ -212,6 +212,7 @@ class LinearLowering:
         if floats:
             words["output"] = target
             walk.values[last] = Rows(target)
+            walk.integer |= {target} if integer else set()
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
@@ -272,11 +273,11 @@ class LinearLowering:
         walk = self._walk
         choice = choose_format(matrix, walk.isa)
         chosen = choice.format
-        if walk.force in FORMATS and walk.force in choice.cycles:
-            chosen = walk.force
+        if walk.options.format in FORMATS and walk.options.format in choice.cycles:
+            chosen = next(f for f in FORMATS if f == walk.options.format)
         key = (*(n.args[1] for n in group), zero_point, chosen)
         if key not in self._packed:
-            self._packed[key] = pack(matrix, chosen, walk.threads, zero_point)
+            self._packed[key] = pack(matrix, chosen, walk.options.threads, zero_point)
         return self._packed[key], choice
 
 

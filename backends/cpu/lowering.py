@@ -13,13 +13,12 @@ from torch import fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.host import Host
-from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.operators import handlers
 from sparsefx.backends.cpu.plan import Plan, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
-from sparsefx.backends.cpu.walk import Walk
+from sparsefx.backends.cpu.walk import LoweringOptions, Walk
 from sparsefx.program import Program
 
 __all__ = ["Lowered", "lower_program"]
@@ -49,10 +48,10 @@ class Lowered:
     host: Host
 
 
-def lower_program(program: Program, isa: Isa, threads: int, force: str = "") -> Lowered:
-    """Lower a Program; `force` gives every linear one format instead of the cheapest."""
+def lower_program(program: Program, options: LoweringOptions) -> Lowered:
+    """Lower a Program that is in eval mode."""
     host = Host(program)
-    walk = Walk(program, host, isa, threads, force)
+    walk = Walk(program, host, options)
     table = handlers(walk)
     for node in program.graph.nodes:
         known = node in host.nodes or node in walk.values or node in walk.taken

@@ -322,6 +322,9 @@ class _Operators:
             words[f"{name}_rows"] = part.rows.buffer.rows
             words[f"{name}_first"] = part.rows.first
         facts = {"macs_per_key": 2.0 * target.rows}
-        walk.steps.append(Step(catalog.other("attention"), words, node.name, facts))
+        octets = walk.options.attention == "auto" and walk.isa.has_dot and q.size % 4 == 0
+        octets = octets and all(h.rows.buffer in walk.integer for h in (q, k, v))
+        kind = "attention_i8" if octets else "attention"
+        walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
         walk.values[node] = Heads(Rows(target), q.heads, q.size, "bhsd")
         return None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
-from sparsefx.backends.cpu.kernels.attention import CHUNK, scratch_bytes
+from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.plan import Arena, Plan, pack_arena, word_bits
 from sparsefx.backends.cpu.pool import Pool
 
@@ -194,8 +194,8 @@ class Runtime:
         return job, [arrays, pointers, table]
 
     def _scratch(self, thread: int, slab: _Slab) -> NDArray[np.uint8]:
-        spill = max((b.rows for s in self.plan.steps for b in s.buffers()), default=0)
-        size = max(scratch_bytes(int(slab.lengths.max())), spill * slab.width * 4)
+        longest = int(slab.lengths.max())
+        size = max(step.kernel.scratch(step.words, longest) for step in self.plan.steps)
         return self._grown(3 * thread + 2, size)
 
     def _grown(self, slot: int, size: int) -> NDArray[np.uint8]:

@@ -12,6 +12,9 @@ from sparsefx.backends.cpu.isa import isa
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.walk import LoweringOptions
+from sparsefx.backends.cpu.weights import FORMATS
+from sparsefx.errors import TargetError, did_you_mean
 from sparsefx.program import Program
 from sparsefx.target import Target, Unsupported
 
@@ -25,13 +28,30 @@ class CpuTarget(Target):
     Attributes:
         isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni.
         threads: Threads per call; 0 takes every core of this process.
+        attention: "auto" multiplies in int8 where query, key and value come from int8 linears;
+            "fp32" never does.
         format: "" chooses the cheapest for every layer; else quads, rows, dense_i8 or dense_f32.
     """
 
     name: ClassVar[str] = "cpu"
     isa: str = "native"
     threads: int = 0
+    attention: str = "auto"
     format: str = ""
+
+    def __post_init__(self) -> None:
+        if self.attention not in ("auto", "fp32"):
+            raise TargetError(
+                f"attention must be 'auto' or 'fp32', not {self.attention!r}", who=self.name
+            )
+        if self.format not in ("", *FORMATS):
+            raise TargetError(
+                f"there is no format {self.format!r}",
+                who=self.name,
+                hint=did_you_mean(self.format, FORMATS),
+            )
+        if self.threads < 0:
+            raise TargetError(f"threads must be 0 or more, not {self.threads}", who=self.name)
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch."""
@@ -49,7 +69,8 @@ class CpuTarget(Target):
         return CpuCompiled(program, lowered, Runtime(lowered.plan, engine, pool))
 
     def _lower(self, program: Program) -> Lowered:
-        return lower_program(program, isa(self.isa), self._threads(), self.format)
+        options = LoweringOptions(isa(self.isa), self._threads(), self.format, self.attention)
+        return lower_program(program, options)
 
     def _threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))

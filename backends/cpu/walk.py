@@ -17,7 +17,24 @@ from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
 from sparsefx.program import Program
 
-__all__ = ["Walk"]
+__all__ = ["LoweringOptions", "Walk"]
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """What the target asks for.
+
+    Attributes:
+        isa: Instruction set.
+        threads: Threads that the rows of layers are divided for.
+        format: One format for every linear that can have it, "" for the cheapest.
+        attention: "auto" takes int8 products where q, k, v come from int8 linears; or "fp32".
+    """
+
+    isa: Isa
+    threads: int = 1
+    format: str = ""
+    attention: str = "auto"
 
 
 @dataclass
@@ -26,9 +43,7 @@ class Walk:
 
     program: Program
     host: Host
-    isa: Isa
-    threads: int
-    force: str = ""
+    options: LoweringOptions
     values: dict[fx.Node, Value] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     reasons: dict[fx.Node, str] = field(default_factory=dict)
@@ -37,6 +52,12 @@ class Walk:
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
     expanded: dict[Buffer, Buffer] = field(default_factory=dict)
+    integer: set[Buffer] = field(default_factory=set)
+
+    @property
+    def isa(self) -> Isa:
+        """The instruction set."""
+        return self.options.isa
 
     @property
     def outputs(self) -> set[fx.Node]:

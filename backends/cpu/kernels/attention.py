@@ -20,7 +20,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import exp, maximum
 
-__all__ = ["CHUNK", "FIELDS", "emit", "scratch_bytes", "symbol"]
+__all__ = ["CHUNK", "FIELDS", "Place", "emit", "scratch_bytes", "symbol"]
 
 CHUNK = 16
 """Sequences start at multiples of this many tokens."""
@@ -49,56 +49,79 @@ def scratch_bytes(longest: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Head:
-    """One head of one sequence."""
+class Place:
+    """One head of one sequence: where its rows of q, k, v and of the output lie.
+
+    Attributes:
+        first: First token of the sequence in the slab.
+        length: Its real tokens.
+        starts: Row 0 of the head in the first panel, for q, k, v, output.
+        rows: Rows per panel of the same buffers.
+    """
 
     frame: Frame
-    lanes: int
     first: Value
     length: Value
-    q: Value
-    k: Value
-    v: Value
-    output: Value
-    output_rows: Value
+    starts: dict[str, Value]
+    rows: dict[str, Value]
+
+    @classmethod
+    def each(cls, frame: Frame) -> Iterator[Place]:
+        """Loop over this thread's share of (sequence, head) pairs."""
+        f, panel = frame.f, frame.panel
+        heads, size = frame.word("heads"), frame.word("head_size")
+        for unit in frame.units(frame.job("sequence_count") * heads):
+            sequence = f.offset(frame.job("sequences"), unit // heads * 16)
+            row = (unit - unit // heads * heads) * size
+            starts = {
+                p: f.offset(frame.buffer(p), (frame.word(f"{p}_first") + row) * panel.row_bytes)
+                for p in "qkv"
+            }
+            starts["output"] = f.offset(frame.buffer("output"), row * panel.row_bytes)
+            first = f.convert("zext", f.index("i32", sequence, 0), "i64")
+            length = f.convert("zext", f.index("i32", sequence, 1), "i64")
+            rows = {name: frame.word(f"{name}_rows") for name in starts}
+            yield cls(frame, first, length, starts, rows)
+
+    def at(self, name: str, token: Value) -> Value:
+        """Where `token` of the slab lies in the head's row 0 of a buffer."""
+        f, panel = self.frame.f, self.frame.panel
+        number = token // panel.width
+        inside = (token - number * panel.width) * 4
+        start = self.starts[name]
+        return f.offset(start, number * self.rows[name] * panel.row_bytes + inside)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A place with the vectors of an instruction set."""
+
+    place: Place
+    lanes: int
+
+    @property
+    def frame(self) -> Frame:
+        return self.place.frame
 
     @property
     def floats(self) -> str:
         return vector(self.lanes, "float")
 
-    def at(self, base: Value, rows: Value, token: Value) -> Value:
-        """Where `token` lies in the head's row 0 of a buffer with `rows` rows a panel."""
-        f, panel = self.frame.f, self.frame.panel
-        number = token // panel.width
-        inside = (token - number * panel.width) * 4
-        return f.offset(base, number * rows * panel.row_bytes + inside)
+    @property
+    def first(self) -> Value:
+        return self.place.first
+
+    @property
+    def length(self) -> Value:
+        return self.place.length
 
 
 def emit(isa: Isa, width: int) -> Function:
     """The kernel for one instruction set and panel width."""
     frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
-    f, panel = frame.f, frame.panel
-    heads, size = frame.word("heads"), frame.word("head_size")
-    for unit in frame.units(frame.job("sequence_count") * heads):
-        sequence = f.offset(frame.job("sequences"), unit // heads * 16)
-        head_row = (unit - unit // heads * heads) * size
-        q, k, v = (
-            f.offset(frame.buffer(p), (frame.word(f"{p}_first") + head_row) * panel.row_bytes)
-            for p in "qkv"
-        )
-        head = _Head(
-            frame,
-            isa.lanes,
-            f.convert("zext", f.index("i32", sequence, 0), "i64"),
-            f.convert("zext", f.index("i32", sequence, 1), "i64"),
-            q,
-            k,
-            v,
-            f.offset(frame.buffer("output"), head_row * panel.row_bytes),
-            frame.word("output_rows"),
-        )
-        _queries(head)
-    return f
+    for place in Place.each(frame):
+        _queries(_Head(place, isa.lanes))
+    return frame.f
 
 
 def _queries(head: _Head) -> None:
@@ -118,12 +141,11 @@ def _queries(head: _Head) -> None:
 
 def _chunk(head: _Head, query: Value, chunks: int) -> None:
     """Attention of `chunks` times 16 queries from token `query`."""
-    frame, f = head.frame, head.frame.f
+    f = head.frame.f
     tokens = [query + n * CHUNK for n in range(chunks)]
     per_chunk = CHUNK // head.lanes
-    q_rows = frame.word("q_rows")
-    starts = [head.at(head.q, q_rows, t) for t in tokens]
-    outputs = [head.at(head.output, head.output_rows, t) for t in tokens]
+    starts = [head.place.at("q", t) for t in tokens]
+    outputs = [head.place.at("output", t) for t in tokens]
     split = [(n, lane * head.lanes * 4) for n in range(chunks) for lane in range(per_chunk)]
     queries = [f.offset(starts[n], extra) for n, extra in split]
     targets = [f.offset(outputs[n], extra) for n, extra in split]
@@ -139,7 +161,7 @@ def _scores(head: _Head, queries: list[Value]) -> None:
     row_bytes = frame.panel.row_bytes
     zero = f.const(head.floats, 0)
     for key in f.loop(0, head.length, block):
-        keys = head.at(head.k, frame.word("k_rows"), head.first + key)
+        keys = head.place.at("k", head.first + key)
         sums = [[f.var(zero) for _ in queries] for _ in range(block)]
         for channel in f.loop(0, frame.word("head_size")):
             row = channel * row_bytes
@@ -224,6 +246,6 @@ def _each_key(head: _Head, channel: Value) -> Iterator[tuple[Value, Value]]:
         start = f.select(f.compare(left, ">", head.first), left, head.first)
         stop = f.select(f.compare(right, "<", end), right, end)
         rows = number * frame.word("v_rows") + channel
-        base = f.offset(head.v, rows * frame.panel.row_bytes)
+        base = f.offset(head.place.starts["v"], rows * frame.panel.row_bytes)
         for token in f.loop(start, stop):
             yield token - head.first, f.offset(base, (token - left) * 4)
