@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-__all__ = ["IDENTITIES", "activation", "identity_source", "rank", "real_users", "shape_of"]
+__all__ = [
+    "IDENTITIES",
+    "REFERENCE",
+    "activation",
+    "identity_source",
+    "rank",
+    "real_users",
+    "shape_of",
+]
 
 aten = torch.ops.aten
 
@@ -63,6 +72,15 @@ def real_users(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         found += real_users(user) if identity_source(user) is node else [user]
     return found
+
+
+REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+"""What each activation means."""
 
 
 def activation(node: fx.Node) -> str:

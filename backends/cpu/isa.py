@@ -6,7 +6,7 @@ An instruction set is chosen from CPU *features*, never from the CPU name: hyper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
 
@@ -14,7 +14,16 @@ from sparsefx.errors import TargetError
 
 IsaName = Literal["avx2", "avx512", "avx512_vnni", "avx512_fp16", "amx", "neon", "neon_dotprod"]
 
-__all__ = ["ISAS", "Isa", "IsaName", "best_isa", "host_features", "isa", "missing_features"]
+__all__ = [
+    "ISAS",
+    "Isa",
+    "IsaName",
+    "best_isa",
+    "host_features",
+    "isa",
+    "missing_features",
+    "with_extras",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class Isa:
     def has_dot(self) -> bool:
         """Whether there is an int32 += u8 x s8 dot product of four (`vpdpbusd`)."""
         return "avx512vnni" in self.features
+
+    @property
+    def has_byte_table(self) -> bool:
+        """Whether bytes can be looked up in a table of 128 entries (`vpermi2b`)."""
+        return "avx512vbmi" in self.features
 
     @property
     def flags(self) -> str:
@@ -87,11 +101,19 @@ def missing_features(name: IsaName) -> tuple[str, ...]:
     return tuple(f for f in ISAS[name].features if f not in host_features())
 
 
+def with_extras(chosen: Isa) -> Isa:
+    """An instruction set with the optional features that this machine has on top of it."""
+    if chosen.name != "avx512_vnni":
+        return chosen
+    extra = tuple(f for f in ("avx512vbmi",) if f in host_features())
+    return replace(chosen, features=(*chosen.features, *extra))
+
+
 def best_isa() -> Isa:
     """The widest instruction set of this machine for which whole models are lowered."""
     for name in ("avx512_vnni", "avx512", "avx2"):
         if not missing_features(name):
-            return ISAS[name]
+            return with_extras(ISAS[name])
     raise TargetError(
         "this machine has none of avx512_vnni, avx512, avx2",
         hint="use the target 'reference' or 'onnxruntime' here",
@@ -118,4 +140,4 @@ def isa(name: str) -> Isa:
             f"this machine cannot run {name!r}: it lacks {', '.join(lacking)}",
             hint="isa='native' takes the best that the machine has",
         )
-    return chosen
+    return with_extras(chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.costs import Choice, choose_format
 from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.graphs import activation, rank, real_users
+from sparsefx.backends.cpu.graphs import REFERENCE, activation, rank, real_users
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.values import Octets, Rows, Value
 from sparsefx.backends.cpu.weights import FORMATS, Packed, pack
@@ -67,6 +67,7 @@ class _Tail:
     last: fx.Node
     activation: str = ""
     residual: Buffer | None = None
+    snap: tuple[float, int] | None = None
 
 
 class LinearLowering:
@@ -99,10 +100,11 @@ class LinearLowering:
             if written is None:
                 return "its input is not whole rows"
             source = written
-        tail = self._tail(node, source, len(joined.bias)) if len(group) == 1 else _Tail(node)
-        target = self._step(group, source, joined, tail)
-        if len(group) > 1:
-            self._share(group, known, target)
+        if len(group) == 1:
+            self._step(group, source, joined, self._tail(node, len(joined.bias)))
+            return None
+        target = self._step(group, source, joined, _Tail(node))
+        self._share(group, known, target)
         return None
 
     def _siblings(self, node: fx.Node) -> list[fx.Node]:
@@ -112,7 +114,9 @@ class LinearLowering:
         group = [
             n
             for n in source.users
-            if n.target is aten.linear.default and n.args[0] is source and _only_heads(n)
+            if n.target is aten.linear.default
+            and n.args[0] is source
+            and _only_heads(self._snapped(n)[0])
         ]
         fresh = [n for n in group if n not in self._walk.values]
         return fresh if node in fresh else [node]
@@ -150,9 +154,26 @@ class LinearLowering:
             return None, None
         return q.numpy(), scale.float().reshape(-1).numpy()
 
-    def _tail(self, node: fx.Node, source: Value, rows: int) -> _Tail:
-        """Follow the only user: one activation, then one addition of rows already computed."""
-        tail = _Tail(node)
+    def _snapped(self, node: fx.Node) -> tuple[fx.Node, tuple[float, int] | None]:
+        """The dequantize that follows a node, with its quantizer; the node itself if none does.
+
+        A quantizer whose values another linear reads is no snap: it is kept as bytes.
+        """
+        users = real_users(node)
+        if node in self._walk.outputs or len(users) != 1 or users[0].target is not _QUANTIZE:
+            return node, None
+        parameters = self._walk.quantization(users[0])
+        after = list(users[0].users)
+        if parameters is None or len(after) != 1 or after[0].target is not _DEQUANTIZE:
+            return node, None
+        if any(u.target is aten.linear.default for u in real_users(after[0])):
+            return node, None
+        return after[0], parameters
+
+    def _tail(self, node: fx.Node, rows: int) -> _Tail:
+        """Follow the only user: a snap, one activation, one addition of rows already computed."""
+        last, snap = self._snapped(node)
+        tail = _Tail(last, snap=snap)
         while tail.last not in self._walk.outputs:
             users = real_users(tail.last)
             if len(users) != 1:
@@ -160,12 +181,12 @@ class LinearLowering:
             user = users[0]
             name = activation(user)
             if name and not tail.activation and tail.residual is None:
-                tail = _Tail(user, name)
+                tail = replace(tail, last=user, activation=name)
                 continue
             residual = self._residual(user, tail.last, rows) if tail.residual is None else None
             if residual is None:
                 break
-            tail = _Tail(user, tail.activation, residual)
+            tail = replace(tail, last=user, residual=residual)
         return tail
 
     def _residual(self, user: fx.Node, behind: fx.Node, rows: int) -> Buffer | None:
@@ -189,12 +210,16 @@ class LinearLowering:
         rows, columns = weights.matrix.shape
         space = source.buffer.space
         floats, quantizes, octets = self.sinks(last, rows, space)
+        if len(group) > 1:
+            floats, quantizes, octets = True, [], None
         integer = weights.matrix.dtype == np.int8
         zero_point = source.zero_point if isinstance(source, Octets) else 0
         packed, choice = self._pack(group, weights.matrix, zero_point if integer else 0)
         epilogue = Epilogue(
             integer, tail.activation, tail.residual is not None, floats, octets is not None
         )
+        snaps = self._snaps(group, weights, tail)
+        table = self._table(tail, octets) if not floats and tail.residual is None else None
         target = Buffer(last.name, rows, 4, space)
         buffer = source.buffer
         if integer and isinstance(source, Octets) and packed.format in ("rows", "dense_f32"):
@@ -217,6 +242,13 @@ class LinearLowering:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
             words["zero_point"] = octets.zero_point
+        if table is not None and tail.snap is not None:
+            epilogue = replace(epilogue, activation="", table=True)
+            words |= {"table": table, "inverse_scale": 1.0 / tail.snap[0]}
+            words["zero_point"] = tail.snap[1]
+        elif snaps is not None:
+            epilogue = replace(epilogue, snap=True)
+            words["snap"] = snaps
         walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
         nonzeros = int(np.count_nonzero(weights.matrix))
         facts = {"macs": float(nonzeros), "dense_macs": float(rows * columns)}
@@ -225,6 +257,8 @@ class LinearLowering:
             Step(catalog.linear(packed.format, epilogue), words, "+".join(names), facts)
         )
         walk.taken |= {*group, last, *self._between(group[0], last)}
+        for node in group:
+            walk.taken |= set(self._between(node, self._snapped(node)[0]))
         walk.layers.append(
             Layer(names, rows, columns, nonzeros, integer, choice, packed.stored_bytes)
         )
@@ -238,11 +272,40 @@ class LinearLowering:
             found.append(node)
         return found
 
+    def _snaps(
+        self, group: list[fx.Node], weights: _Weights, tail: _Tail
+    ) -> NDArray[np.float32] | None:
+        """The quantizer of every row, fp32 [rows, 4] (see `Epilogue.snap`); None without any."""
+        found = [(tail.snap, len(weights.bias))]
+        if len(group) > 1:
+            sizes = [int(n.meta["val"].shape[-1]) for n in group]
+            found = [(self._snapped(n)[1], s) for n, s in zip(group, sizes, strict=True)]
+        if all(snap is None for snap, _ in found):
+            return None
+        parts = []
+        for snap, size in found:
+            scale, zero = snap or (0.0, 0)
+            row = (1 / scale if scale else 0.0, scale, -zero, 255 - zero)
+            parts.append(np.tile(np.array(row, np.float32), (size, 1)))
+        return np.concatenate(parts)
+
+    def _table(self, tail: _Tail, octets: Octets | None) -> NDArray[np.uint8] | None:
+        """What snap, activation and quantize make of each of the 256 codes, as PyTorch does it."""
+        if tail.snap is None or octets is None or not self._walk.isa.has_byte_table:
+            return None
+        scale, zero = tail.snap
+        values = (torch.arange(256) - zero).float() * scale
+        if tail.activation:
+            values = REFERENCE[tail.activation](values)
+        codes = torch.round(values / octets.scale) + octets.zero_point
+        return codes.clamp(0, 255).to(torch.uint8).numpy()
+
     def _share(self, group: list[fx.Node], weights: list[_Weights], target: Buffer) -> None:
         """Each sibling is a part of the joined rows."""
         first = 0
         for node, own in zip(group, weights, strict=True):
-            self._walk.values[node] = Rows(target, first, len(own.bias))
+            end = self._snapped(node)[0]
+            self._walk.values[end] = Rows(target, first, len(own.bias))
             first += len(own.bias)
 
     def sinks(

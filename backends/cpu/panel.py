@@ -110,6 +110,11 @@ class Panel:
         packed = (self._pack if self.isa.has_dot else self._narrow)(f, values)
         f.store(packed, pointer, self.lanes * len(values))
 
+    def wide_bytes(self, f: Function, values: Sequence[Value]) -> Value:
+        """int32 vectors of a row as bytes, saturated to 0..255, repeated to fill 64 bytes."""
+        packed = (self._pack if self.isa.has_dot else self._narrow)(f, values)
+        return f.shuffle(packed, packed, [n % self.width for n in range(64)])
+
     def round_to_int(self, f: Function, value: Value) -> Value:
         """fp32 to int32, to nearest, ties to even."""
         if not self.isa.is_x86:

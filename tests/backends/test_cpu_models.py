@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from sparsefx import Program
+from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
@@ -124,3 +124,20 @@ def test_errors_say_what_to_do() -> None:
     empty = {n: torch.zeros(0, 5, dtype=torch.long) for n in program.signature.input_names}
     with pytest.raises(ProgramError, match="empty"):
         CpuTarget().lower(program)(**empty)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_what_the_quantize_passes_make_is_taken_whole(isa: IsaName) -> None:
+    program = sparse_(captured("bert-cls"), 0.2)
+    program = Pipeline.parse("quantize-prepare").run(program)
+    batch = padded_batch(program, 4, 32)
+    program.train()
+    for _ in range(2):
+        program(**batch)
+        program.step()
+    program = Pipeline.parse("quantize-convert").run(program.eval())
+    target = CpuTarget(isa=isa)
+    assert target.unsupported(program) == ()
+    exact = CpuTarget(isa=isa, attention="fp32").lower(program)
+    assert difference(program, exact, padded_batch(program, 3, 21)) < 2e-3
+    assert difference(program, target.lower(program), padded_batch(program, 3, 21)) < 1e-2
