@@ -33,6 +33,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
+        "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
     },
     "targets": {
