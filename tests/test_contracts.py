@@ -184,3 +184,20 @@ def test_target_round_trips(name: str) -> None:
     assert pickle.loads(pickle.dumps(target)) == target
     assert target.pipeline().check() is not None
     assert inspect.getdoc(type(target))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_compiles_what_every_target_takes(name: str, tmp_path: Path) -> None:
+    calibrated = run("quantize-prepare", captured()).train()
+    calibrated(**example_batch())
+    final = run("quantize-convert,simplify", calibrated.eval())
+    before = final.fingerprint()
+    compiled = registry.parse_target(name).compile(final)
+    assert final.fingerprint() == before
+    outputs, expected = compiled(**example_batch()), final(**example_batch())
+    assert outputs.keys() == expected.keys()
+    assert all(outputs[key].shape == expected[key].shape for key in expected)
+    assert all(torch.isfinite(value).all() for value in outputs.values())
+    assert compiled.cost().rows
+    assert compiled.listing() == registry.parse_target(name).compile(final).listing()
+    assert compiled.save(tmp_path / "compiled").exists()
