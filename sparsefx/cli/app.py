@@ -9,7 +9,7 @@ import typer
 from rich.logging import RichHandler
 
 from sparsefx import __version__
-from sparsefx.cli import bench, capture, compress, demo, inspect, opt, passes
+from sparsefx.cli import bench, capture, compress, demo, evaluate, inspect, opt, passes
 from sparsefx.cli.console import stderr
 
 __all__ = ["app"]
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.command)
 app.command("compress")(compress.command)
+app.command("evaluate")(evaluate.command)
 app.command("capture")(capture.command)
 app.command("passes")(passes.command)
 app.command("opt")(opt.command)

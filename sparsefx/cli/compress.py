@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparsefx.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sparsefx.train.tasks import Task
 
-__all__ = ["command", "read_task"]
+__all__ = ["DATA_HELP", "command", "name_classes", "read_task", "text_columns"]
 
 DATA_HELP = (
     "A csv, tsv, jsonl or parquet file; split=FILE for each of several (train, test); "
@@ -48,10 +50,11 @@ def command(
     found = Recipe.load(recipe)
     found.check()
     task = read_task(data, text, label)
-    more = load_texts(unlabelled, _columns(text)) if unlabelled else None
+    more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     seed_everything(found.seed)
     outputs = len(task.classes) if task.kind == "classification" else 1
     network = load_pretrained(model, labels=outputs)
+    name_classes(network, task)
     train_and_report(
         found,
         network,
@@ -64,6 +67,14 @@ def command(
     )
 
 
+def name_classes(model: nn.Module, task: Task) -> None:
+    """Write the names of the classes into the model's configuration, which is saved with it."""
+    if task.classes:
+        config: Any = model.config
+        config.id2label = dict(enumerate(task.classes))
+        config.label2id = {name: index for index, name in enumerate(task.classes)}
+
+
 def read_task(data: list[str], text: str, label: str) -> Task:
     """Return the task that the options name.
 
@@ -73,7 +84,7 @@ def read_task(data: list[str], text: str, label: str) -> Task:
     from sparsefx.train.tasks import load_task
 
     if len(data) == 1 and "=" not in data[0]:
-        return load_task(data[0], text=_columns(text), label=label)
+        return load_task(data[0], text=text_columns(text), label=label)
     named = dict(item.split("=", 1) for item in data if "=" in item)
     if len(named) != len(data):
         raise DataError(
@@ -81,9 +92,10 @@ def read_task(data: list[str], text: str, label: str) -> Task:
             who="data",
             hint="give --data train=FILE --data test=FILE",
         )
-    return load_task(named, text=_columns(text), label=label)
+    return load_task(named, text=text_columns(text), label=label)
 
 
-def _columns(text: str) -> str | tuple[str, str]:
+def text_columns(text: str) -> str | tuple[str, str]:
+    """Return one column, or the two that a comma separates."""
     first, comma, second = text.partition(",")
     return (first.strip(), second.strip()) if comma else first

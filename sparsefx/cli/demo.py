@@ -22,6 +22,7 @@ def command(
     """Make all-MiniLM-L6-v2 90 % sparse and int8 on review sentences, and report."""
     from transformers import AutoTokenizer
 
+    from sparsefx.cli.compress import name_classes
     from sparsefx.cli.runs import train_and_report
     from sparsefx.huggingface import load_pretrained
     from sparsefx.recipe import Recipe
@@ -37,9 +38,11 @@ def command(
     stderr.print("reading the sentences")
     data = demo_data()
     seed_everything(recipe.seed)
+    model = load_pretrained(str(place), labels=len(data.task.classes))
+    name_classes(model, data.task)
     train_and_report(
         recipe,
-        load_pretrained(str(place), labels=len(data.task.classes)),
+        model,
         SessionData(data.task, AutoTokenizer.from_pretrained(str(place)), data.transfer),
         folder or Path("runs") / name,
         tokenizer=place,

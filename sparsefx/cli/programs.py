@@ -14,18 +14,20 @@ __all__ = ["open_program"]
 
 
 def open_program(place: str) -> Program:
-    """Return the Program in a folder: a saved Program, or a Hugging Face model to capture.
+    """Return a saved Program, the final one of a run folder, or a Hugging Face model captured.
 
     Raises:
-        ArtifactError: When it is neither.
+        ArtifactError: When it is none of these.
     """
     from sparsefx.program import Program
 
     folder = Path(place)
     if (folder / "manifest.json").exists() or (folder / "graph.json").exists():
         return Program.load(folder)
-    if folder.is_dir() and (folder / "program").is_dir():
-        return Program.load(folder / "program")
+    if (folder / "result.json").exists() and (folder / "run.json").exists():
+        from sparsefx.train.results import RunResult
+
+        return RunResult.read(folder).program
     if folder.exists() and not (folder / "config.json").exists():
         raise ArtifactError(
             "neither a saved Program (manifest.json) nor a Hugging Face model (config.json)",

@@ -152,14 +152,31 @@ def predictor(program: Program) -> Predictor:
     return run
 
 
-def predict(program: Program, data: Encoded, batch_size: int) -> NDArray[np.float32]:
+def predict(
+    program: Program,
+    data: Encoded,
+    batch_size: int,
+    compiled: Callable[..., Mapping[str, Tensor]] | None = None,
+) -> NDArray[np.float32]:
     """Return the logits for all examples, in fp32 and evaluation mode.
+
+    Args:
+        program: The model.
+        data: The examples.
+        batch_size: Examples in a batch.
+        compiled: The same model lowered to a target, to be run instead.
 
     Returns:
         Of shape (examples, outputs), in the order of ``data``.
     """
     was_training = program.training
     run = predictor(program.eval())
+    if compiled is not None:
+        output = logits_name(program)
+
+        def run(batch: Mapping[str, Tensor]) -> Tensor:
+            return compiled(**batch)[output]
+
     device = next(iter(program.named_tensors().values())).device
     results: list[tuple[NDArray[np.int64], Tensor]] = []
     try:

@@ -1,0 +1,117 @@
+"""compress and evaluate on a user's folder and files: the whole way, and what can go wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparsefx.cli import main
+from tests.train.tiny_run import LETTERS, texts, tokenizer
+
+RECIPE = """
+name: short
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: dense
+  training: {steps: 3, precision: fp32}
+- name: sparse
+  pipeline: magnitude-prune{sparsity=0.5,end=2,frequency=1}
+  training: {steps: 2, precision: fp32}
+  after: fold-masks
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a model, two data files and a recipe."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=4 + len(LETTERS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    for name, seed in (("train", 1), ("test", 2)):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["words", "kind"])
+            writer.writerows((t, "early" if t[0] in "abcd" else "late") for t in texts(40, seed))
+    (tmp_path / "short.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(*arguments: object) -> Any:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+def compress(place: Path, **changed: str) -> Any:
+    options = {
+        "--model": f"{place}/model",
+        "--text": "words",
+        "--label": "kind",
+        "--folder": f"{place}/run",
+        "--target": "reference",
+        **changed,
+    }
+    data = ("--data", f"train={place}/train.csv", "--data", f"test={place}/test.csv")
+    flat = [text for pair in options.items() for text in pair]
+    return run("compress", place / "short.yaml", *data, *flat)
+
+
+def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compress(place) == 0
+    shown = capsys.readouterr().out
+    assert "sparse" in shown
+    assert "50.0%" in shown
+    page = (place / "run" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    model = BertForSequenceClassification.from_pretrained(place / "run" / "huggingface")
+    assert model.config.id2label == {0: "early", 1: "late"}
+    weight = model.get_parameter("bert.encoder.layer.0.output.dense.weight")
+    assert (weight == 0).float().mean() == 0.5
+
+    test = ("--data", place / "test.csv", "--text", "words", "--label", "kind")
+    assert run("evaluate", place / "run", *test) == 0
+    first = capsys.readouterr().out
+    assert run("evaluate", place / "run" / "huggingface", *test) == 0
+    assert capsys.readouterr().out == first
+
+    assert compress(place) == 0
+    assert "finished before: dense, sparse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"--label": "kid"}, "did you mean 'kind'?"),
+        ({"--model": "nowhere/at-all"}, "no model can be loaded"),
+        ({"--target": "refrence"}, "did you mean 'reference'?"),
+    ],
+)
+def test_mistakes(
+    place: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], expected: str
+) -> None:
+    assert compress(place, **changed) == 2
+    assert expected in capsys.readouterr().err
+    assert not (place / "run" / "result.json").exists()
+
+
+def test_a_wrong_key_of_a_recipe_is_named_with_its_path(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = RECIPE.replace("{steps: 2, precision: fp32}", "{steps: 2, precison: fp32}")
+    (place / "short.yaml").write_text(text)
+    assert compress(place) == 2
+    shown = capsys.readouterr().err
+    assert "stages[1].training.precison" in shown
+    assert "did you mean 'precision'?" in shown
