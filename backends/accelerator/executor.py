@@ -64,10 +64,11 @@ class StreamExecutor(fx.Interpreter):
 
     A linear whose input and weight are quantized is computed as the array does:
 
-        accumulators = sum over k of (q - zero_point) * w          int32, exact
-        y = accumulators * (scale_input * scale_weight) + bias     rounded once to float32
+        accumulators = sum over k of (q - zero_point) * w                   int32, exact
+        y = float32(accumulators) * (scale_input * scale_weight) + bias     in float32
 
-    and a following quantize node turns y into integers again. Everything else runs as in the
+    and a following quantize node turns y into integers again: the arithmetic of the reference
+    target's `integer` way, so the two are equal element for element. Everything else runs as in the
     Program.
 
     Args:
@@ -144,11 +145,10 @@ class StreamExecutor(fx.Interpreter):
         active = (rows != zero).numpy()
         self.active[node.name] = active
         self.products[node.name] = IntegerProduct(accumulators, digest, float(active.mean()))
-        steps = torch.from_numpy(accumulators).double()
-        y = steps * (scale.double() * weight_scale.double())
+        y = torch.from_numpy(accumulators).float() * (scale * weight_scale)
         if bias and bias[0] is not None:
-            y = y + bias[0].double()
-        result: Tensor = y.float().reshape(*q.shape[:-1], -1)
+            y = y + bias[0]
+        result: Tensor = y.reshape(*q.shape[:-1], -1)
         return result
 
 

@@ -9,7 +9,18 @@ import typer
 from rich.logging import RichHandler
 
 from sparsefx import __version__
-from sparsefx.cli import bench, capture, compress, demo, evaluate, inspect, opt, passes
+from sparsefx.cli import (
+    bench,
+    capture,
+    compress,
+    demo,
+    evaluate,
+    inspect,
+    opt,
+    passes,
+    simulate,
+    sweep,
+)
 from sparsefx.cli.console import stderr
 
 __all__ = ["app"]
@@ -29,6 +40,8 @@ app.command("passes")(passes.command)
 app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
+app.command("simulate")(simulate.command)
+app.command("sweep")(sweep.command)
 
 
 def _version(wanted: bool) -> None:

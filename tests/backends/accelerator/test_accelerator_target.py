@@ -22,6 +22,7 @@ from sparsefx.backends.accelerator.sensitivity import sensitivity
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
 from sparsefx.backends.accelerator.units import op_name
 from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
 from sparsefx.passes.quantize.calibrate import calibrate
 from tests.programs import captured
@@ -102,10 +103,10 @@ def test_accumulators_and_outputs_equal_the_reference_integers() -> None:
         users = [user for user in node.users if op_name(user) == "sparsefx.quantize"]
         if not users:
             continue
-        bias = recorder.env[node.args[2]].double()
-        y = exact.double() * (scale.double() * weight_scale.double()) + bias
+        bias = recorder.env[node.args[2]]
+        y = exact.float() * (scale * weight_scale) + bias
         arguments = [recorder.env[a] if isinstance(a, fx.Node) else a for a in users[0].args[1:]]
-        ours = torch.ops.sparsefx.quantize(y.float(), *arguments)
+        ours = torch.ops.sparsefx.quantize(y, *arguments)
         theirs = recorder.env[users[0]].reshape(ours.shape)
         assert torch.equal(ours, theirs)
         checked += 1
@@ -134,12 +135,12 @@ def test_accumulators_equal_onnx_runtime_integer_products() -> None:
     assert np.array_equal(accumulate(torch.from_numpy(q), 131, weight), theirs)
 
 
-def test_outputs_are_those_of_the_program() -> None:
-    machine = compiled()
+@pytest.mark.parametrize("arch", ["anton", "eie-64"])
+def test_outputs_equal_the_reference_target_in_integer_arithmetic(arch: str) -> None:
+    machine = compiled(arch)
     batch = example_batch(2, 16, seed=3)
-    with torch.no_grad():
-        expected = machine.program(**batch)["logits"]
-    assert torch.allclose(machine(**batch)["logits"], expected, atol=1e-5)
+    reference = Reference(arithmetic="integer").lower(machine.program)
+    assert torch.equal(machine(**batch)["logits"], reference(**batch)["logits"])
 
 
 def test_timing_and_function_are_of_one_program() -> None:

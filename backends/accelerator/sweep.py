@@ -1,0 +1,219 @@
+"""Many simulations: architectures x compressions x patterns, on all cores, resumable."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from sparsefx.backends.accelerator.archfile import load_architecture
+from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.report.svg import COLOURS, Axis, Canvas
+from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.errors import TargetError
+from sparsefx.report.page import Page, table
+
+__all__ = ["Pattern", "Point", "Result", "grid", "run_point", "run_sweep", "write_sweep"]
+
+Pattern = Literal["random", "balanced"]
+SIZES = {"bert-base": EncoderSize(), "bert-large": EncoderSize.large()}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One simulation of a sweep: an encoder's sizes, an architecture and a kind of zeros."""
+
+    arch: str
+    ratio: float
+    pattern: Pattern = "balanced"
+    size: str = "bert-base"
+    batch: int = 1
+    tokens: int = 128
+
+    @property
+    def key(self) -> str:
+        """Text that names the point in the file of results."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a point; `error` says why nothing did."""
+
+    point: Point
+    cycles: float = 0.0
+    milliseconds: float = 0.0
+    sequences_per_second: float = 0.0
+    millijoules: float = 0.0
+    dram_megabytes: float = 0.0
+    utilisation: float = 0.0
+    error: str = ""
+
+
+def grid(
+    archs: Iterable[str],
+    ratios: Iterable[float],
+    patterns: Iterable[Pattern],
+    *,
+    size: str = "bert-base",
+    batch: int = 1,
+    tokens: int = 128,
+) -> list[Point]:
+    """All combinations, in order."""
+    return [
+        Point(arch, ratio, pattern, size, batch, tokens)
+        for arch in archs
+        for ratio in ratios
+        for pattern in patterns
+    ]
+
+
+def run_point(point: Point) -> Result:
+    """Simulate one point; a machine that cannot run it gives a result with an error."""
+    if point.size not in SIZES:
+        return Result(point, error=f"no size {point.size!r}; known: {', '.join(SIZES)}")
+    workload = encoder_workload(
+        SIZES[point.size],
+        batch=point.batch,
+        tokens=point.tokens,
+        ratio=point.ratio,
+        balanced=point.pattern == "balanced",
+        distinct=False,
+    )
+    try:
+        run = simulate(workload, load_architecture(point.arch))
+    except TargetError as error:
+        return Result(point, error=error.why)
+    return Result(
+        point,
+        run.cycles,
+        run.seconds * 1e3,
+        run.throughput,
+        sum(run.energy.values()) / 1e9,
+        run.dram_bytes / 1e6,
+        run.utilisation,
+    )
+
+
+def run_sweep(
+    points: list[Point],
+    folder: Path,
+    *,
+    jobs: int = 1,
+    ray_address: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Run what is not in `folder/points.jsonl` yet and return all results in order.
+
+    Every finished point is appended at once, so a sweep that was stopped goes on where it was.
+
+    Args:
+        points: What to simulate.
+        folder: Where the results lie.
+        jobs: Processes on this machine.
+        ray_address: Address of a Ray cluster (`auto` or `local`); needs the package ray.
+        progress: Called with how many points are done and how many there are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "points.jsonl"
+    known = _read(file)
+    todo = [point for point in dict.fromkeys(points) if point.key not in known]
+    progress(len(points) - len(todo), len(points))
+    runner = _on_ray(todo, ray_address) if ray_address else _here(todo, jobs)
+    with file.open("a", encoding="utf-8") as out:
+        for done, result in enumerate(runner, start=len(points) - len(todo) + 1):
+            known[result.point.key] = result
+            out.write(json.dumps(asdict(result)) + "\n")
+            out.flush()
+            progress(done, len(points))
+    return [known[point.key] for point in points]
+
+
+def _read(file: Path) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    if not file.exists():
+        return found
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            tree = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a sweep that was killed
+        result = Result(**{**tree, "point": Point(**tree["point"])})
+        found[result.point.key] = result
+    return found
+
+
+def _here(points: list[Point], jobs: int) -> Iterator[Result]:
+    if jobs <= 1 or len(points) < 2:
+        yield from map(run_point, points)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run_point, point) for point in points]):
+            yield future.result()
+
+
+def _on_ray(points: list[Point], address: str) -> Iterator[Result]:
+    try:
+        import ray
+    except ImportError as error:
+        raise TargetError(
+            "the package ray is not installed",
+            who="sweep",
+            hint="pip install 'sparsefx[ray]', or leave the address out to use this machine",
+        ) from error
+    ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
+    remote = ray.remote(run_point)
+    waiting = [remote.remote(point) for point in points]
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        yield from ray.get(ready)
+
+
+def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
+    """Write `sweep.csv` and `sweep.html` (table and plot) and return their paths."""
+    columns = [*asdict(results[0].point), *(k for k in asdict(results[0]) if k != "point")]
+    rows = [{**asdict(r.point), **{k: v for k, v in asdict(r).items() if k != "point"}}
+            for r in results]  # fmt: skip
+    sheet = folder / "sweep.csv"
+    with sheet.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.DictWriter(out, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    page = Page("Sweep", f"{len(results)} simulations; none is a measurement.")
+    page.section("Throughput against compression", _plot(results))
+    shown = [[_cell(row[c]) for c in columns] for row in rows]
+    page.section("Results", f'<div class="scroll">{table(columns, shown)}</div>')
+    return sheet, page.write(folder / "sweep.html")
+
+
+def _cell(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _plot(results: list[Result]) -> str:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        if not result.error:
+            name = f"{result.point.arch}, {result.point.pattern}"
+            lines.setdefault(name, []).append((result.point.ratio, result.sequences_per_second))
+    canvas = Canvas(900, 380, "throughput against compression")
+    if not lines:
+        return ""
+    values = [v for points in lines.values() for _, v in points]
+    most = max(x for points in lines.values() for x, _ in points)
+    x = Axis(0, most * 1.05, 70, 640)
+    y = Axis(min(values) / 1.5, max(values) * 1.5, 330, 15, log=True)
+    canvas.axes(x, y, "dense over remaining weights", "sequences a second")
+    for row, (name, points) in enumerate(lines.items()):
+        colour = COLOURS[row % len(COLOURS)]
+        canvas.line([(x(a), y(b)) for a, b in sorted(points)], colour)
+        for a, b in points:
+            canvas.dot(x(a), y(b), colour, f"{name}: {a:g}x, {b:,.1f}")
+        canvas.rect(660, 20 + 18 * row, 11, 11, colour)
+        canvas.text(677, 30 + 18 * row, name)
+    return canvas.render()
