@@ -8,6 +8,7 @@ and translated by torch.onnx (opset 21). ``sparsefx::quantize`` becomes Quantize
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,18 +197,18 @@ def _own_zero_points(graph: GraphProto) -> None:
 
 def _name_dimensions(graph: GraphProto, program: Program) -> None:
     """Write the names of dynamic dimensions, e.g. ``batch``, into the types of in- and outputs."""
-    dims: dict[str, tuple[int | str, ...]] = {s.name: s.dims for s in program.signature.inputs}
-    returned = program.graph.output_node().args[0]
-    assert isinstance(returned, dict)
-    for name, node in returned.items():
-        fact = program.shape_of(node)
-        if fact is not None:
-            dims[name] = fact.dims
-    for value in (*graph.input, *graph.output):
-        shape = value.type.tensor_type.shape
-        for place, dim in zip(shape.dim, dims.get(value.name, ()), strict=False):
+    dims = {spec.name: spec.dims for spec in program.signature.inputs}
+    names: dict[str, str] = {}
+    for value in graph.input:
+        for place, dim in zip(value.type.tensor_type.shape.dim, dims[value.name], strict=True):
             if isinstance(dim, str):
+                names.setdefault(place.dim_param, dim)
                 place.dim_param = dim
+    for value in graph.output:
+        for place in value.type.tensor_type.shape.dim:
+            if place.dim_param:
+                symbols = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), place.dim_param)
+                place.dim_param = symbols
 
 
 @contextmanager

@@ -101,7 +101,10 @@ class OnnxRuntime(Target):
         Raises:
             TargetError: When onnx, onnxscript or onnxruntime is missing, or translation fails.
         """
-        return OnnxRuntimeCompiled(program.copy().to("cpu").eval(), self)
+        program = program.copy().eval()
+        if any(tensor.device.type != "cpu" for tensor in program.named_tensors().values()):
+            program.to("cpu")
+        return OnnxRuntimeCompiled(program, self)
 
 
 def _translates(target: object) -> bool:
