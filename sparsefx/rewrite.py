@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
 from sparsefx.ops import MODE, Mode
-from sparsefx.signature import Signature
+from sparsefx.signature import InputSpec, Signature
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -189,6 +189,33 @@ class Rewriter:
         if hasattr(module, leaf):
             raise ProgramError(f"there is a tensor {name!r} already", who=self.author, where=name)
         return module, leaf
+
+    # -- inputs ----------------------------------------------------------------------------------
+
+    def add_input(self, spec: InputSpec) -> fx.Node:
+        """Add an input at the end and return its node; its dynamic dimensions must be known ones.
+
+        Raises:
+            ProgramError: When there is one of this name, or a dynamic dimension is new.
+        """
+        signature = self.program.signature
+        if spec.name in signature.input_names:
+            raise ProgramError(
+                f"there is an input {spec.name!r} already", who=self.author, where=spec.name
+            )
+        self._shapes = self.program._shapes = self._shapes.with_input(spec)
+        *_, last = self.program.graph.find_nodes(op="placeholder")
+        with self.program.graph.inserting_after(last):
+            node = self.program.graph.placeholder(spec.name, default_value=None)
+        self.program.signature = Signature((*signature.inputs, spec), signature.outputs)
+        return self._adopt(node, last)
+
+    def remove_input(self, name: str) -> None:
+        """Remove an input that nothing uses."""
+        for node in self.program.graph.find_nodes(op="placeholder", target=name):
+            self.erase(node)
+        kept = tuple(spec for spec in self.program.signature.inputs if spec.name != name)
+        self.program.signature = Signature(kept, self.program.signature.outputs)
 
     # -- outputs ---------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ looks for them. They are only a cache: :meth:`Shapes.infer` makes them anew from
 
 from __future__ import annotations
 
+import copy
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from sparsefx.errors import ProgramError
-from sparsefx.signature import Dim, Signature
+from sparsefx.signature import Dim, InputSpec, Signature
 
 __all__ = ["ShapeFact", "Shapes", "static_size"]
 
@@ -50,7 +51,7 @@ class Shapes:
         )
         self._constants: dict[int, tuple[weakref.ref[torch.Tensor], FakeTensor]] = {}
         self._names: dict[str, str] = {}
-        self._inputs = self._make_inputs()
+        self._inputs: dict[str, FakeTensor] = self._make_inputs()
 
     @classmethod
     def of_export(cls, signature: Signature, values: Mapping[str, FakeTensor]) -> Shapes:
@@ -95,6 +96,32 @@ class Shapes:
             inputs[spec.name] = fake
             self._name_symbols(fake, spec.dims)
         return inputs
+
+    def with_input(self, spec: InputSpec) -> Shapes:
+        """Return inference for the same graph with one more input.
+
+        Raises:
+            ProgramError: When it has a dynamic dimension that no other input has.
+        """
+        sizes = {dim: size for size, dim in self._sizes()}
+        unknown = [dim for dim in spec.dims if isinstance(dim, str) and dim not in sizes]
+        if unknown:
+            raise ProgramError(
+                f"no other input has the dynamic dimension {unknown[0]!r}",
+                who="signature",
+                where=spec.name,
+            )
+        wider = copy.copy(self)
+        wider._signature = Signature((*self._signature.inputs, spec), self._signature.outputs)
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims]
+        with self._mode:
+            fake: Any = torch.empty(shape, dtype=spec.dtype)
+        wider._inputs = {**self._inputs, spec.name: fake}
+        return wider
+
+    def _sizes(self) -> Iterator[tuple[int | torch.SymInt, Dim]]:
+        for spec in self._signature.inputs:
+            yield from zip(self._inputs[spec.name].shape, spec.dims, strict=True)
 
     def _name_symbols(self, fake: FakeTensor, dims: tuple[Dim, ...]) -> None:
         for size, dim in zip(fake.shape, dims, strict=True):
