@@ -27,6 +27,7 @@ Kind = Literal["passes", "targets"]
 _TABLE: dict[Kind, dict[str, str]] = {
     "passes": {
         "decompose-attention": ("sparsefx.passes.structure.decompose_attention:DecomposeAttention"),
+        "distill": "sparsefx.passes.distill.distill:Distill",
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
@@ -35,6 +36,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
+        "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",
     },
     "targets": {
         "accelerator": "sparsefx.backends.accelerator.target:Accelerator",

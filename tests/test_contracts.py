@@ -40,6 +40,7 @@ CASES: dict[str, Case] = {
     "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
     "quantize-convert": Case("quantize-convert", before="quantize-prepare"),
+    "strip-distillation": Case("strip-distillation", before="distill"),
 }
 
 

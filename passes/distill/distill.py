@@ -1,0 +1,371 @@
+"""distill: joins a teacher to the student's graph and makes the loss that compares them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from sparsefx.errors import PassError, did_you_mean
+from sparsefx.passbase import Pass, PassContext, PassReport
+from sparsefx.passes.analyses.encoder import Encoder, EncoderStructure
+from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map, pair_layers
+from sparsefx.passes.distill.scope import Options, Pair, Scope
+from sparsefx.passes.distill.teacher import Joined, check_inputs, check_vocabulary
+from sparsefx.passes.distill.terms import TERMS
+from sparsefx.passes.structure.decompose_attention import DecomposeAttention
+from sparsefx.pipeline import Pipeline
+from sparsefx.properties import Property
+from sparsefx.signature import InputSpec
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["Distill", "label_inputs", "logits_outputs"]
+
+_NEEDS_LAYERS = frozenset(TERMS) - {"logits", "labels"}
+_NEEDS_SCORES = frozenset({"scores", "probabilities"})
+_ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
+
+
+@dataclass(frozen=True)
+class Distill(Pass):
+    """Add a frozen teacher and a loss that makes the student resemble it.
+
+        loss = sum over terms of weight * term
+
+    A term is on when its weight is above 0. With p = softmax(z / T), H a layer's output, S its
+    attention scores before softmax, P after, V its values; s student, t teacher:
+
+        logits          T^2 mean_rows KL(p_t || p_s)          Hinton et al. 2015, Prune OFA (T = 2)
+        labels          cross-entropy with hard labels, or MSE where there is one class
+        hidden          sum_layers mean (H_s - H_t)^2         SparseBERT, TinyBERT
+        embedding       mean (E_s - E_t)^2, E enters layer 0  SparseBERT, TinyBERT
+        scores          sum_layers mean (S_s - S_t)^2         SparseBERT, TinyBERT
+        probabilities   sum_layers mean_rows KL(P_t || P_s)   MiniLM
+        value_relation  the same of softmax(V V^T / sqrt(d))  MiniLM
+        cls             sum_layers mean (h_s - h_t)^2         BERT-PKD, first token, |h| = 1
+        cosine          mean (1 - cos(H_s, H_t)), last layer  DistilBERT
+
+    The functions in :mod:`sparsefx.passes.distill.terms` give each formula in full. SparseBERT's
+    objective is ``distill{logits=1,hidden=1,embedding=1,scores=1,temperature=1.0,
+    logits_loss='soft-ce',logits_mean='batch-and-classes',mask_padding=False,teacher_mode='train'}``
+    (the released code never calls ``eval()`` on the teacher).
+
+    The Program returns ``loss``, ``loss.<term>`` before its weight, and what the student returned.
+    The labels term adds an input ``labels`` (``start_positions`` and ``end_positions`` for
+    answers). The teacher's tensors are buffers below ``teacher.``; only the part of it that a term
+    needs is joined, and autograd sees none of it. Where widths differ, hidden and embedding train
+    a projection. ``strip-distillation`` takes all of this out again.
+
+    Establishes ``distilling``. The attention terms need explicit attention in the student
+    (``decompose-attention``); the teacher's is spelled out here.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import graph_text, small_program
+    >>> student, teacher = (
+    ...     small_program(torch.nn.Linear(4, 2, bias=False), input=torch.zeros(3, 4)) for _ in "st"
+    ... )
+    >>> out = Pipeline.parse("distill{temperature=1.0}").run(student, programs={"teacher": teacher})
+    >>> print(graph_text(out))
+    %linear = aten.linear(%input_1, %weight)
+    %linear_1 = aten.linear(%input_1, %teacher_weight)
+    %log_softmax = aten.log_softmax.int(%linear, -1)
+    %log_softmax_1 = aten.log_softmax.int(%linear_1, -1)
+    %kl_div = aten.kl_div(%log_softmax, %log_softmax_1, 0, log_target=True)
+    %sum_1 = aten.sum.dim_IntList(%kl_div, [-1])
+    %mean = aten.mean(%sum_1)
+    return {output: %linear, loss: %mean, loss.logits: %mean}
+    <BLANKLINE>
+
+    Attributes:
+        teacher: Name under which the pipeline was given the teacher Program.
+        layers: Which teacher layer each student layer learns from: ``identity``, ``skip`` (every
+            k-th), ``last`` (the topmost), ``final`` (last with last alone), or pairs.
+        temperature: T of the logits term.
+        logits_loss: ``kl``, ``soft-ce`` (the same gradient) or ``mse``.
+        logits_mean: ``batch``: sum over classes; ``batch-and-classes``: mean (SparseBERT).
+        probabilities_loss: ``kl`` or ``mse``.
+        normalise_cls: Scale the vectors of the cls term to length 1.
+        mask_padding: Leave padded tokens out of every mean over tokens.
+        teacher_mode: ``eval``, or ``train`` for a teacher whose dropout follows the student's mode.
+        teacher_inputs: Inputs that the teacher alone reads; they are added to the signature.
+        cached: Take the teacher's logits from the batch (inputs ``teacher_<output>``), computed
+            beforehand, in place of a joined teacher; only for the logits term.
+        seed: Of the projection's initial values.
+    """
+
+    name: ClassVar[str] = "distill"
+    establishes: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING})
+    forbids: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING, Property.QUANTIZED})
+    changes_signature: ClassVar[bool] = True
+
+    teacher: str = "teacher"
+    logits: float = 1.0
+    labels: float = 0.0
+    hidden: float = 0.0
+    embedding: float = 0.0
+    scores: float = 0.0
+    probabilities: float = 0.0
+    value_relation: float = 0.0
+    cls: float = 0.0
+    cosine: float = 0.0
+    layers: LayerMap = "identity"
+    temperature: float = 2.0
+    logits_loss: Literal["kl", "soft-ce", "mse"] = "kl"
+    logits_mean: Literal["batch", "batch-and-classes"] = "batch"
+    probabilities_loss: Literal["kl", "mse"] = "kl"
+    normalise_cls: bool = True
+    mask_padding: bool = True
+    teacher_mode: Literal["eval", "train"] = "eval"
+    teacher_inputs: tuple[str, ...] = ()
+    cached: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for term in TERMS:
+            weight = getattr(self, term)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise self.refuse(term, "expected a number, the weight of this term")
+            if not 0 <= weight < math.inf:
+                raise self.refuse(term, "expected a weight of 0 or more")
+        if not self.terms:
+            raise self.refuse("logits", "no term has a weight above 0")
+        if not 0 < self.temperature < math.inf:
+            raise self.refuse("temperature", "expected a number above 0")
+        for option, known in _CHOICES.items():
+            if getattr(self, option) not in known:
+                raise self.refuse(option, f"expected one of {', '.join(known)}")
+        if why := check_layer_map(self.layers):
+            raise self.refuse("layers", why)
+        if not isinstance(self.teacher_inputs, tuple):
+            raise self.refuse("teacher_inputs", "expected a tuple of names")
+        if self.cached and set(self.terms) - {"logits", "labels"}:
+            raise self.refuse("cached", "only the logits term can be cached")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms that are on."""
+        return tuple(term for term in TERMS if getattr(self, term) > 0)
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Join the teacher and build the loss."""
+        _check_student(program)
+        builder = _Builder(self, program, ctx)
+        rw = ctx.rewriter
+        with rw.before(program.graph.output_node()):
+            scope = builder.scope()
+            values = {term: TERMS[term](scope) for term in self.terms}
+            weighted = [
+                value if getattr(self, term) == 1 else _scaled(ctx, value, getattr(self, term))
+                for term, value in values.items()
+            ]
+            loss = scope.total(weighted)
+        rw.set_output("loss", loss)
+        for term, value in values.items():
+            rw.set_output(f"loss.{term}", value)
+        program.active = (*program.active, self)
+        return PassReport(len(values), notes=tuple(builder.notes))
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "logits_loss": ("kl", "soft-ce", "mse"),
+    "logits_mean": ("batch", "batch-and-classes"),
+    "probabilities_loss": ("kl", "mse"),
+    "teacher_mode": ("eval", "train"),
+}
+
+
+def _scaled(ctx: PassContext, value: fx.Node, weight: float) -> fx.Node:
+    return ctx.rewriter.call(torch.ops.aten.mul.Tensor, value, weight)
+
+
+def _check_student(program: Program) -> None:
+    for name in program.signature.outputs:
+        if name == "loss" or name.startswith("loss."):
+            raise PassError(
+                f"the student returns {name!r} already",
+                who="distill",
+                where=name,
+                hint="capture it without labels; the labels term adds them",
+            )
+
+
+def logits_outputs(program: Program) -> tuple[str, ...]:
+    """Return the outputs that classify: those called logits, else every floating output."""
+    outputs = {
+        name: fact
+        for name, node in _outputs(program).items()
+        if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and len(fact.dims) > 1
+    }
+    named = tuple(name for name in outputs if name.endswith("logits"))
+    return named or tuple(outputs)
+
+
+def label_inputs(program: Program) -> dict[str, InputSpec]:
+    """Return the labels input for each logits output: class indices, or values for one class."""
+    found = {}
+    for name in logits_outputs(program):
+        fact = program.shape_of(_outputs(program)[name])
+        if fact is None:
+            continue
+        value = fact.dims[-1] == 1
+        label = _ANSWER_LABELS.get(name, "labels")
+        dtype = fact.dtype if value else torch.int64
+        found[name] = InputSpec(label, dtype, fact.dims[:-1])
+    return found
+
+
+def _outputs(program: Program) -> dict[str, fx.Node]:
+    return dict(program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
+
+
+class _Builder:
+    """Brings together what the terms need, checking that it fits."""
+
+    def __init__(self, item: Distill, program: Program, ctx: PassContext) -> None:
+        self.item, self.program, self.ctx = item, program, ctx
+        self.notes: list[str] = []
+        self.needs_layers = bool(_NEEDS_LAYERS & set(item.terms))
+        self.joins = (self.needs_layers or item.logits > 0) and not item.cached
+        self.teacher = self._given_teacher() if self.joins else None
+        self.student_encoder = program.facts(EncoderStructure)
+        self.specs: list[InputSpec] = []
+        if self.teacher is not None:
+            self.specs = check_inputs(program, self.teacher, item.teacher_inputs)
+            check_vocabulary(program, self.teacher)
+
+    def _given_teacher(self) -> Program:
+        teacher = self.ctx.program(self.item.teacher, who=self.item.name)
+        if _NEEDS_SCORES & set(self.item.terms):
+            explicit = DecomposeAttention(on_no_match="ignore")
+            teacher = Pipeline((explicit,)).run(teacher)
+        return teacher
+
+    def scope(self) -> Scope:
+        """Return what the terms see; adds inputs and the teacher's logits."""
+        item, rw = self.item, self.ctx.rewriter
+        outputs = _outputs(self.program)
+        logits = {name: outputs[name] for name in logits_outputs(self.program)}
+        specs = label_inputs(self.program)
+        for spec in self.specs:
+            rw.add_input(spec)
+        joined = None
+        if self.teacher is not None:
+            joined = Joined(rw, self.teacher, trains=item.teacher_mode == "train")
+        pairs, ends = self._pairs()
+        return Scope(
+            rw=rw,
+            options=Options(
+                item.temperature,
+                item.logits_loss,
+                item.logits_mean,
+                item.probabilities_loss,
+                item.normalise_cls,
+                item.seed,
+            ),
+            logits=logits,
+            targets=self._targets(logits, joined) if item.logits else {},
+            labels=self._labels(specs) if item.labels else {},
+            pairs=pairs,
+            ends=ends,
+            taught=joined or _no_teacher,
+            tokens=self._tokens(logits),
+        )
+
+    def _pairs(self) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+        if not self.needs_layers or self.teacher is None:
+            return (), ()
+        ours = self.student_encoder.require("distill")
+        theirs = self._teacher_encoder(self.teacher).require("distill (the teacher)")
+        pairs = tuple(
+            Pair(ours[low], theirs[high])
+            for low, high in pair_layers(self.item.layers, len(ours), len(theirs))
+        )
+        return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
+
+    def _teacher_encoder(self, teacher: Program) -> Encoder:
+        return teacher.facts(EncoderStructure)
+
+    def _targets(self, logits: dict[str, fx.Node], joined: Joined | None) -> dict[str, fx.Node]:
+        if not logits:
+            raise PassError("the student has no floating-point output to compare", who="distill")
+        if joined is None or self.teacher is None:
+            return {name: self._cached_input(name, node) for name, node in logits.items()}
+        theirs = _outputs(self.teacher)
+        names = _match_names(tuple(logits), logits_outputs(self.teacher))
+        for name, other in names.items():
+            _check_head(name, self.program, logits[name], self.teacher, theirs[other])
+        return {name: joined(theirs[other]) for name, other in names.items()}
+
+    def _cached_input(self, name: str, node: fx.Node) -> fx.Node:
+        fact = self.program.shape_of(node)
+        if fact is None:
+            raise PassError(f"the output {name!r} is no tensor", who="distill", where=name)
+        spec = InputSpec(f"teacher_{name}", fact.dtype, fact.dims)
+        return self.ctx.rewriter.add_input(spec)
+
+    def _labels(self, specs: dict[str, InputSpec]) -> dict[str, fx.Node]:
+        names = [spec.name for spec in specs.values()]
+        if len(set(names)) != len(names) or not names:
+            raise PassError(
+                f"the labels term needs one classifying output, the student has {list(specs)}",
+                who="distill",
+                where="labels",
+                hint="leave the term out, or capture a model with one head",
+            )
+        return {name: self.ctx.rewriter.add_input(spec) for name, spec in specs.items()}
+
+    def _tokens(self, logits: dict[str, fx.Node]) -> fx.Node | None:
+        per_token = any(node.meta["val"].dim() == 3 for node in logits.values())
+        if not self.item.mask_padding or not (self.needs_layers or per_token):
+            return None
+        name = self.student_encoder.attention_mask
+        found = list(self.program.graph.find_nodes(op="placeholder", target=name or ""))
+        if not found or found[0].meta["val"].dim() != 2:
+            self.notes.append("no attention mask input: padding, if any, counts in every term")
+            return None
+        return self.ctx.rewriter.call(torch.ops.aten.to.dtype, found[0], torch.float32)
+
+
+def _no_teacher(node: fx.Node) -> fx.Node:
+    raise PassError(f"there is no teacher to take %{node.name} from", who="distill")
+
+
+def _match_names(ours: tuple[str, ...], theirs: tuple[str, ...]) -> dict[str, str]:
+    """Return the teacher's output for each of the student's; a single one matches any name."""
+    if len(ours) == len(theirs) == 1:
+        return {ours[0]: theirs[0]}
+    for name in ours:
+        if name not in theirs:
+            raise PassError(
+                f"the teacher has no output {name!r}; it returns {', '.join(theirs)}",
+                who="distill",
+                where=name,
+                hint=did_you_mean(name, theirs),
+            )
+    return {name: name for name in ours}
+
+
+def _check_head(
+    name: str, student: Program, ours: fx.Node, teacher: Program, theirs: fx.Node
+) -> None:
+    mine, other = student.shape_of(ours), teacher.shape_of(theirs)
+    if (
+        mine is None
+        or other is None
+        or mine.dims[-1] != other.dims[-1]
+        or len(mine.dims) != len(other.dims)
+    ):
+        shapes = " and ".join(str(list(fact.dims)) if fact else "nothing" for fact in (mine, other))
+        raise PassError(
+            f"the teacher has another head: student and teacher return {name!r} of shapes {shapes}",
+            who="distill",
+            where=name,
+            hint="train the teacher on the same task, or set logits=0 and use the hidden term",
+        )

@@ -1,0 +1,93 @@
+"""strip-distillation: takes the teacher and the loss out again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import fx
+
+from sparsefx.passbase import Pass, PassContext, PassReport
+from sparsefx.passes.distill.distill import Distill, label_inputs, logits_outputs
+from sparsefx.properties import Property
+from sparsefx.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["StripDistillation"]
+
+
+@dataclass(frozen=True)
+class StripDistillation(Pass):
+    """Remove what ``distill`` added: exactly the graph from before is left.
+
+    The loss outputs go, then whatever served them alone: the teacher and its tensors, the
+    projection, the inputs for labels and for the teacher. What training or other passes changed in
+    the student stays.
+
+    Requires and destroys ``distilling``.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_program
+    >>> student, teacher = (
+    ...     small_program(torch.nn.Linear(4, 2), input=torch.zeros(3, 4)) for _ in "st"
+    ... )
+    >>> back = Pipeline.parse("distill{labels=1.0},strip-distillation").run(
+    ...     student, programs={"teacher": teacher}
+    ... )
+    >>> back.fingerprint() == student.fingerprint()
+    True
+    """
+
+    name: ClassVar[str] = "strip-distillation"
+    requires: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING})
+    destroys: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING})
+    changes_signature: ClassVar[bool] = True
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Drop the outputs, what only they used, and the inputs that were added."""
+        rw = ctx.rewriter
+        losses = [n for n in program.signature.outputs if n == "loss" or n.startswith("loss.")]
+        ends = {rw.outputs()[name] for name in losses}
+        for name in losses:
+            rw.drop_output(name)
+        erased = _erase_unused(rw, ends)
+        for name in _added_inputs(program):
+            rw.remove_input(name)
+        program.active = tuple(i for i in program.active if not isinstance(i, Distill))
+        note = f"removed {len(losses)} loss outputs and {erased} nodes"
+        return PassReport(len(losses), notes=(note,))
+
+
+def _erase_unused(rw: Rewriter, ends: set[fx.Node]) -> int:
+    """Erase the nodes behind ``ends`` that nothing uses any more, and their tensors."""
+    graph = rw.program.graph
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    behind, stack = set(ends), list(ends)
+    while stack:
+        fresh = set(stack.pop().all_input_nodes) - behind
+        behind |= fresh
+        stack.extend(fresh)
+    count = 0
+    for node in sorted(behind, key=order.__getitem__, reverse=True):
+        if node.users or node.op == "placeholder":
+            continue
+        count += 1
+        if node.op == "get_attr":
+            rw.remove_tensor(str(node.target))
+        else:
+            rw.erase(node)
+    return count
+
+
+def _added_inputs(program: Program) -> list[str]:
+    """Return the inputs that ``distill`` added, which its options tell."""
+    (item,) = (each for each in program.active if isinstance(each, Distill))
+    names = list(item.teacher_inputs)
+    if item.labels:
+        names += [spec.name for spec in label_inputs(program).values()]
+    if item.cached and item.logits:
+        names += [f"teacher_{name}" for name in logits_outputs(program)]
+    return names

@@ -1,0 +1,280 @@
+"""The terms of a distillation loss: one small function each, listed in ``TERMS``.
+
+A term gets a :class:`~sparsefx.passes.distill.scope.Scope` and returns the node of a scalar. To add
+one: write its function, list it, and give ``Distill`` a weight of the same name.
+
+B batch, S sequence, H hidden width, A heads, C classes; s student, t teacher. ``mean`` runs over
+all positions, or, with the padding masked, over positions that are no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from sparsefx.errors import PassError
+from sparsefx.passes.analyses.dataflow import aten, last_dim
+from sparsefx.passes.distill.scope import Pair, Scope
+from sparsefx.rewrite import Rewriter
+
+__all__ = ["TERMS", "Term"]
+
+_SUM = 2
+_MASKED_SCORE = -1e2  # SparseBERT: what lies below was put there by the padding mask
+_IGNORED = -100  # the class that cross-entropy leaves out, for examples without a label
+_LOWEST_SCORE = -1e4  # exp of it is 0 in float32; keeps 0 * inf out of the divergence
+
+
+Term = Callable[[Scope], fx.Node]
+
+
+def logits(scope: Scope) -> fx.Node:
+    """Soft targets: T^2 KL(t || s) (Hinton et al. 2015), or the soft cross-entropy, or MSE.
+
+    kl       T^2 mean_rows sum_c p_t (log p_t - log p_s),   p = softmax(z / T)
+    soft-ce  T^2 mean_rows sum_c -p_t log p_s
+    mse      mean (z_s - z_t)^2
+
+    ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
+    SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
+    end of an answer) are averaged, as in Prune OFA.
+    """
+    parts = []
+    for name, ours in scope.logits.items():
+        weights = scope.tokens if ours.meta["val"].dim() == 3 else None
+        parts.append(_logits(scope, ours, scope.targets[name], weights, name))
+    return scope.average(parts)
+
+
+def _logits(
+    scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | None, name: str
+) -> fx.Node:
+    options, rw = scope.options, scope.rw
+    if options.logits_loss == "mse":
+        return scope.squared_error(ours, theirs, [-1], weights)
+    if last_dim(ours) == 1:
+        raise PassError(
+            f"the output {name!r} has one class: its soft targets are always 1",
+            who="distill",
+            where="logits_loss",
+            hint="for a regression use logits_loss='mse', or the labels term",
+        )
+    if options.logits_loss == "kl":
+        rows = scope.divergence(ours, theirs, options.temperature)
+    else:
+        log_ours = scope.log_softmax(ours, options.temperature)
+        cooled = scope.cooled(theirs, options.temperature)
+        product = rw.call(aten.mul.Tensor, rw.call(aten.softmax.int, cooled, -1), log_ours)
+        rows = rw.call(aten.neg.default, rw.call(aten.sum.dim_IntList, product, [-1]))
+    value = scope.mean(rows, weights)
+    if options.logits_mean == "batch-and-classes":
+        value = rw.call(aten.div.Tensor, value, rw.call(aten.sym_size.int, ours, -1))
+    if options.temperature == 1.0:
+        return value
+    return rw.call(aten.mul.Tensor, value, options.temperature**2)
+
+
+def labels(scope: Scope) -> fx.Node:
+    """Hard labels: cross-entropy with class indices, or MSE with values where there is one class.
+
+    Examples with the label -100 do not count. Several outputs are averaged.
+    """
+    parts = []
+    for name, ours in scope.logits.items():
+        given = scope.labels[name]
+        if last_dim(ours) == 1:
+            flat = scope.rw.call(aten.squeeze.dim, ours, -1)
+            parts.append(scope.rw.call(aten.mse_loss.default, flat, given))
+        else:
+            parts.append(_cross_entropy(scope.rw, ours, given))
+    return scope.average(parts)
+
+
+def _cross_entropy(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
+    if ours.meta["val"].dim() == 3:
+        ours = rw.call(aten.flatten.using_ints, ours, 0, 1)
+        given = rw.call(aten.flatten.using_ints, given)
+    # Sum over count, not the operator's own mean: a batch without any label gives 0, not NaN.
+    total = rw.call(aten.cross_entropy_loss.default, ours, given, None, _SUM, _IGNORED)
+    known = rw.call(aten.sum.default, rw.call(aten.ne.Scalar, given, _IGNORED))
+    return rw.call(aten.div.Tensor, total, rw.call(aten.clamp.default, known, 1))
+
+
+def hidden(scope: Scope) -> fx.Node:
+    """sum_pairs mean (H_s W + b - H_t)^2 of the layers' outputs; W only where widths differ."""
+    parts = []
+    for pair in scope.pairs:
+        theirs = scope.taught(pair.teacher.hidden)
+        ours = scope.project(pair.student.hidden, theirs)
+        parts.append(scope.squared_error(ours, theirs, [-1], scope.tokens))
+    return scope.total(parts)
+
+
+def embedding(scope: Scope) -> fx.Node:
+    """Mean (E_s W + b - E_t)^2 of what enters the first layer."""
+    bottom = scope.ends[0]
+    theirs = scope.taught(bottom.teacher.input)
+    ours = scope.project(bottom.student.input, theirs)
+    return scope.squared_error(ours, theirs, [-1], scope.tokens)
+
+
+def scores(scope: Scope) -> fx.Node:
+    """sum_pairs mean (S_s - S_t)^2 of the scores before softmax, masked entries (<= -1e2) as 0.
+
+    As in SparseBERT and TinyBERT. With the padding masked, only pairs of real tokens count.
+    """
+    weights, parts = scope.pair_weights(), []
+    for pair in scope.pairs:
+        ours, theirs = (_unmasked(scope, node, pair) for node in _scores(scope, pair))
+        parts.append(scope.squared_error(ours, theirs, [1], weights))
+    return scope.total(parts)
+
+
+def _unmasked(scope: Scope, node: fx.Node, pair: Pair) -> fx.Node:
+    masked = scope.rw.call(aten.le.Scalar, node, _MASKED_SCORE)
+    return scope.heads_apart(
+        scope.rw.call(aten.masked_fill.Scalar, node, masked, 0.0), pair.student.core.heads
+    )
+
+
+def _scores(scope: Scope, pair: Pair) -> tuple[fx.Node, fx.Node]:
+    ours, theirs = pair.student.core, pair.teacher.core
+    if ours.scores is None or theirs.scores is None:
+        raise PassError(
+            "attention is fused, its scores cannot be seen",
+            who="distill",
+            where=pair.where,
+            hint="run decompose-attention before distill",
+        )
+    _same_heads(pair)
+    return ours.scores, scope.taught(theirs.scores)
+
+
+def _same_heads(pair: Pair) -> None:
+    ours, theirs = pair.student.core.heads, pair.teacher.core.heads
+    if ours != theirs:
+        raise PassError(
+            f"attention terms need equal numbers of heads: the student has {ours}, the teacher "
+            f"{theirs}",
+            who="distill",
+            where=pair.where,
+            hint="leave out scores, probabilities and value_relation; hidden and logits do not "
+            "need this",
+        )
+
+
+def probabilities(scope: Scope) -> fx.Node:
+    """Attention probabilities P = softmax(S): KL (MiniLM) or MSE.
+
+    kl   sum_pairs 1/(A * rows) sum_heads,rows KL(P_t || P_s)
+    mse  sum_pairs mean (P_s - P_t)^2
+    """
+    parts = []
+    for pair in scope.pairs:
+        ours, theirs = _scores(scope, pair)
+        heads = pair.student.core.heads
+        if scope.options.probabilities_loss == "mse":
+            ours, theirs = (
+                scope.heads_apart(scope.rw.call(aten.softmax.int, node, -1), heads)
+                for node in (ours, theirs)
+            )
+            parts.append(scope.squared_error(ours, theirs, [1], scope.pair_weights()))
+        else:
+            parts.append(_relation(scope, ours, theirs, heads))
+    return scope.total(parts)
+
+
+def _relation(scope: Scope, ours: fx.Node, theirs: fx.Node, heads: int) -> fx.Node:
+    """Return the mean over batch, heads and queries of the divergence of two score matrices."""
+    ours, theirs = (
+        scope.rw.call(aten.clamp.default, scope.heads_apart(node, heads), _LOWEST_SCORE)
+        for node in (ours, theirs)
+    )
+    rows = scope.divergence(ours, theirs)
+    if scope.tokens is None:
+        return scope.mean(rows, None)
+    return scope.mean(scope.rw.call(aten.mean.dim, rows, [1]), scope.tokens)
+
+
+def value_relation(scope: Scope) -> fx.Node:
+    """MiniLM's value relation: the divergence of softmax(V V^T / sqrt(head size)), like scores.
+
+    With the padding masked, padded keys take no part.
+    """
+    parts = []
+    for pair in scope.pairs:
+        _same_heads(pair)
+        heads = pair.student.core.heads
+        ours = _values_related(scope, pair.student.core.value, heads)
+        theirs = _values_related(scope, scope.taught(pair.teacher.core.value), heads)
+        parts.append(_relation(scope, ours, theirs, heads))
+    return scope.total(parts)
+
+
+def _values_related(scope: Scope, value: fx.Node, heads: int) -> fx.Node:
+    rw = scope.rw
+    value = scope.heads_apart(value, heads)
+    product = rw.call(aten.matmul.default, value, rw.call(aten.transpose.int, value, -2, -1))
+    related = rw.call(aten.mul.Tensor, product, last_dim(value) ** -0.5)
+    if scope.tokens is None:
+        return related
+    padding = rw.call(aten.eq.Scalar, scope.tokens, 0)
+    for _ in range(2):
+        padding = rw.call(aten.unsqueeze.default, padding, 1)
+    return rw.call(aten.masked_fill.Scalar, related, padding, _LOWEST_SCORE)
+
+
+def cls(scope: Scope) -> fx.Node:
+    """BERT-PKD: sum_pairs mean (h_s - h_t)^2 of the first token, each scaled to length 1."""
+    parts = []
+    for pair in scope.pairs:
+        ours, theirs = (
+            _first_token(scope, node)
+            for node in (pair.student.hidden, scope.taught(pair.teacher.hidden))
+        )
+        _same_width(pair, "cls", ours, theirs)
+        parts.append(scope.rw.call(aten.mse_loss.default, ours, theirs))
+    return scope.total(parts)
+
+
+def _first_token(scope: Scope, node: fx.Node) -> fx.Node:
+    token = scope.rw.call(aten.select.int, node, 1, 0)
+    if not scope.options.normalise_cls:
+        return token
+    norm = scope.rw.call(aten.linalg_vector_norm.default, token, 2.0, [-1], True)
+    return scope.rw.call(aten.div.Tensor, token, scope.rw.call(aten.clamp.default, norm, 1e-12))
+
+
+def cosine(scope: Scope) -> fx.Node:
+    """DistilBERT: mean over tokens of 1 - cos(h_s, h_t) of the last hidden states."""
+    pair = scope.ends[1]
+    ours, theirs = pair.student.hidden, scope.taught(pair.teacher.hidden)
+    _same_width(pair, "cosine", ours, theirs)
+    similar = scope.rw.call(aten.cosine_similarity.default, ours, theirs, -1)
+    return scope.mean(scope.rw.call(aten.rsub.Scalar, similar, 1), scope.tokens)
+
+
+def _same_width(pair: Pair, term: str, ours: fx.Node, theirs: fx.Node) -> None:
+    if last_dim(ours) != last_dim(theirs):
+        raise PassError(
+            f"the {term} term needs equal widths: the student has {last_dim(ours)}, the teacher "
+            f"{last_dim(theirs)}",
+            who="distill",
+            where=pair.where,
+            hint="the hidden term projects the student's states to the teacher's width",
+        )
+
+
+TERMS: dict[str, Term] = {
+    "logits": logits,
+    "labels": labels,
+    "hidden": hidden,
+    "embedding": embedding,
+    "scores": scores,
+    "probabilities": probabilities,
+    "value_relation": value_relation,
+    "cls": cls,
+    "cosine": cosine,
+}
+"""Every term; the name is the weight's name in the options and ``loss.<name>`` in the outputs."""
