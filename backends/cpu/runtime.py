@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
 from sparsefx.backends.cpu.kernels.attention import CHUNK
+from sparsefx.backends.cpu.panel import widest
 from sparsefx.backends.cpu.plan import Arena, Plan, pack_arena, word_bits
 from sparsefx.backends.cpu.pool import Pool
 
@@ -54,9 +55,9 @@ class _Slab:
     width: int
 
 
-def _width(tokens: int) -> int:
-    """The narrowest panel that holds all tokens, 64 if none does."""
-    return next((w for w in (16, 32) if tokens <= w), 64)
+def _width(tokens: int, widest: int) -> int:
+    """The narrowest panel that holds all tokens, the widest if none does."""
+    return next((w for w in (16, 32) if tokens <= w), widest)
 
 
 class Runtime:
@@ -74,6 +75,7 @@ class Runtime:
         self.arena: Arena = pack_arena(plan.steps)
         self._engine = engine
         self._pool = pool
+        self._widest = widest(engine.isa)
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._memory: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * (3 * pool.threads)
 
@@ -119,7 +121,7 @@ class Runtime:
         total = int(space.sum())
         alone = len(lengths) < threads or total <= _SLAB_TOKENS // 2
         if alone:
-            return [_make_slab(mask, np.arange(len(lengths)), lengths, space)]
+            return [_make_slab(mask, np.arange(len(lengths)), lengths, space, self._widest)]
         limit = max(_SLAB_TOKENS // 2, min(_SLAB_TOKENS, -(-total // threads)))
         groups: list[list[int]] = [[]]
         used = 0
@@ -129,7 +131,7 @@ class Runtime:
                 used = 0
             groups[-1].append(int(row))
             used += int(space[row])
-        return [_make_slab(mask, np.array(g), lengths, space) for g in groups]
+        return [_make_slab(mask, np.array(g), lengths, space, self._widest) for g in groups]
 
     def _together(self, slab: _Slab, shape: tuple[int, ...], indices: Any, results: Any) -> None:
         """All threads on one slab, a barrier after each step."""
@@ -163,7 +165,7 @@ class Runtime:
     ) -> tuple[NDArray[np.int64], list[Any]]:
         """The job of one slab as a team of one, and the arrays it points to."""
         tokens, count = len(slab.origin), len(slab.rows)
-        width_1 = _width(count)
+        width_1 = _width(count, self._widest)
         tokens_1 = -(-count // width_1) * width_1
         table = np.zeros((count, 4), np.int32)
         table[:, 0], table[:, 1] = slab.starts, slab.lengths
@@ -205,7 +207,7 @@ class Runtime:
 
     def _compiled(self, slab: _Slab) -> NDArray[np.int64]:
         """Pointers to the steps for the panel widths of a slab."""
-        widths = (slab.width, _width(len(slab.rows)))
+        widths = (slab.width, _width(len(slab.rows), self._widest))
         if widths not in self._steps:
             self._steps[widths] = self._compile(widths)
         return self._steps[widths][0]
@@ -230,10 +232,11 @@ def _make_slab(
     rows: NDArray[np.intp],
     lengths: NDArray[np.intp],
     space: NDArray[np.intp],
+    widest: int,
 ) -> _Slab:
     taken = space[rows]
     starts = np.concatenate([[0], np.cumsum(taken)])
-    width = _width(int(starts[-1]))
+    width = _width(int(starts[-1]), widest)
     total = max(width, -(-int(starts[-1]) // width) * width)
     origin = np.full(total, -1, np.int32)
     sequence = mask.shape[1]

@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import isa
+from sparsefx.backends.cpu.isa import ISAS, Isa, isa
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -64,13 +66,22 @@ class CpuTarget(Target):
         """Lower a Program in eval mode."""
         program = program.copy().eval()
         lowered = self._lower(program)
-        engine = shared_engine(isa(self.isa))
+        engine = shared_engine(self._isa(program))
         pool = shared_pool(engine, self._threads())
         return CpuCompiled(program, lowered, Runtime(lowered.plan, engine, pool))
 
     def _lower(self, program: Program) -> Lowered:
-        options = LoweringOptions(isa(self.isa), self._threads(), self.format, self.attention)
+        chosen = self._isa(program)
+        options = LoweringOptions(chosen, self._threads(), self.format, self.attention)
         return lower_program(program, options)
+
+    def _isa(self, program: Program) -> Isa:
+        """The instruction set; one without dot products where nothing is quantized."""
+        chosen = isa(self.isa)
+        quantize = torch.ops.sparsefx.quantize.default
+        if chosen.has_dot and not program.graph.find_nodes(op="call_function", target=quantize):
+            return ISAS["avx512"]
+        return chosen
 
     def _threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.kernels import dense_f32, dense_i8
-from sparsefx.backends.cpu.kernels.rows import EXACT_PRODUCTS
+from sparsefx.backends.cpu.kernels.rows import BLOCK, CHUNK_ROWS
 from sparsefx.backends.formats.quads import pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
@@ -26,7 +26,7 @@ class Packed:
     Attributes:
         format: Which kernel reads them.
         words: Step words that the format adds (arrays).
-        work: Cost of each unit that threads divide (row or tile), for the split.
+        work: Cost of each unit that threads divide (row, chunk or tile), for the split.
     """
 
     format: Format
@@ -51,20 +51,23 @@ def pack(matrix: NDArray[Any], format: Format, threads: int, zero_point: int = 0
     integer = matrix.dtype == np.int8
     rows, columns = matrix.shape
     words: dict[str, NDArray[Any] | int] = {"columns": columns}
+    unit = 1
     if format == "quads":
         packed = pack_quads(matrix)
         words |= {"row_start": packed.row_start, "index": packed.index, "weights": packed.weights}
         work = 4 * np.diff(packed.row_start) + 4
     elif format == "rows":
-        block = columns if not integer else _exact_block(matrix)
-        compressed = pack_rows(matrix, block)
+        compressed = pack_rows(matrix, BLOCK, CHUNK_ROWS)
         words |= {
+            "order": compressed.order,
             "row_start": compressed.row_start,
             "index": compressed.index,
             "weights": compressed.weights,
             "blocks": len(compressed.row_start),
         }
-        work = np.diff(compressed.row_start, axis=1).sum(0) + 4
+        chunks = np.arange(0, rows, CHUNK_ROWS)
+        work = np.add.reduceat(np.count_nonzero(matrix, axis=1) + 8, chunks)
+        unit = CHUNK_ROWS
     elif format == "dense_i8":
         words["weights"] = pack_groups(matrix, dense_i8.TILE_ROWS)
         work = np.full(-(-rows // dense_i8.TILE_ROWS), columns)
@@ -75,22 +78,8 @@ def pack(matrix: NDArray[Any], format: Format, threads: int, zero_point: int = 0
         padded = np.zeros(-(-rows // dense_i8.TILE_ROWS) * dense_i8.TILE_ROWS, np.int32)
         padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
         words["initial"] = padded
-    words["splits"] = _splits(work, threads)
+    words["splits"] = np.minimum(_splits(work, threads) * unit, rows if unit > 1 else len(work))
     return Packed(format, words, work.astype(np.int64))
-
-
-def _exact_block(matrix: NDArray[np.int8]) -> int:
-    """Columns per block so that no row has more products in a block than fp32 adds exactly."""
-    columns = matrix.shape[1]
-    block = columns
-    while block > EXACT_PRODUCTS:
-        starts = range(0, columns, block)
-        if max(np.count_nonzero(matrix[:, s : s + block], axis=1).max() for s in starts) <= (
-            EXACT_PRODUCTS
-        ):
-            break
-        block = -(-block // 2)
-    return int(max(block, 1))
 
 
 def _splits(work: NDArray[np.int64], threads: int) -> NDArray[np.int64]:

@@ -1,33 +1,47 @@
 """fp32 linear that visits non-zeros one by one; also int8 where there is no dot product.
 
-For each row and each non-zero: broadcast the weight, multiply-add a whole panel row of activations.
+For each row and each non-zero: broadcast the weight, multiply-add the activations of 32 tokens.
 
-    for block of channels: for row: sums = row's partial sums
-        for (channel, w) in row's non-zeros of the block: sums += w * input[channel, 0..W)
+    for 32 tokens: for block of channels: for row: sums = row's partial sums
+        for (channel, w) in row's non-zeros of the block: sums += w * input[channel, 0..32)
+
+Activations are read once per product, so they must lie in the first-level cache: a block of 192
+channels of 32 tokens has 24 KB. Two sets of sums (even and odd non-zeros) hide the latency of the
+multiply-add. Rows are visited by their number of non-zeros, so that the end of the inner loop is
+predicted.
 
 int8 without `vpdpbusd`: activations were widened to fp32 (kernel `expand`), and because
-|w x| <= 127 * 255, up to 517 products add up exactly in 24 bits of mantissa. Blocks are cut so that
-they hold no more non-zeros than that, and each block's sum is added to an int32 sum: results are
-the exact integers, where `vpmaddubsw` would saturate at 16 bits.
+|w x| <= 128 * 255, up to 514 products add up exactly in 24 bits of mantissa. A block has fewer
+channels than that, and each block's sum is added to an int32 sum: results are the exact integers,
+where `vpmaddubsw` would saturate at 16 bits.
 
-Weights: `row_start` int32[blocks][rows + 1], `index` uint16[n] channels, `weights` fp32[n];
-`initial` int32[rows] starts the integer sums. Partial sums of several blocks wait in the scratch
-memory of the thread.
+Weights: `order` int32[blocks][rows], rows by number of non-zeros within chunks of 64;
+`row_start` int32[blocks][rows + 1] in that order, counted in pairs; `index` uint16[n] channels,
+`weights` fp32[n], n even for each row; `initial` int32[rows] starts the integer sums. Partial sums
+of several blocks wait in the scratch memory of the thread.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, Var
+from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["EXACT_PRODUCTS", "FIELDS", "emit", "symbol"]
+__all__ = ["BLOCK", "CHUNK_ROWS", "FIELDS", "TOKENS", "emit", "symbol"]
 
-EXACT_PRODUCTS = (1 << 24) // (128 * 255)
-"""Products of an int8 weight and a uint8 activation whose sum fp32 holds exactly: 514."""
+BLOCK = 192
+"""Channels per block."""
+
+CHUNK_ROWS = 64
+"""Rows are sorted within chunks of this many, so that threads can divide them."""
+
+TOKENS = 32
+"""Tokens whose sums stay in registers."""
 
 FIELDS = (
     *EPILOGUE_FIELDS,
@@ -35,6 +49,7 @@ FIELDS = (
     "input",
     "columns",
     "blocks",
+    "order",
     "row_start",
     "index",
     "weights",
@@ -47,6 +62,19 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
     return f"rows_{isa.name}_w{width}_{epilogue.symbol}"
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over rows: some vectors of one panel."""
+
+    frame: Frame
+    sink: Sink
+    epilogue: Epilogue
+    values: Value
+    number: Value
+    first: int
+    count: int
+
+
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
@@ -54,63 +82,70 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     sink = Sink(frame, epilogue)
     source = frame.buffer("input", frame.word("space"))
     panel_bytes = frame.word("columns") * panel.row_bytes
-    start, stop = row_range(frame)
+    # Bytes in pack order are written a whole row at a time.
+    whole = epilogue.octets and isa.has_dot
+    together = panel.vectors if whole else max(1, min(panel.vectors, TOKENS // panel.lanes))
     for number, _ in each_panel_group(frame, 1):
-        values = f.offset(source, panel_bytes * number)
-        for block in f.loop(0, frame.word("blocks")):
-            for row in f.loop(start, stop):
-                _row(frame, sink, epilogue, values, block, row, row - start, number)
+        start = f.offset(source, panel_bytes * number)
+        for first in range(0, panel.vectors, together):
+            values = f.offset(start, first * panel.lanes * 4)
+            _rows(_Pass(frame, sink, epilogue, values, number, first, together))
     return f
 
 
-def _row(
-    frame: Frame,
-    sink: Sink,
-    epilogue: Epilogue,
-    values: Value,
-    block: Value,
-    row: Value,
-    local: Value,
-    number: Value,
-) -> None:
-    """One row of one block: its products, then the spill or the epilogue."""
-    f, panel = frame.f, frame.panel
-    place = f.offset(frame.pointer("row_start"), (block * (sink.rows + 1) + row) * 4)
-    begin = f.convert("zext", f.load("i32", place), "i64")
-    end = f.convert("zext", f.load("i32", f.offset(place, 4)), "i64")
+def _rows(part: _Pass) -> None:
+    """All rows of this thread, block by block."""
+    frame, f = part.frame, part.frame.f
+    rows, last = part.sink.rows, frame.word("blocks") - 1
+    start, stop = row_range(frame)
+    for block in f.loop(0, last + 1):
+        order = f.offset(frame.pointer("order"), block * rows * 4)
+        starts = f.offset(frame.pointer("row_start"), block * (rows + 1) * 4)
+        for place in f.loop(start, stop):
+            row = f.convert("zext", f.load("i32", f.offset(order, place * 4)), "i64")
+            begin = f.convert("zext", f.load("i32", f.offset(starts, place * 4)), "i64")
+            end = f.convert("zext", f.load("i32", f.offset(starts, place * 4 + 4)), "i64")
+            sums = _products(part, begin, end)
+            waiting = f.offset(
+                frame.job("scratch"), (row - start) * (part.count * frame.panel.lanes * 4)
+            )
+            totals = _with_earlier(part, sums, block, row, waiting)
+            with f.when(f.compare(block, "<", last)):
+                frame.panel.store(f, waiting, totals)
+            with f.when(f.compare(block, "==", last)):
+                part.sink.finish(totals, row, part.number, part.first)
+
+
+def _products(part: _Pass, begin: Value, end: Value) -> list[Value]:
+    """The sums of one row over the pairs `begin` to `end` of non-zeros."""
+    frame, f, panel = part.frame, part.frame.f, part.frame.panel
     zero = f.const(panel.floats, 0)
-    sums = [f.var(zero) for _ in range(panel.vectors)]
+    sums = [[f.var(zero) for _ in range(part.count)] for _ in range(2)]
     index, weights = frame.pointer("index"), frame.pointer("weights")
-    for n in f.loop(begin, end):
-        channel = f.convert("zext", f.load("i16", f.offset(index, n * 2)), "i64")
-        weight = f.splat(f.load("float", f.offset(weights, n * 4)), panel.lanes)
-        row_values = panel.load(f, f.offset(values, channel * panel.row_bytes))
-        for total, value in zip(sums, row_values, strict=True):
-            total.set(f.fma(value, weight, total.get()))
-    waiting = f.offset(frame.job("scratch"), local * panel.row_bytes)
-    totals = _with_earlier(frame, epilogue, sums, block, row, waiting)
-    last = f.compare(block + 1, "==", frame.word("blocks"))
-    with f.when(f.compare(block + 1, "<", frame.word("blocks"))):
-        panel.store(f, waiting, totals)
-    with f.when(last):
-        sink.finish(totals, row, number)
+    for pair in f.loop(begin, end):
+        for n, totals in enumerate(sums):
+            place = f.offset(index, pair * 4 + 2 * n)
+            channel = f.convert("zext", f.load("i16", place), "i64")
+            weight = f.load("float", f.offset(weights, pair * 8 + 4 * n))
+            broadcast = f.splat(weight, panel.lanes)
+            row = f.offset(part.values, channel * panel.row_bytes)
+            for total, value in zip(totals, panel.load(f, row, count=part.count), strict=True):
+                total.set(f.fma(value, broadcast, total.get()))
+    return [a.get() + b.get() for a, b in zip(*sums, strict=True)]
 
 
 def _with_earlier(
-    frame: Frame, epilogue: Epilogue, sums: list[Var], block: Value, row: Value, waiting: Value
+    part: _Pass, own: list[Value], block: Value, row: Value, waiting: Value
 ) -> list[Value]:
     """The sums of this block plus those of the blocks before it."""
-    f, panel = frame.f, frame.panel
-    kind = panel.ints if epilogue.integer else panel.floats
-    if epilogue.integer:
+    frame, f, panel = part.frame, part.frame.f, part.frame.panel
+    start, kind = f.const(panel.floats, 0), panel.floats
+    if part.epilogue.integer:
         seed = f.load("i32", f.offset(frame.pointer("initial"), row * 4))
-        start = f.splat(seed, panel.lanes)
-        own = [panel.round_to_int(f, s.get()) for s in sums]
-    else:
-        start = f.const(panel.floats, 0)
-        own = [s.get() for s in sums]
+        start, kind = f.splat(seed, panel.lanes), panel.ints
+        own = [panel.round_to_int(f, s) for s in own]
     earlier = [f.var(start) for _ in own]
     with f.when(f.compare(block, ">", 0)):
-        for slot, value in zip(earlier, panel.load(f, waiting, kind), strict=True):
+        for slot, value in zip(earlier, panel.load(f, waiting, kind, part.count), strict=True):
             slot.set(value)
     return [a + e.get() for a, e in zip(own, earlier, strict=True)]
