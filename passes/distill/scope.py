@@ -114,8 +114,12 @@ class Scope:
         return self.rw.call(aten.sum.dim_IntList, rows, [-1])
 
     def log_softmax(self, node: fx.Node, temperature: float) -> fx.Node:
-        """Return log softmax(node / T) over the last dimension."""
-        return self.rw.call(aten.log_softmax.int, self.cooled(node, temperature), -1)
+        """Return log softmax(node / T) over the last dimension, in fp32 under autocast too.
+
+        In bf16 it has steps of 0.4 %: a divergence below that would be noise, or negative.
+        """
+        cooled = self.cooled(node, temperature)
+        return self.rw.call(aten.log_softmax.int, cooled, -1, torch.float32)
 
     def cooled(self, node: fx.Node, temperature: float) -> fx.Node:
         """Return node / T."""

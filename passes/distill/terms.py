@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import fx
 
 from sparsefx.errors import PassError
@@ -65,7 +66,8 @@ def _logits(
     else:
         log_ours = scope.log_softmax(ours, options.temperature)
         cooled = scope.cooled(theirs, options.temperature)
-        product = rw.call(aten.mul.Tensor, rw.call(aten.softmax.int, cooled, -1), log_ours)
+        soft = rw.call(aten.softmax.int, cooled, -1, torch.float32)
+        product = rw.call(aten.mul.Tensor, soft, log_ours)
         rows = rw.call(aten.neg.default, rw.call(aten.sum.dim_IntList, product, [-1]))
     value = scope.mean(rows, weights)
     if options.logits_mean == "batch-and-classes":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -216,9 +217,9 @@ def test_golden_text() -> None:
         %linear = aten.linear(%input_1, %weight, %bias)
         %linear_1 = aten.linear(%input_1, %teacher_weight, %teacher_bias)
         %div = aten.div.Tensor(%linear, 2.0)
-        %log_softmax = aten.log_softmax.int(%div, -1)
+        %log_softmax = aten.log_softmax.int(%div, -1, float32)
         %div_1 = aten.div.Tensor(%linear_1, 2.0)
-        %log_softmax_1 = aten.log_softmax.int(%div_1, -1)
+        %log_softmax_1 = aten.log_softmax.int(%div_1, -1, float32)
         %kl_div = aten.kl_div(%log_softmax, %log_softmax_1, 0, log_target=True)
         %sum_1 = aten.sum.dim_IntList(%kl_div, [-1])
         %mean = aten.mean(%sum_1)
@@ -542,3 +543,22 @@ def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
 def test_options_are_checked(options: str, message: str) -> None:
     with pytest.raises(sparsefx.errors.SpecError, match=message):
         Pipeline.parse(f"distill{{{options}}}")
+
+
+@pytest.mark.parametrize("loss", ["kl", "soft-ce"])
+def test_soft_targets_are_not_rounded_under_autocast(loss: Literal["kl", "soft-ce"]) -> None:
+    """In bf16 a small divergence would vanish, or come out below 0."""
+
+    head = nn.Linear(8, 2)
+    other = copy.deepcopy(head)
+    with torch.no_grad():
+        other.bias.add_(torch.tensor([0.06, -0.06]))
+    x = torch.randn(16, 8)
+    student, teacher = (small_program(each, input=x) for each in (head, other))
+    distill = Distill(temperature=1.0, logits_loss=loss)
+    joined = Pipeline((distill,)).run(student, programs={"teacher": teacher})
+    expected = float(joined(input=x)["loss"])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = joined(input=x)["loss"]
+    assert rounded.dtype == torch.float32
+    assert float(rounded) == pytest.approx(expected, rel=0.3 if loss == "kl" else 0.003)
