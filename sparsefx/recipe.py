@@ -156,7 +156,8 @@ class Stage(_Settings):
     start: str | None = None
     """The stage whose result this one starts from, or ``model``; default: the stage before."""
     teacher: str | None = None
-    """What passes get as the program ``teacher``: an earlier stage, ``model``, or a folder."""
+    """What passes get as the program ``teacher``: an earlier stage, ``model``, or a folder that
+    holds a saved Program or a Hugging Face model."""
     pipeline: Passes = ()
     """Passes that run before training. An option value such as ``65%`` is a share of the steps."""
     training: Training | None = None

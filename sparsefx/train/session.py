@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsefx.amounts import parse_pipeline, resolve
-from sparsefx.errors import SparsefxError, TrainingError, TrainingInterruptedError
+from sparsefx.errors import RecipeError, SparsefxError, TrainingError, TrainingInterruptedError
 from sparsefx.frontend import capture
+from sparsefx.huggingface import capture_pretrained
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage, Training
 from sparsefx.train.checkpoints import Checkpoints
@@ -115,6 +116,7 @@ class Session:
         """
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
+        self._check_teachers()
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
             self._accelerator = _accelerator(self._device)
@@ -128,6 +130,20 @@ class Session:
             result.save(folder.machine)
             self._emit(RunFinished(result))
         return result
+
+    def _check_teachers(self) -> None:
+        """Refuse a teacher folder that does not exist, before anything runs."""
+        names = {MODEL, *(stage.name for stage in self.recipe.stages)}
+        for index, stage in enumerate(self.recipe.stages):
+            if stage.teacher is None or stage.teacher in names:
+                continue
+            if not Path(stage.teacher).expanduser().is_dir():
+                raise RecipeError(
+                    f"there is no folder {stage.teacher!r}",
+                    who=self.recipe.name,
+                    where=f"stages[{index}].teacher",
+                    hint="name a saved Program, or a Hugging Face folder",
+                )
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -197,7 +213,11 @@ class Session:
     def _program(self, name: str, finished: Mapping[str, StageResult]) -> Program:
         if name == MODEL:
             return self._folder.load_model()
-        return finished[name].program() if name in finished else Program.load(name)
+        if name in finished:
+            return finished[name].program()
+        place = Path(name).expanduser()
+        is_program = (place / "manifest.json").exists()
+        return Program.load(place) if is_program else capture_pretrained(str(place))
 
     def _teachers(self, stage: Stage, finished: Mapping[str, StageResult]) -> dict[str, Program]:
         if stage.teacher is None:

@@ -221,6 +221,13 @@ def test_the_recipe_is_checked_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_folder_has_to_exist(tmp_path: Path) -> None:
+    recipe = changed().replace('"name": "dense"', '"teacher": "./none", "name": "dense"')
+    with pytest.raises(RecipeError, match=r"no folder './none'") as caught:
+        session(tmp_path / "run", recipe).run()
+    assert caught.value.where == "stages[0].teacher"
+
+
 def test_another_recipe_or_data_is_refused(tmp_path: Path) -> None:
     session(tmp_path / "run").run()
     with pytest.raises(TrainingError, match="otherwise") as caught:
