@@ -26,12 +26,16 @@ Kind = Literal["passes", "targets"]
 
 _TABLE: dict[Kind, dict[str, str]] = {
     "passes": {
+        "accelerator-tag": "sparsefx.backends.accelerator.legalise:AcceleratorTag",
+        "allocate-sparsity": "sparsefx.backends.accelerator.allocate:AllocateSparsity",
+        "balance-banks": "sparsefx.passes.prune.balance_banks:BalanceBanks",
         "decompose-attention": ("sparsefx.passes.structure.decompose_attention:DecomposeAttention"),
         "distill": "sparsefx.passes.distill.distill:Distill",
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
+        "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",

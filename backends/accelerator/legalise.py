@@ -24,6 +24,13 @@ class AcceleratorTag(Pass):
 
     What only the host can run is listed as skipped, with the operator's name. The graph itself does
     not change, so the target brings it into form first, with `decompose-attention`.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_program
+    >>> program = small_program(torch.nn.Linear(4, 2), input=torch.ones(1, 4))
+    >>> Pipeline.parse("accelerator-tag").run(program).history[-1].notes
+    ('1 matrix',)
     """
 
     name: ClassVar[str] = "accelerator-tag"

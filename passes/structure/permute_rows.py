@@ -1,0 +1,185 @@
+"""permute-rows: hidden features change places so that an array's elements share work evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from sparsefx.masks import MASK_SUFFIX
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
+from sparsefx.properties import Property
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+    from sparsefx.rewrite import Rewriter
+
+__all__ = ["PermuteRows", "lock_step_cost"]
+
+
+def lock_step_cost(mask: Tensor, elements: int, block: int) -> int:
+    """Cycles of one activation row on an array in lock-step.
+
+    Rows go to ``elements`` elements in groups; every block of columns takes as long as the group's
+    fullest row: the sum over groups and blocks of the largest count.
+
+    Args:
+        mask: bool ``[rows, columns]``, True where a weight is not zero.
+        elements: Rows side by side.
+        block: Columns between two barriers.
+
+    >>> lock_step_cost(torch.tensor([[True, True], [False, False]]), 2, 2)
+    2
+    """
+    rows, columns = mask.shape
+    padded = torch.zeros(-(-rows // elements) * elements, -(-columns // block) * block)
+    padded[:rows, :columns] = mask
+    counts = padded.reshape(-1, elements, padded.shape[1] // block, block).sum(dim=3)
+    return int(counts.amax(dim=1).sum())
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Linears that make hidden features, and the one that reads them."""
+
+    makers: tuple[LinearSite, ...]
+    reader: LinearSite
+    heads: int = 1
+
+
+@dataclass(frozen=True)
+class PermuteRows(Pass):
+    """Reorders the features between two linears: rows of the first, columns of the second.
+
+    In a feed-forward block any order of the inner features gives the same output, and in attention
+    any order of the value's features within a head; activations between the two act on each
+    feature alone. The order is chosen, among those by count of non-zeros, that takes an array in
+    lock-step the fewest cycles (:func:`lock_step_cost`) for both linears; where none is better
+    than the present one, nothing changes. Biases, masks, and scales of output channels move along.
+
+    Sums are then formed in another order: float results differ by rounding, integer accumulators
+    not at all.
+
+    >>> import sparsefx
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_program
+    >>> program = small_program(torch.nn.Linear(4, 2), input=torch.ones(1, 4))
+    >>> Pipeline.parse("permute-rows{on_no_match=ignore}").run(program).history[-1].applied
+    0
+
+    Skips blocks whose inner features are not plain: a fused gate, fused q, k and v, grouped heads.
+
+    Attributes:
+        elements: Rows that the array takes side by side.
+        block: Columns between two barriers.
+    """
+
+    name: ClassVar[str] = "permute-rows"
+    forbids: ClassVar[frozenset[Property]] = frozenset({Property.FUSED, Property.QUANT_PREPARED})
+
+    elements: int = 32
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("elements", "block"):
+            if getattr(self, option) < 1:
+                raise self.refuse(option, "expected at least 1")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Reorder every pair for which a better order is found."""
+        skipped: list[Skip] = []
+        before = after = applied = 0
+        for pair in _pairs(program, skipped):
+            reader = program.tensor(pair.reader.weight) != 0
+            makers = [program.tensor(maker.weight) != 0 for maker in pair.makers]
+            now = self._cost(makers, reader)
+            order, best = self._best(makers, reader, pair.heads)
+            before, after = before + now, after + min(best, now)
+            if best >= now:
+                skipped.append(Skip(pair.reader.weight, "no order by count takes fewer cycles"))
+                continue
+            for maker in pair.makers:
+                _move(ctx.rewriter, maker, order, rows=True)
+            _move(ctx.rewriter, pair.reader, order, rows=False)
+            applied += 1
+        share = f" ({before / after:.2f}x)" if after else ""
+        note = f"lock-step cycles of a token, in these linears: {before:,} to {after:,}{share}"
+        return PassReport(applied, tuple(skipped), (note,) if before else ())
+
+    def _cost(self, makers: list[Tensor], reader: Tensor) -> int:
+        return sum(lock_step_cost(m, self.elements, self.block) for m in (*makers, reader))
+
+    def _best(self, makers: list[Tensor], reader: Tensor, heads: int) -> tuple[Tensor, int]:
+        """The best of the orders by rows, by columns and by both."""
+        rows = sum((maker.sum(dim=1) for maker in makers[1:]), makers[0].sum(dim=1))
+        columns = reader.sum(dim=0)
+        found: list[tuple[int, Tensor]] = []
+        for key in (rows, columns, rows + columns):
+            order = _descending(key, heads)
+            cost = self._cost([maker[order] for maker in makers], reader[:, order])
+            found.append((cost, order))
+        cost, order = min(found, key=lambda pair: pair[0])
+        return order, cost
+
+
+def _descending(key: Tensor, heads: int) -> Tensor:
+    """Indices in descending order of the key, each head's features staying in their head."""
+    by_head = key.reshape(heads, -1)
+    order = by_head.argsort(dim=1, descending=True, stable=True)
+    offset = torch.arange(heads)[:, None] * by_head.shape[1]
+    return (order + offset).reshape(-1)
+
+
+def _pairs(program: Program, skipped: list[Skip]) -> Iterator[_Pair]:
+    """The pairs of all layers; tensors that layers share come once."""
+    seen: set[str] = set()
+    for layer in program.facts(EncoderStructure).layers:
+        for pair in _candidates(layer):
+            names = {site.weight for site in (*pair.makers, pair.reader)}
+            if names <= seen:
+                continue
+            reason = _unfit(program, pair, names & seen)
+            seen |= names
+            if reason:
+                skipped.append(Skip(pair.reader.weight, reason))
+            else:
+                yield pair
+
+
+def _candidates(layer: EncoderLayer) -> list[_Pair]:
+    found = [_Pair(layer.up, layer.down)]
+    if not layer.fused and layer.v.node is not layer.k.node:
+        found.append(_Pair((layer.v,), layer.output, layer.core.heads))
+    return found
+
+
+def _unfit(program: Program, pair: _Pair, reused: set[str]) -> str:
+    if reused:
+        return f"{sorted(reused)[0]} is shared with another block"
+    columns = program.tensor(pair.reader.weight).shape[1]
+    for maker in pair.makers:
+        rows = program.tensor(maker.weight).shape[0]
+        if rows != columns:
+            return f"{maker.weight} makes {rows} features, {columns} are read"
+    return "" if columns % pair.heads == 0 else f"{columns} features in {pair.heads} heads"
+
+
+def _move(rewriter: Rewriter, site: LinearSite, order: Tensor, *, rows: bool) -> None:
+    """Reorder a linear's tensors, along its outputs (``rows``) or its inputs."""
+    program = rewriter.program
+    tensors = program.named_tensors()
+    weight = program.canonical(site.weight)
+    rewriter.set_tensor(weight, tensors[weight][order] if rows else tensors[weight][:, order])
+    if (mask := weight + MASK_SUFFIX) in tensors:
+        rewriter.set_tensor(mask, tensors[mask][order] if rows else tensors[mask][:, order])
+    if not rows:
+        return
+    along = [site.bias, f"{weight}_scale", f"{weight}_zero_point"]
+    for name in (program.canonical(n) for n in along if n):
+        if name in tensors and tensors[name].dim() == 1:
+            rewriter.set_tensor(name, tensors[name][order])
