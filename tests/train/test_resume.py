@@ -38,9 +38,13 @@ stages:
     evaluate_every: 5
     schedule: {kind: rewind, warmup: 1}
 - name: two
-  pipeline: [pattern-lock, quantize-prepare]
+  teacher: model
+  pipeline:
+  - pattern-lock
+  - quantize-prepare
+  - distill{hidden=1}
   training: {steps: 6, precision: fp32, freeze: [embeddings], schedule: {kind: constant}}
-  after: [fold-masks, quantize-convert]
+  after: [strip-distillation, fold-masks, quantize-convert]
 """
 
 
