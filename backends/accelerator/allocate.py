@@ -175,7 +175,8 @@ class AllocateSparsity(Pass):
         table = machine.architecture.energy
         products = gemm.macs(machine.engine.skips)
         work: float = products * (table.mac.value + table.operand_registers.value)
-        return work + size * table.dram.value
+        moved: float = size * table.dram.value
+        return work + moved
 
     def _allocate(self, layers: dict[str, list[_Choice]]) -> tuple[dict[str, float], float]:
         """Take the cheapest steps until the budget holds; returns sparsities and the share left."""
