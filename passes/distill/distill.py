@@ -11,7 +11,7 @@ from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.passbase import Pass, PassContext, PassReport
-from sparsefx.passes.analyses.encoder import Encoder, EncoderStructure
+from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map, pair_layers
 from sparsefx.passes.distill.scope import Options, Pair, Scope
 from sparsefx.passes.distill.teacher import Joined, check_inputs, check_vocabulary
@@ -61,8 +61,8 @@ class Distill(Pass):
     needs is joined, and autograd sees none of it. Where widths differ, hidden and embedding train
     a projection. ``strip-distillation`` takes all of this out again.
 
-    Establishes ``distilling``. The attention terms need explicit attention in the student
-    (``decompose-attention``); the teacher's is spelled out here.
+    Establishes ``distilling``, destroys ``inference``. The attention terms need explicit attention
+    in the student (``decompose-attention``); the teacher's is spelled out here.
 
     >>> import torch
     >>> from sparsefx import Pipeline
@@ -101,6 +101,7 @@ class Distill(Pass):
 
     name: ClassVar[str] = "distill"
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING})
+    destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
     forbids: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING, Property.QUANTIZED})
     changes_signature: ClassVar[bool] = True
 
@@ -282,15 +283,12 @@ class _Builder:
         if not self.needs_layers or self.teacher is None:
             return (), ()
         ours = self.student_encoder.require("distill")
-        theirs = self._teacher_encoder(self.teacher).require("distill (the teacher)")
+        theirs = self.teacher.facts(EncoderStructure).require("distill (the teacher)")
         pairs = tuple(
             Pair(ours[low], theirs[high])
             for low, high in pair_layers(self.item.layers, len(ours), len(theirs))
         )
         return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
-
-    def _teacher_encoder(self, teacher: Program) -> Encoder:
-        return teacher.facts(EncoderStructure)
 
     def _targets(self, logits: dict[str, fx.Node], joined: Joined | None) -> dict[str, fx.Node]:
         if not logits:
