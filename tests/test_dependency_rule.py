@@ -70,9 +70,10 @@ def imports_of(path: str, source: str) -> Iterator[Import]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for name in imported_names(node, path):
                 yield Import(path, node.lineno, name, at_module_level)
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        never = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, at_module_level and not inside)
+            yield from walk(child, at_module_level and not later and not never)
 
     yield from walk(ast.parse(source, filename=path), True)
 
@@ -105,6 +106,7 @@ def test_imports_are_read_off_every_spelling() -> None:
         "from sparsefx import backends\n"
         "from ..backends import cpu\n"
         "def f():\n    from . import simplify\n"
+        "if TYPE_CHECKING:\n    import sparsefx.program\n"
     )
     found = list(imports_of("passes/fuse/gelu.py", source))
     assert [(one.name, one.at_module_level) for one in found] == [
@@ -112,6 +114,7 @@ def test_imports_are_read_off_every_spelling() -> None:
         ("sparsefx.backends", True),
         ("sparsefx.passes.backends.cpu", True),
         ("sparsefx.passes.fuse.simplify", False),
+        ("sparsefx.program", False),
     ]
 
 

@@ -1,0 +1,246 @@
+"""distill and strip-distillation: layer maps, every architecture, inputs, errors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsefx
+from sparsefx import Pipeline, Program
+from sparsefx.errors import PassError, PipelineError
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.roles import Role
+from sparsefx.passes.distill.distill import Distill
+from sparsefx.testing import small_program
+from tests.passes.distill.students import ALL, batch, distilled, look, model, program_of
+from tests.programs import captured, shared
+from tests.tiny_models import ARCHITECTURES, EAGER_ONLY, example_batch
+
+# -- layers and widths ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "pairs"),
+    [
+        ("skip", [(0, 1), (1, 3)]),
+        ("last", [(0, 2), (1, 3)]),
+        ("final", [(1, 3)]),
+        ("((0,0),(1,2))", [(0, 0), (1, 2)]),
+    ],
+)
+def test_layer_maps(layers: str, pairs: list[tuple[int, int]]) -> None:
+    deep = program_of(1, num_hidden_layers=4)
+    program = distilled(f"distill{{logits=0.0,hidden=1.0,layers={layers}}}", teacher=deep).eval()
+    with torch.no_grad():
+        found = program(**batch())["loss"]
+        ours, theirs = look(model(), batch()), look(model(1, num_hidden_layers=4), batch())
+    tokens = batch()["attention_mask"].float()
+    expected = [
+        ((ours.hidden[a + 1] - theirs.hidden[b + 1]).square().mean(-1) * tokens).sum()
+        / tokens.sum()
+        for a, b in pairs
+    ]
+    assert torch.allclose(found, torch.stack(expected).sum(), rtol=1e-5)
+
+
+def test_a_wider_teacher_is_reached_by_a_learned_projection() -> None:
+    student, wide = program_of(), program_of(1, hidden_size=48)
+    program = distilled("distill{hidden=1.0,embedding=1.0}", teacher=wide).train()
+    weight = program.tensor("distill.projection.weight")
+    assert weight.shape == (48, 32)
+    assert weight.requires_grad
+    assert program.facts(EncoderStructure).roles["distill.projection.weight"] is Role.OTHER
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    before = weight.detach().clone()
+    torch.autograd.backward(program(**batch())["loss"])
+    optimizer.step()
+    assert not torch.equal(program.tensor("distill.projection.weight"), before)
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.named_tensors().keys() == student.named_tensors().keys()
+    assert stripped.dump() == student.dump()
+    again = distilled("distill{hidden=1.0,embedding=1.0}", teacher=wide)
+    assert torch.equal(again.tensor("distill.projection.weight"), before)
+    for term in ("cls", "cosine"):
+        with pytest.raises(PassError, match=f"the {term} term needs equal widths"):
+            distilled(f"distill{{{term}=1.0}}", teacher=wide)
+
+
+# -- every architecture --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_there_and_back_on_every_architecture(name: str) -> None:
+    attention = "eager" if name in EAGER_ONLY else "sdpa"
+    spelled = Pipeline.parse("decompose-attention{on_no_match='ignore'}")
+    student = spelled.run(shared(name, attention))
+    teacher = captured(name, attention)
+    with torch.no_grad():
+        for tensor in teacher.parameters():
+            tensor.add_(torch.randn_like(tensor), alpha=0.02)
+    terms = ALL if name in ("bert-qa", "deberta") else "hidden=1.0,embedding=1.0,scores=1.0"
+    program = distilled(f"distill{{{terms}}}", student, teacher).train()
+    given = example_batch(2, 7)
+    for spec in program.signature.inputs:
+        if spec.name not in given:
+            given[spec.name] = torch.zeros((2, 7)[: len(spec.dims)], dtype=torch.int64)
+    found = program(**given)
+    torch.autograd.backward(found["loss"])
+    assert all(torch.isfinite(value).all() for value in found.values())
+    parts = {key: value for key, value in found.items() if key.startswith("loss.")}
+    assert all(float(value.detach()) > 0 for value in parts.values()), parts
+    back = Pipeline.parse("strip-distillation").run(program.eval())
+    assert back.fingerprint() == student.fingerprint()
+    assert back.properties == student.properties
+    assert back.signature == student.signature
+
+
+def test_saves_and_loads(tmp_path: Path) -> None:
+    program = distilled(f"distill{{{ALL}}}").eval()
+    loaded = Program.load(program.save(tmp_path / "distilling"))
+    assert loaded.fingerprint() == program.fingerprint()
+    stripped = Pipeline.parse("strip-distillation").run(loaded)
+    assert stripped.fingerprint() == program_of().fingerprint()
+
+
+# -- inputs, cached teachers ---------------------------------------------------------------------
+
+
+def without_segments(seed: int) -> Program:
+    given = batch()
+    del given["token_type_ids"]
+    return sparsefx.capture(model(seed), given, dynamic=False)
+
+
+def test_a_dropped_input_is_an_error_that_says_how_to_add_it() -> None:
+    student = without_segments(0)
+    with pytest.raises(PassError) as caught:
+        distilled("distill", student)
+    text = str(caught.value)
+    assert "the teacher needs the input 'token_type_ids', which the student does not take" in text
+    assert "distill{teacher_inputs=('token_type_ids',)}" in text
+    program = distilled("distill{teacher_inputs=('token_type_ids',)}", student).eval()
+    assert program.signature.input_names == ("input_ids", "attention_mask", "token_type_ids")
+    with torch.no_grad():
+        expected = distilled("distill").eval()(**batch())["loss"]
+        assert program(**batch())["loss"] != expected  # the student reads segment 0 alone
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.fingerprint() == student.fingerprint()
+
+
+def test_a_teacher_captured_without_segments_is_refused() -> None:
+    with pytest.raises(
+        PassError, match=r"(?s)2 token types, was captured without it.*capture the tea"
+    ):
+        distilled("distill", teacher=without_segments(1))
+
+
+def test_cached_teacher() -> None:
+    program = distilled("distill{cached=True,labels=1.0}").eval()
+    assert not any(name.startswith("teacher.") for name in program.named_tensors())
+    with torch.no_grad():
+        taught = program_of(1)(**batch())["logits"]
+        labels = torch.tensor([0, 1, 2])
+        found = program(**batch(), labels=labels, teacher_logits=taught)
+        expected = distilled("distill{labels=1.0}").eval()(**batch(), labels=labels)
+    assert torch.equal(found["loss"], expected["loss"])
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.fingerprint() == program_of().fingerprint()
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "message"),
+    [
+        ("distill", {"vocab_size": 120}, "another vocabulary: its bert.embeddings.word_embeddings"),
+        ("distill", {"num_labels": 2}, "another head: student and teacher return 'logits' of shap"),
+        ("distill{hidden=1}", {"num_hidden_layers": 3}, "'identity' does not fit: the student has"),
+        ("distill{hidden=1,layers=skip}", {"num_hidden_layers": 3}, "which is no multiple"),
+        ("distill{hidden=1,layers=last}", {"num_hidden_layers": 1}, "'last' does not fit"),
+        ("distill{hidden=1,layers=((0,5),)}", {}, r"there is no pair \(0, 5\): the student has 2"),
+        ("distill{scores=1}", {"num_attention_heads": 2}, "the student has 4, the teacher 2"),
+        ("distill{value_relation=1}", {"num_attention_heads": 8}, "equal numbers of heads"),
+        ("distill{teacher_inputs=('segment_ids',)}", {}, "which the teacher does not take"),
+        ("distill{teacher_inputs=('input_ids',)}", {}, "which the student has already"),
+        ("distill{teacher=other}", {}, "the program 'other' was not given"),
+    ],
+)
+def test_teachers_that_do_not_fit(text: str, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(PassError, match=message):
+        distilled(text, teacher=program_of(1, **changed))
+
+
+def test_a_model_that_is_no_encoder() -> None:
+    plain = small_program(nn.Linear(3, 2), input=torch.ones(4, 3))
+    with pytest.raises(PassError, match=r"not an encoder that sparsefx understands: it has no att"):
+        Pipeline.parse("distill{hidden=1.0}").run(plain, programs={"teacher": plain})
+
+
+class WithLoss(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": x * 2.0, "loss": x.sum()}
+
+
+def test_a_student_that_returns_a_loss_is_refused() -> None:
+    program = small_program(WithLoss(), x=torch.ones(4, 3))
+    with pytest.raises(PassError, match=r"(?s)returns 'loss' already.*capture it without labels"):
+        Pipeline.parse("distill").run(program, programs={"teacher": program})
+
+
+def test_inputs_of_another_type_are_refused() -> None:
+    ints = small_program(nn.Embedding(9, 2), input=torch.ones(4, 3, dtype=torch.int64))
+    floats = small_program(nn.Linear(3, 2), input=torch.ones(4, 3))
+    with pytest.raises(PassError, match=r"the teacher takes input: float32\[4, 3\], the student"):
+        Pipeline.parse("distill").run(ints, programs={"teacher": floats})
+
+
+def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
+    program = distilled("distill")
+    with pytest.raises(PipelineError, match="cannot run where distilling holds"):
+        distilled("distill", program)
+    with pytest.raises(PipelineError, match="requires distilling"):
+        Pipeline.parse("strip-distillation").run(program_of())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("logits=0", "no term has a weight above 0"),
+        ("hidden=-1.0", "expected a weight of 0 or more"),
+        ("hidden='much'", "expected a number"),
+        ("temperature=0", "temperature=0: expected a number above 0"),
+        ("logits_loss=cross", "expected one of kl, soft-ce, mse"),
+        ("layers=every", "expected one of identity, skip, last, final, or pairs"),
+        ("layers=(1,2)", "a tuple of"),
+        ("teacher_inputs='x'", "expected a tuple of names"),
+        ("cached=True,hidden=1", "only the logits term can be cached"),
+    ],
+)
+def test_options_are_checked(options: str, message: str) -> None:
+    with pytest.raises(sparsefx.errors.SpecError, match=message):
+        Pipeline.parse(f"distill{{{options}}}")
+
+
+@pytest.mark.parametrize("loss", ["kl", "soft-ce"])
+def test_soft_targets_are_not_rounded_under_autocast(loss: Literal["kl", "soft-ce"]) -> None:
+    """In bf16 a small divergence would vanish, or come out below 0."""
+
+    head = nn.Linear(8, 2)
+    other = copy.deepcopy(head)
+    with torch.no_grad():
+        other.bias.add_(torch.tensor([0.06, -0.06]))
+    x = torch.randn(16, 8)
+    student, teacher = (small_program(each, input=x) for each in (head, other))
+    distill = Distill(temperature=1.0, logits_loss=loss)
+    joined = Pipeline((distill,)).run(student, programs={"teacher": teacher})
+    expected = float(joined(input=x)["loss"])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = joined(input=x)["loss"]
+    assert rounded.dtype == torch.float32
+    assert float(rounded) == pytest.approx(expected, rel=0.3 if loss == "kl" else 0.003)
