@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 from sparsefx.backends.accelerator.lowering import weight_digest
+from sparsefx.backends.accelerator.mapper import mapping_options
 from sparsefx.backends.accelerator.simulation import Simulation
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
+from sparsefx.errors import TargetError, did_you_mean
 
-__all__ = ["listing"]
+__all__ = ["layer_summary", "listing", "mapping_table"]
 
 
 def listing(run: Simulation) -> str:
@@ -46,3 +48,46 @@ def _sizes(op: object) -> str:
         return f" of {op.out_elements:,} values" if hasattr(op, "out_elements") else ""
     copies = f"{op.copies} x " if op.copies > 1 else ""
     return f" {copies}[{op.m}, {op.k}] by [{op.n}, {op.k}]"
+
+
+def mapping_table(run: Simulation, most: int = 5) -> str:
+    """The best tile sizes of each product, as the mapper ranks them; equal products once."""
+    lines: list[str] = []
+    seen: set[tuple[int, int, int, int]] = set()
+    for op in run.workload.matmuls:
+        sizes = (op.copies, op.m, op.n, op.k)
+        if sizes in seen:
+            continue
+        seen.add(sizes)
+        lines.append(f"%{op.name}:{_sizes(op)}")
+        lines += [f"  {option}" for option in mapping_options(op, run.machine)[:most]]
+    return "\n".join(lines)
+
+
+def layer_summary(run: Simulation, name: str) -> str:
+    """One product at the finest fidelity: the engine on the whole layer, memory left out.
+
+    Raises:
+        TargetError: When the workload has no such product.
+    """
+    products = {op.name: op for op in run.workload.matmuls}
+    op = products.get(name.removeprefix("%"))
+    if op is None:
+        raise TargetError(
+            f"there is no product {name!r}",
+            who="accelerator",
+            where="layer",
+            hint=did_you_mean(name, products),
+        )
+    timing = run.machine.engine.run(op.gemm)
+    cycles = timing.cycles * op.copies
+    ideal = timing.macs * op.copies / run.machine.engine.peak
+    lines = [
+        f"%{op.name}:{_sizes(op)} on one core of {run.architecture.name}",
+        f"  {cycles:,} cycles, {ideal:,.0f} of them for {timing.macs * op.copies:,} products",
+        f"  {timing.fill * op.copies:,} cycles of fill and drain",
+    ]
+    if timing.load is not None and timing.load.sum():
+        even = timing.load.max(axis=0).sum() / timing.load.mean(axis=0).sum()
+        lines.append(f"  {even:.3f} times the mean work of an element is waited for")
+    return "\n".join(lines)

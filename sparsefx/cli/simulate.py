@@ -40,6 +40,12 @@ def command(
         bool, typer.Option("--sensitivity", help="Move every assumed number by 20 %.")
     ] = False,
     listing: Annotated[bool, typer.Option("--listing", help="Print the instructions.")] = False,
+    mappings: Annotated[
+        bool, typer.Option("--mappings", help="Print the best tile sizes of each product.")
+    ] = False,
+    layer: Annotated[
+        str, typer.Option(help="Time one product element by element, without memory.")
+    ] = "",
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
     from sparsefx.backends.accelerator import listing as instructions
@@ -65,6 +71,10 @@ def command(
     for swing in swings[:12]:
         text = f"{swing.path} ({swing.quantity}): {swing.less:+.1%} / {swing.more:+.1%}"
         stdout.print(text, markup=False)
+    if mappings:
+        stdout.print(instructions.mapping_table(first), markup=False)
+    if layer:
+        stdout.print(instructions.layer_summary(first, layer), markup=False)
     if listing:
         stdout.print(instructions.listing(first), markup=False)
     written = [
@@ -110,6 +120,12 @@ def _quantized(program: Program, seq: int) -> Program:
     return Pipeline.parse("quantize-convert").run(program)
 
 
+def _bound_ms(run: Simulation) -> float:
+    from sparsefx.backends.accelerator.roofline import roofline
+
+    return roofline(run.workload, run.architecture).cycles / run.machine.clock * 1e3
+
+
 def _table(runs: list[Simulation]) -> Table:
     from sparsefx.backends.accelerator.simulation import WATERFALL
 
@@ -122,6 +138,7 @@ def _table(runs: list[Simulation]) -> Table:
         table.add_row(name, *(format(value, shape) for value in values), *last)
 
     add("cycles", [run.cycles for run in runs], ",.0f")
+    add("ms, roofline bound", [_bound_ms(run) for run in runs], ",.4f")
     add("ms", [run.seconds * 1e3 for run in runs], ",.4f")
     add("sequences/s", [run.throughput for run in runs], ",.1f")
     add("multipliers busy, %", [100 * run.utilisation for run in runs], ".1f")

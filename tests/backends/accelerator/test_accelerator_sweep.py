@@ -89,3 +89,14 @@ def test_sweep_command(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     assert (tmp_path / "sweep.html").exists()
     assert CliRunner().invoke(app, [*arguments, "--patterns", "odd"]).exit_code != 0
+
+
+def test_mappings_and_one_layer_are_told() -> None:
+    small = ["simulate", "bert-base", "--seq", "16", "--arch", "lock-step-32"]
+    run = CliRunner().invoke(app, [*small, "--mappings", "--layer", "layer0.q"])
+    assert run.exit_code == 0, run.output
+    assert "%layer0.q: [16, 128] by [128, 128]" in run.output
+    assert "KiB" in run.output
+    assert "cycles of fill and drain" in run.output
+    unknown = CliRunner().invoke(app, [*small, "--layer", "layer0.p"])
+    assert isinstance(unknown.exception, TargetError)
