@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -53,7 +54,11 @@ class Engine:
         """Start it; None, with a word on stderr, if it does not come up."""
         command = [str(python), str(HERE / "cpu_peers_worker.py"), kind, str(model), str(threads)]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE.parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent)} if kind == "sparsefx" else None,
         )
         engine = cls(name, process)
         if engine._answer() is None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.program import Program
@@ -104,6 +105,41 @@ class CpuCompiled:
         lines += [f"outside: {node.format_node()}" for node in self._lowered.rest]
         return "\n".join(lines) + "\n"
 
+    def code(self, step: int, *, width: int = 64, assembly: bool = False) -> str:
+        """LLVM IR, or the assembly, of one step of the listing.
+
+        Args:
+            step: Its number in :meth:`listing`.
+            width: Panel width in tokens: 16, 32 or 64.
+            assembly: Assembly instead of IR.
+        """
+        isa = self._runtime.isa
+        text = self._lowered.plan.steps[step].kernel.emit(isa, width).text()
+        return write_assembly(text, isa) if assembly else text
+
+    def explain(self) -> str:
+        """For every linear: the format it got, what others would cost, and where zeros pay.
+
+        Costs are modelled cycles per 64 tokens (see `costs`), not measured ones.
+        """
+        lines = []
+        for layer in self._lowered.layers:
+            choice = layer.choice
+            costs = ", ".join(f"{name} {cycles:,.0f}" for name, cycles in choice.cycles.items())
+            kind = "int8" if layer.integer else "fp32"
+            shape = f"{kind} [{layer.rows}, {layer.columns}]"
+            lines += [
+                f"{'+'.join(layer.nodes)}: {shape}, density {choice.density:.3f} -> {layer.format}",
+                f"    cycles per 64 tokens: {costs}; break-even density {choice.break_even:.2f}",
+                f"    {choice.reason}; {layer.packed_bytes:,} bytes",
+            ]
+        return "\n".join(lines) + "\n"
+
     def save(self, path: str | Path) -> Path:
-        """Write it to `path`."""
+        """Write the Program to the folder `path`.
+
+        The folder holds no machine code, which a reader would have to trust. Lowering what
+        `Program.load` gives finds the objects in the user's own cache, so nothing is compiled
+        again on the same instruction set.
+        """
         return self._program.save(Path(path))

@@ -16,7 +16,7 @@ from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.graphs import REFERENCE, activation, rank, real_users
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.values import Octets, Rows, Value
-from sparsefx.backends.cpu.weights import FORMATS, Packed, pack
+from sparsefx.backends.cpu.weights import FORMATS, Format, Packed, pack
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
@@ -38,6 +38,7 @@ class Layer:
         rows, columns: Shape of the weight.
         nonzeros: Weights that are not zero.
         integer: int8 arithmetic.
+        format: The format it got, the cheapest unless one was asked for.
         choice: Candidates and costs.
         packed_bytes: Bytes of the packed weights.
     """
@@ -47,6 +48,7 @@ class Layer:
     columns: int
     nonzeros: int
     integer: bool
+    format: Format
     choice: Choice
     packed_bytes: int
 
@@ -260,7 +262,16 @@ class LinearLowering:
         for node in group:
             walk.taken |= set(self._between(node, self._snapped(node)[0]))
         walk.layers.append(
-            Layer(names, rows, columns, nonzeros, integer, choice, packed.stored_bytes)
+            Layer(
+                names,
+                rows,
+                columns,
+                nonzeros,
+                integer,
+                packed.format,
+                choice,
+                packed.stored_bytes,
+            )
         )
         return target
 

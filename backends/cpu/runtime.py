@@ -76,6 +76,7 @@ class Runtime:
         self._engine = engine
         self._pool = pool
         self._widest = widest(engine.isa)
+        self.isa = engine.isa
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._memory: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * (3 * pool.threads)
 
