@@ -115,6 +115,26 @@ def weight_zeros_stay(program: Program) -> Iterable[str]:
             yield f"%{node.name}: the scale of weight {tensor.target} is not positive and finite"
 
 
+def quantizers_complete(program: Program) -> Iterable[str]:
+    """A quantize node has a sound scale and zero point, and what undoes it has the same two."""
+    ops = torch.ops.sparsefx
+    for node in program.graph.find_nodes(op="call_function", target=ops.quantize.default):
+        scale, zero_point, low, high = node.args[1:5]
+        if scale.op != "get_attr" or zero_point.op != "get_attr":
+            yield f"%{node.name}: scale and zero point must be tensors of the graph"
+            continue
+        steps = program.tensor(str(scale.target))
+        if not bool((torch.isfinite(steps) & (steps > 0)).all()):
+            yield f"%{node.name}: the scale {scale.target} is not positive and finite"
+        zeros = program.tensor(str(zero_point.target))
+        if not bool(((zeros >= low) & (zeros <= high)).all()):
+            yield f"%{node.name}: the zero point {zero_point.target} is outside {low}..{high}"
+        for user in node.users:
+            undoes = user.target is ops.dequantize.default
+            if undoes and user.args[1:3] != (scale, zero_point):
+                yield f"%{user.name} undoes %{node.name} with another scale or zero point"
+
+
 def properties_true(program: Program) -> Iterable[str]:
     """What the Program claims to be can be seen in its graph."""
     targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
@@ -122,6 +142,7 @@ def properties_true(program: Program) -> Iterable[str]:
         Property.MASKED: bool(find_masks(program)),
         Property.LOCKED: bool(find_masks(program)),
         Property.DISTILLING: "loss" in program.signature.outputs,
+        Property.QUANT_PREPARED: "sparsefx.fake_quantize.default" in targets,
         Property.QUANTIZED: "sparsefx.dequantize.default" in targets,
         Property.INFERENCE: not any(name.startswith("aten.dropout") for name in targets),
     }
@@ -137,6 +158,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     shapes_known,
     locked_zeros,
     weight_zeros_stay,
+    quantizers_complete,
     properties_true,
 )
 """The rules that every pipeline checks after every pass."""

@@ -19,6 +19,7 @@ from sparsefx.backends.onnxruntime.export import export_onnx, import_onnx
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import ProgramError, TargetError
+from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
 from sparsefx.target import CostReport, CostRow, Target, Unsupported
@@ -79,6 +80,10 @@ class OnnxRuntime(Target):
                 raise TargetError(
                     f"{option}={value!r}: expected at least {least}", who=self.name, where=option
                 )
+
+    def pipeline(self) -> Pipeline:
+        """Simplify: translation takes as long as the graph has nodes."""
+        return Pipeline.parse("simplify{on_no_match=ignore}")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """List training machinery, and operators that have no translation."""

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from sparsefx import Pipeline, Program
-from sparsefx.errors import PassError, PipelineError, ProgramError
+from sparsefx.errors import PassError, PipelineError, ProgramError, VerifyError
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.passes.quantize.convert import QuantizeConvert
 from sparsefx.passes.quantize.sites import find_linears
 from sparsefx.testing import assert_pass, small_program
+from sparsefx.verify import verify
 from tests.programs import shared
 from tests.tiny_models import example_batch
 
@@ -147,6 +148,39 @@ def test_whole_way_with_masks() -> None:
     assert not folded.tensor(name)[masked].any()
     with pytest.raises(PipelineError, match="'fold-masks' before it"):
         CONVERT.run(program)
+
+
+@pytest.mark.parametrize(
+    "order", ["pattern-lock,quantize-prepare,distill", "pattern-lock,distill,quantize-prepare"]
+)
+def test_whole_way_with_a_teacher(order: str) -> None:
+    teacher, batch = shared("bert-cls"), example_batch(4, 7)
+    text = f"magnitude-prune{{sparsity=0.9,begin=0,end=0}},{order}"
+    program = Pipeline.parse(text).run(teacher, programs={"teacher": teacher}).train()
+    assert "14 linears" in " ".join(note for entry in program.history for note in entry.notes)
+    optimizer = torch.optim.AdamW(program.parameters(), lr=1e-3)
+    loss = program(**batch)["loss"]
+    torch.autograd.backward(loss)
+    optimizer.step()
+    program.step()
+    stripped = Pipeline.parse("strip-distillation,fold-masks").run(program).eval()
+    converted = Pipeline.parse("quantize-convert,simplify").run(stripped)
+    assert torch.equal(converted(**batch)["logits"], stripped(**batch)["logits"])
+    assert converted.active == ()
+
+
+def test_verifier_sees_broken_quantizers() -> None:
+    program = converted_once().copy()
+    with torch.no_grad():
+        program.tensor("classifier.input_scale").fill_(-1.0)
+        program.tensor("bert.pooler.dense.input_zero_point").fill_(300)
+        program.tensor("classifier.weight_zero_point").fill_(1)
+    with pytest.raises(VerifyError) as caught:
+        verify(program)
+    assert len(caught.value.violations) == 3
+    assert "the scale classifier.input_scale is not positive and finite" in str(caught.value)
+    assert "bert.pooler.dense.input_zero_point is outside 0..255" in str(caught.value)
+    assert "the zero point of weight classifier.weight is not 0" in str(caught.value)
 
 
 def test_calibration_restores_the_mode_and_changes_ranges_alone() -> None:
