@@ -1,13 +1,14 @@
-"""Which format a layer's weights get: cycles per panel of 64 tokens, from measured rates.
+"""Which format a layer's weights get: modelled cycles per panel of 64 tokens.
 
 The rates are cycles of one core (Zen 4, 512-bit vectors in two halves) for one unit of work:
 
-    quads      8.9 per quad (8 unpacks and 4 dot products share three ports)
-    dense_i8   25 per tile of 6 rows and group of 4 channels (24 dot products)
-    rows       8 per non-zero (4 multiply-adds that read activations from the second-level cache)
-    dense_f32  25 per tile of 6 rows and channel (24 multiply-adds)
+    quads      8.9 per quad, measured (8 unpacks and 4 dot products share three ports: 8 at best)
+    rows       8 per non-zero, measured (4 multiply-adds: 4 at best)
+    dense_i8   25 per tile of 6 rows and group of 4 channels: 24 dot products, not measured
+    dense_f32  25 per tile of 6 rows and channel: 24 multiply-adds, not measured
 
-plus a fixed cost per row for the epilogue and the mispredicted end of its loop.
+plus an assumed cost per row for the epilogue and the mispredicted end of its loop. Nothing is
+calibrated on the machine that runs: on another core the order of two close formats may differ.
 """
 
 from __future__ import annotations
