@@ -10,7 +10,7 @@ so that they still add up to 1. Four channels, or four keys, go into one `vpdpbu
     v        [channels] [keys]
 
 Expected (an estimate, no accuracy was measured on a trained model): the error of a score is about
-1 % of its spread. `cpu{attention='fp32'}` keeps fp32 products. See kernel `attention` for the fp32 form.
+1 % of its spread. `cpu{attention='fp32'}` keeps fp32 products (kernel `attention`).
 """
 
 from __future__ import annotations
