@@ -48,7 +48,6 @@ def command(
     ] = "",
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
-    from sparsefx.backends.accelerator import listing as instructions
     from sparsefx.backends.accelerator.archfile import load_architecture
     from sparsefx.backends.accelerator.report import page, tables
     from sparsefx.backends.accelerator.report import trace as traces
@@ -71,12 +70,7 @@ def command(
     for swing in swings[:12]:
         text = f"{swing.path} ({swing.quantity}): {swing.less:+.1%} / {swing.more:+.1%}"
         stdout.print(text, markup=False)
-    if mappings:
-        stdout.print(instructions.mapping_table(first), markup=False)
-    if layer:
-        stdout.print(instructions.layer_summary(first, layer), markup=False)
-    if listing:
-        stdout.print(instructions.listing(first), markup=False)
+    _print_instructions(first, mappings=mappings, layer=layer, listing=listing)
     written = [
         page.write_page(first, html, swings) if html else None,
         traces.write_trace(first, trace) if trace else None,
@@ -85,6 +79,17 @@ def command(
     ]
     for path in filter(None, written):
         stderr.print(f"wrote {path}", markup=False)
+
+
+def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing: bool) -> None:
+    from sparsefx.backends.accelerator import listing as instructions
+
+    if mappings:
+        stdout.print(instructions.mapping_table(run), markup=False)
+    if layer:
+        stdout.print(instructions.layer_summary(run, layer), markup=False)
+    if listing:
+        stdout.print(instructions.listing(run), markup=False)
 
 
 def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float) -> Workload:
