@@ -189,10 +189,12 @@ class OnnxRuntimeCompiled:
         path = Path(path)
         path = path / "model.onnx" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(self.model.SerializeToString(deterministic=True))
-        os.replace(name, path)
+        beside = path.with_name(f".{path.name}-{os.getpid()}")
+        try:
+            beside.write_bytes(self.model.SerializeToString(deterministic=True))
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
         return path
 
 
