@@ -252,27 +252,15 @@ class LinearLowering:
             epilogue = replace(epilogue, snap=True)
             words["snap"] = snaps
         walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
-        nonzeros = int(np.count_nonzero(weights.matrix))
-        facts = {"macs": float(nonzeros), "dense_macs": float(rows * columns)}
+        operation = catalog.linear(packed.format, epilogue)
         names = tuple(n.name for n in group)
-        walk.steps.append(
-            Step(catalog.linear(packed.format, epilogue), words, "+".join(names), facts)
-        )
+        layer = _layer(names, weights.matrix, packed, choice)
+        facts = {"macs": float(layer.nonzeros), "dense_macs": float(rows * columns)}
+        walk.steps.append(Step(operation, words, "+".join(names), facts))
+        walk.layers.append(layer)
         walk.taken |= {*group, last, *self._between(group[0], last)}
         for node in group:
             walk.taken |= set(self._between(node, self._snapped(node)[0]))
-        walk.layers.append(
-            Layer(
-                names,
-                rows,
-                columns,
-                nonzeros,
-                integer,
-                packed.format,
-                choice,
-                packed.stored_bytes,
-            )
-        )
         return target
 
     def _between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
@@ -353,6 +341,14 @@ class LinearLowering:
         if key not in self._packed:
             self._packed[key] = pack(matrix, chosen, walk.options.threads, zero_point)
         return self._packed[key], choice
+
+
+def _layer(nodes: tuple[str, ...], matrix: NDArray[Any], packed: Packed, choice: Choice) -> Layer:
+    rows, columns = matrix.shape
+    integer, nonzeros = matrix.dtype == np.int8, int(np.count_nonzero(matrix))
+    return Layer(
+        nodes, rows, columns, nonzeros, integer, packed.format, choice, packed.stored_bytes
+    )
 
 
 def _only_heads(node: fx.Node) -> bool:
