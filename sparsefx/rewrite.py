@@ -35,6 +35,7 @@ class Rewriter:
         self.program = program
         self.author = author
         self._anchor: fx.Node | None = None
+        self._last_tensor: fx.Node | None = None
         self._shapes = program.shapes
 
     # -- nodes -----------------------------------------------------------------------------------
@@ -132,11 +133,14 @@ class Rewriter:
         existing: list[fx.Node] = self.program.graph.find_nodes(op="get_attr", target=name)
         if existing:
             return existing[0]
-        tensor_nodes = [n for n in self.program.graph.nodes if n.op in ("placeholder", "get_attr")]
         self.program.tensor(name)
-        last = tensor_nodes[-1]
+        last = self._last_tensor
+        if last is None or last._erased:  # found once: a search for every tensor is quadratic
+            nodes = self.program.graph.nodes
+            last = [n for n in nodes if n.op in ("placeholder", "get_attr")][-1]
         with self.program.graph.inserting_after(last):
             node = self.program.graph.get_attr(name)
+        self._last_tensor = node
         return self._adopt(node, self._anchor or last)
 
     def add_parameter(self, name: str, tensor: Tensor) -> fx.Node:

@@ -93,7 +93,7 @@ def locked_zeros(program: Program) -> Iterable[str]:
         if weight.shape != mask.shape:
             shapes = f"{tuple(mask.shape)} and {tuple(weight.shape)}"
             yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
-        elif mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        elif mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
             yield f"{site.mask} holds values other than 0 and 1"
 
 

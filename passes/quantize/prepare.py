@@ -187,6 +187,7 @@ class _Placer:
         self._options = options
         self._rewriter = rewriter
         self._program = program
+        self._held = set(program.named_tensors())
         self._quantized: dict[fx.Node, fx.Node] = {}
         device = next(program.parameters()).device
         self._step = rewriter.add_buffer(STEP, torch.zeros((), dtype=torch.int64, device=device))
@@ -232,10 +233,11 @@ class _Placer:
 
     def _range(self, name: str, site: LinearSite) -> tuple[fx.Node, fx.Node]:
         """Add the buffers of one observer; a linear that is called again gets a number."""
-        held, base, count = self._program.named_tensors(), name, 1
-        while f"{name}_minimum" in held:
+        base, count = name, 1
+        while f"{name}_minimum" in self._held:
             count += 1
             name = f"{base}_{count}"
+        self._held.add(f"{name}_minimum")
         self.activations += 1
         infinity = torch.full((), float("inf"), device=self._program.tensor(site.weight).device)
         minimum = self._rewriter.add_buffer(f"{name}_minimum", infinity)
