@@ -209,6 +209,17 @@ def test_soft_masks_let_weights_come_back(plain: Program) -> None:
     assert torch.equal(mask == 0, ~dropped)
 
 
+def test_a_teacher_in_the_graph_is_left_alone(bert: Program) -> None:
+    passes = Pipeline.parse("distill{hidden=1.0},magnitude-prune{sparsity=0.5},pattern-lock")
+    joined = passes.run(bert, programs={"teacher": bert})
+    assert {site.weight for site in find_masks(joined)} == {
+        site.weight for site in find_masks(run(bert, MagnitudePrune(0.5)))
+    }
+    for name, tensor in joined.named_tensors().items():
+        if name.startswith("teacher.") and name.endswith("dense.weight"):
+            assert bool((tensor != 0).all())
+
+
 def test_masked_gradients_are_zero(plain: Program) -> None:
     program = run(plain, MagnitudePrune(0.5, mask="soft", roles=OTHER))
     torch.autograd.backward(program(x=torch.randn(4, 8))["output"].square().mean())
