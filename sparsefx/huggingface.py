@@ -144,8 +144,10 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: weights[name].contiguous() for name in sorted(expected & weights.keys())}
-    save_file(_without_ties(kept, program), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(program.config, indent=2) + "\n")
+    weights_file, config_file = folder / "model.safetensors", folder / "config.json"
+    config_file.write_text(json.dumps(program.config, indent=2) + "\n", encoding="utf-8")
+    save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
+    shutil.copymode(config_file, weights_file)  # safetensors lets the owner alone read
     if tokenizer is not None:
         _copy_tokenizer(Path(tokenizer), folder)
     return folder

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,22 @@ def save_program(program: Program, folder: Path) -> Path:
             "the folder holds other files", who="save", where=str(folder), hint="choose another"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    work, old = (
+        folder.with_name(f".{folder.name}-{os.getpid()}-{part}") for part in ("new", "old")
+    )
+    work.mkdir()
     try:
         tensors = {name: t.detach().cpu() for name, t in program.named_tensors().items()}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
         _write_json(work / _GRAPH, _encode_program(program))
+        save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
+        shutil.copymode(work / _GRAPH, work / _TENSORS)  # safetensors lets the owner alone read
         _write_json(work / _MANIFEST, _manifest(program, work))
-        old = None
         if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "program")
+            os.replace(folder, old)
         os.replace(work, folder)
-        if old is not None:
-            shutil.rmtree(old)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for part in (work, old):
+            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -321,6 +321,15 @@ def test_save_and_load_round_trip_exactly(tmp_path: Path) -> None:
     assert_equal_outputs(program, again, {"x": torch.randn(2, 3)})
 
 
+def test_others_may_read_what_was_saved(tmp_path: Path) -> None:
+    folder = relu_program().save(tmp_path / "p")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {plain.stat().st_mode}
+    (tmp_path / "folder").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
 @pytest.mark.parametrize("name", ["graph.json", "tensors.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
 def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
