@@ -337,6 +337,8 @@ class LinearLowering:
         chosen = choice.format
         if walk.options.format in FORMATS and walk.options.format in choice.cycles:
             chosen = next(f for f in FORMATS if f == walk.options.format)
+        if not walk.options.pack:
+            return Packed(chosen, {}, np.zeros(0, np.int64)), choice
         key = (*(n.args[1] for n in group), zero_point, chosen)
         if key not in self._packed:
             self._packed[key] = pack(matrix, chosen, walk.options.threads, zero_point)

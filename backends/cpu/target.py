@@ -59,20 +59,31 @@ class CpuTarget(Target):
         """Nodes that no kernel computes; they and what needs them run in PyTorch."""
         return tuple(
             Unsupported(f"%{node.name}", why, "runs in PyTorch")
-            for node, why in self._lower(program).reasons
+            for node, why in self._lower(program, pack=False).reasons
         )
 
-    def lower(self, program: Program) -> CpuCompiled:
-        """Lower a Program in eval mode."""
-        program = program.copy().eval()
-        lowered = self._lower(program)
-        engine = shared_engine(self._isa(program))
-        pool = shared_pool(engine, self._threads())
-        return CpuCompiled(program, lowered, Runtime(lowered.plan, engine, pool))
+    def compile(self, program: Program) -> CpuCompiled:
+        """Run :meth:`pipeline` on a copy of `program` and lower it, in one walk.
 
-    def _lower(self, program: Program) -> Lowered:
+        Nothing needs to be refused first: what no kernel computes runs in PyTorch.
+        """
+        return self._compiled(self.pipeline().run(program))
+
+    def lower(self, program: Program) -> CpuCompiled:
+        """Lower a copy of a Program, in eval mode."""
+        return self._compiled(program.copy())
+
+    def _compiled(self, own: Program) -> CpuCompiled:
+        """Lower a Program that nobody else holds."""
+        own.eval()
+        lowered = self._lower(own)
+        engine = shared_engine(self._isa(own))
+        pool = shared_pool(engine, self._threads())
+        return CpuCompiled(own, lowered, Runtime(lowered.plan, engine, pool))
+
+    def _lower(self, program: Program, *, pack: bool = True) -> Lowered:
         chosen = self._isa(program)
-        options = LoweringOptions(chosen, self._threads(), self.format, self.attention)
+        options = LoweringOptions(chosen, self._threads(), self.format, self.attention, pack)
         return lower_program(program, options)
 
     def _isa(self, program: Program) -> Isa:

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sparsefx import Pipeline, Program
+from sparsefx.backends.cpu import layers
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
 from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
 from tests.programs import SPELLINGS, captured
@@ -113,6 +117,24 @@ def test_a_forked_process_has_its_own_threads() -> None:
         same = torch.equal(compiled(**batch)["logits"], expected)
         os._exit(0 if same else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_compile_packs_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[tuple[int, ...]] = []
+
+    def counted(matrix: NDArray[Any], *rest: Any) -> Packed:
+        packed.append(matrix.shape)
+        return pack(matrix, *rest)
+
+    monkeypatch.setattr(layers, "pack", counted)
+    program = captured("bert-cls")
+    before = program.fingerprint()
+    assert CpuTarget().unsupported(program) == ()
+    assert packed == []
+    CpuTarget().compile(program)
+    # Per layer: query, key and value together, output, up, down; and the pooler and the classifier.
+    assert len(packed) == 2 * 4 + 2
+    assert program.fingerprint() == before
 
 
 def test_errors_say_what_to_do() -> None:
