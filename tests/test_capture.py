@@ -11,23 +11,16 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Program
 from sparsefx.errors import CaptureError, ProgramError
-from tests.tiny_models import ARCHITECTURES, EAGER_ONLY, HandwrittenEncoder, example_batch, tiny
+from tests.programs import SPELLINGS, captured, shared
+from tests.tiny_models import HandwrittenEncoder, example_batch, tiny
 
 SHAPES = [(1, 1), (1, 7), (3, 16), (2, 40)]
-SPELLINGS = [
-    (name, attention)
-    for name in ARCHITECTURES
-    for attention in ("sdpa", "eager")
-    if not (attention == "sdpa" and name in EAGER_ONLY)
-    and not (attention == "eager" and name == "handwritten")
-]
 
 
 @pytest.fixture(scope="module", params=SPELLINGS, ids=lambda p: f"{p[0]}-{p[1]}")
 def pair(request: pytest.FixtureRequest) -> tuple[nn.Module, Program]:
     name, attention = request.param
-    model = tiny(name, attention)
-    return model, sparsefx.capture(model, example_batch())
+    return tiny(name, attention), shared(name, attention)
 
 
 def outputs_of(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,7 +83,7 @@ def test_training_mode_draws_what_eager_draws() -> None:
 
 
 def test_sdpa_keeps_its_dropout_rate() -> None:
-    program = sparsefx.capture(tiny("bert-cls"), example_batch())
+    program = captured("bert-cls")
     assert "sparsefx.dropout_rate(0.1, %mode)" in program.dump()
     assert "dropout(" in program.dump()
     assert ", True)" not in program.dump()
@@ -146,7 +139,7 @@ def test_batch_of_one_as_example_stays_dynamic() -> None:
 
 
 def test_to_moves_the_constants_of_the_graph() -> None:
-    program = sparsefx.capture(tiny("bert-cls"), example_batch()).to("meta")
+    program = captured("bert-cls").to("meta")
     batch = {name: value.to("meta") for name, value in example_batch().items()}
     assert program(**batch)["logits"].device.type == "meta"
     assert "cpu" not in program.dump()
@@ -216,7 +209,7 @@ def test_wrong_example_inputs(inputs: dict[str, Tensor] | None, expected: str) -
     ],
 )
 def test_wrong_batches_are_refused(change, expected: str) -> None:  # type: ignore[no-untyped-def]
-    program = sparsefx.capture(tiny("bert-cls"), example_batch())
+    program = captured("bert-cls")
     batch = example_batch()
     change(batch)
     with pytest.raises(ProgramError) as caught:

@@ -190,7 +190,6 @@ stages:
 
 
 def test_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     session(tmp_path / "run", listeners=[TensorBoard(tmp_path / "board")]).run()
     assert list((tmp_path / "board").glob("events.*"))
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as runtime
 import pytest
 import torch
 from torch import fx
@@ -114,8 +116,6 @@ def test_accumulators_and_outputs_equal_the_reference_integers() -> None:
 
 
 def test_accumulators_equal_onnx_runtime_integer_products() -> None:
-    onnx = pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
     generator = np.random.default_rng(0)
     q = generator.integers(0, 256, (16, 96)).astype(np.uint8)
     weight = generator.integers(-127, 128, (40, 96)).astype(np.int8)

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -20,9 +22,6 @@ from sparsefx.passes.analyses.quantized import QuantizedLinears
 from tests.int8 import int8
 from tests.programs import shared
 from tests.tiny_models import example_batch
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
 
 SHAPES = [(1, 1), (1, 9), (4, 6)]
 
