@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.engine import assembly as write_assembly
+from sparsefx.backends.cpu.explain import Explanation, explain_layers
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.program import Program
@@ -117,23 +118,14 @@ class CpuCompiled:
         text = self._lowered.plan.steps[step].kernel.emit(isa, width).text()
         return write_assembly(text, isa) if assembly else text
 
-    def explain(self) -> str:
+    def explain(self, batch: int = 1, tokens: int = 128) -> Explanation:
         """For every linear: the format it got, what others would cost, and where zeros pay.
 
-        Costs are modelled cycles per 64 tokens (see `costs`), not measured ones.
+        Args:
+            batch: Sequences.
+            tokens: Tokens of each, without padding.
         """
-        lines = []
-        for layer in self._lowered.layers:
-            choice = layer.choice
-            costs = ", ".join(f"{name} {cycles:,.0f}" for name, cycles in choice.cycles.items())
-            kind = "int8" if layer.integer else "fp32"
-            shape = f"{kind} [{layer.rows}, {layer.columns}]"
-            lines += [
-                f"{'+'.join(layer.nodes)}: {shape}, density {choice.density:.3f} -> {layer.format}",
-                f"    cycles per 64 tokens: {costs}; break-even density {choice.break_even:.2f}",
-                f"    {choice.reason}; {layer.packed_bytes:,} bytes",
-            ]
-        return "\n".join(lines) + "\n"
+        return explain_layers(self._lowered.layers, self._runtime.isa.name, batch, tokens)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program to the folder `path`.

@@ -37,7 +37,7 @@ class Choice:
         format: The cheapest.
         cycles: Modelled cycles per panel of 64 tokens, for each candidate.
         density: Non-zeros over all weights.
-        break_even: Density above which visiting every weight is cheaper.
+        break_even: Density above which visiting every weight is cheaper, at most 1.
     """
 
     format: Format
@@ -50,9 +50,12 @@ class Choice:
         """Why, in one sentence."""
         other = min((c for f, c in self.cycles.items() if f != self.format), default=0.0)
         gain = other / self.cycles[self.format]
-        if self.format.startswith("dense"):
-            return f"zeros do not pay: density {self.density:.3f} over {self.break_even:.2f}"
-        return f"{gain:.1f}x cheaper than visiting every weight"
+        if not self.format.startswith("dense"):
+            return f"{gain:.1f}x cheaper than visiting every weight"
+        sparsity, needed = 1 - self.density, 1 - self.break_even
+        if sparsity <= needed:
+            return f"zeros do not pay: {sparsity:.1%} of the weights are zero, {needed:.1%} needed"
+        return "zeros do not pay: its rows have too few non-zeros to fill dot products of four"
 
 
 def choose_format(matrix: NDArray[Any], isa: Isa) -> Choice:
@@ -61,18 +64,19 @@ def choose_format(matrix: NDArray[Any], isa: Isa) -> Choice:
     counts = np.count_nonzero(matrix, axis=1)
     fixed = _ROW * rows
     tiles = -(-rows // _TILE_ROWS)
-    cycles: dict[Format, float]
+    sparse: Format
+    dense: Format
     if matrix.dtype == np.int8 and isa.has_dot:
-        cycles = {
-            "quads": fixed + _QUAD * float(((counts + 3) // 4).sum()),
-            "dense_i8": fixed + _GROUP * tiles * -(-columns // 4),
-        }
-        break_even = _GROUP / _TILE_ROWS / _QUAD
+        sparse, dense = "quads", "dense_i8"
+        visited = _QUAD * float(((counts + 3) // 4).sum())
+        every = _QUAD * rows * (columns / 4)
+        tiled = _GROUP * tiles * -(-columns // 4)
     else:
-        cycles = {
-            "rows": fixed + _NONZERO * float(counts.sum()),
-            "dense_f32": fixed + _CHANNEL * tiles * columns,
-        }
-        break_even = _CHANNEL / _TILE_ROWS / _NONZERO
+        sparse, dense = "rows", "dense_f32"
+        visited = _NONZERO * float(counts.sum())
+        every = _NONZERO * float(rows * columns)
+        tiled = _CHANNEL * tiles * columns
+    cycles = {sparse: fixed + visited, dense: fixed + tiled}
     density = float(counts.sum()) / max(1, matrix.size)
+    break_even = min(1.0, tiled / max(every, 1.0))
     return Choice(min(cycles, key=lambda f: cycles[f]), cycles, density, break_even)

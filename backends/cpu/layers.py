@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.costs import Choice, choose_format
 from sparsefx.backends.cpu.epilogue import Epilogue
@@ -38,6 +39,7 @@ class Layer:
         rows, columns: Shape of the weight.
         nonzeros: Weights that are not zero.
         integer: int8 arithmetic.
+        space: TOKENS, or SEQUENCES where it computes one row for each sequence (a pooler).
         format: The format it got, the cheapest unless one was asked for.
         choice: Candidates and costs.
         packed_bytes: Bytes of the packed weights.
@@ -48,6 +50,7 @@ class Layer:
     columns: int
     nonzeros: int
     integer: bool
+    space: int
     format: Format
     choice: Choice
     packed_bytes: int
@@ -254,7 +257,7 @@ class LinearLowering:
         walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
         operation = catalog.linear(packed.format, epilogue)
         names = tuple(n.name for n in group)
-        layer = _layer(names, weights.matrix, packed, choice)
+        layer = _layer(names, weights.matrix, space, packed, choice)
         facts = {"macs": float(layer.nonzeros), "dense_macs": float(rows * columns)}
         walk.steps.append(Step(operation, words, "+".join(names), facts))
         walk.layers.append(layer)
@@ -345,11 +348,13 @@ class LinearLowering:
         return self._packed[key], choice
 
 
-def _layer(nodes: tuple[str, ...], matrix: NDArray[Any], packed: Packed, choice: Choice) -> Layer:
+def _layer(
+    nodes: tuple[str, ...], matrix: NDArray[Any], space: int, packed: Packed, choice: Choice
+) -> Layer:
     rows, columns = matrix.shape
     integer, nonzeros = matrix.dtype == np.int8, int(np.count_nonzero(matrix))
     return Layer(
-        nodes, rows, columns, nonzeros, integer, packed.format, choice, packed.stored_bytes
+        nodes, rows, columns, nonzeros, integer, space, packed.format, choice, packed.stored_bytes
     )
 
 

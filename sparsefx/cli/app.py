@@ -15,6 +15,7 @@ from sparsefx.cli import (
     compress,
     demo,
     evaluate,
+    explain_cpu,
     inspect,
     opt,
     passes,
@@ -40,6 +41,7 @@ app.command("passes")(passes.command)
 app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
+app.command("explain-cpu")(explain_cpu.command)
 app.command("simulate")(simulate.command)
 app.command("sweep")(sweep.command)
 

@@ -12,7 +12,7 @@ from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, SparsefxError
 
-__all__ = ["command"]
+__all__ = ["command", "parse_shape"]
 
 
 def command(
@@ -45,7 +45,7 @@ def command(
         raise DataError("no target is left to time", who="bench")
     table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)
     for text in shape or ["1x128"]:
-        batch = random_batch(model, *_parse_shape(text))
+        batch = random_batch(model, *parse_shape(text, who="bench"))
         figures = time_in_turns(compiled, batch, runs=runs)
         first = next(iter(figures.values())).median
         for name, found in figures.items():
@@ -55,8 +55,9 @@ def command(
     stdout.print(f"{machine()}, {runs} runs in turns", markup=False)
 
 
-def _parse_shape(text: str) -> tuple[int, int]:
+def parse_shape(text: str, *, who: str) -> tuple[int, int]:
+    """Return (batch, tokens) of a text such as ``1x128``."""
     batch, _, tokens = text.partition("x")
     if not (batch.isdigit() and tokens.isdigit() and int(batch) and int(tokens)):
-        raise DataError(f"{text!r} is not BATCHxTOKENS", who="bench", where="--shape")
+        raise DataError(f"{text!r} is not BATCHxTOKENS", who=who, where="--shape")
     return int(batch), int(tokens)

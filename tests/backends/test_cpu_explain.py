@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsefx.backends.cpu.costs import choose_format
+from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.cli import main
+from tests.backends.cpu_cases import RUNNABLE, quantized, sparse_
+from tests.programs import captured
+from tests.tiny_models import example_batch
+
+
+def weight(density: float, rows: int, columns: int, dtype: Any) -> Any:
+    rng = np.random.default_rng(0)
+    return (rng.random((rows, columns)) < density).astype(dtype)
+
+
+@pytest.mark.parametrize(("isa", "dtype"), [("avx512_vnni", np.int8), ("avx2", np.float32)])
+@pytest.mark.parametrize("rows", [2, 60, 61])
+def test_the_break_even_is_where_the_choice_changes(isa: IsaName, dtype: Any, rows: int) -> None:
+    found = choose_format(weight(1.0, rows, 768, dtype), ISAS[isa]).break_even
+    less = choose_format(weight(found - 0.05, rows, 768, dtype), ISAS[isa])
+    assert less.format in ("quads", "rows")
+    assert "cheaper than visiting every weight" in less.reason
+    if found < 0.95:
+        more = choose_format(weight(found + 0.05, rows, 768, dtype), ISAS[isa])
+        assert more.format.startswith("dense")
+        assert "zeros do not pay" in more.reason
+
+
+def test_rows_with_one_weight_fill_no_dot_product() -> None:
+    matrix = np.zeros((60, 4), np.int8)
+    matrix[:, 0] = 1
+    choice = choose_format(matrix, ISAS["avx512_vnni"])
+    assert choice.format == "dense_i8"
+    assert "too few non-zeros" in choice.reason
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_costs_follow_the_tokens(isa: IsaName) -> None:
+    program = quantized(sparse_(captured("bert-cls"), 0.1), example_batch())
+    compiled = CpuTarget(isa=isa).lower(program)
+    one, two = compiled.explain(1, 64), compiled.explain(2, 64)
+    per_token = [i for i, layer in enumerate(one.layers) if layer.layer.rows > 64]
+    assert per_token
+    for number in per_token:
+        assert two.layers[number].chosen == 2 * one.layers[number].chosen
+    # The classifier has one row for each sequence: two of them are one panel still.
+    assert two.layers[-1].chosen == one.layers[-1].chosen
+    assert one.gain > 2
+    assert "zeros do not pay in 0" in str(one)
+
+
+def test_a_format_that_was_asked_for_says_what_it_costs() -> None:
+    program = sparse_(captured("bert-cls"), 0.1)
+    explained = str(CpuTarget(isa=RUNNABLE[0], format="dense_f32").lower(program).explain())
+    assert "-> dense_f32" in explained
+    assert "asked for; rows would be" in explained
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    return str(sparse_(captured("albert"), 0.1).save(tmp_path / "p"))
+
+
+def run(*arguments: str) -> object:
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    return ended.value.code
+
+
+def test_the_command(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain-cpu", saved, "--shape", "2x40") == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2x40 tokens, ")
+    assert re.search(r"sparsity (8|9)\d\.\d% -> rows", shown.out)
+    assert "break-even sparsity" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--shape", "128"], "explain-cpu at --shape: '128' is not BATCHxTOKENS"),
+        (["-t", "reference"], "'reference' is not the cpu target"),
+    ],
+)
+def test_mistakes(
+    saved: str, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert run("explain-cpu", saved, *arguments) == 2
+    assert expected in capsys.readouterr().err
