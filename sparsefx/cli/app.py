@@ -16,6 +16,7 @@ from sparsefx.cli import (
     demo,
     evaluate,
     explain_cpu,
+    import_,
     inspect,
     opt,
     passes,
@@ -37,6 +38,7 @@ app.command("demo")(demo.command)
 app.command("compress")(compress.command)
 app.command("evaluate")(evaluate.command)
 app.command("capture")(capture.command)
+app.command("import")(import_.command)
 app.command("passes")(passes.command)
 app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)

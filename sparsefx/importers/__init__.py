@@ -1,0 +1,1 @@
+"""Recipes and checkpoints of other tools: read into those of sparsefx."""

@@ -1,0 +1,115 @@
+"""Which tool wrote a file, and the importer for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsefx.errors import RecipeError
+from sparsefx.importers.neural_compressor import import_neural_compressor, is_neural_compressor
+from sparsefx.importers.research_package import import_research_package, is_research_package
+from sparsefx.importers.result import Imported
+from sparsefx.importers.sparseml import import_sparseml
+from sparsefx.importers.sparseml_file import Modifier, tagged_loader, yaml_part
+
+__all__ = ["import_recipe", "import_text"]
+
+_KNOWN = (
+    "known: SparseML recipes (YAML or Markdown), pruning configurations of Intel Neural Compressor "
+    "2.x, JSON configurations of the Model-Compression-Research-Package"
+)
+_SPARSEML_TAG = re.compile(r"!\w+Modifier\b")
+_Importer = Callable[..., Imported]
+
+
+def import_recipe(place: str | Path) -> Imported:
+    """Read another tool's recipe or configuration.
+
+    Args:
+        place: A ``.yaml``, ``.yml``, ``.md`` or ``.json`` file.
+
+    Returns:
+        The recipe, and what of the file it does not hold, with reasons.
+
+    Raises:
+        RecipeError: The file cannot be read, its format is not known, or a value is wrong.
+    """
+    path = Path(place)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the file cannot be read: {error}", who=str(path)) from error
+    return import_text(text, name=path.stem, who=str(path))
+
+
+def import_text(text: str, *, name: str, who: str = "import") -> Imported:
+    """Read the text of such a file; ``name`` becomes the name of the recipe.
+
+    Raises:
+        RecipeError: As for :func:`import_recipe`.
+    """
+    content = _parsed(text, who)
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"expected keys, found {type(content).__name__}", who=who, where="line 1", hint=_KNOWN
+        )
+    if "stages" in content and "name" in content:
+        raise RecipeError("it is a sparsefx recipe already", who=who, hint="use it as it is")
+    return _importer_for(text, content, who)(_untagged(content, text), name=name, who=who)
+
+
+def _importer_for(text: str, content: dict[str, Any], who: str) -> _Importer:
+    if _SPARSEML_TAG.search(text):
+        return import_sparseml
+    if is_neural_compressor(content):
+        return import_neural_compressor
+    if is_research_package(content):
+        return import_research_package
+    if "Modifier" in text:
+        raise RecipeError(
+            "modifiers without a tag such as !GMPruningModifier: the one-shot form of "
+            "llm-compressor, which has no training to carry over",
+            who=who,
+            hint=_KNOWN,
+        )
+    raise RecipeError(
+        f"the format is not known (its keys: {', '.join(map(str, content))})", who=who, hint=_KNOWN
+    )
+
+
+def _parsed(text: str, who: str) -> Any:
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text)
+        return yaml.load(yaml_part(text), Loader=tagged_loader())  # a SafeLoader
+    except json.JSONDecodeError as error:
+        raise RecipeError(
+            f"not JSON: {error.msg}", who=who, where=f"line {error.lineno}, column {error.colno}"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(
+            f"not YAML: {getattr(error, 'problem', None) or error}",
+            who=who,
+            where=where,
+            hint=_KNOWN,
+        ) from error
+
+
+def _untagged(value: Any, text: str) -> Any:
+    """Read tagged mappings as plain ones, unless they are SparseML's."""
+    if _SPARSEML_TAG.search(text):
+        return value
+    if isinstance(value, Modifier):
+        return _untagged(value.settings, text)
+    if isinstance(value, list):
+        return [_untagged(item, text) for item in value]
+    if isinstance(value, dict):
+        return {key: _untagged(item, text) for key, item in value.items()}
+    return value

@@ -1,0 +1,91 @@
+"""What an importer hands back: the recipe, what it holds, and what had no place in it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sparsefx.recipe import Recipe
+from sparsefx.spec import format_value
+
+__all__ = ["Imported", "LeftOut", "Notes", "Share", "pass_text", "share"]
+
+
+class LeftOut(NamedTuple):
+    """A setting that the recipe does not have as the file has it."""
+
+    where: str
+    """Path in the file, e.g. ``GMPruningModifier.leave_enabled``."""
+    reason: str
+    """Why, and what holds instead."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class Imported(NamedTuple):
+    """A recipe made of another tool's file."""
+
+    recipe: Recipe
+    """Checked."""
+    left_out: tuple[LeftOut, ...]
+    """All that could not be carried over, in the order of the file."""
+    carried: tuple[str, ...]
+    """What was carried over: one line each, the setting and what it became."""
+
+
+class Share(str):
+    """A share of the steps of a stage, written without quotes in the text form of a pass."""
+
+    __slots__ = ()
+
+
+class Notes:
+    """Collects both lists while a file is read."""
+
+    def __init__(self) -> None:
+        self.left_out: list[LeftOut] = []
+        self.carried: list[str] = []
+
+    def leave(self, where: str, reason: str) -> None:
+        """List a setting that is not carried over."""
+        self.left_out.append(LeftOut(where, reason))
+
+    def carry(self, where: str, what: str) -> None:
+        """List a setting that is carried over."""
+        self.carried.append(f"{where} -> {what}")
+
+    def leave_rest(self, where: str, rest: dict[str, Any]) -> None:
+        """List every setting that nobody took."""
+        for key, value in rest.items():
+            self.leave(f"{where}.{key}", f"{value!r} has no counterpart")
+
+    def result(self, recipe: Recipe, who: str) -> Imported:
+        """Check the recipe and return it with both lists."""
+        recipe.check(who=who)
+        return Imported(recipe, tuple(self.left_out), tuple(self.carried))
+
+
+def share(part: float, whole: float) -> Share | int:
+    """Return ``part`` of ``whole`` as a share such as ``65%``; 0 for none.
+
+    >>> share(6.5, 10), share(0, 10), share(1, 3)
+    ('65%', 0, '33.3333%')
+    """
+    if part <= 0:
+        return 0
+    percent = min(100.0, 100.0 * part / whole)
+    return Share(f"{percent:.4f}".rstrip("0").rstrip(".") + "%")
+
+
+def pass_text(name: str, **options: object) -> str:
+    """Return the text form of a pass; options that are None or empty are left out.
+
+    >>> pass_text("magnitude-prune", sparsity=0.9, end=Share("50%"), include=())
+    'magnitude-prune{sparsity=0.9,end=50%}'
+    """
+    given = [
+        f"{key}={value if isinstance(value, Share) else format_value(value)}"
+        for key, value in options.items()
+        if value is not None and value != () and value != []
+    ]
+    return f"{name}{{{','.join(given)}}}" if given else name

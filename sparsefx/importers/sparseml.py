@@ -1,0 +1,193 @@
+"""SparseML recipes, staged or flat: their modifiers become stages of a sparsefx recipe.
+
+SparseML counts in epochs from the start of the run. A stage of sparsefx trains once, with one
+schedule of the learning rate; so a run is cut where quantization begins, and steps become shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsefx.errors import RecipeError
+from sparsefx.importers import sparseml_modifiers as modifiers
+from sparsefx.importers.result import Imported, Notes
+from sparsefx.importers.sparseml_file import Modifier, SparsemlStage, read_stages
+from sparsefx.importers.sparseml_rates import rate_settings
+from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
+
+__all__ = ["import_sparseml"]
+
+_PRUNERS = ("GMPruningModifier", "MagnitudePruningModifier", "GlobalMagnitudePruningModifier")
+_LOCK = "ConstantPruningModifier"
+_QUANTIZER = "QuantizationModifier"
+_DISTILLER = "DistillationModifier"
+_RATES = ("SetLearningRateModifier", "LearningRateFunctionModifier", "LearningRateModifier")
+_OTHERS = ("EpochRangeModifier", "SetWeightDecayModifier", "TrainableParamsModifier")
+_KNOWN = frozenset({*_PRUNERS, _LOCK, _QUANTIZER, _DISTILLER, *_RATES, *_OTHERS})
+
+
+def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported:
+    """Turn the parsed YAML of a SparseML recipe into a recipe.
+
+    Args:
+        content: The YAML, its modifiers read by ``sparseml_file.tagged_loader``.
+        name: Name of the recipe.
+        who: The file, for errors.
+
+    Raises:
+        RecipeError: An equation is wrong, a stage has no length, or a value is out of range.
+    """
+    notes = Notes()
+    stages: list[Stage] = []
+    locked = masked = False
+    for part in read_stages(content, who):
+        reader = _Reader(part, notes, who)
+        stages += reader.stages(masked=masked, locked=locked)
+        masked, locked = masked or reader.masks, locked or reader.locks
+    stages[-1] = _finished(stages[-1], masked)
+    source = "A SparseML recipe."
+    return notes.result(Recipe(name=name, source=source, stages=tuple(stages)), who)
+
+
+def _finished(stage: Stage, masked: bool) -> Stage:
+    """Add what ends the last stage: fold the masks, turn fake quantization into integers."""
+    quantized = any("quantize-prepare" in text for text in stage.pipeline)
+    held = any("magnitude-prune" in text for text in stage.pipeline)
+    ends = ["pattern-lock"] if masked and held and not quantized else []
+    ends += ["fold-masks"] if masked else []
+    ends += ["quantize-convert", "simplify{inference=True}"] if quantized else []
+    return stage.model_copy(update={"after": (*stage.after, *ends)})
+
+
+class _Reader:
+    """Reads one stage of SparseML: the span between two epochs, and all modifiers in it."""
+
+    def __init__(self, part: SparsemlStage, notes: Notes, who: str) -> None:
+        self.masks = False
+        self.locks = False
+        self._name = part.name
+        self._notes = notes
+        self._who = who
+        self._begin, self._end = _epochs(part, who)
+        self._modifiers = [self._shifted(item) for item in part.modifiers]
+        self._length = self._end - self._begin
+        for item in self._of("EpochRangeModifier"):
+            notes.carry(item.kind, f"{self._length:g} epochs")
+
+    def stages(self, *, masked: bool, locked: bool) -> list[Stage]:
+        """Return one stage, or two where quantization begins in the middle."""
+        self._leave_unknown()
+        cut = self._quantization_start()
+        made = []
+        if cut is None or cut > 0:
+            end = self._length if cut is None else cut
+            texts = self._masks(end, locked=locked)
+            made.append(self._stage("sparse" if texts else "train", 0.0, end, texts))
+        elif pruners := self._of(*_PRUNERS):
+            for item in pruners:
+                self._notes.leave(item.kind, "masks move while quantizers learn; give it a stage")
+        if cut is not None:
+            texts = () if made else self._masks(self._length, locked=locked, only_lock=True)
+            if (masked or self.masks) and not (locked or self.locks):
+                texts = ("pattern-lock",)
+            self.locks = self.locks or bool(texts)
+            texts += tuple(
+                modifiers.quantization(item, cut, self._length, self._notes)
+                for item in self._of(_QUANTIZER)[:1]
+            )
+            made.append(self._stage("int8", cut, self._length, texts))
+        return made
+
+    def _stage(self, kind: str, begin: float, end: float, texts: tuple[str, ...]) -> Stage:
+        teacher, label_weight = None, 1.0
+        after: tuple[str, ...] = ()
+        for item in self._of(_DISTILLER)[:1]:
+            text, label_weight = modifiers.distillation(item, (begin, end), self._notes)
+            if text:
+                texts, teacher, after = (*texts, text), "./teacher", ("strip-distillation",)
+        rate, schedule = rate_settings(self._of(*_RATES), begin, end, self._notes)
+        decay = modifiers.weight_decay(self._of("SetWeightDecayModifier"), begin, self._notes)
+        optimizer: dict[str, Any] = {"learning_rate": rate, "weight_decay": decay}
+        training = Training(
+            epochs=end - begin,
+            optimizer=OptimizerSettings(**{k: v for k, v in optimizer.items() if v is not None}),
+            schedule=schedule,
+            label_weight=label_weight,
+            freeze=modifiers.frozen(self._of("TrainableParamsModifier"), self._notes),
+        )
+        name = f"{self._name}-{kind}" if self._name else kind
+        return Stage(name=name, teacher=teacher, pipeline=texts, training=training, after=after)
+
+    def _masks(self, end: float, *, locked: bool, only_lock: bool = False) -> tuple[str, ...]:
+        """Return the passes that make or lock masks in the span from 0 to ``end``."""
+        pruners = [] if only_lock else self._of(*_PRUNERS)
+        if locked and pruners:
+            raise RecipeError(
+                "an earlier stage locks the masks, so they cannot be pruned further",
+                who=self._who,
+                where=f"{self._name or 'modifiers'}.{pruners[0].kind}",
+            )
+        texts: tuple[str, ...] = ()
+        for item in pruners:
+            texts += modifiers.pruning(item, end, self._notes, self._who)
+        locks = self._of(_LOCK)
+        for item in locks:
+            if texts:
+                self._notes.carry(_LOCK, "magnitude-prune keeps its masks after the ramp")
+            elif locked:
+                self._notes.carry(_LOCK, "the masks of the stage before are locked still")
+            else:
+                texts = (modifiers.lock(item, self._notes),)
+                self.locks = True
+        self.masks = self.masks or bool(texts)
+        return texts
+
+    def _quantization_start(self) -> float | None:
+        found = self._of(_QUANTIZER)
+        for item in found[1:]:
+            self._notes.leave(item.kind, "a stage has one; the first is taken")
+        if not found:
+            return None
+        start = max(0.0, float(found[0].settings.get("start_epoch", 0.0)))
+        if start >= self._length:
+            self._notes.leave(_QUANTIZER, f"it starts at epoch {start:g}, when training is over")
+            return None
+        return start
+
+    def _leave_unknown(self) -> None:
+        for item in self._modifiers:
+            if item.kind not in _KNOWN:
+                self._notes.leave(item.kind, modifiers.reason_for(item.kind))
+
+    def _of(self, *kinds: str) -> list[Modifier]:
+        return [item for item in self._modifiers if item.kind in kinds]
+
+    def _shifted(self, item: Modifier) -> Modifier:
+        """Count epochs from the start of this stage."""
+        settings = dict(item.settings)
+        for key in (name for name in settings if name.endswith("_epoch")):
+            value = settings[key]
+            if isinstance(value, int | float) and value >= 0:
+                settings[key] = value - self._begin
+        return Modifier(item.kind, settings)
+
+
+def _epochs(part: SparsemlStage, who: str) -> tuple[float, float]:
+    """Return the first and the last epoch of a stage."""
+    ranges = [item for item in part.modifiers if item.kind == "EpochRangeModifier"]
+    ends = _numbers(ranges or part.modifiers, "end_epoch")
+    begins = _numbers(ranges, "start_epoch")
+    if not ends or max(ends) <= min(begins, default=0.0):
+        raise RecipeError(
+            "how many epochs it trains is not said",
+            who=who,
+            where=part.name or "modifiers",
+            hint="add an EpochRangeModifier with end_epoch",
+        )
+    return min(begins, default=0.0), max(ends)
+
+
+def _numbers(items: Sequence[Modifier], key: str) -> list[float]:
+    values = [item.settings.get(key) for item in items]
+    return [float(v) for v in values if isinstance(v, int | float) and v >= 0]

@@ -1,0 +1,99 @@
+"""The learning-rate modifiers of SparseML, as one schedule of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sparsefx.importers.result import Notes
+from sparsefx.importers.sparseml_file import Modifier
+from sparsefx.recipe import ScheduleSettings
+
+__all__ = ["rate_settings"]
+
+_CONSTANT = ScheduleSettings(kind="constant", warmup=0)
+_Kind = Literal["constant", "linear", "cosine"]
+
+
+def rate_settings(
+    items: Sequence[Modifier], begin: float, end: float, notes: Notes
+) -> tuple[float | None, ScheduleSettings]:
+    """Return the peak learning rate (None: not said) and the schedule of a stage.
+
+    The modifier that is at work when the stage begins decides; the others are listed.
+
+    Args:
+        items: The learning-rate modifiers, epochs counted from the start of the run.
+        begin: First epoch of the stage.
+        end: Last epoch of the stage.
+        notes: Where all is listed.
+    """
+    started = [item for item in items if _start(item) <= begin]
+    for item in items:
+        if begin < _start(item) < end:
+            notes.leave(item.kind, f"at epoch {_start(item):g}: a stage has one schedule")
+    if not started:
+        notes.leave("learning rate", f"none is set at epoch {begin:g}; sparsefx's default holds")
+        return None, ScheduleSettings()
+    item = max(started, key=_start)
+    if item.kind == "SetLearningRateModifier":
+        rate = _rate(item.settings, "learning_rate", item.kind, notes)
+        notes.carry(item.kind, f"constant rate {rate}")
+        return rate, _CONSTANT
+    if item.kind == "LearningRateModifier":
+        return _by_class(item, notes)
+    return _by_function(item, begin, end, notes)
+
+
+def _by_function(
+    item: Modifier, begin: float, end: float, notes: Notes
+) -> tuple[float | None, ScheduleSettings]:
+    rest = dict(item.settings)
+    start, stop = float(rest.pop("start_epoch", 0)), float(rest.pop("end_epoch", end))
+    function = rest.pop("lr_func", "linear")
+    high = _rate(rest, "init_lr", item.kind, notes)
+    low = _rate(rest, "final_lr", item.kind, notes) or 0.0
+    notes.leave_rest(item.kind, rest)
+    if high is None:
+        return None, ScheduleSettings()
+    kind: _Kind = function if function in ("linear", "cosine") else "constant"
+    if kind == "constant":
+        notes.leave(f"{item.kind}.lr_func", f"{function!r} is not here; the rate stays at {high}")
+        return high, _CONSTANT
+    if start < begin and stop > start and kind == "linear":
+        high += (low - high) * min(1.0, (begin - start) / (stop - start))
+    if high <= 0:
+        notes.leave(item.kind, f"its rate is 0 from epoch {begin:g} on; the default is used")
+        return None, ScheduleSettings()
+    if low:
+        notes.leave(f"{item.kind}.final_lr", f"{low}: schedules end at zero here")
+    if abs(stop - end) > 1e-6 and stop >= 0:
+        notes.leave(f"{item.kind}.end_epoch", f"{stop:g}: the schedule ends with the stage")
+    notes.carry(item.kind, f"{kind} from {high:g} to zero")
+    return high, ScheduleSettings(kind=kind, warmup=0)
+
+
+def _by_class(item: Modifier, notes: Notes) -> tuple[float | None, ScheduleSettings]:
+    rest = dict(item.settings)
+    rate, kind = _rate(rest, "init_lr", item.kind, notes), rest.get("lr_class")
+    notes.leave(
+        f"{item.kind}.lr_class",
+        f"{kind} with {rest.get('lr_kwargs', {})} is not here; the rate stays at {rate}",
+    )
+    return rate, _CONSTANT
+
+
+def _rate(settings: dict[str, Any], key: str, kind: str, notes: Notes) -> float | None:
+    """Return a rate; YAML reads ``5e-5`` as a text, SparseML as a number."""
+    value = settings.pop(key, None)
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        notes.leave(f"{kind}.{key}", f"{value!r} is not a number")
+        return None
+
+
+def _start(item: Modifier) -> float:
+    return max(0.0, float(item.settings.get("start_epoch", 0.0)))
