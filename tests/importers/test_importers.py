@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from sparsefx.amounts import parse_pipeline
 from sparsefx.cli import main
 from sparsefx.errors import ArtifactError, RecipeError
+from sparsefx.huggingface import capture_tokens
 from sparsefx.importers.checkpoint import import_sparse_checkpoint
 from sparsefx.importers.files import import_recipe, import_text
 from sparsefx.masks import find_masks
 from sparsefx.properties import Property
 from sparsefx.recipe import Recipe
+from tests.tiny_models import tiny
 
 PRUNE_QUANT = """
 num_epochs: 30
@@ -370,3 +373,15 @@ def test_dense_checkpoint_is_refused(tmp_path: Path) -> None:
         import_sparse_checkpoint(saved_bert(tmp_path / "dense", 0.0))
     with pytest.raises(ArtifactError, match="it was not pruned"):
         import_sparse_checkpoint(saved_bert(tmp_path / "nearly", 0.01))
+
+
+def test_imported_passes_find_their_weights() -> None:
+    sparse, int8 = import_text(PRUNE_QUANT, name="bert").recipe.stages
+    texts = (sparse.pipeline[0], *int8.pipeline[:2])
+    program = parse_pipeline(texts, 100).run(capture_tokens(tiny("bert-cls")))
+    pruned = {site.weight.rpartition("layer.0.")[2] for site in find_masks(program)}
+    assert {"attention.self.query.weight", "output.dense.weight"} <= pruned
+    quantized = program.graph.find_nodes(
+        op="call_function", target=torch.ops.sparsefx.fake_quantize_weight.default
+    )
+    assert len(quantized) == 13  # six in each of two layers, and the head; not the pooler
