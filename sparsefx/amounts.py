@@ -36,6 +36,10 @@ def resolve(amount: int | str, steps: int) -> int:
         return amount
     match = _SHARE.fullmatch(amount)
     share = float(match.group(1)) if match else 0.0
+    if share > 100:
+        raise RecipeError(
+            f"{amount!r} is more than all steps of the stage", hint="give a share up to 100%"
+        )
     return max(1, round(steps * share / 100)) if share else 0
 
 

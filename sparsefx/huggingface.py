@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsefx.errors import ArtifactError, CaptureError
+from sparsefx.errors import ArtifactError, CaptureError, DataError
 from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
 from sparsefx.ops import dequantize
 from sparsefx.program import Program
 
-__all__ = ["capture_pretrained", "load_pretrained", "plain_weights", "save_pretrained"]
+__all__ = [
+    "capture_pretrained",
+    "check_length",
+    "load_pretrained",
+    "load_tokenizer",
+    "plain_weights",
+    "save_pretrained",
+]
 
 logger = logging.getLogger(__name__)
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# RoBERTa counts positions from behind the padding token's id.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -74,6 +83,51 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{_first_line(error)}", who="load", where=place) from error
     return model.eval()
+
+
+def load_tokenizer(place: str) -> Any:
+    """Load a tokenizer by Hugging Face id or from a folder.
+
+    Raises:
+        ArtifactError: When there is none, or it cannot be read.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"no tokenizer can be loaded: {_first_line(error)}",
+            who="load",
+            where=place,
+            hint="give a folder with tokenizer.json or vocab.txt",
+        ) from error
+
+
+def check_length(config: Mapping[str, Any], tokens: int) -> None:
+    """Refuse sequences that are longer than the model has positions for.
+
+    Args:
+        config: Hugging Face configuration; an empty one allows any length.
+        tokens: Length of the longest sequence.
+
+    Raises:
+        DataError: ``tokens`` is more than the model has.
+    """
+    limit = config.get("max_position_embeddings")
+    if not isinstance(limit, int) or config.get("position_embedding_type") not in (
+        None,
+        "absolute",
+    ):
+        return
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        limit -= int(config.get("pad_token_id") or 0) + 1
+    if tokens > limit:
+        raise DataError(
+            f"a sequence of {tokens} tokens; the model has positions for {limit}",
+            who="tokens",
+            hint=f"shorten it: max_length {limit} or less",
+        )
 
 
 def capture_pretrained(place: str, *, labels: int | None = None) -> Program:

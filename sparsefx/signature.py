@@ -86,6 +86,10 @@ def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str
         raise ProgramError(
             f"expected a tensor, got {type(value).__name__}", who="program", where=spec.name
         )
+    if value.is_floating_point() and not spec.dtype.is_floating_point:
+        raise ProgramError(
+            f"expected {spec}, got {format_dtype(value.dtype)}", who="program", where=spec.name
+        )
     if value.dim() != len(spec.dims):
         raise ProgramError(
             f"expected {len(spec.dims)} dimensions ({spec}), got shape {tuple(value.shape)}",

@@ -24,3 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
         console.print(str(error), markup=False)
         sys.exit(130 if isinstance(error, TrainingInterruptedError) else 2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("[bold red]error[/]", end=" ")
+        console.print(f"file at {error.filename}: {error.strerror}", markup=False)
+        console.print("  hint: check that the path exists, is of the right kind and writable")
+        sys.exit(2)

@@ -30,6 +30,7 @@ def command(
     import torch
 
     from sparsefx import registry
+    from sparsefx.huggingface import check_length
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     if threads:
@@ -45,7 +46,9 @@ def command(
         raise DataError("no target is left to time", who="bench")
     table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)
     for text in shape or ["1x128"]:
-        batch = random_batch(model, *parse_shape(text, who="bench"))
+        rows, tokens = parse_shape(text, who="bench")
+        check_length(model.config, tokens)
+        batch = random_batch(model, rows, tokens)
         figures = time_in_turns(compiled, batch, runs=runs)
         first = next(iter(figures.values())).median
         for name, found in figures.items():

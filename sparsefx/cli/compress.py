@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA_HELP", "command", "name_classes", "read_task", "text_columns"]
 
+_SPLITS = ("train", "test", "validation", "dev")
 DATA_HELP = (
     "A csv, tsv, jsonl or parquet file; split=FILE for each of several (train, test); "
     "or the name of a Hugging Face dataset."
@@ -38,10 +39,8 @@ def command(
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
 ) -> None:
     """Compress your own model on your own data."""
-    from transformers import AutoTokenizer
-
     from sparsefx.cli.runs import train_and_report
-    from sparsefx.huggingface import load_pretrained
+    from sparsefx.huggingface import load_pretrained, load_tokenizer
     from sparsefx.recipe import Recipe
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.randomness import seed_everything
@@ -58,7 +57,7 @@ def command(
     train_and_report(
         found,
         network,
-        SessionData(task, AutoTokenizer.from_pretrained(model), more),
+        SessionData(task, load_tokenizer(model), more),
         folder or Path("runs") / found.name,
         tokenizer=Path(model) if Path(model).is_dir() else None,
         title=f"{Path(model).name}: {found.name}",
@@ -88,9 +87,16 @@ def read_task(data: list[str], text: str, label: str) -> Task:
     named = dict(item.split("=", 1) for item in data if "=" in item)
     if len(named) != len(data):
         raise DataError(
-            f"{len(data)} sources, of which {len(named)} name their split",
+            f"{len(data)} sources, of which {len(named)} name a split of their own",
             who="data",
             hint="give --data train=FILE --data test=FILE",
+        )
+    unknown = named.keys() - set(_SPLITS)
+    if unknown or "train" not in named:
+        raise DataError(
+            f"the splits are named {', '.join(named)}",
+            who="data",
+            hint=f"the names are {', '.join(_SPLITS)}, and 'train' is needed",
         )
     return load_task(named, text=text_columns(text), label=label)
 

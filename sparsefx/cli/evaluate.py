@@ -26,13 +26,12 @@ def command(
     metric: Annotated[str | None, typer.Option(help="Default: accuracy, or correlations.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[str, typer.Option(help="Where the model runs.")] = "reference",
-    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 32,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest sequence in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
-    from transformers import AutoTokenizer
-
     from sparsefx import registry
+    from sparsefx.huggingface import check_length, load_tokenizer
     from sparsefx.train.batches import encode
     from sparsefx.train.evaluation import predict
     from sparsefx.train.metrics import evaluate
@@ -42,12 +41,13 @@ def command(
     classes = _classes(program)
     task = load_task({"test": data}, text=text_columns(text), label=label, classes=classes)
     examples = encode(
-        AutoTokenizer.from_pretrained(tokenizer or _tokenizer(model)),
+        load_tokenizer(tokenizer or _tokenizer(model)),
         task.split("test"),
         max_length,
     )
     if examples.labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
+    check_length(program.config, int(examples.lengths.max()))
     compiled = None if target == "reference" else registry.parse_target(target).compile(program)
     logits = predict(program, examples, batch_size, compiled)
     chosen = task.metric if metric is None else metric

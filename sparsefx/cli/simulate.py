@@ -113,6 +113,7 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
 def _quantized(program: Program, seq: int) -> Program:
     from sparsefx.passes.quantize.calibrate import calibrate
     from sparsefx.pipeline import Pipeline
+    from sparsefx.properties import Property
     from sparsefx.timing import random_batch
 
     stderr.print(
@@ -120,7 +121,8 @@ def _quantized(program: Program, seq: int) -> Program:
         "quantize it with real data before you run it",
         markup=False,
     )
-    program = Pipeline.parse("fold-masks{on_no_match=ignore},quantize-prepare").run(program)
+    fold = "fold-masks," if Property.MASKED in program.properties else ""
+    program = Pipeline.parse(f"{fold}quantize-prepare").run(program)
     calibrate(program, [random_batch(program, 1, min(seq, 32))])
     return Pipeline.parse("quantize-convert").run(program)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.errors import DataError
+from sparsefx.errors import DataError, did_you_mean
 
 __all__ = ["MetricName", "Score", "evaluate", "metric_values", "paired_difference", "wilson"]
 
@@ -151,8 +151,26 @@ def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:
         raise DataError(
             f"{len(outputs)} outputs cannot be scored against {len(labels)} labels", who="metrics"
         )
+    if metric not in get_args(MetricName):
+        raise DataError(
+            f"there is no metric {metric!r}",
+            who="metrics",
+            hint=did_you_mean(metric, get_args(MetricName)),
+        )
     if metric == "pearson_spearman":
+        if np.size(outputs) != len(labels):
+            raise DataError(
+                f"a regression needs one output for each example, not {np.shape(outputs)}",
+                who="metrics",
+                hint="score a classifier on labels that are classes, with another metric",
+            )
         return np.asarray(outputs, dtype=np.float64).reshape(len(labels))
+    if np.ndim(outputs) != 2 or np.shape(outputs)[1] <= labels.max():
+        raise DataError(
+            f"outputs of shape {np.shape(outputs)} cannot tell class {labels.max():.0f}",
+            who="metrics",
+            hint="the model needs one output for each class of the data",
+        )
     chosen: Floats = np.argmax(outputs, axis=1).astype(np.float64)
     return chosen
 

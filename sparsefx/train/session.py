@@ -35,7 +35,7 @@ from torch import nn
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SparsefxError, TrainingError, TrainingInterruptedError
 from sparsefx.frontend import capture
-from sparsefx.huggingface import capture_pretrained
+from sparsefx.huggingface import capture_pretrained, check_length
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage, Training
 from sparsefx.train.checkpoints import Checkpoints
@@ -154,6 +154,9 @@ class Session:
         if self._folder.has_model:
             return
         model = self._model
+        config = model.config if isinstance(model, Program) else _config_of(model)
+        splits = (self._data.everything, self._data.test)
+        check_length(config, max(int(split.lengths.max()) for split in splits))
         if not isinstance(model, Program):
             taken = set(_parameters_of(model))
             example = {n: t for n, t in self._data.example().items() if n in taken}
@@ -331,6 +334,11 @@ def _within(stage: str, key: str) -> Iterator[None]:
     except SparsefxError as error:
         error.who = f"stage {stage}, {key}" + (f": {error.who}" if error.who else "")
         raise
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    return config.to_dict() if hasattr(config, "to_dict") else {}
 
 
 def _parameters_of(model: nn.Module) -> list[str]:

@@ -317,7 +317,7 @@ def _kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
     values = [_number(cell) for cell in cells]
     if any(value is None for value in values):
         return "classification"
-    fractions = any(value is not None and value != int(value) for value in values)
+    fractions = any(value is not None and not value.is_integer() for value in values)
     return (
         "regression" if fractions or any("." in str(cell) for cell in cells) else "classification"
     )

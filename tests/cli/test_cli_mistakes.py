@@ -1,0 +1,79 @@
+"""Mistakes on the command line that only the library's other parts can see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+from sparsefx.cli import main
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A tiny classifier with a tokenizer and 16 positions, and data of several kinds."""
+    folder = tmp_path / "model"
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    rows = [f"{word} film {index},{index % 2}" for index in range(20) for word in ("good", "bad")]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
+    (tmp_path / "scores.csv").write_text("text,label\ngood,0.9\nbad,0.1\n")
+    (tmp_path / "nan.csv").write_text("text,label\ngood,0.9\nbad,nan\n")
+    (tmp_path / "three.csv").write_text("text,label\ngood,0\nbad,2\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("evaluate model --data data.csv --metric acuracy", "did you mean 'accuracy'?"),
+        ("evaluate model --data data.csv --batch-size 0", "--batch-size"),
+        ("evaluate model --data data.csv --max-length 0", "--max-length"),
+        ("evaluate model --data data.csv --tokenizer ./none", "no tokenizer can be loaded"),
+        ("evaluate model --data long.csv", "the model has positions for 16"),
+        ("evaluate model --data scores.csv", "a regression needs one output"),
+        ("evaluate model --data nan.csv", "line 3: column 'label' holds 'nan', not a number"),
+        ("evaluate model --data three.csv", "cannot tell class 2"),
+        ("bench model -t reference --shape 1x99", "the model has positions for 16"),
+        ("capture model data.csv", "file at data.csv"),
+        ("capture model data.csv/program", "file at data.csv"),
+        ("compress fine-tune --model model --data a=data.csv --data train=data.csv", "'train'"),
+        ("compress fine-tune --model model --data train=long.csv --data test=data.csv", "for 16"),
+    ],
+)
+def test_mistakes_end_in_one_message(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    expected: str,
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert expected in said
+    assert "Traceback" not in said
+
+
+def test_simulate_takes_a_float_model_without_masks(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", str(place / "model"), "--seq", "8"])
+    assert ended.value.code == 0
+    assert "cycles" in capsys.readouterr().out
