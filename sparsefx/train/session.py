@@ -337,7 +337,7 @@ def _within(stage: str, key: str) -> Iterator[None]:
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.to_dict() if hasattr(config, "to_dict") else {}
 
 
