@@ -22,6 +22,7 @@ Point = tuple[float, float]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: Any = {
     "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "font.size": 9,
@@ -105,7 +106,8 @@ def bar_plot(
     if limit is not None:
         axes.set_ylim(0, limit)
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+        axes.legend(frameon=False, fontsize=8, ncols=len(series), **above)
     return _svg(figure)
 
 

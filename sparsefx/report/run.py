@@ -207,7 +207,7 @@ def _layers(row: ReportRow) -> str:
 
 def _short(name: str) -> str:
     """Return the layer number and the last telling parts of a weight's name."""
-    parts = [p for p in name.split(".") if p not in ("weight", "attention", "self", "dense")]
+    parts = [part for part in name.split(".") if part not in ("weight", "self", "dense")]
     number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return ".".join(parts[number:] if number is not None else parts[-2:])
 
