@@ -16,6 +16,7 @@ from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.errors import ProgramError
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow
 
@@ -78,10 +79,26 @@ class CpuCompiled:
         if key in self._fixed:
             return self._fixed[key]
         value = self._lowered.host.evaluate([node], known)[node]
-        index = np.broadcast_to(value.cpu().numpy(), shape).astype(np.int32)
+        wide = value.cpu().numpy()
+        self._check_index(name, node, wide)
+        index = np.broadcast_to(wide, shape).astype(np.int32)
         if self._lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
+
+    def _check_index(self, name: str, node: fx.Node, index: NDArray[Any]) -> None:
+        """Refuse rows that a table does not have: generated code reads without asking."""
+        tables = [n.args[0] for n in node.users if n.target is torch.ops.aten.embedding.default]
+        facts = [self._program.shape_of(t) for t in tables if isinstance(t, fx.Node)]
+        rows = min(int(fact.dims[0]) for fact in facts if fact is not None)
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= rows:
+            raise ProgramError(
+                f"index {low if low < 0 else high} into an embedding of {rows} rows",
+                who="cpu",
+                where=name,
+                hint="the tokenizer has to be the model's own",
+            )
 
     def cost(self) -> CostReport:
         """Multiply-adds per token of every step, non-zero ones and all, and bytes of weights."""
