@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow
@@ -58,6 +59,10 @@ class CpuCompiled:
         outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
         values = lowered.host.evaluate(outputs.values(), known)
         return {name: values[node] for name, node in outputs.items()}
+
+    def as_model(self, model: nn.Module) -> DropIn:
+        """A callable with the calling convention and output class of a Hugging Face model."""
+        return DropIn(self, self._program.signature, model)
 
     def _shape(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         first = next(t for t in batch.values() if t.dim() == 2)

@@ -51,9 +51,13 @@ class Host:
 
     def is_per_token(self, node: fx.Node) -> bool:
         """Whether a node has one value for each token: [batch or 1, sequence] or [sequence]."""
-        inputs = [n for n in self._program.graph.find_nodes(op="placeholder")]
-        batch, sequence = next(shape_of(n) for n in inputs if rank(n) == 2)
-        return shape_of(node) in ((batch, sequence), (1, sequence), (sequence,))
+        # Export may give each input symbols of its own; the signature makes their sizes equal.
+        inputs = self._program.graph.find_nodes(op="placeholder")
+        known = [shape_of(n) for n in inputs if rank(n) == 2]
+        return any(
+            shape_of(node) in ((batch, sequence), (1, sequence), (sequence,))
+            for batch, sequence in known
+        )
 
     def sizes_only(self, node: fx.Node) -> bool:
         """Whether only the sizes of inputs decide a node's value, not what is in them."""
@@ -87,9 +91,11 @@ class Host:
 
     def _hides_keys(self, mask: fx.Node, by: fx.Node, inputs: set[fx.Node]) -> bool:
         generator = torch.Generator().manual_seed(0)
-        for batch, length in ((3, 7), (2, 12)):
+        for number, (batch, length) in enumerate(self._trial_sizes()):
             known = self._sample(inputs, batch, length)
             chosen = torch.randint(0, 2, (batch, length), generator=generator)
+            if number < 2:  # nothing hidden; all but the first token hidden
+                chosen[:] = 1 - number
             chosen[:, 0] = 1
             known[by] = chosen.to(known[by].dtype)
             visible = _visible(self.evaluate([mask], known)[mask], batch, length)
@@ -98,9 +104,19 @@ class Host:
         return True
 
     def _hides_nothing(self, mask: fx.Node, inputs: set[fx.Node]) -> bool:
-        known = self._sample(inputs, 3, 7)
-        visible = _visible(self.evaluate([mask], known)[mask], 3, 7)
+        batch, length = self._trial_sizes()[0]
+        known = self._sample(inputs, batch, length)
+        visible = _visible(self.evaluate([mask], known)[mask], batch, length)
         return visible is not None and bool(visible.all())
+
+    def _trial_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes (batch, sequence) to try masks with; those of the Program where they are fixed."""
+        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
+        free = ((3, 7), (2, 12), (3, 7), (2, 12))
+        return tuple(
+            (dims[0] if isinstance(dims[0], int) else b, dims[1] if isinstance(dims[1], int) else s)
+            for b, s in free
+        )
 
     def _sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
         return {

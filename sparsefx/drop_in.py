@@ -1,0 +1,79 @@
+"""A compiled Program behind the forward of the Hugging Face model that it came from."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsefx.errors import TargetError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparsefx.signature import Signature
+    from sparsefx.target import Compiled
+
+__all__ = ["DropIn"]
+
+_FILLED = {"attention_mask": 1, "token_type_ids": 0}
+
+
+class DropIn:
+    """Call it like the model: by position or name; it returns the model's output class.
+
+    Args:
+        compiled: What runs.
+        signature: Of the Program that was lowered.
+        model: A Hugging Face model of the class that the Program was captured from; only its
+            ``config`` and the signature of its ``forward`` are used.
+
+    Raises:
+        TargetError: When ``forward`` of the model promises no output class with these outputs.
+    """
+
+    def __init__(self, compiled: Compiled, signature: Signature, model: nn.Module) -> None:
+        self.config: Any = getattr(model, "config", None)
+        self._compiled = compiled
+        self._signature = signature
+        self._positions = _parameter_names(model)
+        self._output = _output_class(model, signature)
+
+    def __call__(self, *values: Tensor, **inputs: Any) -> Any:
+        """Run a batch; inputs that are None count as not given, masks and types have defaults.
+
+        ``return_dict=False`` gives a tuple, as it does on the model.
+        """
+        given = {**dict(zip(self._positions, values, strict=False)), **inputs}
+        as_class = given.pop("return_dict", None)
+        batch = {name: value for name, value in given.items() if value is not None}
+        if "labels" in batch and "labels" not in self._signature.input_names:
+            raise TargetError("the compiled model computes no loss", who="model", where="labels")
+        for name, filling in _FILLED.items():
+            if name in self._signature.input_names and name not in batch and "input_ids" in batch:
+                batch[name] = torch.full_like(batch["input_ids"], filling)
+        result = self._output(**self._compiled(**batch))
+        return result.to_tuple() if as_class is False else result
+
+
+def _parameter_names(model: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(model.forward).parameters)
+
+
+def _output_class(model: nn.Module, signature: Signature) -> Any:
+    """The output class in the return annotation of ``forward`` that has all outputs as fields."""
+    from transformers.utils.generic import ModelOutput
+
+    promised = typing.get_type_hints(model.forward).get("return")
+    for candidate in typing.get_args(promised) or (promised,):
+        fields = getattr(candidate, "__dataclass_fields__", {})
+        known = isinstance(candidate, type) and issubclass(candidate, ModelOutput)
+        if known and all(name in fields for name in signature.outputs):
+            return candidate
+    raise TargetError(
+        f"forward of {type(model).__name__} returns no class with {', '.join(signature.outputs)}",
+        who="model",
+        hint="call the compiled Program itself; it returns a dict",
+    )

@@ -1,0 +1,158 @@
+"""``torch.compile(model, backend="sparsefx")``: an encoder in eval mode runs on a target.
+
+Dynamo hands over a graph in which parameters, buffers and sizes are inputs. They become attributes
+and ``size`` calls again, the graph is captured like any other module, and the target lowers it.
+A batch of a second shape makes Dynamo ask once more, then for dynamic sizes; later ones do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsefx import registry
+from sparsefx.errors import TargetError
+from sparsefx.frontend import capture
+
+__all__ = ["backend"]
+
+logger = logging.getLogger(__name__)
+
+_WHO = "torch.compile"
+_DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
+
+
+def backend(
+    module: fx.GraphModule,
+    examples: Sequence[Any],
+    *,
+    options: Mapping[str, str] | None = None,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Lower a graph that Dynamo captured; torch finds this function by its entry point.
+
+    The weights are those of this moment: it is for inference, and gradients do not flow.
+
+    Args:
+        module: Returns a tuple of tensors.
+        examples: A value for each of its inputs.
+        options: ``{"target": "cpu{threads=1}"}`` chooses another target than ``cpu``.
+
+    Raises:
+        TargetError: In training mode, or for options and outputs that it cannot take.
+    """
+    chosen = dict(options or {})
+    target = registry.parse_target(chosen.pop("target", "cpu"))
+    if chosen:
+        raise TargetError(
+            f"there is no option {next(iter(chosen))!r}", who=_WHO, hint="options={'target': ...}"
+        )
+    _refuse_training(module)
+    results = next(n for n in module.graph.nodes if n.op == "output").args[0]
+    if not all(isinstance(result, fx.Node) for result in results):
+        raise TargetError("the graph returns something else than tensors", who=_WHO)
+    free = _free_inputs(module, examples)
+    if not free:
+        raise TargetError("the graph takes no tensor", who=_WHO)
+    plain = _with_attributes(module, examples, free)
+    inputs = {name: examples[place].detach() for name, place in free.items()}
+    nodes = module.graph.find_nodes(op="placeholder")
+    sizes = {name: _dynamic_sizes(nodes[place]) for name, place in free.items()}
+    # Dynamo's fake tensors must not meet those of the capture.
+    with torch._guards.tracing(None), torch.enable_grad():
+        program = capture(plain, inputs, dynamic=sizes).eval()
+        for reason in target.unsupported(program):
+            logger.info("%s: %s", target, reason)
+        compiled = target.compile(program)
+
+    def call(*values: Any) -> tuple[Tensor, ...]:
+        found = compiled(**{name: values[place] for name, place in free.items()})
+        return tuple(found.values())
+
+    return call
+
+
+def _refuse_training(module: fx.GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.target not in _DROPOUTS:
+            continue
+        arguments = [*node.args, *[None] * 3]
+        training = node.kwargs.get("training", arguments[2])
+        if training and node.kwargs.get("p", arguments[1]):
+            raise TargetError(
+                "the model is in training mode",
+                who=_WHO,
+                where=node.name,
+                hint="call model.eval() first; to train a compressed model, train its Program",
+            )
+
+
+def _free_inputs(module: fx.GraphModule, examples: Sequence[Any]) -> dict[str, int]:
+    """Names and places of the tensors that differ from call to call."""
+    free = {}
+    nodes = module.graph.find_nodes(op="placeholder")
+    for place, (node, value) in enumerate(zip(nodes, examples, strict=True)):
+        if isinstance(value, Tensor) and not _is_stored(node, value):
+            name = re.sub(r"^l_(kwargs_|args_)?|_+$", "", node.name)
+            free[f"input_{name}" if name.isdigit() else name] = place
+    return free
+
+
+def _is_stored(node: fx.Node, value: Tensor) -> bool:
+    """Whether an input is a parameter or buffer of the model."""
+    marks = node.meta.get("tensor_dict", {})
+    return isinstance(value, nn.Parameter) or "_dynamo_static_input_type" in marks
+
+
+def _with_attributes(
+    module: fx.GraphModule, examples: Sequence[Any], free: Mapping[str, int]
+) -> fx.GraphModule:
+    """The module with stored tensors as attributes, and sizes read off its inputs."""
+    graph = fx.Graph()
+    root = nn.Module()
+    for name, child in module.named_children():
+        root.add_module(name, child)
+    old = module.graph.find_nodes(op="placeholder")
+    new: dict[fx.Node, Any] = {old[place]: graph.placeholder(name) for name, place in free.items()}
+    symbols = {
+        str(size): (new[old[place]], dim)
+        for place in free.values()
+        for dim, size in enumerate(old[place].meta["example_value"].shape)
+        if isinstance(size, torch.SymInt)
+    }
+    for number, (node, value) in enumerate(zip(old, examples, strict=True)):
+        if node in new:
+            continue
+        if isinstance(value, Tensor):
+            name = f"stored_{number}"
+            root.register_buffer(name, value.detach())
+            new[node] = graph.get_attr(name)
+            continue
+        symbol = str(node.meta["example_value"])
+        if symbol not in symbols:
+            raise TargetError(
+                f"the number {symbol!r} is not a size of an input", who=_WHO, where=node.name
+            )
+        new[node] = graph.call_method("size", symbols[symbol])
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(str(node.target))(module)
+        if isinstance(value, Tensor):
+            root.register_buffer(str(node.target), value.detach())
+    graph.output(graph.graph_copy(module.graph, new))
+    return fx.GraphModule(root, graph).eval()
+
+
+def _dynamic_sizes(node: fx.Node) -> dict[int, str]:
+    """Which dimensions of an input Dynamo keeps open."""
+    shape = node.meta["example_value"].shape
+    names = {0: "batch", 1: "sequence"}
+    return {
+        dim: names.get(dim, f"{node.name}_{dim}")
+        for dim, size in enumerate(shape)
+        if isinstance(size, torch.SymInt)
+    }

@@ -1,0 +1,107 @@
+"""torch.compile with the backend sparsefx, and a compiled Program in place of its model."""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+import sparsefx
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.dynamo import backend
+from sparsefx.errors import TargetError
+from tests.programs import captured
+from tests.tiny_models import example_batch, tiny
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    return torch.compile(model, backend=backend, options=options)
+
+
+@pytest.mark.parametrize("name", ["bert-cls", "distilbert", "handwritten"])
+def test_a_compiled_model_keeps_its_class_and_values(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny(name)
+    fast = torch.compile(model, backend=backend)
+    with caplog.at_level(logging.INFO, "sparsefx.dynamo"), torch.no_grad():
+        for batch, length in ((2, 8), (3, 9), (5, 20)):
+            inputs = example_batch(batch, length)
+            found, expected = fast(**inputs), model(**inputs)
+            assert type(found) is type(expected)
+            first = (found, expected) if name == "handwritten" else (found[0], expected[0])
+            torch.testing.assert_close(*first, rtol=0, atol=1e-5)
+    # Nothing ran in PyTorch, neither with fixed nor with dynamic sizes.
+    assert caplog.messages == []
+
+
+def test_another_target() -> None:
+    model = tiny("handwritten")
+    with torch.no_grad():
+        found = compiled(model, target="reference")(**example_batch())
+        torch.testing.assert_close(found, model(**example_batch()))
+
+
+def test_gradients_do_not_flow() -> None:
+    assert not torch.compile(tiny("handwritten"), backend=backend)(**example_batch()).requires_grad
+
+
+def test_training_mode_is_refused() -> None:
+    fast = torch.compile(tiny("bert-cls").train(), backend=backend)
+    with pytest.raises(BackendCompilerFailed, match="the model is in training mode") as refused:
+        fast(**example_batch())
+    assert "call model.eval() first" in str(refused.value)
+
+
+def test_unknown_options_are_named() -> None:
+    with pytest.raises(BackendCompilerFailed, match="there is no option 'threads'"):
+        compiled(tiny("handwritten"), threads="1")(**example_batch())
+
+
+def test_torch_finds_the_backend(checkout: Path) -> None:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
+    points = project["entry-points"]["torch_dynamo_backends"]
+    assert points == {"sparsefx": f"{backend.__module__}:{backend.__name__}"}
+
+
+@pytest.mark.parametrize("name", ["bert-cls", "bert-qa", "bert-mlm", "modernbert"])
+def test_a_drop_in_is_called_like_the_model(name: str) -> None:
+    model: Any = tiny(name)
+    fast = CpuTarget().compile(captured(name)).as_model(model)
+    inputs = example_batch()
+    with torch.no_grad():
+        expected = model(**inputs)
+        alone = model(inputs["input_ids"])
+    found = fast(**inputs, labels=None)
+    assert type(found) is type(expected)
+    assert list(found) == list(expected)
+    mask = inputs["attention_mask"].bool()
+    real = mask if found[0].shape[:2] == mask.shape else ...
+    torch.testing.assert_close(found[0][real], expected[0][real], rtol=0, atol=1e-4)
+    torch.testing.assert_close(fast(inputs["input_ids"])[0], alone[0], rtol=0, atol=1e-4)
+    assert isinstance(fast(**inputs, return_dict=False), tuple)
+
+
+def test_a_drop_in_says_what_it_cannot_do() -> None:
+    program = CpuTarget().compile(captured("bert-cls"))
+    fast = program.as_model(tiny("bert-cls"))
+    with pytest.raises(TargetError, match="computes no loss"):
+        fast(**example_batch(), labels=torch.tensor([0, 1]))
+    with pytest.raises(sparsefx.errors.ProgramError, match="there is no input 'input_idz'"):
+        fast(input_idz=example_batch()["input_ids"], **example_batch())
+    with pytest.raises(TargetError, match="returns no class with logits"):
+        program.as_model(tiny("handwritten"))
