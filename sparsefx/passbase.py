@@ -101,6 +101,11 @@ class Pass(ABC):
         if self.on_no_match not in ("error", "warn", "ignore"):
             raise self.refuse("on_no_match", "expected 'error', 'warn' or 'ignore'")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the further Programs, such as ``teacher``, that the pass asks for."""
+        return ()
+
     @abstractmethod
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Rewrite ``program`` in place and say what was done."""

@@ -35,6 +35,7 @@ from sparsefx.recipe_text import explain, flow_style_dumper, read_yaml
 
 __all__ = ["DataSettings", "OptimizerSettings", "Recipe", "ScheduleSettings", "Stage", "Training"]
 
+TEACHER = "teacher"  # how a stage names its teacher to its passes
 MODEL = "model"
 """As ``start`` of a stage: the model as it was given to the session."""
 _NOMINAL_STEPS = 100_000  # with which shares are resolved when a recipe is checked without data
@@ -343,11 +344,21 @@ def _check_passes(
     steps = _NOMINAL_STEPS if stage.training else None
     for key in ("pipeline", "after"):
         try:
-            held = parse_pipeline(getattr(stage, key), steps).check(held)
+            pipeline = parse_pipeline(getattr(stage, key), steps)
+            held = pipeline.check(held)
         except (SpecError, PipelineError, RecipeError) as error:
             raise RecipeError(
                 str(error).split("\n  hint: ")[0], who=who, where=f"{path}.{key}", hint=error.hint
             ) from error
+        given = {TEACHER} if stage.teacher else set()
+        for item in pipeline.passes:
+            if set(item.needs) - given:
+                raise RecipeError(
+                    f"{item.name!r} needs a teacher, and the stage names none",
+                    who=who,
+                    where=f"{path}.{key}",
+                    hint="add e.g. 'teacher: dense', the name of an earlier stage",
+                )
     return held
 
 

@@ -215,3 +215,21 @@ def test_shares_become_steps() -> None:
     assert str(pipeline) == "fixpoint{passes='fixpoint',max_rounds=130},fixpoint"
     with pytest.raises(SpecError):
         parse_pipeline(["fixpoint{max_rounds=%}"], 200)
+
+
+def test_a_pass_without_its_teacher_is_found_beforehand() -> None:
+    training = Training(steps=1)
+    dense = Stage(name="dense", training=training)
+    alone = Stage(name="sparse", pipeline=("distill",), training=training)
+    with pytest.raises(RecipeError, match="'distill' needs a teacher") as raised:
+        Recipe(name="mine", stages=(dense, alone)).check()
+    assert raised.value.where == "stages[1].pipeline"
+    cached = Stage(name="sparse", pipeline=("distill{cached=True}",), training=training)
+    taught = Stage(name="last", pipeline=("distill",), teacher="dense", training=training)
+    Recipe(name="mine", stages=(dense, cached)).check()
+    Recipe(name="mine", stages=(dense, taught)).check()
+
+
+def test_a_share_of_more_than_all_steps_is_refused() -> None:
+    with pytest.raises(RecipeError, match="more than all steps"):
+        parse_pipeline(["fixpoint{max_rounds=150%}"], 40)

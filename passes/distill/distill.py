@@ -127,6 +127,11 @@ class Distill(Pass):
     cached: bool = False
     seed: int = 0
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The teacher, unless its outputs come with the batch."""
+        return () if self.cached else (self.teacher,)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for term in TERMS:
