@@ -84,6 +84,10 @@ def parse_specs(text: str) -> list[Spec]:
         position = _skip_space(text, position + 1)
 
 
+# A field's type is text in modules that import annotations from __future__.
+_NUMBERS = ("int", "float", int, float)
+
+
 def build(cls: type[Any], spec: Spec) -> Any:
     """Create ``cls`` from a parsed ``spec``.
 
@@ -98,6 +102,13 @@ def build(cls: type[Any], spec: Spec) -> Any:
                 text=spec.text,
                 position=spec.option_positions[key],
                 hint=did_you_mean(key, known),
+            )
+    for field in dataclasses.fields(cls):
+        if field.type in _NUMBERS and isinstance(spec.options.get(field.name, 0), (str, tuple)):
+            raise SpecError(
+                f"{field.name}={spec.options[field.name]!r}: expected a number",
+                text=spec.text,
+                position=spec.option_positions[field.name],
             )
     try:
         return cls(**spec.options)

@@ -233,3 +233,9 @@ def test_a_pass_without_its_teacher_is_found_beforehand() -> None:
 def test_a_share_of_more_than_all_steps_is_refused() -> None:
     with pytest.raises(RecipeError, match="more than all steps"):
         parse_pipeline(["fixpoint{max_rounds=150%}"], 40)
+
+
+@pytest.mark.parametrize("value", ["abc", "'0.5'", "[1, 2]"])
+def test_an_option_that_is_no_number_is_refused(value: str) -> None:
+    with pytest.raises(SpecError, match=r"max_rounds=.*: expected a number"):
+        Pipeline.parse(f"fixpoint{{max_rounds={value}}}")
