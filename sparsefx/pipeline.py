@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from sparsefx import registry
@@ -86,7 +86,7 @@ class Pipeline:
         held = frozenset(given)
         for index, item in enumerate(self.passes):
             _check_contract(index, item, held)
-            held = (held - item.destroys) | item.establishes
+            held = _held_after(item, held)
         return held
 
     def run(
@@ -123,11 +123,24 @@ class Pipeline:
             except Exception as caught:
                 error = caught
             event = PassEvent(index, item, program, report, error)
-            for instrument in instruments:
-                instrument.after_pass(event)
+            _tell(instruments, event)
             if error is not None:
-                raise _placed(error, event) from error
+                placed = _placed(error, event)
+                if placed is error:
+                    raise error  # as it is: 'from' would overwrite its own cause
+                raise placed from error
         return program
+
+
+def _tell(instruments: Sequence[Instrument], event: PassEvent) -> None:
+    """Show the event to all; a broken instrument must not hide why the pass failed."""
+    for instrument in instruments:
+        try:
+            instrument.after_pass(event)
+        except Exception:
+            if event.error is None:
+                raise
+            logger.exception("%s failed after %s", type(instrument).__name__, event.where)
 
 
 def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> PassReport:
@@ -191,6 +204,15 @@ def _check_contract(index: int, item: Pass, held: frozenset[Property]) -> None:
         )
 
 
+def _held_after(item: Pass, held: frozenset[Property]) -> frozenset[Property]:
+    """Return what holds after a pass that applied, from what held before."""
+    if isinstance(item, Fixpoint):
+        for each in item.items:
+            held = _held_after(each, held)
+        return held
+    return (held - item.destroys) | item.establishes
+
+
 def _classes() -> dict[str, type[Pass]]:
     found = {}
     for name in registry.names("passes"):
@@ -213,8 +235,9 @@ def _enders(unwanted: frozenset[Property]) -> list[str]:
 class Fixpoint(Pass):
     """Runs passes again and again until a round changes nothing.
 
-    Establishes what its passes establish. Raises ConvergenceError when ``max_rounds`` rounds all
-    changed something; nothing is silently left half done.
+    Requires, establishes and forbids what its passes do, in their order. Raises ConvergenceError
+    when ``max_rounds`` rounds all changed something; nothing is silently left half done. That a
+    pass applies nowhere in the last round is the aim: of ``on_no_match`` only its own counts.
 
     >>> str(Fixpoint(passes="fold-masks", max_rounds=4))
     "fixpoint{passes='fold-masks',max_rounds=4}"
@@ -231,11 +254,28 @@ class Fixpoint(Pass):
             raise self.refuse("max_rounds", "expected at least 1")
         if not isinstance(self.passes, str):
             raise self.refuse("passes", "expected the passes as one text, e.g. 'simplify'")
-        registry.parse_passes(self.passes)  # a wrong name is found before anything runs
+        items = self.items  # a wrong name is found before anything runs
+        requires = held = ended = forbids = frozenset[Property]()
+        for item in items:
+            requires |= item.requires - held
+            forbids |= item.forbids - ended
+            held = _held_after(item, held)
+            ended = (ended | item.destroys) - item.establishes
+        Pipeline(items).check(requires)
+        # The contract depends on an option; the class states that of no passes.
+        object.__setattr__(self, "requires", requires)
+        object.__setattr__(self, "forbids", forbids)
+        changes = any(item.changes_signature for item in items)
+        object.__setattr__(self, "changes_signature", changes)
+
+    @property
+    def items(self) -> tuple[Pass, ...]:
+        """The passes of a round."""
+        return registry.parse_passes(self.passes)
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Run the rounds."""
-        items = registry.parse_passes(self.passes)
+        items = [replace(item, on_no_match="ignore") for item in self.items]
         applied = 0
         for round_number in range(1, self.max_rounds + 1):
             before = program.fingerprint()

@@ -7,11 +7,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 import torch
 
 # One order of adding sums up, for the doctests of the package too; and the machine is shared.
 torch.set_num_threads(1)
+# A slow moment of the machine is no failure of an example.
+hypothesis.settings.register_profile("sparsefx", deadline=None)
+hypothesis.settings.load_profile("sparsefx")
 
 collect_ignore = ["plugin_fixture"]
 

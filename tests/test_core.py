@@ -176,6 +176,30 @@ def test_fixpoint_that_does_not_settle_raises(monkeypatch: pytest.MonkeyPatch) -
         Pipeline((Fixpoint(passes="scale", max_rounds=3),)).run(relu_program())
 
 
+def test_fixpoint_has_the_contract_of_its_passes(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(errors.PipelineError, match="requires masked"):
+        Pipeline.parse("fixpoint{passes='fold-masks'}").run(relu_program())
+    once = "magnitude-prune{sparsity=0.5,roles=other}"
+    pipeline = Pipeline.parse(f"{once},fixpoint{{passes='fold-masks'}},{once}")
+    found = pipeline.run(small_program(torch.nn.Linear(4, 4), input=torch.ones(1, 4)))
+    assert found.properties == {Property.MASKED}
+    assert not caplog.text  # the last round of a fixpoint applies nowhere
+
+
+def test_an_error_keeps_its_own_cause() -> None:
+    @function_pass("wrap")
+    def wrap(program: Program, ctx: PassContext) -> int:
+        raise errors.PassError("outer", who="wrap") from KeyError("inner")
+
+    class Broken(Timing):
+        def after_pass(self, event: object) -> None:
+            raise RuntimeError("of the instrument")
+
+    with pytest.raises(errors.PassError, match="outer") as caught:
+        Pipeline((wrap(),)).run(relu_program(), instruments=[Broken()])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_instruments(tmp_path: Path) -> None:
     timing = Timing()
     batch = {"x": torch.randn(2, 3)}
