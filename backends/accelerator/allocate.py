@@ -14,10 +14,10 @@ from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.units import op_name
 from sparsefx.errors import PassError
-from sparsefx.masks import MaskSite, find_masks
+from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.prune.balance_banks import balanced_mask
-from sparsefx.passes.prune.masking import add_mask, zero_masked
+from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
 from sparsefx.passes.prune.selection import check_selection, select_weights
 from sparsefx.properties import Property
@@ -137,9 +137,11 @@ class AllocateSparsity(Pass):
 
     def after_step(self, program: Program, step: int) -> None:
         """Zero the masked weights again after an optimizer step."""
-        owner = str(self)
-        own = [site for site in find_masks(program) if site.product.meta.get("by") == owner]
-        zero_masked(program, own)
+        zero_masked(program, self.own_masks(program))
+
+    def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
+        """The masks that this pass put in."""
+        return masks_of(program, self)
 
     def _mask(self, weight: Tensor, sparsity: float) -> Tensor:
         scores = weight.detach().abs()
@@ -157,7 +159,7 @@ class AllocateSparsity(Pass):
         for sparsity in LEVELS:
             mask = self._mask(weight, sparsity)
             harm = float(weight.masked_fill(mask, 0).square().sum()) / total
-            cost = self._cost(machine, mask.numpy())
+            cost = self._cost(machine, mask.cpu().numpy())
             if not found or cost < found[-1].cost:
                 found.append(_Choice(sparsity, cost, harm))
         return found

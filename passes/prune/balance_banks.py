@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
-from sparsefx.masks import MaskSite, find_masks
+from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.prune.masking import add_mask, zero_masked
+from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.selection import check_selection, select_weights
 from sparsefx.properties import Property
 
@@ -49,7 +49,7 @@ def balanced_mask(scores: Tensor, bank: int, sparsity: float) -> Tensor:
     >>> balanced_mask(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2, 0.5)
     tensor([[ True, False,  True, False]])
     """
-    mask = torch.zeros(scores.shape, dtype=torch.bool)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
     start = 0
     for quota in bank_quotas(scores.shape[1], bank, sparsity):
         chosen = scores[:, start : start + bank].topk(quota, dim=1).indices + start
@@ -131,6 +131,14 @@ class BalanceBanks(Pass):
             weight = program.tensor(name).detach()
             if not bool(torch.isfinite(weight).all()):
                 raise PassError("it holds NaN or infinite values", who=self.name, where=name)
+            if not any(bank_quotas(weight.shape[1], self.bank, self.sparsity)):
+                raise PassError(
+                    f"a sparsity of {self.sparsity:g} leaves none of the {weight.shape[1]} weights "
+                    "of a row",
+                    who=self.name,
+                    where=name,
+                    hint=f"choose a lower sparsity, or leave it out: exclude='{name}'",
+                )
             mask = balanced_mask(weight.abs(), self.bank, self.sparsity)
             sites.append(add_mask(ctx.rewriter, name, mask, owner=str(self)))
         if not sites:
@@ -150,5 +158,4 @@ class BalanceBanks(Pass):
 
     def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
         """The masks that this pass put in."""
-        owner = str(self)
-        return tuple(site for site in find_masks(program) if site.product.meta.get("by") == owner)
+        return masks_of(program, self)

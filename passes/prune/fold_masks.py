@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.prune.lock import PatternLock
-from sparsefx.passes.prune.magnitude import MagnitudePrune
-from sparsefx.passes.prune.masking import bake
+from sparsefx.passes.prune.masking import bake, without_owners
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -56,6 +55,6 @@ class FoldMasks(Pass):
             ctx.rewriter.replace(site.product, ctx.rewriter.get(site.weight))
             ctx.rewriter.remove_tensor(site.mask)
         program.active = tuple(
-            item for item in program.active if not isinstance(item, (MagnitudePrune, PatternLock))
+            item for item in without_owners(program.active) if not isinstance(item, PatternLock)
         )
         return PassReport(len(sites))

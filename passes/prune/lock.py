@@ -9,8 +9,13 @@ import torch
 
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.prune.magnitude import MagnitudePrune
-from sparsefx.passes.prune.masking import add_mask, assert_none_revived, bake, zero_masked
+from sparsefx.passes.prune.masking import (
+    add_mask,
+    assert_none_revived,
+    bake,
+    without_owners,
+    zero_masked,
+)
 from sparsefx.passes.prune.selection import check_selection, select_weights
 from sparsefx.properties import Property
 
@@ -24,10 +29,10 @@ __all__ = ["PatternLock"]
 class PatternLock(Pass):
     """Freezes the pattern of non-zeros: each mask becomes ``weight != 0`` and moves no more.
 
-    Establishes ``masked`` and ``locked``. It takes over the masks that magnitude-prune put in, and
-    ends its schedule; a weight without a mask that has zeros (a sparse model that was loaded) gets
-    one. Masked gradients alone do not keep a zero: momentum from before the lock moves it. So after
-    every step the locked weights are set to zero again.
+    Establishes ``masked`` and ``locked``. It takes over the masks that are there, and ends the
+    schedule that moved them; a weight without a mask that has zeros (a sparse model that was
+    loaded) gets one. Masked gradients alone do not keep a zero: momentum from before the lock moves
+    it. So after every step the locked weights are set to zero again.
 
     >>> import torch
     >>> from sparsefx import Pipeline
@@ -98,8 +103,7 @@ class PatternLock(Pass):
             add_mask(ctx.rewriter, name, pattern, owner=str(self))
             added += 1
         if taken or added:
-            kept = [item for item in program.active if not isinstance(item, MagnitudePrune)]
-            program.active = (*kept, self)
+            program.active = (*without_owners(program.active), self)
         note = f"{len(taken)} masks taken over, {added} made from zeros"
         return PassReport(len(taken) + added, tuple(skipped), (note,))
 

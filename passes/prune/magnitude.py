@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
-from sparsefx.masks import MaskSite, find_masks
+from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.prune.masking import add_mask, zero_masked
+from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import (
     GroupWise,
     Pattern,
@@ -194,8 +194,7 @@ class MagnitudePrune(Pass):
 
     def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
         """Return the masks that this pass put in; another magnitude-prune may hold further ones."""
-        owner = str(self)
-        return tuple(site for site in find_masks(program) if site.product.meta.get("by") == owner)
+        return masks_of(program, self)
 
     @torch.no_grad()
     def _choose(self, program: Program, sites: Sequence[MaskSite], step: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,10 +12,39 @@ from sparsefx.errors import TrainingError
 from sparsefx.masks import MASK_SUFFIX, MaskSite, find_masks
 
 if TYPE_CHECKING:
+    from sparsefx.passbase import Pass
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
 
-__all__ = ["add_mask", "assert_none_revived", "bake", "revived_weights", "zero_masked"]
+__all__ = [
+    "MaskOwner",
+    "add_mask",
+    "assert_none_revived",
+    "bake",
+    "masks_of",
+    "revived_weights",
+    "without_owners",
+    "zero_masked",
+]
+
+
+@runtime_checkable
+class MaskOwner(Protocol):
+    """A pass that put masks in and keeps them up in training, until another takes them over."""
+
+    def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
+        """Return the masks that this pass put in."""
+
+
+def masks_of(program: Program, owner: Pass) -> tuple[MaskSite, ...]:
+    """Return the masks that :func:`add_mask` put in for ``owner``; others may hold further ones."""
+    text = str(owner)
+    return tuple(site for site in find_masks(program) if site.product.meta.get("by") == text)
+
+
+def without_owners(active: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Return the active passes without those that hold masks."""
+    return tuple(item for item in active if not isinstance(item, MaskOwner))
 
 
 def add_mask(rewriter: Rewriter, weight: str, mask: Tensor, *, owner: str) -> MaskSite:

@@ -131,7 +131,7 @@ def _descending(key: Tensor, heads: int) -> Tensor:
     """Indices in descending order of the key, each head's features staying in their head."""
     by_head = key.reshape(heads, -1)
     order = by_head.argsort(dim=1, descending=True, stable=True)
-    offset = torch.arange(heads)[:, None] * by_head.shape[1]
+    offset = torch.arange(heads, device=key.device)[:, None] * by_head.shape[1]
     return (order + offset).reshape(-1)
 
 

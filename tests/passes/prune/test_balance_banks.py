@@ -69,6 +69,21 @@ def test_masked_program_computes_with_the_masked_weights() -> None:
         assert torch.equal(program.eval()(**batch)["logits"], folded.eval()(**batch)["logits"])
 
 
+@pytest.mark.parametrize("ending", ["pattern-lock", "fold-masks"])
+def test_whoever_ends_the_masks_ends_the_pass(ending: str) -> None:
+    program = small_program(nn.Linear(8, 2, bias=False), input=torch.ones(1, 8))
+    text = f"balance-banks{{sparsity=0.5,bank=4,roles=other}},{ending}"
+    active = Pipeline.parse(text).run(program).active
+    assert "balance-banks" not in {item.name for item in active}
+
+
+def test_a_sparsity_that_leaves_nothing_is_refused() -> None:
+    program = small_program(nn.Linear(4, 2, bias=False), input=torch.ones(1, 4))
+    with pytest.raises(PassError, match="leaves none of the 4 weights of a row") as caught:
+        Pipeline.parse("balance-banks{sparsity=0.9,roles=other}").run(program)
+    assert caught.value.where == "weight"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
