@@ -85,25 +85,6 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     return model.eval()
 
 
-def load_tokenizer(place: str) -> Any:
-    """Load a tokenizer by Hugging Face id or from a folder.
-
-    Raises:
-        ArtifactError: When there is none, or it cannot be read.
-    """
-    import transformers
-
-    try:
-        return transformers.AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"no tokenizer can be loaded: {_first_line(error)}",
-            who="load",
-            where=place,
-            hint="give a folder with tokenizer.json or vocab.txt",
-        ) from error
-
-
 def check_length(config: Mapping[str, Any], tokens: int) -> None:
     """Refuse sequences that are longer than the model has positions for.
 
@@ -149,6 +130,29 @@ def capture_tokens(model: nn.Module) -> Program:
     return capture(model, inputs)
 
 
+def load_tokenizer(place: str) -> Any:
+    """Load a tokenizer by Hugging Face id or from a folder.
+
+    Raises:
+        ArtifactError: When there is none, or its files are cut or altered.
+    """
+    import transformers
+
+    hint = "give a folder with tokenizer.json or vocab.txt, or the id of a model"
+    try:
+        found: Any = transformers.AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # tokenizers raises bare Exceptions for files that it cannot read
+        raise ArtifactError(
+            f"no tokenizer can be loaded: {_first_line(error)}", who="load", where=place, hint=hint
+        ) from error
+    if set(found.get_vocab()) <= set(found.all_special_tokens):
+        # From a folder without vocabulary transformers makes one that takes every word for unknown.
+        raise ArtifactError(
+            "no tokenizer can be loaded: it knows no words", who="load", where=place, hint=hint
+        )
+    return found
+
+
 def plain_weights(program: Program) -> dict[str, Tensor]:
     """Return all tensors as plain values: masks multiplied in, integers times their scale."""
     found = {name: tensor.detach() for name, tensor in program.named_tensors().items()}
@@ -170,7 +174,8 @@ def save_pretrained(
     """Write a folder that transformers loads with ``from_pretrained``, without sparsefx.
 
     Zeros stay zeros; integer weights are written as the floats they stand for. Activation
-    quantization has no place in such a folder and is left out.
+    quantization has no place in such a folder and is left out. Weights that the captured graph does
+    not use, such as a pooler that nothing reads, are left out with a warning.
 
     Args:
         program: Captured from a Hugging Face model.
@@ -178,7 +183,7 @@ def save_pretrained(
         tokenizer: Folder whose tokenizer files are copied.
 
     Raises:
-        ArtifactError: When the Program did not come from a Hugging Face model, or lacks a weight.
+        ArtifactError: When the Program did not come from a model of transformers.
     """
     if not program.config:
         raise ArtifactError(
@@ -215,7 +220,12 @@ def _without_ties(weights: dict[str, Tensor], program: Program) -> dict[str, Ten
 def _expected_names(config: dict[str, Any]) -> set[str]:
     import transformers
 
-    cls = getattr(transformers, config["architectures"][0])
+    name = (config.get("architectures") or ["(none)"])[0]
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise ArtifactError(
+            f"transformers has no model class {name!r}", who="save_pretrained", where="config"
+        )
     with torch.device("meta"):
         model = cls(cls.config_class.from_dict(config))
     return set(model.state_dict())

@@ -81,6 +81,8 @@ class Target(ABC):
     """Somewhere a Program can run; its fields are its options, as with passes."""
 
     name: ClassVar[str]
+    saves_as: ClassVar[str] = "compiled"
+    """Name that a run gives to what :meth:`Compiled.save` writes: a folder, or a file."""
 
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""

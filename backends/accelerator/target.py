@@ -43,6 +43,7 @@ class Accelerator(Target):
     """
 
     name: ClassVar[str] = "accelerator"
+    saves_as: ClassVar[str] = "accelerator.html"
 
     arch: str = "anton"
     batch: int = 1

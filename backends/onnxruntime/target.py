@@ -66,6 +66,7 @@ class OnnxRuntime(Target):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    saves_as: ClassVar[str] = "model.onnx"
 
     threads: int = 0
     optimize: bool = True

@@ -47,7 +47,6 @@ def command(
     from sparsefx.train.tasks import load_texts
 
     found = Recipe.load(recipe)
-    found.check()
     task = read_task(data, text, label)
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     seed_everything(found.seed)
@@ -59,7 +58,6 @@ def command(
         network,
         SessionData(task, load_tokenizer(model), more),
         folder or Path("runs") / found.name,
-        tokenizer=Path(model) if Path(model).is_dir() else None,
         title=f"{Path(model).name}: {found.name}",
         target=target,
         tensorboard=tensorboard,

@@ -20,11 +20,9 @@ def command(
     ] = None,
 ) -> None:
     """Make all-MiniLM-L6-v2 90 % sparse and int8 on review sentences, and report."""
-    from transformers import AutoTokenizer
-
     from sparsefx.cli.compress import name_classes
     from sparsefx.cli.runs import train_and_report
-    from sparsefx.huggingface import load_pretrained
+    from sparsefx.huggingface import load_pretrained, load_tokenizer
     from sparsefx.recipe import Recipe
     from sparsefx.train.assets import demo_data, minilm_folder
     from sparsefx.train.evaluation import SessionData
@@ -43,8 +41,7 @@ def command(
     train_and_report(
         recipe,
         model,
-        SessionData(data.task, AutoTokenizer.from_pretrained(str(place)), data.transfer),
+        SessionData(data.task, load_tokenizer(str(place)), data.transfer),
         folder or Path("runs") / name,
-        tokenizer=place,
         title="all-MiniLM-L6-v2: dense, 90 % sparse, sparse int8",
     )

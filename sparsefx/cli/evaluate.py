@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsefx.cli.compress import DATA_HELP, text_columns
+from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError
@@ -20,7 +20,7 @@ __all__ = ["command"]
 
 def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
-    data: Annotated[str, typer.Option(help=DATA_HELP)],
+    data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
     text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
     label: Annotated[str, typer.Option(help="Label column.")] = "label",
     metric: Annotated[str | None, typer.Option(help="Default: accuracy, or correlations.")] = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -28,7 +28,6 @@ def train_and_report(
     data: SessionData,
     folder: Path,
     *,
-    tokenizer: Path | None,
     title: str,
     target: str = "onnxruntime",
     tensorboard: bool = False,
@@ -47,7 +46,7 @@ def train_and_report(
         result = Session(recipe, model, data, folder, listeners=listeners).run()
     stderr.print("exporting and timing")
     latencies, timed_on = _export(result, folder, target)
-    _save_pretrained(result.program, folder / "huggingface", tokenizer)
+    _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
     _report(result, latencies, timed_on, title, recipe.description)
     return result
 
@@ -70,7 +69,7 @@ def _export(result: RunResult, folder: Path, target: str) -> tuple[dict[str, Lat
         return {}, ""
     last = result.stages[-1].name
     if last in compiled:
-        saved = compiled[last].save(folder / "model.onnx")
+        saved = compiled[last].save(folder / place.saves_as)
         stderr.print(f"{last} exported to {saved}", markup=False)
     batch = random_batch(result.program, 1, 32)
     latencies = time_in_turns(compiled, batch, runs=31)
@@ -87,13 +86,14 @@ def _without_masks(program: Program) -> Program:
     return Pipeline.parse("fold-masks").run(program) if masked else program
 
 
-def _save_pretrained(program: Program, folder: Path, tokenizer: Path | None) -> None:
+def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
     from sparsefx.huggingface import save_pretrained
 
     if not program.config:
         stderr.print("no Hugging Face folder: the model did not come from Hugging Face")
         return
-    save_pretrained(program, folder, tokenizer=tokenizer)
+    save_pretrained(program, folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _report(

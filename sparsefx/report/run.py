@@ -147,13 +147,15 @@ def run_page(
         ),
         paragraph(timed_on) if timed_on else "",
     )
-    names = [row.name for row in rows]
-    page.section("Accuracy", accuracy_plot(names, [_percent(row.score) for row in rows]))
+    if rows:
+        names = [row.name for row in rows]
+        page.section("Accuracy", accuracy_plot(names, [_percent(row.score) for row in rows]))
     lines = read_metrics(result.folder / "metrics.jsonl")
     if lines:
         page.section("Training", _curves(result, lines))
-    page.section("Zeros in each layer", _layers(rows[-1]))
-    page.section("Size", _sizes(rows))
+    if rows:
+        page.section("Zeros in each layer", _layers(rows[-1]))
+        page.section("Size", _sizes(rows))
     page.section("How it was made", _stages(result))
     return page
 

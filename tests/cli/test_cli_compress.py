@@ -79,6 +79,8 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert model.config.id2label == {0: "early", 1: "late"}
     weight = model.get_parameter("bert.encoder.layer.0.output.dense.weight")
     assert (weight == 0).float().mean() == 0.5
+    assert (place / "run" / "compiled" / "manifest.json").exists()
+    assert (place / "run" / "huggingface" / "tokenizer.json").exists()
 
     test = ("--data", place / "test.csv", "--text", "words", "--label", "kind")
     assert run("evaluate", place / "run", *test) == 0
@@ -95,15 +97,33 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"--label": "kid"}, "did you mean 'kind'?"),
         ({"--model": "nowhere/at-all"}, "no model can be loaded"),
+        ({"--folder": "FILE/run"}, "Not a directory"),
         ({"--target": "refrence"}, "did you mean 'reference'?"),
     ],
 )
 def test_mistakes(
     place: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], expected: str
 ) -> None:
+    (place / "FILE").write_text("")
+    changed = {key: text.replace("FILE", str(place / "FILE")) for key, text in changed.items()}
     assert compress(place, **changed) == 2
     assert expected in capsys.readouterr().err
     assert not (place / "run" / "result.json").exists()
+
+
+def test_a_folder_without_tokenizer_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in place.glob("model/tokenizer*"):
+        path.unlink()
+    assert compress(place) == 2
+    assert "no tokenizer can be loaded" in capsys.readouterr().err
+
+
+def test_an_unknown_metric_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = ("--data", place / "test.csv", "--text", "words", "--label", "kind")
+    assert run("evaluate", place / "model", *test, "--metric", "acuracy") == 2
+    assert "did you mean 'accuracy'?" in capsys.readouterr().err
 
 
 def test_a_wrong_key_of_a_recipe_is_named_with_its_path(

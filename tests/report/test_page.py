@@ -7,6 +7,8 @@ from pathlib import Path
 
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
+from sparsefx.report.run import run_page
+from sparsefx.train.results import RunResult
 
 
 class Links(HTMLParser):
@@ -45,6 +47,11 @@ def test_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
     assert "A &lt;b&gt; title" in text
     assert "1 &lt; 2" in text
     assert "share of zeros" in text
+
+
+def test_a_run_without_scores_has_a_page(tmp_path: Path) -> None:
+    page = run_page(RunResult("silent", tmp_path, ()), (), title="silent", lead="")
+    assert "How it was made" in page.render()
 
 
 def test_plots_are_deterministic() -> None:

@@ -57,6 +57,10 @@ BAD = {
     ),
     "missing column": ("texts\tlabel\na\t1\n", "no column 'text' (columns: 'texts', 'label')"),
     "negative class": ("text\tlabel\na\t1\nb\t-1\n", "line 3: column 'label' holds '-1', which is"),
+    "nan beside whole numbers": (
+        "text\tlabel\na\t1\nb\tnan\n",
+        "line 3: column 'label' holds 'nan', not a number",
+    ),
     "nan": ("text\tlabel\na\t1.5\nb\tnan\n", "line 3: column 'label' holds 'nan', not a number"),
 }
 
