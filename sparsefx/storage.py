@@ -49,6 +49,7 @@ def save_program(program: Program, folder: Path) -> Path:
     work, old = (
         folder.with_name(f".{folder.name}-{os.getpid()}-{part}") for part in ("new", "old")
     )
+    shutil.rmtree(work, ignore_errors=True)  # of a killed process that had the same number
     work.mkdir()
     try:
         tensors = {name: t.detach().cpu() for name, t in program.named_tensors().items()}
@@ -56,13 +57,24 @@ def save_program(program: Program, folder: Path) -> Path:
         save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
         shutil.copymode(work / _GRAPH, work / _TENSORS)  # safetensors lets the owner alone read
         _write_json(work / _MANIFEST, _manifest(program, work))
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(work, folder)
+        _take_place(work, folder, old)
     finally:
-        for part in (work, old):
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _take_place(work: Path, folder: Path, old: Path) -> None:
+    """Move ``work`` to ``folder``; what was there goes back when that fails, and else away."""
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        os.replace(work, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_program(folder: Path) -> Program:
@@ -79,8 +91,9 @@ def load_program(folder: Path) -> Program:
             where=str(folder / _MANIFEST),
             hint=f"it was written by sparsefx {manifest.get('sparsefx')}",
         )
+    hashes = manifest.get("sha256")
     for name in (_GRAPH, _TENSORS):
-        _check_hash(folder / name, manifest["sha256"].get(name))
+        _check_hash(folder / name, hashes.get(name) if isinstance(hashes, dict) else None)
     try:
         tensors = load_file(folder / _TENSORS)
         return _decode_program(_read_json(folder / _GRAPH, ""), tensors)
@@ -130,6 +143,8 @@ def _read_json(path: Path, missing: str) -> dict[str, Any]:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"not JSON: {error}", who="load", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise ArtifactError("not a JSON object", who="load", where=str(path))
     return value
 
 

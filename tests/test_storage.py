@@ -1,0 +1,93 @@
+"""Saved Programs: exact round trips, damaged files, interrupted saves, and that no code is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsefx import Pipeline, Program, errors
+from sparsefx.testing import assert_equal_outputs, small_program
+
+
+def relu_program() -> Program:
+    return small_program(lambda x: torch.relu(x * 1.0) + 1, x=torch.randn(2, 3))
+
+
+def test_save_and_load_round_trip_exactly(tmp_path: Path) -> None:
+    program = Pipeline.parse("simplify").run(relu_program())
+    program.save(tmp_path / "p")
+    again = Program.load(tmp_path / "p")
+    assert again.fingerprint() == program.fingerprint()
+    assert again.dump(facts=True) == program.dump(facts=True)
+    assert again.history == program.history
+    assert_equal_outputs(program, again, {"x": torch.randn(2, 3)})
+
+
+def test_others_may_read_what_was_saved(tmp_path: Path) -> None:
+    folder = relu_program().save(tmp_path / "p")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {plain.stat().st_mode}
+    (tmp_path / "folder").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["graph.json", "tensors.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    small_program(torch.nn.Linear(3, 2), input=torch.randn(1, 3)).save(tmp_path / "p")
+    path = tmp_path / "p" / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "cut" else data.replace(b"weight", b"wright"))
+    with pytest.raises(errors.ArtifactError, match=r"missing|cut or altered"):
+        Program.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1}', '{"format": 1, "sha256": 3}'])
+def test_an_altered_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    relu_program().save(tmp_path / "p")
+    (tmp_path / "p" / "manifest.json").write_text(text)
+    with pytest.raises(errors.ArtifactError):
+        Program.load(tmp_path / "p")
+
+
+def test_a_save_that_fails_at_the_end_keeps_the_former(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relu_program().save(tmp_path / "p")
+    replace = os.replace
+
+    def refuse(source: Path, place: Path) -> None:
+        if source.name.endswith("-new"):
+            raise OSError("no space left")
+        replace(source, place)
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        small_program(torch.nn.Linear(3, 2), input=torch.randn(1, 3)).save(tmp_path / "p")
+    assert "relu" in Program.load(tmp_path / "p").dump()
+    assert [place.name for place in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_save_that_was_cut_is_no_program(tmp_path: Path) -> None:
+    relu_program().save(tmp_path / "p")
+    (tmp_path / "p" / "manifest.json").unlink()
+    with pytest.raises(errors.ArtifactError, match="save was cut"):
+        Program.load(tmp_path / "p")
+    with pytest.raises(errors.ArtifactError, match="holds other files"):
+        relu_program().save(tmp_path / "p")
+
+
+def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
+    from sparsefx.callables import resolve_callable
+
+    files = ("aten.from_file.default", "aten.from_file.out")
+    for name in ("os.system", "operator.attrgetter", "aten.__class__.x", "builtins.eval", *files):
+        with pytest.raises(errors.ArtifactError, match="there is no operator"):
+            resolve_callable(name)
