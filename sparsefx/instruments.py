@@ -99,17 +99,18 @@ class Numerics:
     def _outputs(self, program: Program) -> dict[str, Tensor]:
         training = program.training
         program.eval()
-        with torch.no_grad():
-            found = program(**self.batch)
-        program.train(training)
-        return found
+        try:
+            with torch.no_grad():
+                return program(**self.batch)
+        finally:
+            program.train(training)
 
 
 @dataclass
 class Reproducer:
-    """When a pass fails, writes the Program as it came in and the rest of the pipeline as text.
+    """When a pass fails, writes the Program as it came in, the pass and the error.
 
-    ``folder/program`` is the Program before the failing pass (saved before each pass, so that a
+    ``folder/program`` is the Program before the failing pass (copied before each pass, so that a
     pass that breaks the graph cannot spoil it), ``folder/failure.json`` the pass and the error.
     """
 

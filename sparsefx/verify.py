@@ -87,7 +87,8 @@ def shapes_known(program: Program) -> Iterable[str]:
 
 
 def locked_zeros(program: Program) -> Iterable[str]:
-    """Where masks are locked, they are 0 or 1 and fit their weights."""
+    """Masks are 0 or 1 and fit their weights; once locked, what they drop is zero."""
+    locked = Property.LOCKED in program.properties
     for site in find_masks(program):
         weight, mask = program.tensor(site.weight), program.tensor(site.mask)
         if weight.shape != mask.shape:
@@ -95,6 +96,8 @@ def locked_zeros(program: Program) -> Iterable[str]:
             yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
         elif mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
             yield f"{site.mask} holds values other than 0 and 1"
+        elif locked and (count := int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))):
+            yield f"{count} locked weights of {site.weight} are not zero"
 
 
 def weight_zeros_stay(program: Program) -> Iterable[str]:
@@ -138,13 +141,15 @@ def quantizers_complete(program: Program) -> Iterable[str]:
 def properties_true(program: Program) -> Iterable[str]:
     """What the Program claims to be can be seen in its graph."""
     targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    training = ("aten.dropout", "sparsefx.observe", "sparsefx.fake_quantize")
+    masks = bool(find_masks(program))
     evidence: dict[Property, bool] = {
-        Property.MASKED: bool(find_masks(program)),
-        Property.LOCKED: bool(find_masks(program)),
+        Property.MASKED: masks,
+        Property.LOCKED: masks,
         Property.DISTILLING: "loss" in program.signature.outputs,
         Property.QUANT_PREPARED: "sparsefx.fake_quantize.default" in targets,
         Property.QUANTIZED: "sparsefx.dequantize.default" in targets,
-        Property.INFERENCE: not any(name.startswith("aten.dropout") for name in targets),
+        Property.INFERENCE: not masks and not any(name.startswith(training) for name in targets),
     }
     for prop in sorted(program.properties, key=str):
         if not evidence.get(prop, True):

@@ -19,7 +19,7 @@ from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["Selection", "check_selection", "select_weights", "weight_roles"]
+__all__ = ["Selection", "check_selection", "select_weights", "unmatched", "weight_roles"]
 
 aten = torch.ops.aten
 _WEIGHT_ARGUMENT: dict[object, int] = {aten.linear.default: 1, aten.embedding.default: 0}
@@ -75,7 +75,7 @@ def select_weights(
     role_of = weight_roles(program)
     found: dict[bool, list[str]] = {False: [], True: []}
     skipped = []
-    matched: set[str] = set()
+    seen: list[str] = []
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         tensor = program.tensor(name)
@@ -85,7 +85,7 @@ def select_weights(
             continue
         names = next((group for group in program.ties if name in group), (name,))
         hits = {p for p in (*include, *exclude) if any(re.search(p, n) for n in names)}
-        matched |= hits
+        seen.extend(names)
         role = role_of.get(name, Role.OTHER)
         if role.value not in roles:
             reason = f"its role {role.value} is not among roles={','.join(roles)}"
@@ -99,11 +99,18 @@ def select_weights(
             skipped.append(Skip(name, reason))
         else:
             found[name in masked].append(name)
-    for option, patterns in (("include", include), ("exclude", exclude)):
-        skipped += [
-            Skip(f"{option}={p!r}", "it is found in no name") for p in patterns if p not in matched
-        ]
+    skipped += unmatched(include, exclude, seen)
     return Selection(tuple(found[False]), tuple(found[True]), tuple(skipped))
+
+
+def unmatched(include: Sequence[str], exclude: Sequence[str], names: Sequence[str]) -> list[Skip]:
+    """Return a skip for each expression that is found in none of ``names``: it has no effect."""
+    return [
+        Skip(f"{option}={pattern!r}", "it is found in no name")
+        for option, patterns in (("include", include), ("exclude", exclude))
+        for pattern in patterns
+        if not any(re.search(pattern, name) for name in names)
+    ]
 
 
 def weight_roles(program: Program) -> dict[str, Role]:

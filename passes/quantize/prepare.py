@@ -13,7 +13,7 @@ import sparsefx.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
-from sparsefx.passes.prune.selection import check_selection
+from sparsefx.passes.prune.selection import check_selection, unmatched
 from sparsefx.passes.quantize.sites import LinearSite, find_linears, is_requantized_in_paper
 from sparsefx.properties import Property
 
@@ -94,6 +94,7 @@ class QuantizePrepare(Pass):
 
     name: ClassVar[str] = "quantize-prepare"
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.QUANT_PREPARED})
+    destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
     forbids: ClassVar[frozenset[Property]] = frozenset(
         {Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
     )
@@ -141,6 +142,7 @@ class QuantizePrepare(Pass):
                 skipped.append(Skip(site.weight, reason))
             else:
                 chosen.append(site)
+        skipped += unmatched(self.include, self.exclude, [site.weight for site in sites])
         if not chosen:
             return PassReport(0, tuple(skipped))
         placer = _Placer(self, program, ctx.rewriter)

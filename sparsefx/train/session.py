@@ -3,7 +3,7 @@
 Everything lies in one folder, from which a session that was interrupted, or killed, goes on::
 
     runs/NAME/
-      run.json             the recipe's settings, hashes of data and model, versions, machine
+      run.json             the recipe's settings, hashes of the data, machine and versions
       recipe.yaml          the recipe
       model/               the Program that was captured
       metrics.jsonl        a line for each step and evaluation (events.MetricsFile)

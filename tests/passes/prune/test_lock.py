@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Pipeline, Program
-from sparsefx.errors import PipelineError, TrainingError
+from sparsefx.errors import PipelineError, TrainingError, VerifyError
 from sparsefx.masks import find_masks
 from sparsefx.passes.prune.lock import PatternLock
 from sparsefx.passes.prune.masking import assert_none_revived, revived_weights
 from sparsefx.properties import Property
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
+from sparsefx.verify import verify
 from tests.tiny_models import example_batch, tiny
 
 BATCH = {"x": torch.ones(4, 8)}
@@ -148,6 +149,14 @@ def test_a_lock_goes_on_after_save_and_load(plain: Program, tmp_path: Path) -> N
         assert_none_revived(locked)
     locked.step()
     assert_none_revived(locked)
+
+
+def test_no_pass_may_revive_a_locked_weight(plain: Program) -> None:
+    locked = Pipeline((PatternLock(),)).run(plain)
+    with torch.no_grad():
+        locked.tensor("sparse.weight").add_(1.0)
+    with pytest.raises(VerifyError, match=r"32 locked weights of sparse\.weight are not zero"):
+        verify(locked)
 
 
 def test_nan_in_a_locked_weight_is_found(plain: Program) -> None:

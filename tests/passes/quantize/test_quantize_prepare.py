@@ -14,6 +14,7 @@ from sparsefx.errors import PassError, PipelineError, SpecError
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.quantize.prepare import STEP, QuantizePrepare
 from sparsefx.passes.quantize.sites import find_linears, is_requantized_in_paper
+from sparsefx.properties import Property
 from sparsefx.testing import assert_pass, small_program
 from tests.programs import shared
 from tests.tiny_models import example_batch
@@ -174,6 +175,18 @@ def test_include_and_exclude() -> None:
     reasons = {skip.reason for skip in program.history[-1].skipped}
     assert reasons == {"no include expression is found in its name", "excluded by 'value'"}
     assert count(program, ops.fake_quantize_weight.default) == 10
+
+
+def test_an_expression_without_effect_is_told() -> None:
+    program = prepared("quantize-prepare{exclude='clasifier'}")
+    skips = [str(skip) for skip in program.history[-1].skipped]
+    assert skips == ["exclude='clasifier': it is found in no name"]
+
+
+def test_a_prepared_program_is_no_longer_for_inference_alone() -> None:
+    text = "simplify{inference=true},quantize-prepare"
+    properties = Pipeline.parse(text).run(shared("bert-cls")).properties
+    assert properties == {Property.QUANT_PREPARED}
 
 
 def test_roles_and_the_structure_behind_quantizers() -> None:
