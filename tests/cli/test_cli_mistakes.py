@@ -25,8 +25,7 @@ def place(tmp_path: Path) -> Path:
         max_position_embeddings=16,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
     rows = [f"{word} film {index},{index % 2}" for index in range(20) for word in ("good", "bad")]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
