@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from sparsefx.cli import main
 
@@ -25,7 +25,7 @@ def place(tmp_path: Path) -> Path:
         max_position_embeddings=16,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
     rows = [f"{word} film {index},{index % 2}" for index in range(20) for word in ("good", "bad")]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
