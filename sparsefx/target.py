@@ -108,7 +108,8 @@ class Target(ABC):
         reasons = [reason for reason in self.unsupported(ready) if not reason.instead]
         if reasons:
             listed = "".join(f"\n  - {reason}" for reason in reasons)
-            raise TargetError(f"{len(reasons)} nodes cannot be lowered:{listed}", who=self.name)
+            noun = "place" if len(reasons) == 1 else "places"
+            raise TargetError(f"{len(reasons)} {noun} cannot be lowered:{listed}", who=self.name)
         return self.lower(ready)
 
     def __str__(self) -> str:
