@@ -251,6 +251,7 @@ def _config(place: str) -> Any:
         ) from error
     names: Sequence[str] = config.architectures or []
     decodes = any("CausalLM" in name or "LMHead" in name for name in names)
+    decodes = decodes or _only_decodes(config.model_type)
     if decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
         raise CaptureError(
             f"{', '.join(names) or config.model_type} is not an encoder",
@@ -259,6 +260,15 @@ def _config(place: str) -> Any:
             hint="sparsefx takes BERT-class encoders",
         )
     return config
+
+
+def _only_decodes(model_type: str) -> bool:
+    """Return whether this kind of model predicts next words, and never masked ones."""
+    from transformers.models.auto import modeling_auto
+
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return model_type in causal and model_type not in masked
 
 
 def _check_files(place: str) -> None:

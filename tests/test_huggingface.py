@@ -72,6 +72,7 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
 
 def test_a_decoder_is_refused(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
-    with pytest.raises(errors.CaptureError, match="GPT2LMHeadModel is not an encoder"):
-        load_pretrained(str(tmp_path / "gpt"))
+    for cls in (transformers.GPT2LMHeadModel, transformers.GPT2Model):
+        cls(config).save_pretrained(tmp_path / cls.__name__)
+        with pytest.raises(errors.CaptureError, match=f"{cls.__name__} is not an encoder"):
+            load_pretrained(str(tmp_path / cls.__name__))

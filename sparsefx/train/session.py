@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SparsefxError, TrainingError, TrainingInterruptedError
@@ -150,10 +151,15 @@ class Session:
             listener(event)
 
     def _prepare_model(self) -> None:
-        """Save the model as the run's own, unless a former session did."""
-        if self._folder.has_model:
-            return
+        """Save the model as the run's own, unless a former session did.
+
+        Raises:
+            TrainingError: The run began with another model.
+        """
         model = self._model
+        if self._folder.has_model:
+            _check_same_model(model, self._folder.load_model(), self.folder)
+            return
         config = model.config if isinstance(model, Program) else _config_of(model)
         splits = (self._data.everything, self._data.test)
         check_length(config, max(int(split.lengths.max()) for split in splits))
@@ -339,6 +345,29 @@ def _within(stage: str, key: str) -> Iterator[None]:
 def _config_of(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     return config.to_dict() if hasattr(config, "to_dict") else {}
+
+
+def _check_same_model(given: nn.Module | Program, saved: Program, folder: Path) -> None:
+    """Refuse a model of which most tensors differ; a new head may have other random values."""
+    if isinstance(given, Program):
+        tensors: Mapping[str, Tensor] = given.named_tensors()
+    else:
+        tensors = dict(given.state_dict())
+    held = saved.named_tensors()
+    same = sum(
+        name in tensors
+        and tensors[name].shape == tensor.shape
+        and bool(torch.equal(tensors[name].cpu(), tensor))
+        for name, tensor in held.items()
+    )
+    if 2 * same < len(held):
+        raise TrainingError(
+            f"the model is not the one that this run began with: {len(held) - same} of "
+            f"{len(held)} tensors differ",
+            who="resume",
+            where=str(folder),
+            hint="go on with the same model, or choose another folder",
+        )
 
 
 def _parameters_of(model: nn.Module) -> list[str]:

@@ -227,6 +227,17 @@ def test_a_teacher_folder_has_to_exist(tmp_path: Path) -> None:
     assert caught.value.where == "stages[0].teacher"
 
 
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    session(tmp_path / "run").run()
+    other = tiny_run.program().copy()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(TrainingError, match="not the one that this run began with"):
+        session(tmp_path / "run", model=other).run()
+    session(tmp_path / "run").run()
+
+
 def test_another_recipe_or_data_is_refused(tmp_path: Path) -> None:
     session(tmp_path / "run").run()
     with pytest.raises(TrainingError, match="otherwise") as caught:
