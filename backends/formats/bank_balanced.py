@@ -18,6 +18,7 @@ class BankBalanced(NOfM):
     A matrix that was not pruned to equal banks still encodes; its emptier banks are then filled
     with padding, and `FormatSize.padding_bits` shows what that costs.
 
+    >>> import numpy as np
     >>> BankBalanced(m=4).measure(np.eye(4, dtype=bool)).bits
     40
     """
