@@ -1,31 +1,34 @@
 """The generated code that walks through a plan, and the threads that walk along.
 
 One call of `dispatch` runs a whole forward pass: it wakes the workers (a futex, if they sleep),
-runs the steps with a barrier after each, and waits until all are done. Workers are Python threads
-that enter `worker` once and stay there, outside the interpreter; they spin for a short while, then
-sleep. Every thread flushes denormal numbers to zero while it computes: one denormal operand makes
-an FMA a hundred times slower.
+takes part in the steps, and waits until all are done. Threads take tickets: a ticket is one part of
+one step, and it waits for all parts of the step before. So nobody waits for a worker that did not
+get a core in time: the others take its tickets, and it finds the gate closed.
+
+Workers are Python threads that enter `worker` once and stay there, outside the interpreter; they
+spin for a short while, then sleep. Every thread flushes denormal numbers to zero while it computes:
+one denormal operand makes an FMA a hundred times slower.
 """
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.frame import JOB_FIELDS
-
-__all__ = ["CONTEXT_WORDS", "driver_text"]
+__all__ = ["CLOSED", "CONTEXT_WORDS", "driver_text"]
 
 CONTEXT_WORDS = {
     "go": 0,  # counts dispatches
     "stop": 8,  # 1: workers leave
-    "done": 16,  # workers that finished this dispatch
-    "arrived": 24,  # threads at the barrier
-    "turn": 32,  # counts barriers
+    "gate": 16,  # workers inside a dispatch, plus CLOSED between dispatches
+    "claimed": 24,  # tickets taken: one for each part of each step, or for each job
+    "finished": 32,  # tickets done
     "steps": 40,  # array of pointers to steps
     "step_count": 41,
-    "jobs": 42,  # array of pointers to jobs, one per thread
-    "shared": 43,  # 1: all threads work on every step together; 0: each has its own job
+    "jobs": 42,  # array of pointers to jobs
+    "job_count": 43,
+    "shared": 44,  # 1: the jobs are parts of every step; 0: each job goes through all steps
 }
 """Words (int64) of a context; those that threads write are a cache line apart."""
 
+CLOSED = 1 << 32
 _SPINS = 4000
 _SYS_FUTEX, _SYS_YIELD = 202, 24
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # the private forms
@@ -37,25 +40,77 @@ declare void @llvm.x86.sse.stmxcsr(ptr)
 declare void @llvm.x86.sse.ldmxcsr(ptr)
 declare i64 @syscall(i64, ...)
 
-define internal void @wait_turn(ptr %context, i64 %team) nounwind {{
+define internal void @walk(ptr %context) nounwind {{
 entry:
-  %turn.at = getelementptr i64, ptr %context, i64 {turn}
-  %arrived.at = getelementptr i64, ptr %context, i64 {arrived}
-  %turn = load atomic i64, ptr %turn.at acquire, align 8
-  %before = atomicrmw add ptr %arrived.at, i64 1 acq_rel
-  %now = add i64 %before, 1
-  %last = icmp eq i64 %now, %team
-  br i1 %last, label %release, label %spin
-release:
-  store atomic i64 0, ptr %arrived.at monotonic, align 8
-  %next = add i64 %turn, 1
-  store atomic i64 %next, ptr %turn.at release, align 8
+  %saved = alloca i32
+  %flush = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %saved)
+  %old = load i32, ptr %saved
+  %new = or i32 %old, {mxcsr}
+  store i32 %new, ptr %flush
+  call void @llvm.x86.sse.ldmxcsr(ptr %flush)
+  %claimed.at = getelementptr i64, ptr %context, i64 {claimed}
+  %finished.at = getelementptr i64, ptr %context, i64 {finished}
+  %steps.at = getelementptr i64, ptr %context, i64 {steps}
+  %steps = load ptr, ptr %steps.at
+  %count.at = getelementptr i64, ptr %context, i64 {step_count}
+  %count = load i64, ptr %count.at
+  %jobs.at = getelementptr i64, ptr %context, i64 {jobs}
+  %jobs = load ptr, ptr %jobs.at
+  %job_count.at = getelementptr i64, ptr %context, i64 {job_count}
+  %job_count = load i64, ptr %job_count.at
+  %shared.at = getelementptr i64, ptr %context, i64 {shared}
+  %shared = load i64, ptr %shared.at
+  %together = icmp ne i64 %shared, 0
+  %product = mul i64 %count, %job_count
+  %total = select i1 %together, i64 %product, i64 %job_count
+  br label %claim
+claim:
+  %ticket = atomicrmw add ptr %claimed.at, i64 1 acq_rel
+  %more = icmp slt i64 %ticket, %total
+  br i1 %more, label %take, label %end
+take:
+  %part = urem i64 %ticket, %job_count
+  %number = udiv i64 %ticket, %job_count
+  %job.at = getelementptr ptr, ptr %jobs, i64 %part
+  %job = load ptr, ptr %job.at
+  br i1 %together, label %before, label %alone
+before:
+  %needed = mul i64 %number, %job_count
+  call void @await(ptr %finished.at, i64 %needed)
+  %step.at = getelementptr ptr, ptr %steps, i64 %number
+  %step = load ptr, ptr %step.at
+  %kernel = load ptr, ptr %step
+  call void %kernel(ptr %step, ptr %job)
+  br label %finish
+alone:
+  %i = phi i64 [ 0, %take ], [ %i.next, %alone.step ]
+  %left = icmp slt i64 %i, %count
+  br i1 %left, label %alone.step, label %finish
+alone.step:
+  %own.at = getelementptr ptr, ptr %steps, i64 %i
+  %own = load ptr, ptr %own.at
+  %own.kernel = load ptr, ptr %own
+  call void %own.kernel(ptr %own, ptr %job)
+  %i.next = add i64 %i, 1
+  br label %alone
+finish:
+  %ignored = atomicrmw add ptr %finished.at, i64 1 acq_rel
+  br label %claim
+end:
+  call void @await(ptr %finished.at, i64 %total)
+  call void @llvm.x86.sse.ldmxcsr(ptr %saved)
   ret void
+}}
+
+define internal void @await(ptr %word, i64 %least) nounwind {{
+entry:
+  br label %spin
 spin:
   %count = phi i64 [ 0, %entry ], [ %count.next, %again ]
-  %seen = load atomic i64, ptr %turn.at acquire, align 8
-  %moved = icmp ne i64 %seen, %turn
-  br i1 %moved, label %out, label %rest
+  %seen = load atomic i64, ptr %word acquire, align 8
+  %enough = icmp sge i64 %seen, %least
+  br i1 %enough, label %out, label %rest
 rest:
   call void @llvm.x86.sse2.pause()
   %count.next = add i64 %count, 1
@@ -70,70 +125,31 @@ out:
   ret void
 }}
 
-define internal void @walk(ptr %context, i64 %thread) nounwind {{
-entry:
-  %saved = alloca i32
-  %flush = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %saved)
-  %old = load i32, ptr %saved
-  %new = or i32 %old, {mxcsr}
-  store i32 %new, ptr %flush
-  call void @llvm.x86.sse.ldmxcsr(ptr %flush)
-  %steps.at = getelementptr i64, ptr %context, i64 {steps}
-  %steps = load ptr, ptr %steps.at
-  %count.at = getelementptr i64, ptr %context, i64 {step_count}
-  %count = load i64, ptr %count.at
-  %jobs.at = getelementptr i64, ptr %context, i64 {jobs}
-  %jobs = load ptr, ptr %jobs.at
-  %job.at = getelementptr ptr, ptr %jobs, i64 %thread
-  %job = load ptr, ptr %job.at
-  %team.at = getelementptr i64, ptr %job, i64 {team}
-  %team = load i64, ptr %team.at
-  %alone = icmp eq i64 %team, 1
-  %idle = icmp eq i64 %team, 0
-  br i1 %idle, label %end, label %head
-head:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %tail ]
-  %more = icmp slt i64 %i, %count
-  br i1 %more, label %body, label %end
-body:
-  %step.at = getelementptr ptr, ptr %steps, i64 %i
-  %step = load ptr, ptr %step.at
-  %kernel = load ptr, ptr %step
-  call void %kernel(ptr %step, ptr %job)
-  br i1 %alone, label %tail, label %barrier
-barrier:
-  call void @wait_turn(ptr %context, i64 %team)
-  br label %tail
-tail:
-  %i.next = add i64 %i, 1
-  br label %head
-end:
-  call void @llvm.x86.sse.ldmxcsr(ptr %saved)
-  ret void
-}}
-
 define void @dispatch(ptr %context, i64 %threads) nounwind {{
 entry:
-  %done.at = getelementptr i64, ptr %context, i64 {done}
+  %gate.at = getelementptr i64, ptr %context, i64 {gate}
   %go.at = getelementptr i64, ptr %context, i64 {go}
+  %claimed.at = getelementptr i64, ptr %context, i64 {claimed}
+  %finished.at = getelementptr i64, ptr %context, i64 {finished}
+  store atomic i64 0, ptr %claimed.at monotonic, align 8
+  store atomic i64 0, ptr %finished.at monotonic, align 8
   %alone = icmp eq i64 %threads, 1
   br i1 %alone, label %single, label %many
 single:
-  call void @walk(ptr %context, i64 0)
+  call void @walk(ptr %context)
   ret void
 many:
-  store atomic i64 0, ptr %done.at monotonic, align 8
-  %ignored = atomicrmw add ptr %go.at, i64 1 release
+  %opened = atomicrmw sub ptr %gate.at, i64 {closed} acq_rel
+  %ignored = atomicrmw add ptr %go.at, i64 1 acq_rel
   %woken = call i64 (i64, ...) @syscall(i64 {sys_futex}, ptr %go.at, i64 {wake}, i64 1024)
-  call void @walk(ptr %context, i64 0)
-  %others = sub i64 %threads, 1
+  call void @walk(ptr %context)
+  %shut = atomicrmw add ptr %gate.at, i64 {closed} acq_rel
   br label %spin
 spin:
   %count = phi i64 [ 0, %many ], [ %count.next, %again ]
-  %done = load atomic i64, ptr %done.at acquire, align 8
-  %all = icmp eq i64 %done, %others
-  br i1 %all, label %out, label %rest
+  %inside = load atomic i64, ptr %gate.at acquire, align 8
+  %empty = icmp eq i64 %inside, {closed}
+  br i1 %empty, label %out, label %rest
 rest:
   call void @llvm.x86.sse2.pause()
   %count.next = add i64 %count, 1
@@ -159,7 +175,7 @@ define void @leave(ptr %context, i64 %unused) nounwind {{
 
 define void @worker(ptr %context, i64 %thread) nounwind {{
 entry:
-  %done.at = getelementptr i64, ptr %context, i64 {done}
+  %gate.at = getelementptr i64, ptr %context, i64 {gate}
   %go.at = getelementptr i64, ptr %context, i64 {go}
   %stop.at = getelementptr i64, ptr %context, i64 {stop}
   br label %next
@@ -187,10 +203,14 @@ run:
   %leave = icmp ne i64 %stop, 0
   br i1 %leave, label %out, label %work
 work:
-  call void @walk(ptr %context, i64 %thread)
+  %before = atomicrmw add ptr %gate.at, i64 1 acq_rel
+  %late = icmp sge i64 %before, {closed}
+  br i1 %late, label %finish, label %enter
+enter:
+  call void @walk(ptr %context)
   br label %finish
 finish:
-  %before = atomicrmw add ptr %done.at, i64 1 release
+  %ignored = atomicrmw sub ptr %gate.at, i64 1 acq_rel
   br label %next
 out:
   ret void
@@ -202,7 +222,7 @@ def driver_text() -> str:
     """IR of `dispatch(context, threads)`, `worker(context, thread)`, `leave(context, 0)`."""
     return _TEXT.format(
         **CONTEXT_WORDS,
-        team=JOB_FIELDS.index("team"),
+        closed=CLOSED,
         spins=_SPINS,
         sys_futex=_SYS_FUTEX,
         sys_yield=_SYS_YIELD,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu.driver import CONTEXT_WORDS, driver_text
+from sparsefx.backends.cpu.driver import CLOSED, CONTEXT_WORDS, driver_text
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
 
@@ -35,25 +35,25 @@ class Pool:
         self._worker = _ENTRY(engine.address("worker", driver_text))
         self._leave = _ENTRY(engine.address("leave", driver_text))
         self._context: NDArray[np.int64] = np.zeros(0, np.int64)
-        self._idle = np.zeros(len(JOB_FIELDS), np.int64)  # a team of nobody
         self._process = -1
         _ALIVE.add(self)
 
     def run(self, steps: NDArray[np.int64], jobs: Sequence[NDArray[np.int64]]) -> None:
-        """Run steps; threads beyond the jobs do nothing.
+        """Run steps; whichever thread is free takes the next part.
 
         Args:
             steps: Pointers to steps.
-            jobs: One job per participating thread. If their `team` is 1 they are independent.
+            jobs: If their `team` is 1 they are independent, else parts of every step.
         """
         with self._lock:
             self._ensure_workers()
-            idle = [self._idle.ctypes.data] * (self.threads - len(jobs))
-            pointers = np.array([job.ctypes.data for job in jobs] + idle, np.int64)
+            pointers = np.array([job.ctypes.data for job in jobs], np.int64)
             context = self._context
             context[CONTEXT_WORDS["steps"]] = steps.ctypes.data
             context[CONTEXT_WORDS["step_count"]] = len(steps)
             context[CONTEXT_WORDS["jobs"]] = pointers.ctypes.data
+            context[CONTEXT_WORDS["job_count"]] = len(jobs)
+            context[CONTEXT_WORDS["shared"]] = int(jobs[0][JOB_FIELDS.index("team")] > 1)
             self._dispatch(context.ctypes.data, self.threads)
 
     def _ensure_workers(self) -> None:
@@ -62,6 +62,7 @@ class Pool:
             return
         self._process = os.getpid()
         context = np.zeros(48, np.int64)
+        context[CONTEXT_WORDS["gate"]] = CLOSED
         self._context = context
         for number in range(1, self.threads):
             threading.Thread(

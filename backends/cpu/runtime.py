@@ -5,7 +5,7 @@
     b b b . . . . .        ----->      | cccccccc........ ...............|   multiples of 16)
     c c c c c c c c
 
-With many tokens each thread takes slabs of its own through the whole plan (no barriers); with few,
+With many tokens each thread takes slabs of its own through the whole plan (no waiting); with few,
 all threads share one slab and divide the rows of every layer by non-zeros.
 """
 
@@ -135,7 +135,7 @@ class Runtime:
         return [_make_slab(mask, np.array(g), lengths, space, self._widest) for g in groups]
 
     def _together(self, slab: _Slab, shape: tuple[int, ...], indices: Any, results: Any) -> None:
-        """All threads on one slab, a barrier after each step."""
+        """One slab; its job has a part for each thread, which any thread may take."""
         threads = self._pool.threads
         job, keep = self._job(slab, 0, indices, results)
         jobs = []
@@ -151,7 +151,7 @@ class Runtime:
     def _apart(
         self, slabs: list[_Slab], shape: tuple[int, ...], indices: Any, results: Any
     ) -> None:
-        """One slab per thread, no barriers."""
+        """As many slabs as threads; whoever takes one runs all its steps."""
         jobs, keeps = [], []
         for number, slab in enumerate(slabs):
             job, keep = self._job(slab, number, indices, results)
