@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no scripts, no network, readable in print and in the dark."""
+"""One self-contained HTML page: no scripts, no network, readable in print."""
 
 from __future__ import annotations
 
