@@ -161,5 +161,8 @@ def test_bad_options_and_inputs() -> None:
     with pytest.raises(ProgramError, match="input 'attention_mask' is missing"):
         compiled()(input_ids=torch.ones(1, 2, dtype=torch.int64))
     wrong = {name: value.float() for name, value in example_batch().items()}
-    with pytest.raises(ProgramError, match="ONNX Runtime failed"):
+    with pytest.raises(ProgramError, match=r"expected input_ids: int64\[batch, sequence\]"):
         compiled()(**wrong)
+    beyond = {**example_batch(), "input_ids": torch.full((2, 8), 10_000)}
+    with pytest.raises(ProgramError, match="ONNX Runtime failed"):
+        compiled()(**beyond)
