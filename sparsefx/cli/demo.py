@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(
-    quick: Annotated[bool, typer.Option("--quick", help="The two-minute form.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The short form, three minutes.")] = False,
     full: Annotated[bool, typer.Option("--full", help="No time limit, best accuracy.")] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where everything is kept; run again to go on.")
