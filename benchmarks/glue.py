@@ -5,11 +5,14 @@
 A run that was interrupted goes on when the same command is given again; a finished one is not run
 again. ``benchmarks/glue_table.py`` prints the table. Data: ``../shared/data/glue.tar.xz``, or a
 folder with one folder a task (``--data``). Model: all-MiniLM-L6-v2 from PyPI, or ``--model``.
+Stages that train on unlabelled texts get training texts of other tasks, without their labels, as
+many as ``--transfer`` says.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Annotated
@@ -30,9 +33,21 @@ from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
+from sparsefx.train.tasks import Examples
 
 HERE = Path(__file__).resolve().parent
 ARCHIVE = HERE.parent.parent / "shared" / "data" / "glue.tar.xz"
+TRANSFER = {
+    "CoLA": ("SST-2",),
+    "MNLI": ("QNLI", "RTE"),
+    "MRPC": ("QQP", "STS-B"),
+    "QNLI": ("MNLI", "RTE"),
+    "QQP": ("MRPC", "STS-B"),
+    "RTE": ("MNLI", "QNLI"),
+    "SST-2": ("CoLA",),
+    "STS-B": ("MRPC", "QQP"),
+}
+"""Task -> tasks of the same form whose training texts serve as unlabelled text."""
 
 
 def glue_folder(given: Path | None) -> Path:
@@ -48,7 +63,23 @@ def glue_folder(given: Path | None) -> Path:
     return folder
 
 
-def run_one(recipe: Recipe, task_name: str, data: Path, model: str, folder: Path) -> RunResult:
+def transfer_texts(task: str, data: Path, count: int) -> Examples | None:
+    """Return ``count`` texts drawn from other tasks' training splits; None for 0.
+
+    The draw is the same for every seed, so that seeds differ in training alone.
+    """
+    if count == 0:
+        return None
+    found = [load_glue(name, data).split("train") for name in TRANSFER[task]]
+    texts = [text for part in found for text in part.texts]
+    pairs = [pair for part in found for pair in part.pairs or ()]
+    chosen = random.Random(0).sample(range(len(texts)), min(count, len(texts)))
+    return Examples("+".join(TRANSFER[task]), tuple(texts), tuple(pairs) or None).select(chosen)
+
+
+def run_one(
+    recipe: Recipe, task_name: str, data: Path, model: str, folder: Path, transfer: int
+) -> RunResult:
     """Train and score one recipe on one task."""
     task = load_glue(task_name, data)
     outputs = len(task.classes) if task.kind == "classification" else 1
@@ -57,13 +88,19 @@ def run_one(recipe: Recipe, task_name: str, data: Path, model: str, folder: Path
         return Session(
             recipe,
             load_pretrained(model, labels=outputs),
-            SessionData(task, AutoTokenizer.from_pretrained(model)),
+            SessionData(
+                task,
+                AutoTokenizer.from_pretrained(model),
+                transfer_texts(task_name, data, transfer),
+            ),
             folder,
             listeners=[progress],
         ).run()
 
 
-def as_json(result: RunResult, recipe: Recipe, task: str, model: str) -> dict[str, object]:
+def as_json(
+    result: RunResult, recipe: Recipe, task: str, model: str, transfer: int
+) -> dict[str, object]:
     """Return everything the table needs of one run."""
     stages = {
         row.name: {
@@ -77,6 +114,7 @@ def as_json(result: RunResult, recipe: Recipe, task: str, model: str) -> dict[st
         "recipe": recipe.settings(),
         "task": task,
         "seed": recipe.seed,
+        "transfer": {"texts": transfer, "from": TRANSFER[task]} if transfer else None,
         "model": Path(model).name,
         "stages": stages,
         "seconds": {stage.name: dict(stage.seconds) for stage in result.stages},
@@ -90,6 +128,9 @@ def main(
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0",
     model: Annotated[str | None, typer.Option(help="Hugging Face id or folder.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with one folder a task.")] = None,
+    transfer: Annotated[
+        int, typer.Option(min=0, help="Unlabelled texts from other tasks; see TRANSFER.")
+    ] = 0,
     work: Annotated[Path, typer.Option(help="Checkpoints; may be deleted.")] = Path("runs/glue"),
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = HERE / "results" / "glue",
 ) -> None:
@@ -106,9 +147,11 @@ def main(
             if path.exists():
                 typer.echo(f"{path} is there already")
                 continue
-            result = run_one(found, task, folder, place, work / name)
+            result = run_one(found, task, folder, place, work / name, transfer)
             out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(as_json(result, found, task, label), indent=1) + "\n")
+            path.write_text(
+                json.dumps(as_json(result, found, task, label, transfer), indent=1) + "\n"
+            )
             typer.echo(f"wrote {path}")
 
 
