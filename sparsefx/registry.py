@@ -36,6 +36,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",
+        "pool-sentences": "sparsefx.passes.structure.pool_sentences:PoolSentences",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",

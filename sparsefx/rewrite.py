@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,32 @@ class Rewriter:
                 f"it is still used by {users}", who=self.author, where=f"%{node.name}"
             )
         self.program.graph.erase_node(node)
+
+    def erase_unused(self, ends: Iterable[fx.Node]) -> int:
+        """Erase what nothing uses any more of ``ends`` and of all they were computed from.
+
+        Tensors that only erased nodes read are removed from the Program; inputs stay.
+
+        Returns:
+            The number of nodes erased.
+        """
+        order = {node: index for index, node in enumerate(self.program.graph.nodes)}
+        behind = set(ends)
+        stack = list(behind)
+        while stack:
+            fresh = set(stack.pop().all_input_nodes) - behind
+            behind |= fresh
+            stack.extend(fresh)
+        count = 0
+        for node in sorted(behind, key=order.__getitem__, reverse=True):
+            if node.users or node.op == "placeholder":
+                continue
+            count += 1
+            if node.op == "get_attr":
+                self.remove_tensor(str(node.target))
+            else:
+                self.erase(node)
+        return count
 
     def training(self) -> fx.Node:
         """Return the node that says whether the Program trains; a graph without dropout gets it."""

@@ -87,7 +87,7 @@ class Distill(Pass):
         layers: Which teacher layer each student layer learns from: ``identity``, ``skip`` (every
             k-th), ``last`` (the topmost), ``final`` (last with last alone), or pairs.
         temperature: T of the logits term.
-        logits_loss: ``kl``, ``soft-ce`` (the same gradient) or ``mse``.
+        logits_loss: ``kl``, ``soft-ce`` (same gradient), ``mse``, or ``cosine`` (for embeddings).
         logits_mean: ``batch``: sum over classes; ``batch-and-classes``: mean (SparseBERT).
         probabilities_loss: ``kl`` or ``mse``.
         normalise_cls: Scale the vectors of the cls term to length 1.
@@ -117,7 +117,7 @@ class Distill(Pass):
     cosine: float = 0.0
     layers: LayerMap = "identity"
     temperature: float = 2.0
-    logits_loss: Literal["kl", "soft-ce", "mse"] = "kl"
+    logits_loss: Literal["kl", "soft-ce", "mse", "cosine"] = "kl"
     logits_mean: Literal["batch", "batch-and-classes"] = "batch"
     probabilities_loss: Literal["kl", "mse"] = "kl"
     normalise_cls: bool = True
@@ -180,7 +180,7 @@ class Distill(Pass):
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "logits_loss": ("kl", "soft-ce", "mse"),
+    "logits_loss": ("kl", "soft-ce", "mse", "cosine"),
     "logits_mean": ("batch", "batch-and-classes"),
     "probabilities_loss": ("kl", "mse"),
     "teacher_mode": ("eval", "train"),

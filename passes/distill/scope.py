@@ -22,7 +22,7 @@ class Options:
     """What the terms need of the options of ``distill``; see there."""
 
     temperature: float
-    logits_loss: Literal["kl", "soft-ce", "mse"]
+    logits_loss: Literal["kl", "soft-ce", "mse", "cosine"]
     logits_mean: Literal["batch", "batch-and-classes"]
     probabilities_loss: Literal["kl", "mse"]
     normalise_cls: bool
@@ -112,6 +112,11 @@ class Scope:
         log_ours, log_theirs = (self.log_softmax(node, temperature) for node in (ours, theirs))
         rows = self.rw.call(aten.kl_div.default, log_ours, log_theirs, 0, log_target=True)
         return self.rw.call(aten.sum.dim_IntList, rows, [-1])
+
+    def distance(self, ours: fx.Node, theirs: fx.Node) -> fx.Node:
+        """Return 1 - cos(ours, theirs) over the last dimension."""
+        similar = self.rw.call(aten.cosine_similarity.default, ours, theirs, -1)
+        return self.rw.call(aten.rsub.Scalar, similar, 1)
 
     def log_softmax(self, node: fx.Node, temperature: float) -> fx.Node:
         """Return log softmax(node / T) over the last dimension, in fp32 under autocast too.

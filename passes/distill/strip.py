@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import fx
-
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.distill.distill import Distill, label_inputs, logits_outputs
 from sparsefx.properties import Property
-from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -53,33 +50,12 @@ class StripDistillation(Pass):
         ends = {rw.outputs()[name] for name in losses}
         for name in losses:
             rw.drop_output(name)
-        erased = _erase_unused(rw, ends)
+        erased = rw.erase_unused(ends)
         for name in _added_inputs(program):
             rw.remove_input(name)
         program.active = tuple(i for i in program.active if not isinstance(i, Distill))
         note = f"removed {len(losses)} loss outputs and {erased} nodes"
         return PassReport(len(losses), notes=(note,))
-
-
-def _erase_unused(rw: Rewriter, ends: set[fx.Node]) -> int:
-    """Erase the nodes behind ``ends`` that nothing uses any more, and their tensors."""
-    graph = rw.program.graph
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    behind, stack = set(ends), list(ends)
-    while stack:
-        fresh = set(stack.pop().all_input_nodes) - behind
-        behind |= fresh
-        stack.extend(fresh)
-    count = 0
-    for node in sorted(behind, key=order.__getitem__, reverse=True):
-        if node.users or node.op == "placeholder":
-            continue
-        count += 1
-        if node.op == "get_attr":
-            rw.remove_tensor(str(node.target))
-        else:
-            rw.erase(node)
-    return count
 
 
 def _added_inputs(program: Program) -> list[str]:

@@ -36,6 +36,7 @@ def logits(scope: Scope) -> fx.Node:
     kl       T^2 mean_rows sum_c p_t (log p_t - log p_s),   p = softmax(z / T)
     soft-ce  T^2 mean_rows sum_c -p_t log p_s
     mse      mean (z_s - z_t)^2
+    cosine   mean_rows 1 - cos(z_s, z_t), for sentence embeddings
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
     SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
@@ -54,6 +55,8 @@ def _logits(
     options, rw = scope.options, scope.rw
     if options.logits_loss == "mse":
         return scope.squared_error(ours, theirs, [-1], weights)
+    if options.logits_loss == "cosine":
+        return scope.mean(scope.distance(ours, theirs), weights)
     if last_dim(ours) == 1:
         raise PassError(
             f"the output {name!r} has one class: its soft targets are always 1",
@@ -253,8 +256,7 @@ def cosine(scope: Scope) -> fx.Node:
     pair = scope.ends[1]
     ours, theirs = pair.student.hidden, scope.taught(pair.teacher.hidden)
     _same_width(pair, "cosine", ours, theirs)
-    similar = scope.rw.call(aten.cosine_similarity.default, ours, theirs, -1)
-    return scope.mean(scope.rw.call(aten.rsub.Scalar, similar, 1), scope.tokens)
+    return scope.mean(scope.distance(ours, theirs), scope.tokens)
 
 
 def _same_width(pair: Pair, term: str, ours: fx.Node, theirs: fx.Node) -> None:

@@ -1,0 +1,120 @@
+"""pool-sentences: an encoder of tokens becomes one of sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import fx
+
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["SENTENCE_OUTPUT", "PoolSentences"]
+
+aten = torch.ops.aten
+SENTENCE_OUTPUT = "sentence_embedding"
+_STATES = "last_hidden_state"
+
+
+@dataclass(frozen=True)
+class PoolSentences(Pass):
+    """Return one vector for each sentence in place of all that the model returned.
+
+        mean   e = sum_t m_t h_t / max(sum_t m_t, 1e-9)     m the attention mask
+        cls    e = h_0
+        then, if normalised,  e / max(|e|, 1e-12)
+
+    This is what the modules Pooling and Normalize of sentence-transformers compute (Reimers and
+    Gurevych 2019, section 3). Heads and poolers that nothing reads any more are removed. The only
+    output is ``sentence_embedding``, [batch, hidden], so that ``distill`` compares the embeddings:
+    ``distill{logits_loss='cosine'}``.
+
+    Establishes nothing. Skips a graph that returns sentence embeddings already, and one without
+    last hidden states or attention mask.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import graph_text, small_program
+    >>> program = small_program(
+    ...     lambda states: {"last_hidden_state": states.relu()}, states=torch.ones(2, 3, 4)
+    ... )
+    >>> pooled = Pipeline.parse("pool-sentences{pooling='cls',normalise=False}").run(program)
+    >>> print(graph_text(pooled), end="")
+    %relu = aten.relu(%states)
+    %select = aten.select.int(%relu, 1, 0)
+    return {sentence_embedding: %select}
+
+    Attributes:
+        pooling: ``mean`` over the tokens that are no padding, or ``cls``, the first token.
+        normalise: Scale every vector to length 1.
+    """
+
+    name: ClassVar[str] = "pool-sentences"
+    changes_signature: ClassVar[bool] = True
+
+    pooling: Literal["mean", "cls"] = "mean"
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in ("mean", "cls"):
+            raise self.refuse("pooling", "expected 'mean' or 'cls'")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Pool, and remove what only the former outputs needed."""
+        rw = ctx.rewriter
+        former = rw.outputs()
+        if SENTENCE_OUTPUT in former:
+            return PassReport(0, (Skip(SENTENCE_OUTPUT, "it is returned already"),))
+        states = _last_states(program, former)
+        if isinstance(states, Skip):
+            return PassReport(0, (states,))
+        mask = _mask(program) if self.pooling == "mean" else None
+        if mask is None and self.pooling == "mean":
+            return PassReport(0, (Skip("attention_mask", "no input says what is padding"),))
+        with rw.before(program.graph.output_node()):
+            pooled = _first(rw, states) if mask is None else _mean(rw, states, mask)
+            if self.normalise:
+                norm = rw.call(aten.linalg_vector_norm.default, pooled, 2.0, [-1], True)
+                pooled = rw.call(aten.div.Tensor, pooled, rw.call(aten.clamp.default, norm, 1e-12))
+        rw.set_output(SENTENCE_OUTPUT, pooled)
+        for name in former:
+            rw.drop_output(name)
+        count = rw.erase_unused(former.values())
+        return PassReport(1, notes=(f"{count} nodes that nothing reads any more were removed",))
+
+
+def _last_states(program: Program, outputs: dict[str, fx.Node]) -> fx.Node | Skip:
+    if _STATES in outputs:
+        return outputs[_STATES]
+    layers = program.facts(EncoderStructure).layers
+    if not layers:
+        return Skip(_STATES, "it is not returned, and no encoder layer was found")
+    if layers[-1].norm == "pre":
+        return Skip(_STATES, "it is not returned, and a final norm follows the last layer")
+    return layers[-1].hidden
+
+
+def _mask(program: Program) -> fx.Node | None:
+    name = program.facts(EncoderStructure).attention_mask or "attention_mask"
+    for node in program.graph.find_nodes(op="placeholder", target=name):
+        found: fx.Node = node
+        return found
+    return None
+
+
+def _first(rw: Rewriter, states: fx.Node) -> fx.Node:
+    return rw.call(aten.select.int, states, 1, 0)
+
+
+def _mean(rw: Rewriter, states: fx.Node, mask: fx.Node) -> fx.Node:
+    weights = rw.call(aten.unsqueeze.default, rw.call(aten.to.dtype, mask, torch.float32), -1)
+    total = rw.call(aten.sum.dim_IntList, rw.call(aten.mul.Tensor, states, weights), [1])
+    count = rw.call(aten.clamp.default, rw.call(aten.sum.dim_IntList, weights, [1]), 1e-9)
+    return rw.call(aten.div.Tensor, total, count)
