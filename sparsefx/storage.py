@@ -6,8 +6,6 @@ a manifest is a save that was cut off.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -22,6 +20,7 @@ import sparsefx
 from sparsefx import registry
 from sparsefx.callables import callable_name, resolve_callable
 from sparsefx.errors import ArtifactError
+from sparsefx.files import check_hash, file_hash, read_json, take_place, write_json
 from sparsefx.ops import MODE, Mode
 from sparsefx.passbase import Skip
 from sparsefx.program import HistoryEntry, Program
@@ -53,28 +52,14 @@ def save_program(program: Program, folder: Path) -> Path:
     work.mkdir()
     try:
         tensors = {name: t.detach().cpu() for name, t in program.named_tensors().items()}
-        _write_json(work / _GRAPH, _encode_program(program))
+        write_json(work / _GRAPH, _encode_program(program))
         save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
         shutil.copymode(work / _GRAPH, work / _TENSORS)  # safetensors lets the owner alone read
-        _write_json(work / _MANIFEST, _manifest(program, work))
-        _take_place(work, folder, old)
+        write_json(work / _MANIFEST, _manifest(program, work))
+        take_place(work, folder, old)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
-
-
-def _take_place(work: Path, folder: Path, old: Path) -> None:
-    """Move ``work`` to ``folder``; what was there goes back when that fails, and else away."""
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    try:
-        os.replace(work, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_program(folder: Path) -> Program:
@@ -83,7 +68,7 @@ def load_program(folder: Path) -> Program:
     Raises:
         ArtifactError: When a file is missing, cut, altered or of another version.
     """
-    manifest = _read_json(folder / _MANIFEST, "this is not a saved Program, or the save was cut")
+    manifest = read_json(folder / _MANIFEST, "this is not a saved Program, or the save was cut")
     if manifest.get("format") != FORMAT_VERSION:
         raise ArtifactError(
             f"format {manifest.get('format')!r}; this version reads {FORMAT_VERSION}",
@@ -93,10 +78,10 @@ def load_program(folder: Path) -> Program:
         )
     hashes = manifest.get("sha256")
     for name in (_GRAPH, _TENSORS):
-        _check_hash(folder / name, hashes.get(name) if isinstance(hashes, dict) else None)
+        check_hash(folder / name, hashes.get(name) if isinstance(hashes, dict) else None)
     try:
         tensors = load_file(folder / _TENSORS)
-        return _decode_program(_read_json(folder / _GRAPH, ""), tensors)
+        return _decode_program(read_json(folder / _GRAPH, ""), tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the files do not fit together: {error}", who="load", where=str(folder)
@@ -109,43 +94,8 @@ def _manifest(program: Program, folder: Path) -> dict[str, Any]:
         "sparsefx": sparsefx.__version__,
         "torch": torch.__version__,
         "fingerprint": program.fingerprint(),
-        "sha256": {name: _file_hash(folder / name) for name in (_GRAPH, _TENSORS)},
+        "sha256": {name: file_hash(folder / name) for name in (_GRAPH, _TENSORS)},
     }
-
-
-def _check_hash(path: Path, expected: str | None) -> None:
-    if not path.exists():
-        raise ArtifactError("the file is missing", who="load", where=str(path))
-    if _file_hash(path) != expected:
-        raise ArtifactError(
-            "the file was cut or altered: its SHA-256 is not the one in the manifest",
-            who="load",
-            where=str(path),
-            hint="copy the whole folder again, or save the Program again",
-        )
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"the file is missing: {missing}", who="load", where=str(path)
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"not JSON: {error}", who="load", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise ArtifactError("not a JSON object", who="load", where=str(path))
-    return value
 
 
 # -- Program <-> JSON ------------------------------------------------------------------------------

@@ -1,0 +1,67 @@
+"""Folders of files that are written whole or not at all, and read only if nothing was altered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sparsefx.errors import ArtifactError
+
+__all__ = ["check_hash", "file_hash", "read_json", "take_place", "write_json"]
+
+
+def take_place(work: Path, folder: Path, old: Path) -> None:
+    """Move ``work`` to ``folder``; what was there goes back when that fails, and else away."""
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    try:
+        os.replace(work, folder)
+    except BaseException:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_hash(path: Path, expected: str | None) -> None:
+    """Raise ArtifactError unless the file is there and has this SHA-256."""
+    if not path.exists():
+        raise ArtifactError("the file is missing", who="load", where=str(path))
+    if file_hash(path) != expected:
+        raise ArtifactError(
+            "the file was cut or altered: its SHA-256 is not the one in the manifest",
+            who="load",
+            where=str(path),
+            hint="copy the whole folder again, or save it again",
+        )
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """Read a JSON object; `missing` says what it means if the file is not there."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"the file is missing: {missing}", who="load", where=str(path)
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"not JSON: {error}", who="load", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise ArtifactError("not a JSON object", who="load", where=str(path))
+    return value
