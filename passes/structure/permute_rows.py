@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsefx.masks import MASK_SUFFIX
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
+from sparsefx.passes.analyses.ties import ParameterTies
+from sparsefx.passes.structure.feature_order import why_order_matters
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from sparsefx.rewrite import Rewriter
 
 __all__ = ["PermuteRows", "lock_step_cost"]
+
+_SCALE_SUFFIXES = ("_scale", "_zero_point")
+_WEIGHT_OPERATORS = (torch.ops.aten.mul.Tensor, torch.ops.sparsefx.dequantize.default)
 
 
 def lock_step_cost(mask: Tensor, elements: int, block: int) -> int:
@@ -50,16 +55,22 @@ class _Pair:
     reader: LinearSite
     heads: int = 1
 
+    @property
+    def sites(self) -> tuple[LinearSite, ...]:
+        """All linears of the pair."""
+        return (*self.makers, self.reader)
+
 
 @dataclass(frozen=True)
 class PermuteRows(Pass):
     """Reorders the features between two linears: rows of the first, columns of the second.
 
     In a feed-forward block any order of the inner features gives the same output, and in attention
-    any order of the value's features within a head; activations between the two act on each
-    feature alone. The order is chosen, among those by count of non-zeros, that takes an array in
-    lock-step the fewest cycles (:func:`lock_step_cost`) for both linears; where none is better
-    than the present one, nothing changes. Biases, masks, and scales of output channels move along.
+    any order of the value's features within a head, as long as all that stands between the two
+    works on each feature alone, which is checked. The order is chosen, among those by count of
+    non-zeros, that takes an array in lock-step the fewest cycles (:func:`lock_step_cost`) for both
+    linears; where none is better than the present one, nothing changes. Biases, masks, and scales
+    of output channels move along.
 
     Sums are then formed in another order: float results differ by rounding, integer accumulators
     not at all.
@@ -71,7 +82,9 @@ class PermuteRows(Pass):
     >>> Pipeline.parse("permute-rows{on_no_match=ignore}").run(program).history[-1].applied
     0
 
-    Skips blocks whose inner features are not plain: a fused gate, fused q, k and v, grouped heads.
+    Skips blocks whose inner features are not plain: a fused gate, fused q, k and v, grouped heads;
+    a LayerNorm, softmax or anything else that is not element-wise on the way; tensors that
+    something else reads too.
 
     Attributes:
         elements: Rows that the array takes side by side.
@@ -92,7 +105,7 @@ class PermuteRows(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Reorder every pair for which a better order is found."""
-        skipped: list[Skip] = []
+        skipped = list(program.facts(EncoderStructure).skipped)
         before = after = applied = 0
         for pair in _pairs(program, skipped):
             reader = program.tensor(pair.reader.weight) != 0
@@ -136,19 +149,16 @@ def _descending(key: Tensor, heads: int) -> Tensor:
 
 
 def _pairs(program: Program, skipped: list[Skip]) -> Iterator[_Pair]:
-    """The pairs of all layers; tensors that layers share come once."""
-    seen: set[str] = set()
+    """One pair for each set of tensors: layers that share all of theirs come once."""
+    alike: dict[tuple[str, ...], list[_Pair]] = {}
     for layer in program.facts(EncoderStructure).layers:
         for pair in _candidates(layer):
-            names = {site.weight for site in (*pair.makers, pair.reader)}
-            if names <= seen:
-                continue
-            reason = _unfit(program, pair, names & seen)
-            seen |= names
-            if reason:
-                skipped.append(Skip(pair.reader.weight, reason))
-            else:
-                yield pair
+            alike.setdefault(tuple(site.weight for site in pair.sites), []).append(pair)
+    for pairs in alike.values():
+        if reason := _unfit(program, pairs):
+            skipped.append(Skip(pairs[0].reader.weight, reason))
+        else:
+            yield pairs[0]
 
 
 def _candidates(layer: EncoderLayer) -> list[_Pair]:
@@ -158,15 +168,51 @@ def _candidates(layer: EncoderLayer) -> list[_Pair]:
     return found
 
 
-def _unfit(program: Program, pair: _Pair, reused: set[str]) -> str:
-    if reused:
-        return f"{sorted(reused)[0]} is shared with another block"
+def _unfit(program: Program, pairs: list[_Pair]) -> str:
+    """Return why the features between these linears, of one set of tensors, have to stay."""
+    pair = pairs[0]
     columns = program.tensor(pair.reader.weight).shape[1]
     for maker in pair.makers:
         rows = program.tensor(maker.weight).shape[0]
         if rows != columns:
             return f"{maker.weight} makes {rows} features, {columns} are read"
-    return "" if columns % pair.heads == 0 else f"{columns} features in {pair.heads} heads"
+    if columns % pair.heads:
+        return f"{columns} features in {pair.heads} heads"
+    if others := _other_uses(program, pairs):
+        return others
+    for pair in pairs:
+        makers = [maker.node for maker in pair.makers]
+        reason = next((text for site in pair.sites if (text := _computed(program, site))), "")
+        reason = reason or why_order_matters(program, makers, pair.reader.node, pair.heads)
+        if reason:
+            return f"its features cannot change places: {reason}"
+    return ""
+
+
+def _other_uses(program: Program, pairs: list[_Pair]) -> str:
+    """Name what reads a tensor that would be reordered, without being part of these pairs."""
+    ties = program.facts(ParameterTies)
+    within = {site.node.name for pair in pairs for site in pair.sites}
+    moved = [name for maker in pairs[0].makers for name in (maker.weight, maker.bias)]
+    for name in (*moved, pairs[0].reader.weight):
+        shared = ties.of(name) if name else None
+        for user in shared.uses if shared else ():
+            if user not in within:
+                return f"{name} is read by %{user} too"
+    return ""
+
+
+def _computed(program: Program, site: LinearSite) -> str:
+    """Name what computes a linear's weight or bias, where that is more than mask or scale."""
+    weight, bias = site.node.args[1], (*site.node.args, None)[2]
+    if bias is not None and site.bias is None:
+        return f"%{site.node.name} adds a computed bias"
+    assert isinstance(weight, fx.Node)  # or the analysis had found no tensor behind it
+    name = program.canonical(site.weight)
+    beside = {name, *(name + suffix for suffix in (MASK_SUFFIX, *_SCALE_SUFFIXES))}
+    plain = weight.op == "get_attr" or weight.target in _WEIGHT_OPERATORS
+    read = {str(arg.target) for arg in weight.all_input_nodes} | {name}
+    return "" if plain and read <= beside else f"%{weight.name} computes {name} anew"
 
 
 def _move(rewriter: Rewriter, site: LinearSite, order: Tensor, *, rows: bool) -> None:
@@ -179,7 +225,7 @@ def _move(rewriter: Rewriter, site: LinearSite, order: Tensor, *, rows: bool) ->
         rewriter.set_tensor(mask, tensors[mask][order] if rows else tensors[mask][:, order])
     if not rows:
         return
-    along = [site.bias, f"{weight}_scale", f"{weight}_zero_point"]
+    along = [site.bias, *(weight + suffix for suffix in _SCALE_SUFFIXES)]
     for name in (program.canonical(n) for n in along if n):
         if name in tensors and tensors[name].dim() == 1:
             rewriter.set_tensor(name, tensors[name][order])
