@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sparsefx.backends.accelerator.engines.base import IntArray, ceil_div
@@ -99,17 +100,31 @@ class _Builder:
         self.resident = 0 < stored <= self.room_w and not arch.dram.holds_activations
         self.buffered = level_w.double_buffered
         used_later = {name for op in self.workload.ops for name in op.inputs}
-        for index, op in enumerate(self.workload.ops):
-            self.traffic.append(Traffic())
-            gate = self.launch(index)
-            last = op.name not in used_later
+        self.traffic = [Traffic() for _ in self.workload.ops]
+        for first, end in self.runs():
+            gate = self.launch(first)
+            op = self.workload.ops[first]
             if isinstance(op, MatmulOp):
-                self.matmul(index, op, gate, last)
+                self.matmul(first, op, gate, op.name not in used_later)
             elif isinstance(op, VectorOp):
-                self.vector(index, op, gate)
+                self.vectors(range(first, end), gate)
             else:
-                self.host(index, op)
+                self.host(first, op)
         return Schedule(self.graph, self.plans, self.traffic, self.work, self.chunks, self.resident)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Operations that are issued together, `(first, end)`: neighbours on the vector unit.
+
+        A machine with a launch cost runs its operations one by one.
+        """
+        ops, first = self.workload.ops, 0
+        while first < len(ops):
+            end = first + 1
+            if isinstance(ops[first], VectorOp) and not self.machine.launch:
+                while end < len(ops) and isinstance(ops[end], VectorOp):
+                    end += 1
+            yield first, end
+            first = end
 
     def chunk_count(self) -> int:
         """Parts of the batch that follow each other through the operations."""
@@ -287,24 +302,33 @@ class _Builder:
 
     # -- everything else ---------------------------------------------------------------------------
 
-    def vector(self, index: int, op: VectorOp, gate: tuple[int, ...]) -> None:
-        """Run pieces behind the tasks that make their inputs, where the data flow allows it."""
-        done: list[list[Piece]] = []
-        launch = self.machine.vector_launch
+    def vectors(self, indices: range, gate: tuple[int, ...]) -> None:
+        """Run neighbouring vector operations, all of them on one chunk before the next."""
+        ops = [
+            (index, op) for index in indices if isinstance(op := self.workload.ops[index], VectorOp)
+        ]
+        done: dict[str, list[list[Piece]]] = {op.name: [] for _, op in ops}
+        self.pieces |= done
         for chunk in range(self.chunks):
-            pieces: list[Piece] = []
-            for low, high, needs in self.cut(op, chunk):
-                share = (high - low) / self.chunks
-                cycles = self.machine.vector_cycles(op, share) + launch
-                launch = 0.0
-                task = self.graph.add("vector", index, "vector", cycles, needs + gate)
-                pieces.append((low, high, (task,)))
-            done.append(pieces)
-        if self.machine.architecture.vector.memory_bound:
-            size = self.machine.value_bytes
-            self.traffic[index].activations_in += op.in_elements * size
-            self.traffic[index].activations_out += op.out_elements * size
-        self.finish(op, done)
+            for index, op in ops:
+                done[op.name].append(self.vector(index, op, chunk, gate))
+        for index, op in ops:
+            if self.machine.architecture.vector.memory_bound:
+                size = self.machine.value_bytes
+                self.traffic[index].activations_in += op.in_elements * size
+                self.traffic[index].activations_out += op.out_elements * size
+            self.finish(op, done[op.name])
+
+    def vector(self, index: int, op: VectorOp, chunk: int, gate: tuple[int, ...]) -> list[Piece]:
+        """Run pieces behind the tasks that make their inputs, where the data flow allows it."""
+        launch = 0.0 if chunk else self.machine.vector_launch
+        pieces: list[Piece] = []
+        for low, high, needs in self.cut(op, chunk):
+            cycles = self.machine.vector_cycles(op, (high - low) / self.chunks) + launch
+            launch = 0.0
+            task = self.graph.add("vector", index, "vector", cycles, needs + gate)
+            pieces.append((low, high, (task,)))
+        return pieces
 
     def cut(self, op: VectorOp, chunk: int) -> list[Piece]:
         """Shares of one chunk of a vector operation with the tasks that each waits for."""

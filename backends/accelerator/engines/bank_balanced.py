@@ -7,17 +7,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Skips, Timing, ceil_div
-from sparsefx.backends.accelerator.engines.lock_step import block_work, by_group
+from sparsefx.backends.accelerator.engines.base import Gemm, Timing, ceil_div
+from sparsefx.backends.accelerator.engines.lock_step import RowArray, block_work, by_group
 
 __all__ = ["BankBalanced"]
 
 
 @dataclass(frozen=True)
-class BankBalanced(Engine):
-    """`elements` rows, `lanes` MACs each, and as many slots in a bank for every row.
+class BankBalanced(RowArray):
+    """`elements` weight rows side by side, and as many slots in a bank for every row.
 
-        cycles = m ceil(n / elements) ceil(sum over banks of slots(bank) / lanes)
+    A weight is read with its index once and meets `lanes` activation rows at a time, so that slots
+    need not come in multiples of the lanes:
+
+        cycles = ceil(m / lanes) ceil(n / elements) sum over banks of slots(bank)
 
     where slots(bank) is the count of the fullest row of the layer in that bank, and at least
     `bank / max_ratio`. A matrix pruned without regard to banks pays here for the fullest row of
@@ -25,21 +28,13 @@ class BankBalanced(Engine):
     """
 
     kind: ClassVar[str] = "bank-balanced"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
-    elements: int = 32
-    lanes: int = 16
     bank: int = 64
     max_ratio: int = 32
 
     @property
-    def peak(self) -> int:
-        """Elements times lanes."""
-        return self.elements * self.lanes
-
-    @property
-    def row_step(self) -> int:
-        """One row an element."""
-        return self.elements
+    def column_step(self) -> int:
+        """Activation rows that share a weight."""
+        return self.lanes
 
     def run(self, gemm: Gemm) -> Timing:
         """Time the GEMM at the slots that its fullest rows need."""
@@ -47,6 +42,10 @@ class BankBalanced(Engine):
         fullest = counts.max(axis=0)
         least = min(ceil_div(self.bank, self.max_ratio), gemm.k)
         slots = int(np.where(fullest > 0, np.maximum(fullest, least), 0).sum())
-        cycles = gemm.m * ceil_div(gemm.n, self.elements) * ceil_div(slots, self.lanes)
+        shared = ceil_div(gemm.m, self.lanes)
         groups = by_group(counts, self.elements)
-        return Timing(cycles, gemm.macs(self.skips), load=groups.sum(axis=0) * gemm.m)
+        return Timing(
+            shared * ceil_div(gemm.n, self.elements) * slots,
+            gemm.macs(self.skips),
+            load=groups.sum(axis=0) * shared,
+        )

@@ -17,7 +17,7 @@ from sparsefx.backends.accelerator.engines.base import (
 )
 from sparsefx.backends.formats.n_of_m import group_counts
 
-__all__ = ["LockStep", "block_work", "by_group"]
+__all__ = ["LockStep", "RowArray", "block_work", "by_group"]
 
 
 def block_work(gemm: Gemm, block: int, lanes: int) -> IntArray:
@@ -41,7 +41,26 @@ def by_group(work: IntArray, elements: int) -> IntArray:
 
 
 @dataclass(frozen=True)
-class LockStep(Engine):
+class RowArray(Engine):
+    """`elements` weight rows side by side with `lanes` MACs each; zero weights take no time."""
+
+    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
+    elements: int = 32
+    lanes: int = 16
+
+    @property
+    def peak(self) -> int:
+        """Elements times lanes."""
+        return self.elements * self.lanes
+
+    @property
+    def row_step(self) -> int:
+        """One row an element."""
+        return self.elements
+
+
+@dataclass(frozen=True)
+class LockStep(RowArray):
     """`elements` rows side by side, `lanes` MACs each; a barrier every `block` columns.
 
     With e[p, b] = ceil(non-zeros of row p in block b / lanes) and f the finishing times,
@@ -53,21 +72,8 @@ class LockStep(Engine):
     """
 
     kind: ClassVar[str] = "lock-step"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
-    elements: int = 32
-    lanes: int = 16
     block: int = 64
     look_ahead: int = 0
-
-    @property
-    def peak(self) -> int:
-        """Elements times lanes."""
-        return self.elements * self.lanes
-
-    @property
-    def row_step(self) -> int:
-        """One row an element."""
-        return self.elements
 
     def run(self, gemm: Gemm) -> Timing:
         """Time the GEMM from the real non-zeros of every row and block."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
-from sparsefx.backends.accelerator.engines.base import BoolArray
+from sparsefx.backends.accelerator.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import simulate
@@ -44,12 +44,23 @@ def test_anton_curve_within_two_percent_with_one_fitted_scalar() -> None:
         assert 1 / seconds == pytest.approx(published, rel=0.02), ratio
 
 
-@pytest.mark.parametrize("ratio", [1, 4, 16])
-def test_anton_tile_model_within_eight_percent(ratio: int) -> None:
-    # The tiles add what the bound leaves out: filling lanes, the first load, the last vector op.
+@pytest.mark.parametrize("ratio", ANTON)
+def test_anton_tile_model_within_two_percent(ratio: int) -> None:
+    # The tiles add what the bound leaves out: loading the first inputs, the last vector op.
     workload = encoder_workload(EncoderSize(), ratio=ratio, batch=16, distinct=False)
     run = simulate(workload, load_architecture("anton"))
-    assert run.throughput == pytest.approx(ANTON[ratio], rel=0.08)
+    assert run.throughput == pytest.approx(ANTON[ratio], rel=0.02)
+
+
+def test_slots_shared_by_activation_rows_do_not_round_up() -> None:
+    # 20x leaves 38.4 slots of 768. Eight lanes along k would round them up to 40, which costs
+    # 4 %; the published point at 20x lies 1 % above the ratio of the dense one.
+    engine = Machine(load_architecture("anton")).engine
+    mask = balanced_mask(768, 768, 20, np.random.default_rng(0))
+    cycles = {
+        ratio: engine.run(Gemm(128, 768, 768, m)).cycles for ratio, m in ((1, None), (20, mask))
+    }
+    assert cycles[1] / cycles[20] == pytest.approx(20, rel=0.015)
 
 
 def test_scalesim_bert_base_on_a_128_x_128_array_to_the_cycle() -> None:
