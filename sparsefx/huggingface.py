@@ -19,6 +19,7 @@ from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
 from sparsefx.ops import dequantize
 from sparsefx.program import Program
+from sparsefx.sentence_folder import write_sentence_modules
 
 __all__ = [
     "capture_pretrained",
@@ -175,7 +176,8 @@ def save_pretrained(
 
     Zeros stay zeros; integer weights are written as the floats they stand for. Activation
     quantization has no place in such a folder and is left out. Weights that the captured graph does
-    not use, such as a pooler that nothing reads, are left out with a warning.
+    not use, such as a pooler that nothing reads, are left out with a warning. Of a Program that
+    returns sentence embeddings (``pool-sentences``), sentence-transformers loads the folder too.
 
     Args:
         program: Captured from a Hugging Face model.
@@ -207,6 +209,7 @@ def save_pretrained(
     config_file.write_text(json.dumps(program.config, indent=2) + "\n", encoding="utf-8")
     save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
     shutil.copymode(config_file, weights_file)  # safetensors lets the owner alone read
+    write_sentence_modules(program, folder)
     if tokenizer is not None:
         _copy_tokenizer(Path(tokenizer), folder)
     return folder

@@ -116,12 +116,12 @@ def inputs_for(program: Program, batch: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def logits_name(program: Program) -> str:
-    """Return the output that holds the predictions: ``logits``, or the only one there is.
+    """Return the output that holds the predictions: ``logits``, or the only one beside losses.
 
     Raises:
         TrainingError: There is no such output.
     """
-    outputs = program.signature.outputs
+    outputs = [name for name in program.signature.outputs if name.split(".")[0] != "loss"]
     if "logits" in outputs or len(outputs) == 1:
         return "logits" if "logits" in outputs else outputs[0]
     raise TrainingError(
