@@ -1,13 +1,15 @@
 """The cpu target beside dense and sparse CPU engines: one run, interleaved, same inputs.
 
     python benchmarks/cpu_peers.py --folder build/cpu_peers --json cpu_peers.json
+    python benchmarks/cpu_peers.py --workloads 1x32 1x128 --engines sparsefx openvino --isa avx2
 
 It makes an environment with the peers (OpenVINO with NNCF, ONNX Runtime, DeepSparse 1.8.0) under
 `--folder`, says what did not install, and runs every engine in a process of its own. In each round
 every engine runs each batch once, in turn, so that the others' weights have pushed its own out of
 the caches, and whatever else the machine does meets all alike. Medians and the spread between the
 quartiles are of wall-clock time; the smallest processor time is given beside them, because it
-changes least on a busy machine.
+changes least on a busy machine. The JSON file keeps what other calls measured (other workloads,
+threads, instruction sets) and replaces what this call measured again.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import venv
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
 PEERS = {
     "openvino": ["openvino", "nncf", "numpy"],
     "onnxruntime": ["onnxruntime", "onnx", "numpy"],
@@ -40,6 +44,11 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "16x128": {"lengths": [128] * 16, "padded": 128},
     "16 pairs": {"lengths": PAIRS, "padded": max(PAIRS)},
 }
+# What limits each engine to an instruction set; ONNX Runtime has no such switch.
+CAPS = {
+    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "NM_ARCH": "avx512_vnni"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"},
+}
 
 
 @dataclass
@@ -50,15 +59,20 @@ class Engine:
     process: subprocess.Popen[str]
 
     @classmethod
-    def start(cls, name: str, python: Path, kind: str, model: Path, threads: int) -> Engine | None:
+    def start(
+        cls, name: str, python: Path, kind: str, model: Path, threads: int, isa: str
+    ) -> Engine | None:
         """Start it; None, with a word on stderr, if it does not come up."""
         command = [str(python), str(HERE / "cpu_peers_worker.py"), kind, str(model), str(threads)]
+        environment = {**os.environ, **CAPS.get(isa, {})}
+        if kind == "sparsefx":
+            environment["PYTHONPATH"] = str(HERE.parent)
         process = subprocess.Popen(
-            command,
+            [*command, isa],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)} if kind == "sparsefx" else None,
+            env=environment,
         )
         engine = cls(name, process)
         if engine._answer() is None:
@@ -104,37 +118,66 @@ def environment(folder: Path, name: str) -> Path | None:
     return python
 
 
-def start_all(folder: Path, size: str, threads: int) -> list[Engine]:
-    """Every engine that can be had, ours first."""
-    sys.path.insert(0, str(HERE.parent))
+@dataclass(frozen=True)
+class Model:
+    """A model in the form that one engine reads: made on demand, kept in the folder."""
+
+    label: str
+    kind: str
+    make: Callable[[Path | None], Path]
+
+
+def catalogue(folder: Path, size: str) -> Iterator[Model]:
+    """Every engine with its model, ours first."""
     from benchmarks import cpu_peers_models as models
 
-    found: list[Engine | None] = []
-    ours = Path(sys.executable)
-    variants: list[tuple[float, models.Pattern]] = [(0.9, "unstructured")]
+    def ours(sparsity: float, pattern: models.Pattern, part: int) -> Callable[[Path | None], Path]:
+        return lambda _: models.programs(folder, size, sparsity, pattern)[part]
+
+    def onnx(pattern: models.Pattern) -> Path:
+        return models.onnx(folder / f"{size}-{pattern}-90.onnx", size, 0.9, pattern)
+
+    def int8(kind: str, ending: str) -> Callable[[Path | None], Path]:
+        def make(python: Path | None) -> Path:
+            target = folder / f"{size}-{kind}-int8.{ending}"
+            if not target.exists():
+                script = [str(python), str(HERE / "cpu_peers_prepare.py"), kind]
+                subprocess.run([*script, str(onnx("unstructured")), str(target)], check=True)
+            return target
+
+        return make
+
+    yield Model("sparsefx 90 % unstructured int8", "sparsefx", ours(0.9, "unstructured", 1))
+    yield Model("sparsefx 90 % unstructured fp32", "sparsefx", ours(0.9, "unstructured", 0))
     if size == "base":
-        variants += [(0.9, "1x4"), (0.95, "1x4")]
-    for sparsity, pattern in variants:
-        floats, integers = models.programs(folder, size, sparsity, pattern)
-        label = f"sparsefx {round(100 * sparsity)} % {pattern}"
-        found.append(Engine.start(f"{label} int8", ours, "sparsefx", integers, threads))
-        if pattern == "unstructured":
-            found.append(Engine.start(f"{label} fp32", ours, "sparsefx", floats, threads))
-    source = models.onnx(folder / f"{size}-90.onnx", size, 0.9)
-    for kind in PEERS:
-        python = environment(folder, kind)
+        yield Model("sparsefx 90 % 1x4 int8", "sparsefx", ours(0.9, "1x4", 1))
+        yield Model("sparsefx 95 % 1x4 int8", "sparsefx", ours(0.95, "1x4", 1))
+    yield Model("openvino int8", "openvino", int8("openvino", "xml"))
+    yield Model("openvino bf16", "openvino_bf16", lambda _: onnx("unstructured"))
+    yield Model("openvino fp32", "openvino_f32", lambda _: onnx("unstructured"))
+    yield Model("onnxruntime int8", "onnxruntime", int8("onnxruntime", "onnx"))
+    yield Model("onnxruntime fp32", "onnxruntime", lambda _: onnx("unstructured"))
+    yield Model("deepsparse 90 % unstructured fp32", "deepsparse", lambda _: onnx("unstructured"))
+    if size == "base":
+        yield Model("deepsparse 90 % 1x4 fp32", "deepsparse", lambda _: onnx("1x4"))
+
+
+def start_all(options: argparse.Namespace) -> Iterator[Engine]:
+    """Every engine that was asked for and can be had."""
+    folder = options.folder.resolve()
+    for model in catalogue(folder, options.model):
+        if not any(part in model.label for part in options.engines):
+            continue
+        peer = model.kind.partition("_")[0]
+        python = Path(sys.executable) if peer == "sparsefx" else environment(folder, peer)
         if python is None:
             continue
-        label = f"{kind} 90 % unstructured fp32" if kind == "deepsparse" else f"{kind} fp32"
-        found.append(Engine.start(label, python, kind, source, threads))
-        if kind == "deepsparse":
-            continue
-        target = folder / f"{size}-{kind}-int8{'.xml' if kind == 'openvino' else '.onnx'}"
-        if not target.exists():
-            script = [str(python), str(HERE / "cpu_peers_prepare.py")]
-            subprocess.run([*script, kind, str(source), str(target)], check=True)
-        found.append(Engine.start(f"{kind} int8", python, kind, target, threads))
-    return [engine for engine in found if engine is not None]
+        path = model.make(python)
+        for threads in options.threads:
+            label = model.label + (f", {threads} threads" if len(options.threads) > 1 else "")
+            engine = Engine.start(label, python, model.kind, path, threads, options.isa)
+            if engine is not None:
+                yield engine
 
 
 def measure(
@@ -153,7 +196,7 @@ def measure(
     return results
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, float]:
+def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
     """Median, quartiles and extremes in milliseconds."""
     wall = sorted(1e3 * run["seconds"] for run in runs)
     quartiles = statistics.quantiles(wall, n=4) if len(wall) > 1 else [wall[0]] * 3
@@ -167,7 +210,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Markdown: a row per engine, `median (quartiles), smallest processor time` in ms."""
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     lines = [
@@ -187,30 +230,55 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def keep(path: Path, section: dict[str, Any]) -> None:
+    """Put a section into the JSON file; what it measured again is replaced, engine by engine."""
+    sections = json.loads(path.read_text())["sections"] if path.exists() else []
+    same = ("machine", "model", "isa")
+    for known in sections:
+        if all(known[key] == section[key] for key in same):
+            for workload, found in section["results"].items():
+                known["results"].setdefault(workload, {}).update(found)
+            break
+    else:
+        sections.append(section)
+    path.write_text(json.dumps({"sections": sections}, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/cpu_peers"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", choices=["base", "minilm"], default="base")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--isa", choices=["native", *CAPS], default="native")
+    parser.add_argument("--engines", nargs="+", default=[""], help="parts of names, e.g. int8")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    from sparsefx.timing import machine
+
+    options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
-    engines = start_all(options.folder.resolve(), options.model, options.threads)
+    engines = list(start_all(options))
     runs = measure(engines, {n: WORKLOADS[n] for n in options.workloads}, options.rounds)
     for engine in engines:
         engine.stop()
-    results = {w: {n: summary(r) for n, r in found.items()} for w, found in runs.items()}
-    report = {
-        "command": " ".join(sys.argv),
-        "machine": platform.platform(),
-        "threads": options.threads,
+    results = {
+        workload: {name: {**summary(r), "command": " ".join(sys.argv)} for name, r in found.items()}
+        for workload, found in runs.items()
+    }
+    section = {
+        "machine": machine().partition(",")[0] + f", {os.cpu_count()} cores",
         "model": options.model,
+        "isa": options.isa,
         "results": results,
     }
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        keep(options.json, section)
+    print(f"{section['machine']}, {options.model}, {options.isa}, {options.rounds} rounds")
     print(table(results))
 
 

@@ -83,11 +83,11 @@ def quantized(program: Program) -> Program:
     return Pipeline.parse("quantize-convert").run(prepared.eval())
 
 
-def onnx(path: Path, size: str, sparsity: float) -> Path:
+def onnx(path: Path, size: str, sparsity: float, pattern: Pattern) -> Path:
     """The fp32 model as ONNX with dynamic shapes (opset 14: what DeepSparse reads)."""
     if path.exists():
         return path
-    model = bert(size, sparsity, "unstructured")
+    model = bert(size, sparsity, pattern)
     batch = example(2, 16)
     names = list(batch)
     axes = {name: {0: "batch", 1: "sequence"} for name in names}
