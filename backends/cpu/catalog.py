@@ -1,9 +1,13 @@
-"""All kernels by kind: what their step holds, and how their code is made."""
+"""All kernels by kind: what their step holds, and how their code is made.
+
+Every kernel exists once: steps that need the same code share the same Kernel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from sparsefx.backends.cpu.epilogue import Epilogue
@@ -22,37 +26,51 @@ from sparsefx.backends.cpu.kernels import (
     transfer,
 )
 
-__all__ = ["Kernel", "elementwise", "linear", "norm_kernel", "other"]
+__all__ = ["Kernel", "elementwise", "embedding", "linear", "named", "norm_kernel", "other"]
 
 
 def _no_scratch(words: Mapping[str, Any], longest: int) -> int:
     return 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """One kernel.
 
     Attributes:
+        spec: Its name as JSON values; `named` finds it by them.
         kind: What it is called in listings.
         fields: Words of its step.
         emit: Its code for an instruction set and a panel width.
         scratch: Bytes that a thread needs, given the step's words and the longest sequence.
     """
 
+    spec: tuple[Any, ...]
     kind: str
     fields: tuple[str, ...]
     emit: Callable[[Isa, int], Function]
     scratch: Callable[[Mapping[str, Any], int], int] = _no_scratch
 
+    def code(self, isa: Isa, width: int) -> tuple[str, str]:
+        """Symbol and IR for an instruction set and a panel width; emitted once."""
+        return _emitted(self, isa, width)
+
+
+@cache
+def _emitted(kernel: Kernel, isa: Isa, width: int) -> tuple[str, str]:
+    function = kernel.emit(isa, width)
+    return function.name, function.text()
+
 
 _LINEARS = {"quads": quads, "rows": rows, "dense_i8": dense_i8, "dense_f32": dense_f32}
 
 
+@cache
 def linear(kind: str, epilogue: Epilogue) -> Kernel:
     """A linear layer in one of the formats quads, rows, dense_i8, dense_f32."""
     module = _LINEARS[kind]
     return Kernel(
+        ("linear", kind, asdict(epilogue)),
         f"{kind} {epilogue.symbol}",
         module.FIELDS,
         lambda isa, width: module.emit(isa, width, epilogue),
@@ -61,47 +79,85 @@ def linear(kind: str, epilogue: Epilogue) -> Kernel:
     )
 
 
+@cache
 def norm_kernel(*, floats: bool, octets: bool) -> Kernel:
     """Layer norm that writes fp32, uint8 or both."""
     return Kernel(
-        "norm", norm.FIELDS, lambda isa, width: norm.emit(isa, width, floats=floats, octets=octets)
+        ("norm", floats, octets),
+        "norm",
+        norm.FIELDS,
+        lambda isa, width: norm.emit(isa, width, floats=floats, octets=octets),
     )
 
 
+@cache
 def elementwise(operation: str) -> Kernel:
     """An operation on whole buffers: add, mul or an activation."""
     return Kernel(
+        ("elementwise", operation),
         operation,
         convert.ELEMENTWISE_FIELDS,
         lambda isa, width: convert.emit_elementwise(isa, width, operation),
     )
 
 
+@cache
 def embedding(tables: int) -> Kernel:
     """Sum of embedding rows from several tables."""
-    return Kernel("embed", embed.fields(tables), lambda isa, width: embed.emit(isa, width, tables))
+    return Kernel(
+        ("embedding", tables),
+        "embed",
+        embed.fields(tables),
+        lambda isa, width: embed.emit(isa, width, tables),
+    )
 
 
 _OTHERS = {
-    "attention": Kernel(
-        "attention",
-        attention.FIELDS,
-        attention.emit,
-        lambda words, longest: attention.scratch_bytes(longest),
-    ),
-    "attention_i8": Kernel(
-        "attention_i8",
-        attention.FIELDS,
-        attention_i8.emit,
-        lambda words, longest: attention_i8.scratch_bytes(longest, int(words["head_size"])),
-    ),
-    "quantize": Kernel("quantize", convert.QUANTIZE_FIELDS, convert.emit_quantize),
-    "expand": Kernel("expand", convert.EXPAND_FIELDS, convert.emit_expand),
-    "pick": Kernel("pick", transfer.PICK_FIELDS, transfer.emit_pick),
-    "unpack": Kernel("unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
+    kernel.kind: kernel
+    for kernel in (
+        Kernel(
+            ("other", "attention"),
+            "attention",
+            attention.FIELDS,
+            attention.emit,
+            lambda words, longest: attention.scratch_bytes(longest),
+        ),
+        Kernel(
+            ("other", "attention_i8"),
+            "attention_i8",
+            attention.FIELDS,
+            attention_i8.emit,
+            lambda words, longest: attention_i8.scratch_bytes(longest, int(words["head_size"])),
+        ),
+        Kernel(("other", "quantize"), "quantize", convert.QUANTIZE_FIELDS, convert.emit_quantize),
+        Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
+        Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
+        Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
+    )
 }
 
 
 def other(kind: str) -> Kernel:
     """A kernel without options: attention, attention_i8, quantize, expand, pick, unpack."""
     return _OTHERS[kind]
+
+
+def named(spec: Sequence[Any]) -> Kernel:
+    """The kernel with this `spec`.
+
+    Raises:
+        KeyError, TypeError, ValueError: if there is none.
+    """
+    family, *options = spec
+    if family == "linear":
+        kind, epilogue = options
+        return linear(str(kind), Epilogue(**epilogue))
+    if family == "norm":
+        floats, octets = options
+        return norm_kernel(floats=bool(floats), octets=bool(octets))
+    (option,) = options
+    if family == "elementwise":
+        return elementwise(str(option))
+    if family == "embedding":
+        return embedding(int(option))
+    return other(str(option))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from sparsefx.backends.cpu.artifact import Interface, write
 from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
+from sparsefx.backends.cpu.indices import Arrays, Rule, find_rule
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
@@ -93,9 +96,7 @@ class CpuCompiled:
 
     def _check_index(self, name: str, node: fx.Node, index: NDArray[Any]) -> None:
         """Refuse rows that a table does not have: generated code reads without asking."""
-        tables = [n.args[0] for n in node.users if n.target is torch.ops.aten.embedding.default]
-        facts = [self._program.shape_of(t) for t in tables if isinstance(t, fx.Node)]
-        rows = min(int(fact.dims[0]) for fact in facts if fact is not None)
+        rows = self._table_rows(node)
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= rows:
             raise ProgramError(
@@ -104,6 +105,12 @@ class CpuCompiled:
                 where=name,
                 hint="the tokenizer has to be the model's own",
             )
+
+    def _table_rows(self, node: fx.Node) -> int:
+        """Rows of the smallest table that an index reads."""
+        tables = [n.args[0] for n in node.users if n.target is torch.ops.aten.embedding.default]
+        facts = [self._program.shape_of(t) for t in tables if isinstance(t, fx.Node)]
+        return min(int(fact.dims[0]) for fact in facts if fact is not None)
 
     def cost(self) -> CostReport:
         """Multiply-adds per token of every step, non-zero ones and all, and bytes of weights."""
@@ -137,7 +144,7 @@ class CpuCompiled:
             assembly: Assembly instead of IR.
         """
         isa = self._runtime.isa
-        text = self._lowered.plan.steps[step].kernel.emit(isa, width).text()
+        text = self._lowered.plan.steps[step].kernel.code(isa, width)[1]
         return write_assembly(text, isa) if assembly else text
 
     def explain(self, batch: int = 1, tokens: int = 128) -> Explanation:
@@ -150,10 +157,45 @@ class CpuCompiled:
         return explain_layers(self._lowered.layers, self._runtime.isa.name, batch, tokens)
 
     def save(self, path: str | Path) -> Path:
-        """Write the Program to the folder `path`.
+        """Write the Program, and beside it what `artifact.load` needs to run without it.
 
-        The folder holds no machine code, which a reader would have to trust. Lowering what
-        `Program.load` gives finds the objects in the user's own cache, so nothing is compiled
-        again on the same instruction set.
+        That part is left out, and an older one removed, where nodes run outside the plan or an
+        index is computed in a way of its own: then lower what `Program.load` gives.
         """
-        return self._program.save(Path(path))
+        folder = self._program.save(Path(path))
+        interface = self._interface()
+        if interface is not None:
+            write(folder, interface, self._runtime)
+        return folder
+
+    def _interface(self) -> Interface | None:
+        """What a reader without the graph must know; None if that does not suffice."""
+        lowered, signature = self._lowered, self._program.signature
+        outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
+        names = {node: name for name, node in lowered.exports.items()}
+        shapes = {spec.dims for spec in signature.inputs}
+        plain = len(shapes) == 1 and len(next(iter(shapes))) == 2
+        if not plain or lowered.rest or any(node not in names for node in outputs.values()):
+            return None
+        rules: dict[str, Rule] = {}
+        special = int(self._program.config.get("pad_token_id") or 0)
+        for name, node in lowered.indices.items():
+            compute = partial(self._evaluated, node)
+            rule = find_rule(compute, signature.input_names, special)
+            if rule is None:
+                return None
+            rules[name] = rule
+        return Interface(
+            signature.input_names,
+            {name: names[node] for name, node in outputs.items()},
+            rules,
+            lowered.padding,
+            {name: self._table_rows(node) for name, node in lowered.indices.items()},
+        )
+
+    def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:
+        """A node of the host's part for these inputs, as [batch or 1, sequence]."""
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        host = self._lowered.host
+        value = host.evaluate([node], host.bind(batch))[node].numpy()
+        return np.atleast_2d(value)

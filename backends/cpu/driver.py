@@ -12,7 +12,9 @@ one denormal operand makes an FMA a hundred times slower.
 
 from __future__ import annotations
 
-__all__ = ["CLOSED", "CONTEXT_WORDS", "driver_text"]
+from sparsefx.backends.cpu.frame import JOB_FIELDS
+
+__all__ = ["CLOSED", "CONTEXT_WORDS", "MEMORIES", "driver_text"]
 
 CONTEXT_WORDS = {
     "go": 0,  # counts dispatches
@@ -25,8 +27,12 @@ CONTEXT_WORDS = {
     "jobs": 42,  # array of pointers to jobs
     "job_count": 43,
     "shared": 44,  # 1: the jobs are parts of every step; 0: each job goes through all steps
+    "memories": 45,  # if not shared: pointers, for each thread those of MEMORIES
 }
 """Words (int64) of a context; those that threads write are a cache line apart."""
+
+MEMORIES = ("scratch", "arena", "arena_1")
+"""Words of a job that the thread which takes it fills in with memory of its own."""
 
 CLOSED = 1 << 32
 _SPINS = 4000
@@ -40,7 +46,7 @@ declare void @llvm.x86.sse.stmxcsr(ptr)
 declare void @llvm.x86.sse.ldmxcsr(ptr)
 declare i64 @syscall(i64, ...)
 
-define internal void @walk(ptr %context) nounwind {{
+define internal void @walk(ptr %context, i64 %thread) nounwind {{
 entry:
   %saved = alloca i32
   %flush = alloca i32
@@ -64,6 +70,10 @@ entry:
   %together = icmp ne i64 %shared, 0
   %product = mul i64 %count, %job_count
   %total = select i1 %together, i64 %product, i64 %job_count
+  %memories.at = getelementptr i64, ptr %context, i64 {memories}
+  %memories = load ptr, ptr %memories.at
+  %place = mul i64 %thread, {memory_count}
+  %mine = getelementptr i64, ptr %memories, i64 %place
   br label %claim
 claim:
   %ticket = atomicrmw add ptr %claimed.at, i64 1 acq_rel
@@ -74,7 +84,7 @@ take:
   %number = udiv i64 %ticket, %job_count
   %job.at = getelementptr ptr, ptr %jobs, i64 %part
   %job = load ptr, ptr %job.at
-  br i1 %together, label %before, label %alone
+  br i1 %together, label %before, label %fill
 before:
   %needed = mul i64 %number, %job_count
   call void @await(ptr %finished.at, i64 %needed)
@@ -83,8 +93,11 @@ before:
   %kernel = load ptr, ptr %step
   call void %kernel(ptr %step, ptr %job)
   br label %finish
+fill:
+{fill}
+  br label %alone
 alone:
-  %i = phi i64 [ 0, %take ], [ %i.next, %alone.step ]
+  %i = phi i64 [ 0, %fill ], [ %i.next, %alone.step ]
   %left = icmp slt i64 %i, %count
   br i1 %left, label %alone.step, label %finish
 alone.step:
@@ -136,13 +149,13 @@ entry:
   %alone = icmp eq i64 %threads, 1
   br i1 %alone, label %single, label %many
 single:
-  call void @walk(ptr %context)
+  call void @walk(ptr %context, i64 0)
   ret void
 many:
   %opened = atomicrmw sub ptr %gate.at, i64 {closed} acq_rel
   %ignored = atomicrmw add ptr %go.at, i64 1 acq_rel
   %woken = call i64 (i64, ...) @syscall(i64 {sys_futex}, ptr %go.at, i64 {wake}, i64 1024)
-  call void @walk(ptr %context)
+  call void @walk(ptr %context, i64 0)
   %shut = atomicrmw add ptr %gate.at, i64 {closed} acq_rel
   br label %spin
 spin:
@@ -207,7 +220,7 @@ work:
   %late = icmp sge i64 %before, {closed}
   br i1 %late, label %finish, label %enter
 enter:
-  call void @walk(ptr %context)
+  call void @walk(ptr %context, i64 %thread)
   br label %finish
 finish:
   %ignored = atomicrmw sub ptr %gate.at, i64 1 acq_rel
@@ -218,11 +231,24 @@ out:
 """
 
 
+def _fill() -> str:
+    """IR that writes the thread's own memories into its job."""
+    return "\n".join(
+        f"  %memory.{n}.at = getelementptr i64, ptr %mine, i64 {n}\n"
+        f"  %memory.{n} = load i64, ptr %memory.{n}.at\n"
+        f"  %slot.{n} = getelementptr i64, ptr %job, i64 {JOB_FIELDS.index(name)}\n"
+        f"  store i64 %memory.{n}, ptr %slot.{n}"
+        for n, name in enumerate(MEMORIES)
+    )
+
+
 def driver_text() -> str:
     """IR of `dispatch(context, threads)`, `worker(context, thread)`, `leave(context, 0)`."""
     return _TEXT.format(
         **CONTEXT_WORDS,
         closed=CLOSED,
+        fill=_fill(),
+        memory_count=len(MEMORIES),
         spins=_SPINS,
         sys_futex=_SYS_FUTEX,
         sys_yield=_SYS_YIELD,

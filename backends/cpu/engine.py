@@ -7,27 +7,20 @@ happens under one lock; the code it returns runs without it.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.private import cache_folder, read_private, write_private
 
-__all__ = ["Engine", "assembly", "cache_folder", "shared_engine"]
+__all__ = ["Engine", "assembly", "shared_engine"]
 
 _LOCK = threading.RLock()
 _KEPT: list[Any] = []
 """Code lives as long as the process: a worker thread may still be inside it."""
-
-
-def cache_folder() -> Path:
-    """Where compiled objects are kept: `$XDG_CACHE_HOME/sparsefx/cpu`, private to the user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sparsefx" / "cpu"
 
 
 @cache
@@ -81,32 +74,43 @@ class Engine:
         self.isa = isa
         self.compiled = 0
         self._folder = folder
+        self._offered: dict[str, bytes] = {}
+        self._loaded: set[str] = set()
         self._addresses: dict[str, int] = {}
         self._engine: Any = None
 
-    def address(self, name: str, text: Callable[[], str]) -> int:
+    def address(self, name: str, text: str) -> int:
         """Entry point of the function `name`, compiled on first use.
 
         Args:
             name: Symbol; it must say everything that the text depends on.
-            text: Gives the IR; called only if the function is not loaded yet.
+            text: Its IR.
         """
         with _LOCK:
             if name not in self._addresses:
-                self._load(self._object(text()))
+                key, code = self.object(text)
+                if key not in self._loaded:
+                    self._load(code)
+                    self._loaded.add(key)
                 self._addresses[name] = self._engine.get_function_address(name)
             return self._addresses[name]
 
-    def _object(self, text: str) -> bytes:
-        key = _key(text, self.isa)
-        kept = _read_private(self._folder, key)
-        if kept is not None:
-            return kept
-        module, machine = _optimised(text, self.isa)
-        code = bytes(machine.emit_object(module))
-        self.compiled += 1
-        _write_private(self._folder, key, code)
-        return code
+    def object(self, text: str) -> tuple[str, bytes]:
+        """The object of an IR module and the key that stands for all it depends on."""
+        with _LOCK:
+            key = _key(text, self.isa)
+            code = self._offered.get(key) or read_private(self._folder, f"{key}.o")
+            if code is None:
+                module, machine = _optimised(text, self.isa)
+                code = bytes(machine.emit_object(module))
+                self.compiled += 1
+                write_private(self._folder, f"{key}.o", code)
+            return key, code
+
+    def offer(self, objects: Mapping[str, bytes]) -> None:
+        """Take objects, by key, that are known to come from this user."""
+        with _LOCK:
+            self._offered.update(objects)
 
     def _load(self, code: bytes) -> None:
         import llvmlite.binding as llvm
@@ -125,39 +129,6 @@ def _key(text: str, isa: Isa) -> str:
 
     parts = (llvmlite.__version__, isa.triple, isa.cpu, isa.flags, text)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _read_private(folder: Path | None, key: str) -> bytes | None:
-    """A cached object with a matching digest from a folder that only this user can write."""
-    if folder is None or not _is_private(folder):
-        return None
-    try:
-        blob = (folder / f"{key}.o").read_bytes()
-    except OSError:
-        return None
-    digest, code = blob[:32], blob[32:]
-    return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _write_private(folder: Path | None, key: str, code: bytes) -> None:
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not _is_private(folder):
-        return
-    draft = folder / f"{key}.{os.getpid()}.{threading.get_ident()}"
-    draft.write_bytes(hashlib.sha256(code).digest() + code)
-    draft.replace(folder / f"{key}.o")
-
-
-def _is_private(folder: Path) -> bool:
-    """Machine code is loaded only from a folder that nobody else can have written."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return False
-    others = stat.S_IWGRP | stat.S_IWOTH
-    return found.st_uid == os.getuid() and not found.st_mode & others
 
 
 @cache

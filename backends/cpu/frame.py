@@ -18,9 +18,9 @@ from sparsefx.backends.cpu.panel import Panel
 __all__ = ["JOB_FIELDS", "Frame", "open_frame"]
 
 JOB_FIELDS = (
-    "thread",  # number of this thread in its team
-    "team",  # threads that share this job
-    "scratch",  # memory of this thread alone
+    "part",  # number of this part of the job
+    "parts",  # parts of every step that are done at the same time
+    "scratch",  # memory of this part alone
     "sequences",  # int32 quadruples: first token, length, row of the batch, slot
     "sequence_count",
     "tables",  # pointers to the caller's arrays: indices in, results out
@@ -73,12 +73,12 @@ class Frame:
         return self.f.offset(self.job("arena", space), offset)
 
     def share(self, total: Value) -> tuple[Value, Value]:
-        """This thread's range of `total` equal units."""
-        thread, team = self.job("thread"), self.job("team")
-        return total * thread // team, total * (thread + 1) // team
+        """This part's range of `total` equal units."""
+        part, parts = self.job("part"), self.job("parts")
+        return total * part // parts, total * (part + 1) // parts
 
     def units(self, total: Value) -> Iterator[Value]:
-        """Loop over this thread's share of `total` equal units."""
+        """Loop over this part's share of `total` equal units."""
         start, stop = self.share(total)
         yield from self.f.loop(start, stop)
 

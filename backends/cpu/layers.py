@@ -341,10 +341,10 @@ class LinearLowering:
         if walk.options.format in FORMATS and walk.options.format in choice.cycles:
             chosen = next(f for f in FORMATS if f == walk.options.format)
         if not walk.options.pack:
-            return Packed(chosen, {}, np.zeros(0, np.int64)), choice
+            return Packed(chosen, {}), choice
         key = (*(n.args[1] for n in group), zero_point, chosen)
         if key not in self._packed:
-            self._packed[key] = pack(matrix, chosen, walk.options.threads, zero_point)
+            self._packed[key] = pack(matrix, chosen, zero_point)
         return self._packed[key], choice
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.driver import CLOSED, CONTEXT_WORDS, driver_text
 from sparsefx.backends.cpu.engine import Engine
-from sparsefx.backends.cpu.frame import JOB_FIELDS
 
 __all__ = ["Pool", "shared_pool"]
 
@@ -31,19 +30,26 @@ class Pool:
     def __init__(self, engine: Engine, threads: int) -> None:
         self.threads = threads
         self._lock = threading.Lock()
-        self._dispatch = _ENTRY(engine.address("dispatch", driver_text))
-        self._worker = _ENTRY(engine.address("worker", driver_text))
-        self._leave = _ENTRY(engine.address("leave", driver_text))
+        text = driver_text()
+        self._dispatch, self._worker, self._leave = (
+            _ENTRY(engine.address(name, text)) for name in ("dispatch", "worker", "leave")
+        )
         self._context: NDArray[np.int64] = np.zeros(0, np.int64)
         self._process = -1
         _ALIVE.add(self)
 
-    def run(self, steps: NDArray[np.int64], jobs: Sequence[NDArray[np.int64]]) -> None:
-        """Run steps; whichever thread is free takes the next part.
+    def run(
+        self,
+        steps: NDArray[np.int64],
+        jobs: Sequence[NDArray[np.int64]],
+        memories: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Run steps; whichever thread is free takes the next part, or the next job.
 
         Args:
             steps: Pointers to steps.
-            jobs: If their `team` is 1 they are independent, else parts of every step.
+            jobs: Parts of every step; with `memories` independent jobs of one part each.
+            memories: Pointers [threads, MEMORIES] that a thread enters into the jobs it takes.
         """
         with self._lock:
             self._ensure_workers()
@@ -53,7 +59,8 @@ class Pool:
             context[CONTEXT_WORDS["step_count"]] = len(steps)
             context[CONTEXT_WORDS["jobs"]] = pointers.ctypes.data
             context[CONTEXT_WORDS["job_count"]] = len(jobs)
-            context[CONTEXT_WORDS["shared"]] = int(jobs[0][JOB_FIELDS.index("team")] > 1)
+            context[CONTEXT_WORDS["shared"]] = int(memories is None)
+            context[CONTEXT_WORDS["memories"]] = 0 if memories is None else memories.ctypes.data
             self._dispatch(context.ctypes.data, self.threads)
 
     def _ensure_workers(self) -> None:

@@ -12,7 +12,7 @@ all threads share one slab and divide the rows of every layer by non-zeros.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,18 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
+from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.panel import widest
-from sparsefx.backends.cpu.plan import Arena, Plan, pack_arena, word_bits
+from sparsefx.backends.cpu.plan import Arena, Plan, Step, pack_arena, word_bits
 from sparsefx.backends.cpu.pool import Pool
+from sparsefx.backends.cpu.weights import splits
 
 __all__ = ["Runtime", "aligned"]
 
 _SLAB_TOKENS = 256
+_PARTS = 4
+"""Parts of a step for each thread that shares it: who is held up takes fewer of them."""
 _LINE = 64
 
 
@@ -60,6 +64,12 @@ def _width(tokens: int, widest: int) -> int:
     return next((w for w in (16, 32) if tokens <= w), widest)
 
 
+def _padded(tokens: int, widest: int) -> int:
+    """Tokens rounded up to whole panels."""
+    width = _width(tokens, widest)
+    return -(-tokens // width) * width
+
+
 class Runtime:
     """A plan made ready for one instruction set.
 
@@ -73,12 +83,18 @@ class Runtime:
     def __init__(self, plan: Plan, engine: Engine, pool: Pool) -> None:
         self.plan = plan
         self.arena: Arena = pack_arena(plan.steps)
-        self._engine = engine
+        self.engine = engine
         self._pool = pool
         self._widest = widest(engine.isa)
-        self.isa = engine.isa
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
-        self._memory: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * (3 * pool.threads)
+        self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._divided: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._parts = 1 if pool.threads == 1 else pool.threads * _PARTS
+
+    @property
+    def isa(self) -> Isa:
+        """The instruction set."""
+        return self.engine.isa
 
     def run(
         self,
@@ -101,17 +117,15 @@ class Runtime:
             name: np.zeros((*shapes[space], channels), np.float32)
             for name, (_, channels, space) in self.plan.results.items()
         }
-        slabs = self._slabs(mask)
-        threads = self._pool.threads
-        while slabs:
+        # Slabs of one shape of code go together: code differs by panel width.
+        groups: dict[int, list[_Slab]] = {}
+        for slab in self._slabs(mask):
+            groups.setdefault(id(self._compiled(slab)), []).append(slab)
+        for slabs in groups.values():
             if len(slabs) == 1:
-                self._together(slabs.pop(), mask.shape, indices, results)
-                continue
-            width = slabs[-1].width
-            chosen = [slabs.pop()]
-            while slabs and len(chosen) < threads and slabs[-1].width == width:
-                chosen.append(slabs.pop())
-            self._apart(chosen, mask.shape, indices, results)
+                self._together(slabs[0], indices, results)
+            else:
+                self._apart(slabs, indices, results)
         return results
 
     def _slabs(self, mask: NDArray[np.bool_]) -> list[_Slab]:
@@ -134,40 +148,38 @@ class Runtime:
             used += int(space[row])
         return [_make_slab(mask, np.array(g), lengths, space, self._widest) for g in groups]
 
-    def _together(self, slab: _Slab, shape: tuple[int, ...], indices: Any, results: Any) -> None:
-        """One slab; its job has a part for each thread, which any thread may take."""
-        threads = self._pool.threads
-        job, keep = self._job(slab, 0, indices, results)
+    def _together(self, slab: _Slab, indices: Any, results: Any) -> None:
+        """One slab; its job has parts that any thread may take."""
+        job, keep = self._job(slab, indices, results)
+        arena, arena_1 = self._arenas(0, [slab])
+        job[JOB_FIELDS.index("arena")] = arena
+        job[JOB_FIELDS.index("arena_1")] = arena_1
         jobs = []
-        for thread in range(threads):
+        for part in range(self._parts):
             own = job.copy()
-            own[JOB_FIELDS.index("thread")] = thread
-            own[JOB_FIELDS.index("team")] = threads
-            own[JOB_FIELDS.index("scratch")] = self._scratch(thread, slab).ctypes.data
+            own[JOB_FIELDS.index("part")] = part
+            own[JOB_FIELDS.index("parts")] = self._parts
+            own[JOB_FIELDS.index("scratch")] = self._scratch(part, [slab])
             jobs.append(own)
         self._pool.run(self._compiled(slab), jobs)
         del keep
 
-    def _apart(
-        self, slabs: list[_Slab], shape: tuple[int, ...], indices: Any, results: Any
-    ) -> None:
-        """As many slabs as threads; whoever takes one runs all its steps."""
-        jobs, keeps = [], []
-        for number, slab in enumerate(slabs):
-            job, keep = self._job(slab, number, indices, results)
-            job[JOB_FIELDS.index("scratch")] = self._scratch(number, slab).ctypes.data
-            jobs.append(job)
-            keeps.append(keep)
-        self._pool.run(self._compiled(slabs[0]), jobs)
-        del keeps
+    def _apart(self, slabs: list[_Slab], indices: Any, results: Any) -> None:
+        """Several slabs; whichever thread takes one runs all its steps in memory of its own."""
+        made = [self._job(slab, indices, results) for slab in slabs]
+        memories = [
+            (self._scratch(thread, slabs), *self._arenas(thread, slabs))
+            for thread in range(self._pool.threads)
+        ]
+        jobs = [job for job, _ in made]
+        self._pool.run(self._compiled(slabs[0]), jobs, np.array(memories, np.int64))
+        del made
 
-    def _job(
-        self, slab: _Slab, number: int, indices: Any, results: Any
-    ) -> tuple[NDArray[np.int64], list[Any]]:
-        """The job of one slab as a team of one, and the arrays it points to."""
+    def _job(self, slab: _Slab, indices: Any, results: Any) -> tuple[NDArray[np.int64], list[Any]]:
+        """The job of one slab as one part, and the arrays it points to."""
         tokens, count = len(slab.origin), len(slab.rows)
         width_1 = _width(count, self._widest)
-        tokens_1 = -(-count // width_1) * width_1
+        tokens_1 = _padded(count, self._widest)
         table = np.zeros((count, 4), np.int32)
         table[:, 0], table[:, 1] = slab.starts, slab.lengths
         table[:, 2], table[:, 3] = slab.rows, np.arange(count)
@@ -179,32 +191,40 @@ class Runtime:
             arrays.append(np.ascontiguousarray(np.where(slab.origin < 0, 0, flat[slab.origin])))
         arrays += [results[name] for name in self.plan.results]
         pointers = np.array([a.ctypes.data for a in arrays], np.int64)
-        memory = self._grown(3 * number, self.arena.token_bytes[0] * tokens)
-        memory_1 = self._grown(3 * number + 1, self.arena.token_bytes[1] * tokens_1)
         values = {
-            "team": 1,
+            "parts": 1,
             "sequences": table.ctypes.data,
             "sequence_count": count,
             "tables": pointers.ctypes.data,
-            "arena": memory.ctypes.data,
             "tokens": tokens,
             "panels": tokens // slab.width,
-            "arena_1": memory_1.ctypes.data,
             "tokens_1": tokens_1,
             "panels_1": tokens_1 // width_1,
         }
         job = np.array([values.get(name, 0) for name in JOB_FIELDS], np.int64)
         return job, [arrays, pointers, table]
 
-    def _scratch(self, thread: int, slab: _Slab) -> NDArray[np.uint8]:
-        longest = int(slab.lengths.max())
+    def _scratch(self, part: int, slabs: Sequence[_Slab]) -> int:
+        """Address of the scratch memory of a part (or thread), large enough for every slab."""
+        longest = max(int(slab.lengths.max()) for slab in slabs)
         size = max(step.kernel.scratch(step.words, longest) for step in self.plan.steps)
-        return self._grown(3 * thread + 2, size)
+        return self._grown("scratch", part, size)
 
-    def _grown(self, slot: int, size: int) -> NDArray[np.uint8]:
-        if len(self._memory[slot]) < size:
-            self._memory[slot] = aligned(size)
-        return self._memory[slot]
+    def _arenas(self, thread: int, slabs: Sequence[_Slab]) -> tuple[int, int]:
+        """Addresses of the arenas of both spaces, large enough for every slab."""
+        per_token, per_sequence = self.arena.token_bytes
+        tokens = max(len(slab.origin) for slab in slabs)
+        sequences = max(_padded(len(slab.rows), self._widest) for slab in slabs)
+        return (
+            self._grown("arena", thread, per_token * tokens),
+            self._grown("arena_1", thread, per_sequence * sequences),
+        )
+
+    def _grown(self, what: str, number: int, size: int) -> int:
+        known = self._memory.get((what, number))
+        if known is None or len(known) < size:
+            known = self._memory[what, number] = aligned(size)
+        return int(known.ctypes.data)
 
     def _compiled(self, slab: _Slab) -> NDArray[np.int64]:
         """Pointers to the steps for the panel widths of a slab."""
@@ -220,12 +240,23 @@ class Runtime:
         for step in self.plan.steps:
             space = int(step.words.get("space", 0))  # type: ignore[arg-type]  # always an int
             width = widths[space]
-            function = step.kernel.emit(self._engine.isa, width)
-            address = self._engine.address(function.name, function.text)
-            words = {**step.words, "width_1": widths[1]}
+            address = self.engine.address(*step.kernel.code(self.engine.isa, width))
+            words = {**step.words, "width_1": widths[1], **self._splits(step)}
             bits = [word_bits(words.get(name, 0), self.arena) for name in step.kernel.fields]
             encoded.append(np.array([address, *bits], np.int64))
         return np.array([step.ctypes.data for step in encoded], np.int64), encoded
+
+    def _splits(self, step: Step) -> dict[str, NDArray[np.int64]]:
+        """The word that divides a linear's rows among the parts; none for other steps."""
+        work, unit, rows = (step.words.get(name) for name in ("work", "unit", "rows"))
+        if not isinstance(work, np.ndarray):
+            return {}
+        assert isinstance(unit, int)
+        assert isinstance(rows, int)
+        key = (id(work), rows)
+        if key not in self._divided:
+            self._divided[key] = splits(work, unit, rows, self._parts)
+        return {"splits": self._divided[key]}
 
 
 def _make_slab(

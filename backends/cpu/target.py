@@ -83,7 +83,7 @@ class CpuTarget(Target):
 
     def _lower(self, program: Program, *, pack: bool = True) -> Lowered:
         chosen = self._isa(program)
-        options = LoweringOptions(chosen, self._threads(), self.format, self.attention, pack)
+        options = LoweringOptions(chosen, self.format, self.attention, pack)
         return lower_program(program, options)
 
     def _isa(self, program: Program) -> Isa:

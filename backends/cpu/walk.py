@@ -26,14 +26,12 @@ class LoweringOptions:
 
     Attributes:
         isa: Instruction set.
-        threads: Threads that the rows of layers are divided for.
         format: One format for every linear that can have it, "" for the cheapest.
         attention: "auto" takes int8 products where q, k, v come from int8 linears; or "fp32".
         pack: Whether weights are packed; the walk's decisions need none.
     """
 
     isa: Isa
-    threads: int = 1
     format: str = ""
     attention: str = "auto"
     pack: bool = True

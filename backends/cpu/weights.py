@@ -13,7 +13,7 @@ from sparsefx.backends.cpu.kernels.rows import BLOCK, CHUNK_ROWS
 from sparsefx.backends.formats.quads import pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
-__all__ = ["FORMATS", "Format", "Packed", "pack"]
+__all__ = ["FORMATS", "Format", "Packed", "pack", "splits"]
 
 Format = Literal["quads", "rows", "dense_i8", "dense_f32"]
 FORMATS: tuple[Format, ...] = ("quads", "rows", "dense_i8", "dense_f32")
@@ -25,13 +25,12 @@ class Packed:
 
     Attributes:
         format: Which kernel reads them.
-        words: Step words that the format adds (arrays).
-        work: Cost of each unit that threads divide (row, chunk or tile), for the split.
+        words: Step words that the format adds. Among them `work`, the cost of each unit that
+            threads divide, and `unit`, what a unit is counted in (see `splits`).
     """
 
     format: Format
     words: dict[str, NDArray[Any] | int]
-    work: NDArray[np.int64]
 
     @property
     def stored_bytes(self) -> int:
@@ -39,13 +38,12 @@ class Packed:
         return sum(w.nbytes for w in self.words.values() if isinstance(w, np.ndarray))
 
 
-def pack(matrix: NDArray[Any], format: Format, threads: int, zero_point: int = 0) -> Packed:
+def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
     """Pack a weight [rows, columns].
 
     Args:
         matrix: int8 (integer arithmetic) or fp32.
         format: quads and dense_i8 take int8 only.
-        threads: For how many threads to split the rows.
         zero_point: Zero point of the uint8 activations; it enters the start of the sums.
     """
     integer = matrix.dtype == np.int8
@@ -78,14 +76,23 @@ def pack(matrix: NDArray[Any], format: Format, threads: int, zero_point: int = 0
         padded = np.zeros(-(-rows // dense_i8.TILE_ROWS) * dense_i8.TILE_ROWS, np.int32)
         padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
         words["initial"] = padded
-    words["splits"] = np.minimum(_splits(work, threads) * unit, rows if unit > 1 else len(work))
-    return Packed(format, words, work.astype(np.int64))
+    return Packed(format, words | {"work": work.astype(np.int64), "unit": unit})
 
 
-def _splits(work: NDArray[np.int64], threads: int) -> NDArray[np.int64]:
-    """[0, units] for one thread, then the borders for `threads` with equal work."""
+def splits(work: NDArray[np.int64], unit: int, rows: int, parts: int) -> NDArray[np.int64]:
+    """Where the parts of a step begin and end, by equal work.
+
+    Args:
+        work: Cost of each unit.
+        unit: Rows of a unit that the kernel counts in rows; 1 if it counts units.
+        rows: Rows of the weight.
+        parts: In how many parts.
+
+    Returns:
+        [0, end] for a thread alone, then the `parts + 1` borders.
+    """
     done = np.concatenate([[0], np.cumsum(work)])
-    wanted = done[-1] * np.arange(threads + 1) / threads
-    borders = np.searchsorted(done, wanted, side="left")
+    borders = np.searchsorted(done, done[-1] * np.arange(parts + 1) / parts, side="left")
     borders[0], borders[-1] = 0, len(work)
-    return np.concatenate([[0, len(work)], borders]).astype(np.int64)
+    found = np.concatenate([[0, len(work)], borders]) * unit
+    return np.asarray(np.minimum(found, rows) if unit > 1 else found, np.int64)

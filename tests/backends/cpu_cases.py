@@ -90,7 +90,7 @@ class LinearCase:
             words = {"rows": columns, "input": octets, "output": wide, "scale": 1.0}
             steps.append(Step(catalog.other("expand"), words, "e"))
             source = wide
-        packed = pack(self.w, self.format, self.threads, self.zero_point if integer else 0)
+        packed = pack(self.w, self.format, self.zero_point if integer else 0)
         words = {
             **packed.words,
             "rows": rows,

@@ -45,17 +45,17 @@ def test_objects_are_kept_only_in_a_private_folder(tmp_path: Path) -> None:
     kernel = rows.emit(isa, 16, Epilogue())
     folder = tmp_path / "objects"
     first, second = Engine(isa, folder), Engine(isa, folder)
-    first.address(kernel.name, kernel.text)
-    second.address(kernel.name, kernel.text)
+    first.address(kernel.name, kernel.text())
+    second.address(kernel.name, kernel.text())
     assert (first.compiled, second.compiled) == (1, 0)
     for stored in folder.iterdir():
         stored.write_bytes(stored.read_bytes()[:-1] + b"?")
     damaged = Engine(isa, folder)
-    damaged.address(kernel.name, kernel.text)
+    damaged.address(kernel.name, kernel.text())
     assert damaged.compiled == 1
     folder.chmod(0o777)
     shared = Engine(isa, folder)
-    shared.address(kernel.name, kernel.text)
+    shared.address(kernel.name, kernel.text())
     assert shared.compiled == 1
 
 

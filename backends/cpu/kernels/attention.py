@@ -67,7 +67,7 @@ class Place:
 
     @classmethod
     def each(cls, frame: Frame) -> Iterator[Place]:
-        """Loop over this thread's share of (sequence, head) pairs."""
+        """Loop over this part's share of (sequence, head) pairs."""
         f, panel = frame.f, frame.panel
         heads, size = frame.word("heads"), frame.word("head_size")
         for unit in frame.units(frame.job("sequence_count") * heads):

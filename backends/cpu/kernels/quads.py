@@ -58,7 +58,7 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
 
 
 def _rows(frame: Frame, sink: Sink, source: Value, first: Value, count: int) -> None:
-    """All rows of this thread for `count` panels from panel number `first`."""
+    """All rows of this part for `count` panels from panel number `first`."""
     f, panel = frame.f, frame.panel
     panel_bytes = frame.word("columns") * panel.width
     inputs = [f.offset(source, panel_bytes * (first + n)) for n in range(count)]

@@ -29,9 +29,9 @@ def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
 
 
 def row_range(frame: Frame) -> tuple[Value, Value]:
-    """This thread's rows: `splits` holds [0, rows] for a thread alone, then those of the team."""
+    """This part's rows: `splits` holds [0, rows] for a job of one part, then the borders."""
     f = frame.f
-    alone = f.compare(frame.job("team"), "==", 1)
+    alone = f.compare(frame.job("parts"), "==", 1)
     skip = f.select(alone, f.i64(0), f.i64(16))
-    place = f.offset(frame.pointer("splits"), frame.job("thread") * 8 + skip)
+    place = f.offset(frame.pointer("splits"), frame.job("part") * 8 + skip)
     return f.load("i64", place), f.load("i64", f.offset(place, 8))

@@ -94,7 +94,7 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
 
 
 def _rows(part: _Pass) -> None:
-    """All rows of this thread, block by block."""
+    """All rows of this part, block by block."""
     frame, f = part.frame, part.frame.f
     rows, last = part.sink.rows, frame.word("blocks") - 1
     start, stop = row_range(frame)

@@ -1,0 +1,76 @@
+"""How the index of each embedding follows from the inputs, said without a graph.
+
+A loaded artifact has no graph and no torch. The few ways in which encoders compute indices are
+tried on random inputs when the artifact is written; a way that always gives the same is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Arrays", "Rule", "find_rule", "index_of"]
+
+Arrays = Mapping[str, NDArray[Any]]
+Rule = dict[str, str | int]
+"""`{"kind": "input" | "positions" | "constant" | "counted", ...}`, see `index_of`."""
+
+
+def index_of(rule: Rule, inputs: Arrays) -> NDArray[np.int64]:
+    """The index of every token, [batch or 1, sequence].
+
+    input: the input `name` itself. positions: 0, 1, 2, ... plus `first`. constant: `value`
+    everywhere. counted: like positions, but tokens of the input `name` that equal `skip` are not
+    counted and get the index `skip` (RoBERTa).
+    """
+    length = next(iter(inputs.values())).shape[1]
+    if rule["kind"] == "input":
+        return np.asarray(inputs[str(rule["name"])], np.int64)
+    if rule["kind"] == "positions":
+        return np.arange(length)[None] + int(rule["first"])
+    if rule["kind"] == "constant":
+        return np.full((1, length), int(rule["value"]))
+    skip = int(rule["skip"])
+    real = inputs[str(rule["name"])] != skip
+    return np.asarray(np.cumsum(real, axis=1) * real + skip)
+
+
+def find_rule(
+    compute: Callable[[Arrays], NDArray[Any]], names: Sequence[str], special: int
+) -> Rule | None:
+    """The rule that gives what `compute` gives, or None.
+
+    Args:
+        compute: Index, [batch or 1, sequence], for inputs by name.
+        names: The inputs.
+        special: The token of padding, which "counted" may skip.
+    """
+    rng = np.random.default_rng(0)
+    trials = []
+    for batch, length in ((2, 5), (3, 9), (1, 4)):
+        inputs = {name: special + rng.integers(0, 3, (batch, length)) for name in names}
+        trials.append((inputs, compute(inputs)))
+    first = int(trials[0][1].flat[0])
+    for rule in _candidates(names, first, special):
+        if all(_same(index_of(rule, inputs), index) for inputs, index in trials):
+            return rule
+    return None
+
+
+def _candidates(names: Sequence[str], first: int, special: int) -> Iterator[Rule]:
+    for name in names:
+        yield {"kind": "input", "name": name}
+    yield {"kind": "positions", "first": first}
+    yield {"kind": "constant", "value": first}
+    for name in names:
+        yield {"kind": "counted", "name": name, "skip": special}
+
+
+def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    shape = (max(len(a), len(b)), a.shape[1])
+    return a.shape[1] == b.shape[1] and np.array_equal(
+        np.broadcast_to(a, shape), np.broadcast_to(b, shape)
+    )

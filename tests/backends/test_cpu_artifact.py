@@ -1,0 +1,157 @@
+"""What `save` writes: it runs without torch, and nothing damaged is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparsefx import Program
+from sparsefx.backends.cpu.artifact import load
+from sparsefx.backends.cpu.compiled import CpuCompiled
+from sparsefx.backends.cpu.private import cache_folder
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.errors import ArtifactError, ProgramError
+from tests.backends.cpu_cases import padded_batch, quantized, sparse_
+from tests.programs import captured
+from tests.tiny_models import example_batch
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return quantized(sparse_(captured("bert-cls"), 0.1), example_batch())
+
+
+@pytest.fixture(scope="module")
+def compiled(program: Program) -> CpuCompiled:
+    return CpuTarget(threads=2).compile(program)
+
+
+@pytest.fixture
+def saved(compiled: CpuCompiled, tmp_path: Path) -> Path:
+    return compiled.save(tmp_path / "model")
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+from sparsefx.backends.cpu.artifact import load
+batch = dict(np.load(sys.argv[2]))
+model = load(sys.argv[1], threads=2)
+np.savez(sys.argv[3], **model(**batch))
+from sparsefx.backends.cpu.engine import shared_engine
+compiled = shared_engine(model._runtime.isa).compiled
+assert compiled == 0, compiled
+assert "torch" not in sys.modules
+"""
+
+
+def test_it_runs_without_torch_and_compiles_nothing(
+    program: Program, compiled: CpuCompiled, saved: Path, tmp_path: Path
+) -> None:
+    batch = padded_batch(program, 3, 21)
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in batch.items()}
+    np.savez(tmp_path / "in.npz", **arrays)
+    arguments = [str(saved), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    # The process has the user's key, but no objects of its own: the code comes from the folder.
+    cache = tmp_path / "cache" / "sparsefx" / "cpu"
+    cache.mkdir(parents=True)
+    shutil.copy(cache_folder() / "key", cache / "key")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    subprocess.run(command, check=True, env=environment)
+    found = np.load(tmp_path / "out.npz")["logits"]
+    np.testing.assert_array_equal(found, compiled(**batch)["logits"].numpy())
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "electra", "bert-tok"])
+def test_architectures(architecture: str, tmp_path: Path) -> None:
+    program = captured(architecture)
+    compiled = CpuTarget().compile(program)
+    model = load(compiled.save(tmp_path / "m"))
+    batch = padded_batch(program, 3, 11)
+    actual, mask = model(**batch), batch["attention_mask"].numpy()
+    for name, value in compiled(**batch).items():
+        shown, expected = actual[name], value.numpy()
+        if expected.shape[:2] == mask.shape:
+            shown, expected = shown[mask == 1], expected[mask == 1]
+        np.testing.assert_array_equal(shown, expected)
+
+
+def test_the_program_is_there_too(program: Program, saved: Path) -> None:
+    assert Program.load(saved).fingerprint() == program.fingerprint()
+
+
+def test_what_needs_pytorch_is_saved_as_a_program(tmp_path: Path) -> None:
+    program = captured("albert")
+    compiled = CpuTarget().compile(program)
+    folder = compiled.save(tmp_path / "m")
+    if (folder / "cpu").exists():
+        pytest.fail("albert runs partly in PyTorch")
+    with pytest.raises(ArtifactError, match="no plan was saved here"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "weights.bin", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone"])
+def test_damage_is_refused(saved: Path, name: str, damage: str) -> None:
+    path = saved / "cpu" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        changed = bytes([content[middle] ^ 1]) if damage == "altered" else b""
+        path.write_bytes(content[:middle] + changed + content[middle + 1 :] * (damage == "altered"))
+    with pytest.raises(ArtifactError):
+        load(saved)
+
+
+def test_code_of_another_user_is_not_loaded(
+    program: Program, compiled: CpuCompiled, saved: Path
+) -> None:
+    for path in (saved / "cpu" / "code").iterdir():
+        path.write_bytes(bytes(32) + path.read_bytes()[32:][::-1])
+    batch = padded_batch(program, 2, 9)
+    expected = compiled(**batch)["logits"]
+    np.testing.assert_array_equal(load(saved)(**batch)["logits"], expected)
+
+
+def test_another_instruction_set_is_refused(saved: Path) -> None:
+    path = saved / "cpu" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["isa"] = "neon"
+    path.write_text(json.dumps(plan))
+    manifest = json.loads((saved / "cpu" / "manifest.json").read_text())
+    from sparsefx.files import file_hash
+
+    manifest["sha256"]["plan.json"] = file_hash(path)
+    (saved / "cpu" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="lacks neon"):
+        load(saved)
+
+
+def test_wrong_inputs(program: Program, saved: Path) -> None:
+    model = load(saved)
+    batch = {n: v.numpy() for n, v in padded_batch(program, 2, 9).items()}
+    with pytest.raises(ProgramError, match="batch is empty"):
+        model(**{name: value[:0] for name, value in batch.items()})
+    with pytest.raises(ProgramError, match="expected the inputs"):
+        model(input_ids=batch["input_ids"])
+    with pytest.raises(ProgramError, match="expected integers"):
+        model(**{**batch, "input_ids": batch["input_ids"].astype(float)})
+    with pytest.raises(ProgramError, match="one shape"):
+        model(**{**batch, "input_ids": batch["input_ids"][:, 1:]})
+    with pytest.raises(ProgramError, match="into an embedding of"):
+        model(**{**batch, "input_ids": batch["input_ids"] + 10_000})
+    longer = {name: torch.tile(torch.tensor(v), (1, 60)) for name, v in batch.items()}
+    with pytest.raises(ProgramError, match="into an embedding of"):
+        model(**longer)
