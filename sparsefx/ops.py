@@ -6,7 +6,8 @@ written. Their meaning is ONNX QuantizeLinear and DequantizeLinear:
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
     y = (q - zero_point) * scale
 
-The ops that imitate them in training are in :mod:`sparsefx.fake_quantization`.
+``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides.
+The ops that imitate quantization in training are in :mod:`sparsefx.fake_quantization`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Mode", "along", "dequantize", "dropout_rate", "quantize", "storage_dtype"]
+__all__ = [
+    "Mode",
+    "along",
+    "dequantize",
+    "draw_masked",
+    "dropout_rate",
+    "quantize",
+    "storage_dtype",
+]
 
 MODE = "mode"
 """Attribute under which every Program's module holds its :class:`Mode`."""
@@ -94,3 +103,38 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = 
 @dequantize.register_fake
 def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
     return torch.empty_like(q, dtype=torch.float32)
+
+
+@torch.library.custom_op("sparsefx::draw_masked", mutates_args=())
+def draw_masked(
+    tokens: Tensor, probability: float, mask_token: int, vocabulary: int, special: list[int]
+) -> Tensor:
+    """Draw which tokens a masked language model has to guess, and what it sees instead of them.
+
+    Each token that is not special is chosen with ``probability``. Of those chosen, 80 % become the
+    mask token, 10 % a token drawn from the whole vocabulary, and 10 % stay (Devlin et al. 2019,
+    appendix A.1). Draws come from PyTorch's generator of the device.
+
+    Args:
+        tokens: Token ids, int64 of any shape.
+        probability: Share of tokens to choose.
+        mask_token: Id of the mask token.
+        vocabulary: Number of tokens.
+        special: Ids that are never chosen: padding, separators, ...
+
+    Returns:
+        int64, shaped as ``tokens``: what to see in place of a chosen token, -1 for all others.
+    """
+    hidden = torch.rand(tokens.shape, device=tokens.device) < probability
+    hidden &= ~torch.isin(tokens, torch.tensor(special, device=tokens.device, dtype=tokens.dtype))
+    kind = torch.rand(tokens.shape, device=tokens.device)
+    seen = torch.where(kind < 0.8, mask_token, torch.randint_like(tokens, vocabulary))
+    seen = torch.where(kind < 0.9, seen, tokens)
+    return torch.where(hidden, seen, -1)
+
+
+@draw_masked.register_fake
+def _(
+    tokens: Tensor, probability: float, mask_token: int, vocabulary: int, special: list[int]
+) -> Tensor:
+    return torch.empty_like(tokens)

@@ -33,7 +33,10 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "distill": "sparsefx.passes.distill.distill:Distill",
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
+        "keep-outputs": "sparsefx.passes.structure.keep_outputs:KeepOutputs",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
+        "masked-lm": "sparsefx.passes.pretrain.masked_lm:MaskedLm",
+        "mlm-head": "sparsefx.passes.pretrain.mlm_head:MlmHead",
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",
         "pool-sentences": "sparsefx.passes.structure.pool_sentences:PoolSentences",
@@ -42,6 +45,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
         "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",
+        "strip-masked-lm": "sparsefx.passes.pretrain.strip:StripMaskedLm",
     },
     "targets": {
         "accelerator": "sparsefx.backends.accelerator.target:Accelerator",

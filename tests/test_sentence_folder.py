@@ -31,7 +31,8 @@ def bert() -> Any:
         "max_position_embeddings": 32,
         "architectures": ["BertModel"],
     }
-    return BertModel(BertConfig(**sizes)).eval()
+    made: Any = BertModel(BertConfig(**sizes))
+    return made.eval()
 
 
 def test_sentence_transformers_gives_the_same_vectors(tmp_path: Path) -> None:

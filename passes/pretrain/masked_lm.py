@@ -1,0 +1,133 @@
+"""masked-lm: tokens are hidden, and the loss is how well the model guesses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import fx
+
+from sparsefx.errors import PassError
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.dataflow import aten
+from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
+from sparsefx.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["DRAW", "LOSS", "MaskedLm"]
+
+DRAW = torch.ops.sparsefx.draw_masked.default
+LOSS = "loss.masked_lm"
+_SUM, _IGNORED = 2, -100
+
+
+@dataclass(frozen=True)
+class MaskedLm(Pass):
+    """Hide tokens of every batch, and add the loss of guessing them.
+
+    Each token that is not special is chosen with ``probability``; of those, 80 % are shown as the
+    mask token, 10 % as a random token, 10 % as they are (Devlin et al. 2019, section 3.1):
+
+        L = mean over chosen tokens of -log softmax(z)[token]
+
+    The draws are a node of the graph that takes PyTorch's generator, as dropout does: seeding makes
+    them repeatable, and what restores the generator's state resumes them. They are made in
+    evaluation too, so that the loss can be measured on text that was held back. Everything that
+    read the token ids reads the shown tokens, a teacher that ``distill`` joined before included;
+    so run ``distill`` first. Adds ``weight * L`` to the output ``loss``, which it makes when there
+    is none, and returns L as ``loss.masked_lm``. ``strip-masked-lm`` takes it out again.
+
+    Establishes nothing. Skips a Program whose tokens are hidden already.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline, capture
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
+    ...                     num_attention_heads=2, intermediate_size=16)
+    >>> ids = torch.randint(5, 20, (4, 8))
+    >>> program = capture(BertForMaskedLM(config).eval(), {"input_ids": ids})
+    >>> trained = Pipeline.parse("masked-lm{mask_token=4,special=(0,1,2,3)}").run(program)
+    >>> sorted(trained(input_ids=ids))
+    ['logits', 'loss', 'loss.masked_lm']
+
+    Attributes:
+        weight: Of the term in the loss.
+        probability: Share of tokens that are chosen.
+        mask_token: Id of the mask token; the default is BERT's.
+        special: Ids that are never chosen; the default is BERT's padding, unknown, [CLS], [SEP].
+    """
+
+    name: ClassVar[str] = "masked-lm"
+    changes_signature: ClassVar[bool] = True
+
+    weight: float = 1.0
+    probability: float = 0.15
+    mask_token: int = 103
+    special: tuple[int, ...] = (0, 100, 101, 102)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.probability <= 1.0:
+            raise self.refuse("probability", "expected a share above 0, at most 1")
+        if not self.weight > 0:
+            raise self.refuse("weight", "expected a number above 0")
+        if self.mask_token < 0:
+            raise self.refuse("mask_token", "expected a token id")
+        if not isinstance(self.special, tuple):
+            raise self.refuse("special", "expected a tuple of token ids, such as (0,101,102)")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Put the draw behind the input, and the loss behind the output."""
+        if program.graph.find_nodes(op="call_function", target=DRAW):
+            return PassReport(0, (Skip("tokens", "they are hidden already"),))
+        rw = ctx.rewriter
+        tokens, table = token_table(program, who=self.name)
+        output = masked_lm_output(program)
+        if output is None:
+            raise PassError(
+                f"no output predicts tokens; it returns {', '.join(program.signature.outputs)}",
+                who=self.name,
+                hint="run mlm-head before it, or capture a model for masked tokens",
+            )
+        rows = program.tensor(table).shape[0]
+        if self.mask_token >= rows:
+            raise PassError(
+                f"mask_token={self.mask_token} is none of the {rows} tokens of the model",
+                who=self.name,
+                where="mask_token",
+                hint="give the id of the mask token of the model's tokenizer",
+            )
+        drawn, chosen = self._hide(rw, tokens, rows)
+        with rw.before(program.graph.output_node()):
+            known = rw.call(aten.where.ScalarOther, chosen, tokens, _IGNORED)
+            term = _cross_entropy(rw, rw.outputs()[output], known)
+            scaled = term if self.weight == 1 else rw.call(aten.mul.Tensor, term, self.weight)
+            before = rw.outputs().get("loss")
+            total = scaled if before is None else rw.call(aten.add.Tensor, before, scaled)
+        rw.set_output("loss", total)
+        rw.set_output(LOSS, term)
+        return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
+
+    def _hide(self, rw: Rewriter, tokens: fx.Node, rows: int) -> tuple[fx.Node, fx.Node]:
+        """Let all readers of the tokens see what is shown; return the draw and who was chosen."""
+        readers = list(tokens.users)
+        with rw.before(min(readers)):
+            options = (self.probability, self.mask_token, rows, list(self.special))
+            drawn = rw.call(DRAW, tokens, *options)
+            chosen = rw.call(aten.ge.Scalar, drawn, 0)
+            shown = rw.call(aten.where.self, chosen, drawn, tokens)
+        for reader in readers:
+            rw.replace_input(reader, tokens, shown)
+        return drawn, chosen
+
+
+def _cross_entropy(rw: Rewriter, logits: fx.Node, known: fx.Node) -> fx.Node:
+    """Return the mean over the tokens that are known; 0 when none is."""
+    flat = rw.call(aten.flatten.using_ints, logits, 0, 1)
+    targets = rw.call(aten.flatten.using_ints, known)
+    total = rw.call(aten.cross_entropy_loss.default, flat, targets, None, _SUM, _IGNORED)
+    count = rw.call(aten.sum.default, rw.call(aten.ne.Scalar, targets, _IGNORED))
+    return rw.call(aten.div.Tensor, total, rw.call(aten.clamp.default, count, 1))

@@ -1,0 +1,57 @@
+"""Where tokens enter a graph, and where it predicts them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from sparsefx.errors import PassError
+from sparsefx.passes.analyses.dataflow import aten, last_dim, origin, weight_of
+from sparsefx.passes.analyses.roles import TEACHER_PREFIX
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["masked_lm_output", "token_table"]
+
+
+def token_table(program: Program, *, who: str) -> tuple[fx.Node, str]:
+    """Return the input of token ids, and the name of the table that they are looked up in.
+
+    Of several tables (tokens, positions, segments) it is the one with most rows.
+
+    Raises:
+        PassError: No input is looked up in a table.
+    """
+    found = _tables(program)
+    if not found:
+        raise PassError(
+            "no input is looked up in an embedding table",
+            who=who,
+            hint="capture a model that takes token ids",
+        )
+    return max(found, key=lambda pair: program.tensor(pair[1]).shape[0])
+
+
+def masked_lm_output(program: Program) -> str | None:
+    """Return the output [batch, sequence, vocabulary]; None when there is none."""
+    found = _tables(program)
+    if not found:
+        return None
+    rows = max(program.tensor(table).shape[0] for _, table in found)
+    outputs: Any = program.graph.output_node().args[0]
+    for name, node in outputs.items():
+        value = node.meta.get("val")
+        if value is not None and value.dim() == 3 and last_dim(node) == rows:
+            return str(name)
+    return None
+
+
+def _tables(program: Program) -> list[tuple[fx.Node, str]]:
+    found = []
+    for node in program.graph.find_nodes(op="call_function", target=aten.embedding.default):
+        indices, table = origin(node.args[1]), weight_of(node)
+        if indices.op == "placeholder" and table and not table.startswith(TEACHER_PREFIX):
+            found.append((indices, table))
+    return found
