@@ -42,6 +42,9 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "pool-sentences": "sparsefx.passes.structure.pool_sentences:PoolSentences",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
+        "quantize-probabilities": (
+            "sparsefx.backends.accelerator.probabilities:QuantizeProbabilities"
+        ),
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
         "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",

@@ -53,9 +53,7 @@ def energy_of(
     found["dram"] = (traffic.total - traffic.metadata) * table.dram.value
     found["metadata"] = traffic.metadata * table.dram.value
     if isinstance(op, VectorOp):
-        unit = machine.architecture.vector
-        cost = unit.costs.get(op.kind) or unit.costs["elementwise"]
-        found["vector"] = op.elements * cost.value * table.vector_operation.value
+        found["vector"] = machine.vector_operations(op) * table.vector_operation.value
         moved = (op.in_elements + op.out_elements) * machine.value_bytes
         found["sram"] = moved * _access(machine, "activations")
     if isinstance(op, MatmulOp) and plan is not None and macs is not None:

@@ -15,21 +15,23 @@ from sparsefx.backends.accelerator.lowering import integer_weight, weight_digest
 from sparsefx.backends.accelerator.units import op_name
 from sparsefx.backends.formats.dense import Dense
 from sparsefx.backends.formats.encoding import Encoded, Int8Array, SparseFormat
+from sparsefx.passes.analyses.quantized import QuantizedProduct, QuantizedProducts
 from sparsefx.program import Program
 
-__all__ = ["IntegerProduct", "StreamExecutor", "accumulate"]
+__all__ = ["IntegerProduct", "StreamExecutor", "accumulate", "multiply"]
 
 Int32Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class IntegerProduct:
-    """What the array computed for one linear in one run.
+    """What the array computed for one linear, or product of activations, in one run.
 
     Attributes:
-        accumulators: int32 `[rows, n]`, `sum over k of (q - zero point) * w`.
-        digest: Hash of the weights that were decoded from the stream.
-        active: Share of activations that are not at the zero point.
+        accumulators: int32 `[rows, n]`, `sum over k of (q - zero point) * w`; for a product of
+            activations `[..., rows, columns]`.
+        digest: Hash of the weights that were decoded from the stream; "" without weights.
+        active: Share of activations (the left ones) that are not at the zero point.
     """
 
     accumulators: Int32Array = field(repr=False)
@@ -59,6 +61,24 @@ def accumulate(q: Tensor, zero_point: int, weight: Int8Array) -> Int32Array:
     return total
 
 
+def multiply(left: Tensor, right: Tensor, zero_points: tuple[int, int]) -> Tensor:
+    """Multiply two quantized activations exactly: `(left - z_left) @ (right - z_right)`.
+
+    Args:
+        left: uint8 `[..., rows, k]`.
+        right: uint8 `[..., k, columns]`.
+        zero_points: The integers that stand for 0.0.
+
+    Returns:
+        int32 `[..., rows, columns]`.
+    """
+    # float32 holds integers below 2^24 exactly, float64 below 2^53.
+    small = left.shape[-1] * 255 * 255 < 2**24
+    kind = torch.float32 if small else torch.float64
+    shifted = [x.to(kind) - zero for x, zero in zip((left, right), zero_points, strict=True)]
+    return (shifted[0] @ shifted[1]).to(torch.int32)
+
+
 class StreamExecutor(fx.Interpreter):
     """Runs a Program with the linears computed from their encoded weights.
 
@@ -68,8 +88,9 @@ class StreamExecutor(fx.Interpreter):
         y = float32(accumulators) * (scale_input * scale_weight) + bias     in float32
 
     and a following quantize node turns y into integers again: the arithmetic of the reference
-    target's `integer` way, so the two are equal element for element. Everything else runs as in the
-    Program.
+    target's `integer` way, so the two are equal element for element. A product of two activations
+    is computed so when both are quantized, with the right one in the place of the weights.
+    Everything else, a product with a float operand too, runs in float32 as in the Program.
 
     Args:
         program: A quantized Program, in evaluation mode.
@@ -82,9 +103,13 @@ class StreamExecutor(fx.Interpreter):
         self.form = form
         self.streams: dict[str, Encoded] = {}
         self.products: dict[str, IntegerProduct] = {}
+        self.attention: dict[str, IntegerProduct] = {}
         self.active: dict[str, BoolArray] = {}
         self._integers: dict[fx.Node, Any] = {}
         self._decoded: dict[str, tuple[Int8Array, str]] = {}
+        self._attention = {site.node: site for site in program.facts(QuantizedProducts)}
+        self._wanted = {node for site in self._attention.values() for node in _read_by(site)}
+        self._kept: dict[fx.Node, Any] = {}
         for node in program.graph.nodes:
             if op_name(node) == "aten.linear":
                 self._encode(node)
@@ -107,6 +132,7 @@ class StreamExecutor(fx.Interpreter):
         """Run one batch; inputs and outputs as those of the Program."""
         self.program.signature.check(batch)
         self._integers.clear()
+        self._kept.clear()
         ordered = [batch[spec.name] for spec in self.program.signature.inputs]
         with torch.no_grad():
             outputs: dict[str, Tensor] = self.run(*ordered)
@@ -121,7 +147,21 @@ class StreamExecutor(fx.Interpreter):
             self._integers[n] = self.fetch_args_kwargs_from_env(n)[0][:3]
         if name == "aten.linear" and self._on_array(n):
             return self._linear(n)
-        return super().run_node(n)
+        if n in self._attention:
+            return self._product(self._attention[n])
+        value = super().run_node(n)
+        if n in self._wanted:
+            self._kept[n] = value
+        return value
+
+    def _product(self, site: QuantizedProduct) -> Tensor:
+        tensor, left, right = self.program.tensor, site.left, site.right
+        operands = left.moved(self._kept), right.moved(self._kept)
+        zeros = int(tensor(left.zero_point)), int(tensor(right.zero_point))
+        accumulators = multiply(*operands, zeros)
+        active = float((operands[0] != zeros[0]).float().mean())
+        self.attention[site.node.name] = IntegerProduct(accumulators.numpy(), "", active)
+        return accumulators.float() * (tensor(left.scale) * tensor(right.scale))
 
     def _on_array(self, node: fx.Node) -> bool:
         """Whether a node is a linear with quantized weight and input."""
@@ -150,6 +190,15 @@ class StreamExecutor(fx.Interpreter):
             y = y + bias[0]
         result: Tensor = y.reshape(*q.shape[:-1], -1)
         return result
+
+
+def _read_by(site: QuantizedProduct) -> list[fx.Node]:
+    """The nodes whose values a product of integers needs: the integers, and sizes for moves."""
+    found = []
+    for operand in (site.left, site.right):
+        sizes = {n for move in operand.moves for n in move.all_input_nodes[1:]}
+        found += [operand.integers, *sizes]
+    return found
 
 
 def _read(form: SparseFormat, encoded: Encoded) -> tuple[Int8Array, str]:

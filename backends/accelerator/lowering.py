@@ -13,9 +13,17 @@ from torch import fx
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
 from sparsefx.backends.accelerator.units import Unit, op_name, units_of, vector_kind
-from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
+from sparsefx.backends.accelerator.workload import (
+    FLOAT_PRODUCT,
+    HostOp,
+    MatmulOp,
+    Op,
+    VectorOp,
+    Workload,
+)
 from sparsefx.backends.formats.encoding import Int8Array
 from sparsefx.errors import TargetError
+from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.program import Program
 
 __all__ = ["Lowering", "integer_weight", "lower_program", "weight_digest"]
@@ -63,6 +71,15 @@ def lower_program(program: Program, how: Lowering) -> Workload:
     return _Lowerer(program, how).run()
 
 
+def _float_product(
+    name: str, sizes: tuple[int, int, int], inputs: tuple[str, ...], copies: int
+) -> VectorOp:
+    """A product that an integer array cannot do, because an operand is float."""
+    m, n, k = sizes
+    elements, reads = copies * m * n, copies * k * (m + n)
+    return VectorOp(name, FLOAT_PRODUCT, elements, inputs, copies, repeats=k, reads=reads)
+
+
 class _Lowerer:
     def __init__(self, program: Program, how: Lowering) -> None:
         self.program = program
@@ -70,6 +87,7 @@ class _Lowerer:
         self.source: dict[fx.Node, tuple[str, ...]] = {}
         self.weights: dict[str, Int8Array] = {}
         self.floats: list[str] = []
+        self.quantized = {site.node for site in program.facts(QuantizedProducts)}
 
     def run(self) -> Workload:
         shapes = self.program.shapes
@@ -123,7 +141,7 @@ class _Lowerer:
         rowwise = kind in ("softmax", "layer-norm")
         return VectorOp(node.name, kind, elements, inputs, copies, rowwise)
 
-    def matmul(self, node: fx.Node, inputs: tuple[str, ...]) -> MatmulOp:
+    def matmul(self, node: fx.Node, inputs: tuple[str, ...]) -> MatmulOp | VectorOp:
         out = self.shape(node)
         left = node.args[0]
         if not isinstance(left, fx.Node):
@@ -131,6 +149,8 @@ class _Lowerer:
         k = self.shape(left)[-1]
         if op_name(node) != "aten.linear":
             copies = math.prod(out[:-2])
+            if self.how.integers and node not in self.quantized:
+                return _float_product(node.name, (out[-2], out[-1], k), inputs, copies)
             return MatmulOp(node.name, out[-2], out[-1], k, inputs, copies, stationary=False)
         rows = math.prod(out[:-1])
         weight, mask = self.weight(node)

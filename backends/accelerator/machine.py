@@ -113,11 +113,16 @@ class Machine:
             share = arch.sparse_utilisation
         return cycles / share.value if share else float(cycles)
 
+    def vector_operations(self, op: VectorOp) -> float:
+        """Operations of the vector unit that an operation of the workload takes."""
+        costs = self.architecture.vector.costs
+        cost = costs.get(op.kind) or costs["elementwise"]
+        return op.elements * op.repeats * cost.value
+
     def vector_cycles(self, op: VectorOp, share: float = 1.0) -> float:
         """Cycles of a share of a vector operation, launch apart."""
         unit = self.architecture.vector
-        cost = unit.costs.get(op.kind) or unit.costs["elementwise"]
-        cycles = op.elements * share * cost.value / unit.throughput.value * self.clock
+        cycles = self.vector_operations(op) * share / unit.throughput.value * self.clock
         if unit.memory_bound:
             moved = (op.in_elements + op.out_elements) * share * self.value_bytes
             cycles = max(cycles, moved / self.dram_rate)

@@ -12,7 +12,7 @@ from sparsefx.backends.accelerator.engines.base import IntArray
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.schedule import Schedule, Traffic, schedule
 from sparsefx.backends.accelerator.tasks import Kind, Task
-from sparsefx.backends.accelerator.workload import MatmulOp, Workload
+from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, MatmulOp, Workload
 
 __all__ = ["WATERFALL", "OpResult", "Simulation", "simulate"]
 
@@ -165,6 +165,12 @@ def _notes(workload: Workload, machine: Machine, planned: Schedule) -> tuple[str
         notes.append(
             f"all weights ({stored / 1e6:.2f} MB stored) stay on chip; loading them once takes "
             f"{machine.dram_cycles(stored) / machine.clock * 1e3:.3f} ms and is not counted"
+        )
+    floats = [op.name for op in workload.ops if op.kind == FLOAT_PRODUCT]
+    if floats:
+        notes.append(
+            f"{len(floats)} products have a float operand and run on the vector unit, not on the "
+            f"int8 array: {', '.join(floats)}"
         )
     dead = [op.name for op in workload.matmuls if op.nonzero is not None and not op.nonzero.any()]
     if dead:

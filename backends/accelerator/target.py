@@ -15,18 +15,21 @@ from sparsefx.backends.accelerator.legalise import AcceleratorTag
 from sparsefx.backends.accelerator.listing import listing
 from sparsefx.backends.accelerator.lowering import Lowering, lower_program
 from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.probabilities import QuantizeProbabilities
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.units import op_name, units_of
 from sparsefx.backends.accelerator.workload import Workload
 from sparsefx.errors import TargetError
+from sparsefx.passbase import Pass
+from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.target import CostReport, Target, Unsupported
 
-__all__ = ["Accelerator", "CompiledForAccelerator"]
+__all__ = ["Accelerator", "CompiledForAccelerator", "legalise"]
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,41 @@ class Accelerator(Target):
         return load_architecture(self.arch)
 
     def pipeline(self) -> Pipeline:
-        """Spell attention out and tag every node with its unit."""
-        return Pipeline((DecomposeAttention(on_no_match="ignore"), AcceleratorTag()))
+        """Spell attention out, quantize probabilities for an int8 machine, and tag every node."""
+        return legalise(self.integers)
+
+    @property
+    def integers(self) -> bool:
+        """Whether the machine computes in int8."""
+        return self.architecture.value_bits.value == 8
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
-        """All operators that the machine does not have; each runs on the host, at a cost."""
+        """What the array cannot do: runs on the host or on the vector unit, at a cost."""
         program.shapes  # noqa: B018  # infers the dtypes that the units follow from
         host = self.architecture.host
-        found = []
-        for node, unit in units_of(program.graph).items():
-            if unit != "host":
-                continue
-            instead = ""
-            if host is not None:
-                microseconds = 2e6 * host.latency.value
-                instead = f"runs on the host, {microseconds:.0f} us and its operands' way at least"
-            found.append(Unsupported(f"%{node.name}", f"there is no {op_name(node)}", instead))
-        return tuple(found)
+        instead = ""
+        if host is not None:
+            microseconds = 2e6 * host.latency.value
+            instead = f"runs on the host, {microseconds:.0f} us and its operands' way at least"
+        units = units_of(program.graph).items()
+        found = [
+            Unsupported(f"%{node.name}", f"there is no {op_name(node)}", instead)
+            for node, unit in units
+            if unit == "host"
+        ]
+        if not self.integers:
+            return tuple(found)
+        exact = {site.node for site in program.facts(QuantizedProducts)}
+        floats = [
+            node
+            for node, unit in units
+            if unit == "matrix" and op_name(node) != "aten.linear" and node not in exact
+        ]
+        reason = "an operand is float, and the array multiplies int8"
+        return (
+            *found,
+            *(Unsupported(f"%{n.name}", reason, "runs on the vector unit") for n in floats),
+        )
 
     def lower(self, program: Program) -> CompiledForAccelerator:
         """Lower a Program.
@@ -89,6 +110,18 @@ class Accelerator(Target):
             TargetError: When linears are float on an integer machine, or no tile fits.
         """
         return CompiledForAccelerator(program, self.architecture, self.batch, self.sequence)
+
+
+def legalise(integers: bool) -> Pipeline:
+    """The passes before lowering; those that an int8 machine needs too, when `integers` says so.
+
+    Probabilities are quantized (see quantize-probabilities) where the Program quantizes what they
+    multiply. A product with a float operand is left, and runs on the vector unit.
+    """
+    passes: list[Pass] = [DecomposeAttention(on_no_match="ignore")]
+    if integers:
+        passes.append(QuantizeProbabilities(on_no_match="ignore"))
+    return Pipeline((*passes, AcceleratorTag()))
 
 
 class CompiledForAccelerator:

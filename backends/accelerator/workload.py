@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
 from sparsefx.backends.formats.encoding import Int8Array
 
-__all__ = ["HostOp", "MatmulOp", "Op", "VectorOp", "Workload"]
+__all__ = ["FLOAT_PRODUCT", "HostOp", "MatmulOp", "Op", "VectorOp", "Workload"]
+
+FLOAT_PRODUCT: Final = "product"
+"""Kind of a matrix product in float, which the vector unit of an integer machine computes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,13 @@ class MatmulOp:
 
 @dataclass(frozen=True)
 class VectorOp:
-    """An operation on `elements` values, element by element or (`rowwise`) row by row."""
+    """An operation on `elements` values, element by element or (`rowwise`) row by row.
+
+    Attributes:
+        elements: Values of the result.
+        repeats: How often an element's cost is paid: the inner size of a product in float.
+        reads: Values read; None for as many as the result has from every input.
+    """
 
     name: str
     kind: str
@@ -99,6 +108,8 @@ class VectorOp:
     inputs: tuple[str, ...]
     copies: int = 1
     rowwise: bool = False
+    repeats: int = 1
+    reads: int | None = None
 
     @property
     def out_elements(self) -> int:
@@ -108,7 +119,7 @@ class VectorOp:
     @property
     def in_elements(self) -> int:
         """Elements read."""
-        return self.elements * max(len(self.inputs), 1)
+        return self.elements * max(len(self.inputs), 1) if self.reads is None else self.reads
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ __all__ = [
     "accumulate",
     "fixed_point",
     "integer_linear",
+    "integer_product",
     "quantize_bias",
     "requantize",
     "requantize_fixed",
@@ -53,9 +54,12 @@ def accumulate(x: Tensor, zero_point: Tensor | int, weight: Tensor) -> Tensor:
     """
     # Products are below 2^17 and float64 holds integers below 2^53: exact for any real layer.
     shifted = x.to(torch.float64) - torch.as_tensor(zero_point, device=x.device).to(torch.float64)
-    sums = shifted @ weight.to(torch.float64).T
+    return _checked(shifted @ weight.to(torch.float64).T, x.shape[-1])
+
+
+def _checked(sums: Tensor, count: int) -> Tensor:
     if sums.numel() and not _INT32.min <= float(sums.min()) <= float(sums.max()) <= _INT32.max:
-        raise OverflowError(f"a sum over {x.shape[-1]} products leaves the range of int32")
+        raise OverflowError(f"a sum over {count} products leaves the range of int32")
     return sums.to(torch.int32)
 
 
@@ -83,6 +87,34 @@ def integer_linear(
     """
     y = accumulate(x, zero_point, weight).float() * (scale * weight_scale)
     return y if bias is None else y + bias
+
+
+def integer_product(
+    left: Tensor,
+    right: Tensor,
+    *,
+    scales: tuple[Tensor, Tensor],
+    zero_points: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return the product of two quantized activations in float32, by the ``float`` way above.
+
+        acc[i, j] = sum_k (left[i, k] - z_left) * (right[k, j] - z_right)         exact, int32
+        y = float32(acc) * (s_left * s_right)
+
+    Args:
+        left: uint8 [..., rows, k].
+        right: uint8 [..., k, columns].
+        scales: float32 [], of the two.
+        zero_points: int32 [], of the two.
+
+    Returns:
+        float32 [..., rows, columns].
+
+    Raises:
+        OverflowError: When a sum leaves the range of int32 (not below 33,000 summands).
+    """
+    shifted = [x.double() - z.double() for x, z in zip((left, right), zero_points, strict=True)]
+    return _checked(shifted[0] @ shifted[1], left.shape[-1]).float() * (scales[0] * scales[1])
 
 
 def requantize(y: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from sparsefx.backends.reference.integer import integer_linear
+from sparsefx.backends.reference.integer import integer_linear, integer_product
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import TargetError
-from sparsefx.passes.analyses.quantized import QuantizedLinear, QuantizedLinears
+from sparsefx.passes.analyses.quantized import (
+    QuantizedLinear,
+    QuantizedLinears,
+    QuantizedProduct,
+    QuantizedProducts,
+)
 from sparsefx.target import CostReport, CostRow, Target, Unsupported
 
 if TYPE_CHECKING:
@@ -32,9 +37,10 @@ class Reference(Target):
 
     Attributes:
         arithmetic: ``float`` runs each node as the graph says: a quantized linear multiplies
-            dequantized floats. ``integer`` runs quantized linears on their integers, with exact
-            int32 sums (:mod:`sparsefx.backends.reference.integer`); it takes quantized Programs
-            only. The two differ by float32 rounding.
+            dequantized floats. ``integer`` runs quantized linears, and products of two quantized
+            activations, on their integers, with exact int32 sums
+            (:mod:`sparsefx.backends.reference.integer`); it takes quantized Programs only. The two
+            differ by float32 rounding.
         batch: Batch size at which cost() measures.
         sequence: Sequence length at which cost() measures.
 
@@ -79,8 +85,10 @@ class ReferenceCompiled:
         self.program = program
         self._options = options
         is_integer = options.arithmetic == "integer"
-        sites = program.facts(QuantizedLinears) if is_integer else ()
-        self._linears = {site.node: site for site in sites}
+        self._sites: dict[fx.Node, QuantizedLinear | QuantizedProduct] = {}
+        if is_integer:
+            self._sites |= {site.node: site for site in program.facts(QuantizedLinears)}
+            self._sites |= {site.node: site for site in program.facts(QuantizedProducts)}
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program."""
@@ -130,7 +138,7 @@ class ReferenceCompiled:
     ) -> tuple[dict[str, Tensor], dict[fx.Node, Any], dict[fx.Node, float]]:
         """Return the outputs, the value of each node, and its seconds."""
         self.program.signature.check(batch)
-        runner = _Runner(self.program, self._linears)
+        runner = _Runner(self.program, self._sites)
         with torch.no_grad():
             outputs: dict[str, Tensor] = runner.run(
                 *(batch[name] for name in self.program.signature.input_names)
@@ -139,22 +147,38 @@ class ReferenceCompiled:
 
 
 class _Runner(fx.Interpreter):
-    """Runs the graph node by node; the linears given run on integers."""
+    """Runs the graph node by node; the linears and products given run on integers."""
 
-    def __init__(self, program: Program, linears: Mapping[fx.Node, QuantizedLinear]) -> None:
+    def __init__(
+        self, program: Program, sites: Mapping[fx.Node, QuantizedLinear | QuantizedProduct]
+    ) -> None:
         super().__init__(program.module, garbage_collect_values=False)
         self.seconds: dict[fx.Node, float] = {}
         self._program = program
-        self._linears = linears
+        self._sites = sites
 
     def run_node(self, n: fx.Node) -> Argument:
         start = time.perf_counter()
-        site = self._linears.get(n)
-        value: Any = super().run_node(n) if site is None else self._integer(site)
+        site = self._sites.get(n)
+        if isinstance(site, QuantizedLinear):
+            value: Any = self._linear(site)
+        elif isinstance(site, QuantizedProduct):
+            value = self._product(site)
+        else:
+            value = super().run_node(n)
         self.seconds[n] = time.perf_counter() - start
         return value  # type: ignore[no-any-return]  # whatever the node gives
 
-    def _integer(self, site: QuantizedLinear) -> Tensor:
+    def _product(self, site: QuantizedProduct) -> Tensor:
+        tensor, left, right = self._program.tensor, site.left, site.right
+        return integer_product(
+            left.moved(self.env),
+            right.moved(self.env),
+            scales=(tensor(left.scale), tensor(right.scale)),
+            zero_points=(tensor(left.zero_point), tensor(right.zero_point)),
+        )
+
+    def _linear(self, site: QuantizedLinear) -> Tensor:
         tensor = self._program.tensor
         return integer_linear(
             self.env[site.input],

@@ -1,23 +1,50 @@
-"""QuantizedLinears: which linears of a Program work on integers, and on which."""
+"""Which linears and products of a Program work on integers, and on which."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sparsefx.analysis import Analysis
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["QuantizedLinear", "QuantizedLinears"]
+__all__ = [
+    "QuantizedLinear",
+    "QuantizedLinears",
+    "QuantizedOperand",
+    "QuantizedProduct",
+    "QuantizedProducts",
+    "quantized_operand",
+]
 
 _LINEAR = torch.ops.aten.linear.default
 _QUANTIZE = torch.ops.sparsefx.quantize.default
 _DEQUANTIZE = torch.ops.sparsefx.dequantize.default
+_PRODUCTS = (torch.ops.aten.matmul.default, torch.ops.aten.bmm.default)
+
+aten = torch.ops.aten
+
+_MOVES = {
+    aten._unsafe_view.default,
+    aten.alias.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.reshape.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.squeeze.dim,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+}
+"""What moves values and changes none, so that it does the same to integers."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +80,70 @@ class QuantizedLinears(Analysis[tuple[QuantizedLinear, ...]]):
         """Look at every linear."""
         nodes = program.graph.find_nodes(op="call_function", target=_LINEAR)
         return tuple(found for node in nodes if (found := _match(node)) is not None)
+
+
+@dataclass(frozen=True)
+class QuantizedOperand:
+    """One operand of a product of activations.
+
+    Attributes:
+        integers: The node of the integers, uint8 of any shape.
+        scale: Name of their scale, float32 [].
+        zero_point: Name of their zero point, int32 [].
+        moves: What brings them into the product's layout, in order; it changes no value.
+    """
+
+    integers: fx.Node
+    scale: str
+    zero_point: str
+    moves: tuple[fx.Node, ...]
+
+    def moved(self, values: dict[fx.Node, Any]) -> Tensor:
+        """The integers in the product's layout, from the values of the nodes run so far."""
+        found: Tensor = values[self.integers]
+        for node in self.moves:
+            args = fx.map_arg(node.args[1:], values.__getitem__)
+            kwargs = fx.map_arg(node.kwargs, values.__getitem__)
+            found = node.target(found, *args, **kwargs)  # type: ignore[operator]  # an ATen operator
+        return found
+
+
+@dataclass(frozen=True)
+class QuantizedProduct:
+    """A matrix product of two quantized activations, such as attention scores."""
+
+    node: fx.Node
+    left: QuantizedOperand
+    right: QuantizedOperand
+
+
+class QuantizedProducts(Analysis[tuple[QuantizedProduct, ...]]):
+    """The products of activations whose two operands are integers, in graph order."""
+
+    @classmethod
+    def compute(cls, program: Program) -> tuple[QuantizedProduct, ...]:
+        """Look at every matmul and bmm."""
+        found = []
+        for node in program.graph.nodes:
+            if node.target not in _PRODUCTS:
+                continue
+            left, right = (quantized_operand(arg) for arg in node.args[:2])
+            if left is not None and right is not None:
+                found.append(QuantizedProduct(node, left, right))
+        return tuple(found)
+
+
+def quantized_operand(node: object) -> QuantizedOperand | None:
+    """The integers behind a value, looking through moves; None for a float value or a weight."""
+    moves: list[fx.Node] = []
+    while isinstance(node, fx.Node) and node.target in _MOVES:
+        moves.insert(0, node)
+        node = node.args[0]
+    read = _dequantized(node)
+    if read is None or read[0].op == "get_attr":
+        return None
+    integers, scale, zero_point = read
+    return QuantizedOperand(integers, str(scale.target), str(zero_point.target), tuple(moves))
 
 
 def _match(node: fx.Node) -> QuantizedLinear | None:

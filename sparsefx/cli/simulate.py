@@ -96,8 +96,7 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
     from sparsefx.backends.accelerator.bert import encoder_workload
     from sparsefx.backends.accelerator.lowering import Lowering, lower_program
     from sparsefx.backends.accelerator.sweep import SIZES
-    from sparsefx.passes.structure.decompose_attention import DecomposeAttention
-    from sparsefx.pipeline import Pipeline
+    from sparsefx.backends.accelerator.target import legalise
     from sparsefx.properties import Property
 
     if model in SIZES and not Path(model).exists():
@@ -105,7 +104,7 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
     program = open_program(model).eval()
     if integers and Property.QUANTIZED not in program.properties:
         program = _quantized(program, seq)
-    program = Pipeline((DecomposeAttention(on_no_match="ignore"),)).run(program)
+    program = legalise(integers).run(program)
     sizes = {"batch": batch, "sequence": seq}
     return lower_program(program, Lowering(sizes, integers, {}))
 
@@ -122,7 +121,7 @@ def _quantized(program: Program, seq: int) -> Program:
         markup=False,
     )
     fold = "fold-masks," if Property.MASKED in program.properties else ""
-    program = Pipeline.parse(f"{fold}quantize-prepare").run(program)
+    program = Pipeline.parse(f"{fold}quantize-prepare{{requantize='all'}}").run(program)
     calibrate(program, [random_batch(program, 1, min(seq, 32))])
     return Pipeline.parse("quantize-convert").run(program)
 

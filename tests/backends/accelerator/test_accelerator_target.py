@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as runtime
 import pytest
@@ -15,7 +16,7 @@ from torch import fx
 
 import sparsefx
 from sparsefx import Pipeline, Program
-from sparsefx.backends.accelerator.executor import accumulate
+from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
@@ -26,9 +27,13 @@ from sparsefx.backends.accelerator.units import op_name
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
+from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.quantize.calibrate import calibrate
+from tests.int8 import int8
 from tests.programs import captured
 from tests.tiny_models import example_batch
+
+Array = npt.NDArray[np.generic]
 
 
 @functools.cache
@@ -115,23 +120,33 @@ def test_accumulators_and_outputs_equal_the_reference_integers() -> None:
     assert checked >= 3
 
 
+def matmul_integer(left: Array, right: Array, left_zero: int, right_zero: int) -> Array:
+    """ONNX Runtime's MatMulInteger: int32."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    node = helper.make_node("MatMulInteger", ["a", "b", "za", "zb"], ["y"])
+    kind = {"uint8": kinds.UINT8, "int8": kinds.INT8}
+    feed = {
+        "a": left,
+        "b": np.ascontiguousarray(right),
+        "za": np.array(left_zero, left.dtype),
+        "zb": np.array(right_zero, right.dtype),
+    }
+    inputs = [
+        helper.make_tensor_value_info(name, kind[value.dtype.name], list(value.shape))
+        for name, value in feed.items()
+    ]
+    outputs = [helper.make_tensor_value_info("y", kinds.INT32, None)]
+    graph = helper.make_graph([node], "integer", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    result: Array = runtime.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+    return result
+
+
 def test_accumulators_equal_onnx_runtime_integer_products() -> None:
     generator = np.random.default_rng(0)
     q = generator.integers(0, 256, (16, 96)).astype(np.uint8)
     weight = generator.integers(-127, 128, (40, 96)).astype(np.int8)
-    helper, kinds = onnx.helper, onnx.TensorProto
-    node = helper.make_node("MatMulInteger", ["q", "w", "z"], ["y"])
-    inputs = [
-        helper.make_tensor_value_info("q", kinds.UINT8, [16, 96]),
-        helper.make_tensor_value_info("w", kinds.INT8, [96, 40]),
-        helper.make_tensor_value_info("z", kinds.UINT8, []),
-    ]
-    outputs = [helper.make_tensor_value_info("y", kinds.INT32, [16, 40])]
-    graph = helper.make_graph([node], "integer", inputs, outputs)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    session = runtime.InferenceSession(model.SerializeToString())
-    feed = {"q": q, "w": np.ascontiguousarray(weight.T), "z": np.array(131, np.uint8)}
-    (theirs,) = session.run(None, feed)
+    theirs = matmul_integer(q, weight.T, 131, 0)
     assert np.array_equal(accumulate(torch.from_numpy(q), 131, weight), theirs)
 
 
@@ -141,6 +156,65 @@ def test_outputs_equal_the_reference_target_in_integer_arithmetic(arch: str) -> 
     batch = example_batch(2, 16, seed=3)
     reference = Reference(arithmetic="integer").lower(machine.program)
     assert torch.equal(machine(**batch)["logits"], reference(**batch)["logits"])
+
+
+def attention_machine() -> CompiledForAccelerator:
+    target = Accelerator(arch="lock-step-32", batch=2, sequence=16)
+    return target.lower(target.pipeline().run(int8("bert-cls", "{requantize='all'}")))
+
+
+def test_attention_products_are_exact_integers() -> None:
+    # Scores and contexts, on the Program's own integers: equal to the exact product and to ONNX
+    # Runtime's MatMulInteger, element for element; logits equal to the reference's.
+    machine = attention_machine()
+    program, batch = machine.program, example_batch(2, 16, seed=3)
+    reference = Reference(arithmetic="integer").lower(program)
+    assert torch.equal(machine(**batch)["logits"], reference(**batch)["logits"])
+    sites = program.facts(QuantizedProducts)
+    assert [site.node.name for site in sites] == list(machine.executor.attention)
+    assert len(sites) == 4
+    recorder = Recorder(program)
+    with torch.no_grad():
+        recorder.run(*(batch[spec.name] for spec in program.signature.inputs))
+    for site in sites:
+        left, right = (operand.moved(recorder.env) for operand in (site.left, site.right))
+        zeros = (
+            int(program.tensor(site.left.zero_point)),
+            int(program.tensor(site.right.zero_point)),
+        )
+        found = multiply(left, right, zeros).numpy()
+        exact = (left.long() - zeros[0]) @ (right.long() - zeros[1])
+        assert np.array_equal(found, exact.numpy())
+        assert np.array_equal(found, matmul_integer(left.numpy(), right.numpy(), *zeros))
+
+
+def test_a_long_product_is_exact_too() -> None:
+    left = torch.full((1, 2, 700), 255, dtype=torch.uint8)
+    right = torch.full((1, 700, 3), 254, dtype=torch.uint8)
+    assert bool((multiply(left, right, (0, 1)) == 255 * 253 * 700).all())
+
+
+def test_float_products_run_on_the_vector_unit_and_are_listed() -> None:
+    machine = compiled("anton")
+    run = machine.simulation
+    floats = [op for op in run.ops if op.kind == "product"]
+    assert len(floats) == 2
+    assert all(op.macs is None and op.busy > 0 for op in floats)
+    assert any("2 products have a float operand" in note for note in run.notes)
+    listed = Accelerator(arch="anton").unsupported(machine.program)
+    assert [item.where for item in listed] == [f"%{op.name}" for op in floats]
+    assert all("vector unit" in item.instead for item in listed)
+    assert list(machine.executor.attention) == [
+        op.name for op in run.ops if op.name.startswith("matmul") and op.kind == "matmul"
+    ]
+
+
+def test_probabilities_are_quantized_only_before_integers() -> None:
+    quiet = Pipeline.parse("decompose-attention,quantize-probabilities{on_no_match='ignore'}")
+    floats = quiet.run(quantized()).history[-1]
+    assert floats.applied == 0
+    assert "requantize='all'" in floats.skipped[0].reason
+    assert quiet.run(int8("bert-cls", "{requantize='all'}")).history[-1].applied == 2
 
 
 def test_timing_and_function_are_of_one_program() -> None:
