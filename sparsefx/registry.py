@@ -31,6 +31,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "balance-banks": "sparsefx.passes.prune.balance_banks:BalanceBanks",
         "decompose-attention": ("sparsefx.passes.structure.decompose_attention:DecomposeAttention"),
         "distill": "sparsefx.passes.distill.distill:Distill",
+        "drop-layers": "sparsefx.passes.structure.drop_layers:DropLayers",
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "keep-outputs": "sparsefx.passes.structure.keep_outputs:KeepOutputs",

@@ -205,6 +205,28 @@ class Rewriter:
         delattr(module, leaf)
         self.program._digests.pop(name, None)
 
+    def rename_tensor(self, name: str, new: str) -> None:
+        """Give a tensor another name; the nodes that read it follow.
+
+        Raises:
+            ProgramError: There is no tensor ``name``, or there is one called ``new``.
+        """
+        tensor = self.program.tensor(name)
+        old = self.program.canonical(name)
+        module, leaf = self._new_place(new)
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(leaf, tensor)
+        else:
+            module.register_buffer(leaf, tensor)
+        former, former_leaf = self._place(old)
+        delattr(former, former_leaf)
+        self.program._digests.pop(old, None)
+        for node in self.program.graph.find_nodes(op="get_attr", target=old):
+            node.target = new
+        self.program.ties = tuple(
+            tuple(new if each == old else each for each in group) for group in self.program.ties
+        )
+
     def _place(self, name: str) -> tuple[nn.Module, str]:
         path, _, leaf = name.rpartition(".")
         return self.program.module.get_submodule(path), leaf

@@ -1,0 +1,103 @@
+"""drop-layers: an encoder loses whole layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
+from sparsefx.passes.structure.layer_names import set_layer_count, take_numbers
+from sparsefx.properties import Property
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["DropLayers", "chosen_layers"]
+
+Choice = Literal["first", "last", "spread"]
+
+
+@dataclass(frozen=True)
+class DropLayers(Pass):
+    """Keep some layers of an encoder and join them; the others are removed with their tensors.
+
+    What enters a dropped layer goes to the next one. The layers that stay are numbered anew, in the
+    names of their tensors and in the configuration, so that the result saves as a plain Hugging
+    Face folder. They start from the weights they had; which those are is what the methods differ
+    in: BERT-PKD takes the first (Sun et al. 2019), DistilBERT spreads them, 0, 2, 4, 7, 9, 11 of 12
+    (Sanh et al. 2019).
+
+    Establishes nothing. Skips a graph without encoder layers, and one where all are kept.
+
+    >>> import torch
+    >>> from sparsefx import Pipeline, capture
+    >>> from transformers import BertConfig, BertModel
+    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=3,
+    ...                     num_attention_heads=2, intermediate_size=16)
+    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> small = Pipeline.parse("drop-layers{keep=(0,2)}").run(program)
+    >>> small.config["num_hidden_layers"], small.history[-1].notes
+    (2, ('kept the layers 0, 2 of 3',))
+
+    Attributes:
+        fraction: Share of the layers to keep, above 0 and below 1; at least one is kept.
+        choice: Which: the ``first`` ones, the ``last`` ones, or ``spread`` from first to last.
+        keep: The layers to keep, counted from 0, ascending; overrules the other two.
+    """
+
+    name: ClassVar[str] = "drop-layers"
+    forbids: ClassVar[frozenset[Property]] = frozenset({Property.DISTILLING})
+
+    fraction: float = 0.5
+    choice: Choice = "first"
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kept = (self.keep,) if isinstance(self.keep, int) else tuple(self.keep)
+        object.__setattr__(self, "keep", kept)
+        if not 0.0 < self.fraction < 1.0:
+            raise self.refuse("fraction", "expected a share between 0 and 1")
+        if self.choice not in ("first", "last", "spread"):
+            raise self.refuse("choice", "expected 'first', 'last' or 'spread'")
+        if list(kept) != sorted(set(kept)) or any(index < 0 for index in kept):
+            raise self.refuse("keep", "expected layers in ascending order, counted from 0")
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Join around the dropped layers, remove them, and number the rest anew."""
+        found = program.facts(EncoderStructure)
+        layers = found.layers
+        if not layers:
+            return PassReport(0, (Skip("layers", found.reason),))
+        kept = self.keep or chosen_layers(len(layers), self.fraction, self.choice)
+        if kept[-1] >= len(layers):
+            raise self.refuse("keep", f"the encoder has {len(layers)} layers")
+        dropped = [layer for layer in layers if layer.index not in kept]
+        if not dropped:
+            return PassReport(0, (Skip("layers", "all of them are kept"),))
+        for layer in reversed(dropped):
+            _remove(layer, ctx)
+        skipped = take_numbers(ctx.rewriter, layers, kept)
+        set_layer_count(program, len(kept))
+        note = f"kept the layers {', '.join(map(str, kept))} of {len(layers)}"
+        return PassReport(len(dropped), skipped, (note,))
+
+
+def chosen_layers(count: int, fraction: float, choice: Choice) -> tuple[int, ...]:
+    """Return which of ``count`` layers stay.
+
+    >>> chosen_layers(12, 0.5, "spread"), chosen_layers(6, 0.5, "last")
+    ((0, 2, 4, 7, 9, 11), (3, 4, 5))
+    """
+    kept = max(1, round(count * fraction))
+    if choice == "first" or kept == 1:
+        return tuple(range(kept))
+    if choice == "last":
+        return tuple(range(count - kept, count))
+    return tuple(round(index * (count - 1) / (kept - 1)) for index in range(kept))
+
+
+def _remove(layer: EncoderLayer, ctx: PassContext) -> None:
+    ctx.rewriter.replace(layer.hidden, layer.input, erase=False)
+    ctx.rewriter.erase_unused([layer.hidden])

@@ -1,0 +1,64 @@
+"""The numbers of layers, in the names of tensors and in the configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sparsefx.passbase import Skip
+from sparsefx.passes.analyses.encoder import EncoderLayer
+from sparsefx.rewrite import Rewriter
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["layer_prefix", "set_layer_count", "take_numbers"]
+
+_NUMBER = re.compile(r"\.(\d+)\.")
+_COUNTS = ("num_hidden_layers", "n_layers")
+
+
+def layer_prefix(layer: EncoderLayer) -> str | None:
+    """Return what the names of a layer's tensors begin with, e.g. ``bert.encoder.layer.3.``.
+
+    None when its tensors are not named after its number, as where layers share them.
+    """
+    for found in _NUMBER.finditer(layer.q.weight):
+        if int(found[1]) == layer.index:
+            return layer.q.weight[: found.end()]
+    return None
+
+
+def take_numbers(
+    rewriter: Rewriter, layers: Sequence[EncoderLayer], kept: Sequence[int]
+) -> tuple[Skip, ...]:
+    """Name the tensors of the kept layers 0, 1, 2, ... in their order.
+
+    Args:
+        rewriter: Of the pass that dropped the others.
+        layers: All layers, as they were before.
+        kept: Indices of those that are left, ascending.
+
+    Returns:
+        A skip for each layer whose tensors do not bear its number.
+    """
+    skipped = []
+    for new, old in enumerate(kept):
+        prefix = layer_prefix(layers[old])
+        if prefix is None:
+            skipped.append(Skip(f"layer {old}", "the names of its tensors have no number"))
+            continue
+        wanted = f"{prefix[: -len(f'{old}.')]}{new}."
+        if wanted == prefix:
+            continue
+        for name in [n for n in rewriter.program.named_tensors() if n.startswith(prefix)]:
+            rewriter.rename_tensor(name, wanted + name.removeprefix(prefix))
+    return tuple(skipped)
+
+
+def set_layer_count(program: Program, count: int) -> None:
+    """Write the number of layers into the configuration."""
+    for key in _COUNTS:
+        if key in program.config:
+            program.config[key] = count

@@ -1,0 +1,113 @@
+"""drop-layers: the rest computes what a smaller model with these weights computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+)
+
+from sparsefx import Pipeline
+from sparsefx.errors import PassError
+from sparsefx.huggingface import capture_tokens, load_pretrained, save_pretrained
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.structure.drop_layers import DropLayers, chosen_layers
+from sparsefx.program import Program
+from sparsefx.testing import assert_pass, small_program
+from tests.tiny_models import HandwrittenEncoder, example_batch
+
+
+def bert(layers: int) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "type_vocab_size": 1,
+        "architectures": ["BertForSequenceClassification"],
+    }
+    made: Any = BertForSequenceClassification(BertConfig(**sizes))
+    return made.eval()
+
+
+def dropped(program: Program, text: str) -> Program:
+    return Pipeline.parse(text).run(program).eval()
+
+
+@pytest.mark.parametrize(("count", "choice", "kept"), [
+    (12, "first", (0, 1, 2, 3, 4, 5)),
+    (12, "last", (6, 7, 8, 9, 10, 11)),
+    (12, "spread", (0, 2, 4, 7, 9, 11)),
+    (6, "spread", (0, 2, 5)),
+    (2, "spread", (0,)),
+])  # fmt: skip
+def test_choices(count: int, choice: Any, kept: tuple[int, ...]) -> None:
+    assert chosen_layers(count, 0.5, choice) == kept
+
+
+def test_equals_the_smaller_model_and_saves_as_one(tmp_path: Path) -> None:
+    model = bert(4)
+    program = dropped(capture_tokens(model), "drop-layers{keep=(1,3)}")
+    model.bert.encoder.layer = nn.ModuleList(model.bert.encoder.layer[i] for i in (1, 3))
+    batch = example_batch(3, 9)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    torch.testing.assert_close(program(**batch)["logits"], expected)
+    assert [layer.q.weight for layer in program.facts(EncoderStructure).layers] == [
+        f"bert.encoder.layer.{i}.attention.self.query.weight" for i in (0, 1)
+    ]
+    folder = save_pretrained(program, tmp_path)
+    again = load_pretrained(str(folder))
+    with torch.no_grad():
+        torch.testing.assert_close(again(**batch).logits, expected)
+
+
+def test_other_architectures() -> None:
+    made: Any = DistilBertModel(
+        DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=24, vocab_size=100)
+    )
+    distil = dropped(capture_tokens(made.eval()), "drop-layers")
+    assert distil.config["n_layers"] == 1
+    assert distil.history[-1].applied == 1
+    torch.manual_seed(0)
+    encoder = HandwrittenEncoder(hidden=16, layers=3).eval()
+    program = dropped(small_program(encoder, **example_batch()), "drop-layers{keep=2}")
+    encoder.blocks = nn.ModuleList([encoder.blocks[2]])
+    with torch.no_grad():
+        expected = encoder(**example_batch())
+    torch.testing.assert_close(program(**example_batch())["output"], expected)
+
+
+def test_no_encoder_is_skipped() -> None:
+    assert_pass(
+        DropLayers(),
+        small_program(lambda x: torch.relu(x), x=torch.ones(3)),
+        "%relu = aten.relu(%x)\nreturn {output: %relu}",
+        applied=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("drop-layers{keep=(0,7)}", "the encoder has 2 layers"),
+        ("drop-layers{keep=(1,0)}", "ascending"),
+        ("drop-layers{fraction=1.0}", "between 0 and 1"),
+        ("drop-layers{choice=middle}", "expected 'first', 'last' or 'spread'"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    encoder = HandwrittenEncoder(hidden=16, layers=2).eval()
+    with pytest.raises(Exception, match=message) as caught:
+        dropped(small_program(encoder, **example_batch()), text)
+    assert isinstance(caught.value.__cause__ or caught.value, PassError)
