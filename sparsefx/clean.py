@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 
 from sparsefx.errors import CaptureError
+from sparsefx.memory import memory_span, overlaps
 from sparsefx.ops import MODE, Mode, dropout_rate
 
 __all__ = ["clean_graph", "remove_dead_nodes"]
@@ -145,10 +146,24 @@ def remove_dead_nodes(graph: fx.Graph) -> list[str]:
 
 
 def _tied_names(module: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Return the groups of names that are one parameter; embeddings first, so they name it."""
-    groups: dict[int, list[str]] = {}
+    """Return the groups of names that are one parameter; embeddings first, so they name it.
+
+    Two parameters on exactly the same memory are one. A Program cannot hold two that share a part.
+    """
+    groups: dict[tuple[object, ...], list[str]] = {}
+    alone: dict[tuple[object, ...], tuple[str, Tensor]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(tensor), []).append(name)
+        span = memory_span(tensor)
+        key = (id(tensor),) if span is None else (*span, tensor.shape, tensor.stride())
+        alone.setdefault(key, (name, tensor))
+        groups.setdefault(key, []).append(name)
+    for first, second in overlaps(dict(alone.values())):
+        raise CaptureError(
+            f"the parameters {first} and {second} share a part of their memory",
+            who="capture",
+            where=second,
+            hint="hold the memory in one parameter and take its parts in forward",
+        )
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 

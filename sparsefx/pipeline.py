@@ -19,7 +19,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
-from sparsefx.verify import verify
+from sparsefx.verify import Baseline, verify
 
 __all__ = ["Fixpoint", "Instrument", "PassEvent", "Pipeline"]
 
@@ -146,7 +146,7 @@ def _tell(instruments: Sequence[Instrument], event: PassEvent) -> None:
 def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> PassReport:
     """Run one pass on ``program`` in place, verify, and write the history."""
     before = program.fingerprint()
-    signature = program.signature
+    baseline = Baseline.of(program)
     rewriter = Rewriter(program, item.name)
     report = item.run(program, PassContext(rewriter, programs))
     rewriter.finish()
@@ -154,7 +154,8 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
         program.properties = (program.properties - item.destroys) | item.establishes
     else:
         _no_match(item, report)
-    verify(program, signature=None if item.changes_signature else signature, who=item.name)
+    signature = None if item.changes_signature else baseline.signature
+    verify(program, signature=signature, before=baseline, who=item.name)
     after = program.fingerprint()
     entry = HistoryEntry(
         str(item), report.applied, report.skipped, report.notes, before != after, after

@@ -83,15 +83,45 @@ class Rewriter:
         self._shapes.infer_node(self.program.module, node)
         return node
 
-    def replace(self, old: fx.Node, new: fx.Node, *, erase: bool = True) -> None:
-        """Let every user of ``old`` use ``new`` instead, but not ``new``'s own inputs."""
+    def replace(
+        self, old: fx.Node, new: fx.Node, *, erase: bool = True, same_type: bool = True
+    ) -> None:
+        """Let every user of ``old`` use ``new`` instead, but not ``new``'s own inputs.
+
+        Args:
+            old: What is replaced.
+            new: What stands for it.
+            erase: Whether ``old`` goes when nothing uses it any more.
+            same_type: False where every user gives the same from another dtype or shape too, as an
+                expand does; the verifier then looks at the users after the pass.
+
+        Raises:
+            ProgramError: When the two differ in dtype or shape, for any size of the dynamic
+                dimensions.
+        """
+        if same_type:
+            self._check_same_type(old, new)
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         if erase and not old.users:
             self.erase(old)
 
     def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
-        """Let ``user`` alone use ``new`` instead of ``old``."""
+        """Let ``user`` alone use ``new`` instead of ``old``; errors as in :meth:`replace`."""
+        self._check_same_type(old, new)
         user.replace_input_with(old, new)
+
+    def _check_same_type(self, old: fx.Node, new: fx.Node) -> None:
+        before, after = old.meta.get("val"), new.meta.get("val")
+        if self._shapes.agree(before, after):
+            return
+        raise ProgramError(
+            f"its replacement %{new.name} is {self._shapes.describe(after)}, it is "
+            f"{self._shapes.describe(before)}",
+            who=self.author,
+            where=f"%{old.name}",
+            hint="a replacement has the dtype and the shape of what it replaces, for every size of "
+            "the dynamic dimensions; users that want another type are given it with set_args",
+        )
 
     def set_args(self, node: fx.Node, *args: Any, **kwargs: Any) -> None:
         """Give ``node`` new arguments and infer its shape again."""

@@ -24,7 +24,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from sparsefx.errors import ProgramError
-from sparsefx.signature import Dim, InputSpec, Signature
+from sparsefx.signature import Dim, InputSpec, Signature, format_type
 
 __all__ = ["ShapeFact", "Shapes", "static_size"]
 
@@ -147,7 +147,7 @@ class Shapes:
         elif node.op == "call_module":
             node.meta["val"] = True
         elif node.op == "call_function":
-            node.meta["val"] = self._call(node)
+            node.meta["val"] = self.call(node)
 
     def _constant(self, tensor: torch.Tensor) -> FakeTensor:
         cached = self._constants.get(id(tensor))
@@ -157,7 +157,12 @@ class Shapes:
             cached = self._constants[id(tensor)] = (weakref.ref(tensor), fake)
         return cached[1]
 
-    def _call(self, node: fx.Node) -> Any:
+    def call(self, node: fx.Node) -> Any:
+        """Return what a call gives for the recorded values of its inputs, as fake tensors.
+
+        Raises:
+            ProgramError: When the operator refuses its inputs.
+        """
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         try:
             with self._mode, torch.no_grad():
@@ -173,6 +178,45 @@ class Shapes:
         if not isinstance(value, torch.Tensor):
             return None
         return ShapeFact(value.dtype, tuple(self._dim(size) for size in value.shape))
+
+    def agree(self, first: Any, second: Any) -> bool:
+        """Whether two recorded values have one dtype and, for every choice of sizes, one shape.
+
+        Lists are compared item by item; what holds no tensor agrees with its like. Sizes that
+        depend on tensor values are taken to agree.
+        """
+        if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+            alike = first.dtype == second.dtype and first.dim() == second.dim()
+            return alike and all(map(self._same_size, first.shape, second.shape))
+        if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+            return len(first) == len(second) and all(map(self.agree, first, second))
+        kinds = (torch.Tensor, list, tuple)
+        return not isinstance(first, kinds) and not isinstance(second, kinds)
+
+    def _same_size(self, first: int | torch.SymInt, second: int | torch.SymInt) -> bool:
+        if self._dim(first) == self._dim(second):
+            return True
+        known = set(self._names)
+        for size in (first, second):
+            if not isinstance(size, int) and {*map(str, size.node.expr.free_symbols)} - known:
+                return True
+        # Texts of equal expressions can differ; two unlike choices of sizes tell them apart.
+        names = sorted(set(self._names.values()))
+        return all(
+            self.size(first, sizes) == self.size(second, sizes)
+            for sizes in (
+                {name: start + step * index for index, name in enumerate(names)}
+                for start, step in ((6, 5), (16, 3))
+            )
+        )
+
+    def describe(self, value: Any) -> str:
+        """Return a recorded value as text, e.g. ``float32[batch, sequence, 384]``."""
+        if isinstance(value, torch.Tensor):
+            return format_type(value.dtype, tuple(self._dim(size) for size in value.shape))
+        if isinstance(value, (list, tuple)):
+            return f"({', '.join(self.describe(item) for item in value)})"
+        return "no tensor"
 
     def size(self, size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
         """Return a size for a choice of dynamic dimensions, e.g. ``{"batch": 1, "sequence": 128}``.

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import fx
 
-from sparsefx.errors import VerifyError
+from sparsefx.errors import ProgramError, VerifyError
 from sparsefx.masks import find_masks
+from sparsefx.memory import overlaps
 from sparsefx.properties import Property
 from sparsefx.signature import Signature
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["DEFAULT_RULES", "Rule", "verify"]
+__all__ = ["DEFAULT_RULES", "Baseline", "Rule", "verify"]
 
 Rule = Callable[["Program"], Iterable[str]]
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a Program was before a pass.
+
+    Attributes:
+        signature: Its signature.
+        outputs: The value of each output, as inferred.
+        wiring: For each node the objects that its value was inferred from.
+    """
+
+    signature: Signature
+    outputs: Mapping[str, Any]
+    wiring: Mapping[fx.Node, tuple[object, ...]]
+
+    @classmethod
+    def of(cls, program: Program) -> Baseline:
+        """Return the baseline of ``program`` as it is now."""
+        _ = program.shapes
+        wiring = {node: _wiring(node) for node in program.graph.nodes}
+        return cls(program.signature, _output_values(program), wiring)
+
+
+def _wiring(node: fx.Node) -> tuple[object, ...]:
+    values = (source.meta.get("val") for source in node.all_input_nodes)
+    return (node.target, node.args, node.kwargs, *values)
 
 
 def verify(
@@ -27,14 +58,17 @@ def verify(
     rules: Sequence[Rule] | None = None,
     *,
     signature: Signature | None = None,
+    before: Baseline | None = None,
     who: str = "verify",
 ) -> None:
-    """Hold ``program`` to all rules.
+    """Hold ``program`` to all rules, and its recorded shapes to what its operators give.
 
     Args:
         program: What to check.
         rules: Functions that yield one sentence for each violation; default DEFAULT_RULES.
-        signature: What the signature has to be, when it must not have changed.
+        signature: What the signature, and the types of the outputs of ``before``, have to be, when
+            they must not have changed.
+        before: What was verified already: shapes are looked at again only where it was changed.
         who: Whom the error names.
 
     Raises:
@@ -47,8 +81,53 @@ def verify(
             f"{program.signature.input_names} -> {program.signature.outputs}, which this pass "
             "does not declare (changes_signature)"
         )
+    elif signature is not None and before is not None:
+        violations += _changed_outputs(program, before)
+    violations += _untrue_types(program, before)
     if violations:
         raise VerifyError(violations, who=who)
+
+
+def _output_values(program: Program) -> dict[str, Any]:
+    returned: Any = program.graph.output_node().args[0]
+    outputs = returned if isinstance(returned, dict) else {}
+    return {name: node.meta.get("val") for name, node in outputs.items()}
+
+
+def _changed_outputs(program: Program, before: Baseline) -> Iterable[str]:
+    shapes = program.shapes
+    for name, value in _output_values(program).items():
+        old = before.outputs.get(name)
+        if not shapes.agree(old, value):
+            yield (
+                f"the output {name} changed from {shapes.describe(old)} to "
+                f"{shapes.describe(value)}, which this pass does not declare (changes_signature)"
+            )
+
+
+def _untrue_types(program: Program, before: Baseline | None) -> Iterable[str]:
+    """Compare each recorded value with what the operator gives, where the wiring is new."""
+    shapes = program.shapes
+    for node in program.graph.nodes:
+        if node.op != "call_function" or "val" not in node.meta:
+            continue
+        old = before.wiring.get(node) if before else None
+        if old is not None and _identical(old, _wiring(node)):
+            continue
+        try:
+            found = shapes.call(node)
+        except ProgramError as error:
+            yield f"%{node.name}: {error.why}"
+            continue
+        if not shapes.agree(node.meta["val"], found):
+            yield (
+                f"%{node.name} ({node.target}) is recorded as {shapes.describe(node.meta['val'])}, "
+                f"but gives {shapes.describe(found)}: its inputs were changed behind the Rewriter"
+            )
+
+
+def _identical(first: tuple[object, ...], second: tuple[object, ...]) -> bool:
+    return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
 def lint(program: Program) -> Iterable[str]:
@@ -77,6 +156,18 @@ def no_orphans(program: Program) -> Iterable[str]:
         yield f"the tensor {name} is not used by the graph"
     for name in sorted(read - held):
         yield f"the graph reads {name}, which does not exist, or is tied to another name"
+
+
+def own_storage(program: Program) -> Iterable[str]:
+    """No two tensors lie on one piece of memory: a tie is one tensor, with one name in the graph.
+
+    Else a write to one would change the other, and a saved copy would not know.
+    """
+    for first, second in overlaps(program.named_tensors()):
+        yield (
+            f"{first} and {second} share memory without being tied: give one a copy (clone), or "
+            "let the graph read one tensor in both places"
+        )
 
 
 def shapes_known(program: Program) -> Iterable[str]:
@@ -160,6 +251,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     lint,
     outputs_match,
     no_orphans,
+    own_storage,
     shapes_known,
     locked_zeros,
     weight_zeros_stay,

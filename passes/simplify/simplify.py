@@ -138,9 +138,9 @@ class _Work:
             name = callable_name(node.target)
         self.done.setdefault(kind, Counter())[name] += 1
 
-    def _replace(self, kind: str, old: fx.Node, new: fx.Node) -> None:
+    def _replace(self, kind: str, old: fx.Node, new: fx.Node, *, same_type: bool = True) -> None:
         self._count(kind, old)
-        self.rewriter.replace(old, new)
+        self.rewriter.replace(old, new, same_type=same_type)
 
     def _make_out_of_place(self) -> None:
         for node in list(self.program.graph.nodes):
@@ -181,8 +181,8 @@ class _Work:
             new = plain_index(self.program, self.rewriter, node)
             if new is None:
                 new = plain_mask(self.program, node)
-            if new is not None:
-                self._replace("masks of ones and full indices", node, new)
+            if new is not None:  # a mask may be smaller where expands give its sizes
+                self._replace("masks of ones and full indices", node, new, same_type=False)
 
     def _merge_repeated(self, untouchable: set[fx.Node]) -> None:
         for node, earlier in find_repeated(self.program.graph, untouchable):

@@ -1,0 +1,37 @@
+"""Which tensors lie on the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from torch import Tensor
+
+__all__ = ["memory_span", "overlaps"]
+
+
+def memory_span(tensor: Tensor) -> tuple[str, int, int] | None:
+    """Return device, address of the first element and address behind the last; None without any."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return None
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (last + 1) * tensor.element_size()
+
+
+def overlaps(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Yield neighbours in memory that overlap: at least one pair, sorted, where any two do.
+
+    >>> import torch
+    >>> whole = torch.zeros(4)
+    >>> list(overlaps({"whole": whole, "half": whole[2:], "other": torch.zeros(4)}))
+    [('half', 'whole')]
+    """
+    spans = sorted(
+        (*span, name)
+        for name, tensor in tensors.items()
+        if (span := memory_span(tensor)) is not None
+    )
+    for (device, _, end, first), (other, start, _, second) in pairwise(spans):
+        if device == other and start < end:
+            yield min(first, second), max(first, second)

@@ -1,0 +1,152 @@
+"""What verify and the Rewriter hold: types of values, and tensors with memory of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from sparsefx import Pipeline, Program, capture, errors, function_pass
+from sparsefx.passbase import PassContext
+from sparsefx.passes.analyses.ties import ParameterTies
+from sparsefx.rewrite import Rewriter
+from sparsefx.testing import small_program
+from sparsefx.verify import verify
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize(
+    ("replacement", "told"),
+    [
+        (lambda rw, x: rw.call(aten.sum.dim_IntList, x, [1]), "%sum_1 is float32[batch], it is"),
+        (lambda rw, x: rw.call(aten.unsqueeze.default, x, 0), "float32[1, batch, 3]"),
+        (lambda rw, x: rw.call(aten.to.dtype, x, torch.bfloat16), "bfloat16[batch, 3]"),
+        (lambda rw, x: rw.call(aten.cat.default, [x, x], 0), "float32[2*batch, 3]"),
+        (lambda rw, x: rw.call(aten.split.Tensor, x, 1, 1), "(float32[batch, 1], "),
+    ],
+)
+def test_a_replacement_of_another_type_is_refused(
+    replacement: Callable[..., torch.fx.Node], told: str
+) -> None:
+    @function_pass("swap")
+    def swap(program: Program, ctx: PassContext) -> int:
+        (node,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        with ctx.rewriter.before(node):
+            ctx.rewriter.replace(node, replacement(ctx.rewriter, node.args[0]))
+        return 1
+
+    program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
+    with pytest.raises(errors.ProgramError) as caught:
+        Pipeline((swap(),)).run(program)
+    text = str(caught.value)
+    assert text.startswith("pass 0 'swap' at %relu: its replacement ")
+    assert told in text
+    assert "float32[batch, 3]" in text
+
+
+def test_equal_sizes_may_be_written_unlike() -> None:
+    program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
+    (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+    rewriter = Rewriter(program)
+    with rewriter.before(relu):
+        doubled = rewriter.call(aten.cat.default, [relu.args[0], relu.args[0]], 0)
+        halved = rewriter.call(
+            aten.slice.Tensor, doubled, 0, 0, rewriter.call(aten.sym_size.int, relu.args[0], 0)
+        )
+    rewriter.replace(relu, halved)
+    verify(program)
+
+
+@function_pass("smaller")
+def smaller(program: Program, ctx: PassContext) -> int:
+    """Leaves out an expand: additions broadcast anyway."""
+    (node,) = program.graph.find_nodes(op="call_function", target=aten.expand.default)
+    ctx.rewriter.replace(node, node.args[0], same_type=False)
+    return 1
+
+
+def test_a_smaller_replacement_is_let_through_where_its_users_give_the_same() -> None:
+    x, row = torch.randn(2, 3), torch.randn(1, 3)
+    program = small_program(lambda x, row: x + row.expand(2, 3), x=x, row=row)
+    after = Pipeline((smaller(),)).run(program)
+    assert torch.equal(after(x=x, row=row)["output"], x + row)
+    program = small_program(lambda x, row: (x + 1, row.expand(2, 3).exp()), x=x, row=row)
+    with pytest.raises(errors.VerifyError, match=r"%exp \(aten.exp.default\) is recorded as"):
+        Pipeline((smaller(),)).run(program)
+
+
+def test_types_that_were_changed_behind_the_rewriter_are_found() -> None:
+    @function_pass("behind")
+    def behind(program: Program, ctx: PassContext) -> int:
+        (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        with ctx.rewriter.before(relu):
+            turned = ctx.rewriter.call(aten.t.default, relu.args[0])
+        relu.args = (turned,)
+        return 1
+
+    program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
+    with pytest.raises(errors.VerifyError) as caught:
+        Pipeline((behind(),)).run(program)
+    assert "%relu (aten.relu.default) is recorded as float32[batch, 3]" in str(caught.value)
+    assert "gives float32[3, batch]" in str(caught.value)
+
+
+def test_an_output_of_another_type_is_found() -> None:
+    @function_pass("other-output")
+    def other_output(program: Program, ctx: PassContext) -> int:
+        (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        with ctx.rewriter.after(relu):
+            ctx.rewriter.set_output("output", ctx.rewriter.call(aten.t.default, relu))
+        return 1
+
+    program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
+    with pytest.raises(
+        errors.VerifyError, match="the output output changed from float32"
+    ) as caught:
+        Pipeline((other_output(),)).run(program)
+    assert "to float32[3, batch]" in str(caught.value)
+
+
+def test_two_names_on_one_memory_are_found() -> None:
+    @function_pass("alias")
+    def alias(program: Program, ctx: PassContext) -> int:
+        (linear,) = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+        shared = ctx.rewriter.add_buffer("shared", program.tensor("weight").detach()[:1])
+        with ctx.rewriter.before(linear):
+            x = ctx.rewriter.call(aten.mul.Tensor, linear.args[0], shared)
+        ctx.rewriter.set_args(linear, x, *linear.args[1:])
+        return 1
+
+    program = small_program(torch.nn.Linear(3, 2), input=torch.randn(1, 3))
+    with pytest.raises(errors.VerifyError, match="share memory without being tied") as caught:
+        Pipeline((alias(),)).run(program)
+    assert "shared" in str(caught.value)
+    assert "weight" in str(caught.value)
+
+
+class Twins(nn.Module):
+    """Two parameters on one memory: all of it, or a part."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(4, 4))
+        self.second = nn.Parameter(self.first.detach()[:rows])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x`` times both."""
+        return x @ self.first.t() @ self.second.t()
+
+
+def test_two_parameters_on_one_memory_are_tied_when_captured() -> None:
+    program = capture(Twins(4), {"x": torch.randn(2, 4)})
+    assert program.ties == (("first", "second"),)
+    assert program.facts(ParameterTies).of("second") is not None
+    verify(program)
+
+
+def test_parameters_that_share_a_part_of_their_memory_are_refused() -> None:
+    with pytest.raises(errors.CaptureError, match="first and second share a part of their memory"):
+        capture(Twins(2), {"x": torch.randn(2, 4)})
