@@ -106,6 +106,25 @@ class Pass(ABC):
         """Names of the further Programs, such as ``teacher``, that the pass asks for."""
         return ()
 
+    @property
+    def last_step(self) -> int:
+        """The optimizer step by which the options of the pass are reached, counted from its run."""
+        return 0
+
+    def check_programs(self, program: Program, programs: Mapping[str, Program]) -> None:  # noqa: B027  # most passes take any
+        """Refuse Programs that do not fit each other, before a run of many stages begins.
+
+        Called with what the pass will meet, as far as its structure is known by then: weights, and
+        what the passes before it add, are not there yet.
+
+        Args:
+            program: What the pass will be run on.
+            programs: Those of :attr:`needs` that the recipe names.
+
+        Raises:
+            PassError: As :meth:`run` would.
+        """
+
     @abstractmethod
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Rewrite ``program`` in place and say what was done."""

@@ -313,12 +313,19 @@ class Recipe(_Settings):
         previous = self.stages[index - 1].name if index else MODEL
         return self.stages[index].start or previous
 
-    def check(self, given: Iterable[Property] = (), *, who: str = "recipe") -> None:
+    def check(
+        self,
+        given: Iterable[Property] = (),
+        *,
+        who: str = "recipe",
+        steps: Mapping[str, int | None] | None = None,
+    ) -> None:
         """Check stage names and references, and the passes of all stages in their order.
 
         Args:
             given: Properties of the model that the run will start from.
             who: Whom errors name.
+            steps: Optimizer steps of each stage by name, when the data are known.
 
         Raises:
             RecipeError: With ``where`` set to the path of the wrong key.
@@ -335,13 +342,14 @@ class Recipe(_Settings):
                 raise _unknown_stage(start, held, who, f"{path}.start")
             if stage.teacher and stage.teacher not in held and not _is_path(stage.teacher):
                 raise _unknown_stage(stage.teacher, held, who, f"{path}.teacher")
-            held[stage.name] = _check_passes(stage, held[start], who, path)
+            nominal = _NOMINAL_STEPS if stage.training else None
+            known = nominal if steps is None else steps[stage.name]
+            held[stage.name] = _check_passes(stage, held[start], known, who, path)
 
 
 def _check_passes(
-    stage: Stage, held: frozenset[Property], who: str, path: str
+    stage: Stage, held: frozenset[Property], steps: int | None, who: str, path: str
 ) -> frozenset[Property]:
-    steps = _NOMINAL_STEPS if stage.training else None
     for key in ("pipeline", "after"):
         try:
             pipeline = parse_pipeline(getattr(stage, key), steps)

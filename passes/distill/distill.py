@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import fx
 
-from sparsefx.errors import PassError, did_you_mean
+from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
-from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map, pair_layers
+from sparsefx.passes.distill.fit import NEEDS_LAYERS, check_fit, paired_layers
+from sparsefx.passes.distill.heads import (
+    classes,
+    label_inputs,
+    logits_outputs,
+    match_heads,
+    outputs,
+)
+from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map
 from sparsefx.passes.distill.scope import Options, Pair, Scope
-from sparsefx.passes.distill.teacher import Joined, check_inputs, check_vocabulary
+from sparsefx.passes.distill.teacher import Joined, check_inputs
 from sparsefx.passes.distill.terms import TERMS
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
@@ -22,13 +30,13 @@ from sparsefx.properties import Property
 from sparsefx.signature import InputSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sparsefx.program import Program
 
-__all__ = ["Distill", "label_inputs", "logits_outputs"]
+__all__ = ["Distill"]
 
-_NEEDS_LAYERS = frozenset(TERMS) - {"logits", "labels"}
 _NEEDS_SCORES = frozenset({"scores", "probabilities"})
-_ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ class Distill(Pass):
         layers: Which teacher layer each student layer learns from: ``identity``, ``skip`` (every
             k-th), ``last`` (the topmost), ``final`` (last with last alone), or pairs.
         temperature: T of the logits term.
-        logits_loss: ``kl``, ``soft-ce`` (same gradient), ``mse``, or ``cosine`` (for embeddings).
+        logits_loss: ``kl``, ``soft-ce`` (same gradient), ``mse``, or ``cosine`` (for embeddings);
+            ``auto`` is ``kl``, and ``mse`` for a single value, which has no soft targets.
         logits_mean: ``batch``: sum over classes; ``batch-and-classes``: mean (SparseBERT).
         probabilities_loss: ``kl`` or ``mse``.
         normalise_cls: Scale the vectors of the cls term to length 1.
@@ -117,7 +126,7 @@ class Distill(Pass):
     cosine: float = 0.0
     layers: LayerMap = "identity"
     temperature: float = 2.0
-    logits_loss: Literal["kl", "soft-ce", "mse", "cosine"] = "kl"
+    logits_loss: Literal["auto", "kl", "soft-ce", "mse", "cosine"] = "auto"
     logits_mean: Literal["batch", "batch-and-classes"] = "batch"
     probabilities_loss: Literal["kl", "mse"] = "kl"
     normalise_cls: bool = True
@@ -159,9 +168,13 @@ class Distill(Pass):
         """The terms that are on."""
         return tuple(term for term in TERMS if getattr(self, term) > 0)
 
+    def check_programs(self, program: Program, programs: Mapping[str, Program]) -> None:
+        """Check heads, inputs, vocabularies and layers of student and teacher."""
+        compares = bool((NEEDS_LAYERS | {"logits"}) & set(self.terms))
+        check_fit(self, program, programs.get(self.teacher) if compares else None)
+
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Join the teacher and build the loss."""
-        _check_student(program)
         builder = _Builder(self, program, ctx)
         rw = ctx.rewriter
         with rw.before(program.graph.output_node()):
@@ -180,7 +193,7 @@ class Distill(Pass):
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "logits_loss": ("kl", "soft-ce", "mse", "cosine"),
+    "logits_loss": ("auto", "kl", "soft-ce", "mse", "cosine"),
     "logits_mean": ("batch", "batch-and-classes"),
     "probabilities_loss": ("kl", "mse"),
     "teacher_mode": ("eval", "train"),
@@ -191,60 +204,20 @@ def _scaled(ctx: PassContext, value: fx.Node, weight: float) -> fx.Node:
     return ctx.rewriter.call(torch.ops.aten.mul.Tensor, value, weight)
 
 
-def _check_student(program: Program) -> None:
-    for name in program.signature.outputs:
-        if name == "loss" or name.startswith("loss."):
-            raise PassError(
-                f"the student returns {name!r} already",
-                who="distill",
-                where=name,
-                hint="capture it without labels; the labels term adds them",
-            )
-
-
-def logits_outputs(program: Program) -> tuple[str, ...]:
-    """Return the outputs that classify: those called logits, else every floating output."""
-    outputs = {
-        name: fact
-        for name, node in _outputs(program).items()
-        if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and len(fact.dims) > 1
-    }
-    named = tuple(name for name in outputs if name.endswith("logits"))
-    return named or tuple(outputs)
-
-
-def label_inputs(program: Program) -> dict[str, InputSpec]:
-    """Return the labels input for each logits output: class indices, or values for one class."""
-    found = {}
-    for name in logits_outputs(program):
-        fact = program.shape_of(_outputs(program)[name])
-        if fact is None:
-            continue
-        value = fact.dims[-1] == 1
-        label = _ANSWER_LABELS.get(name, "labels")
-        dtype = fact.dtype if value else torch.int64
-        found[name] = InputSpec(label, dtype, fact.dims[:-1])
-    return found
-
-
-def _outputs(program: Program) -> dict[str, fx.Node]:
-    return dict(program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
-
-
 class _Builder:
     """Brings together what the terms need, checking that it fits."""
 
     def __init__(self, item: Distill, program: Program, ctx: PassContext) -> None:
         self.item, self.program, self.ctx = item, program, ctx
         self.notes: list[str] = []
-        self.needs_layers = bool(_NEEDS_LAYERS & set(item.terms))
+        self.needs_layers = bool(NEEDS_LAYERS & set(item.terms))
         self.joins = (self.needs_layers or item.logits > 0) and not item.cached
         self.teacher = self._given_teacher() if self.joins else None
         self.student_encoder = program.facts(EncoderStructure)
+        check_fit(item, program, self.teacher)
         self.specs: list[InputSpec] = []
         if self.teacher is not None:
             self.specs = check_inputs(program, self.teacher, item.teacher_inputs)
-            check_vocabulary(program, self.teacher)
 
     def _given_teacher(self) -> Program:
         teacher = self.ctx.program(self.item.teacher, who=self.item.name)
@@ -256,11 +229,13 @@ class _Builder:
     def scope(self) -> Scope:
         """Return what the terms see; adds inputs and the teacher's logits."""
         item, rw = self.item, self.ctx.rewriter
-        outputs = _outputs(self.program)
-        logits = {name: outputs[name] for name in logits_outputs(self.program)}
+        ours = outputs(self.program)
+        logits = {name: ours[name] for name in logits_outputs(self.program)}
         specs = label_inputs(self.program)
         for spec in self.specs:
             rw.add_input(spec)
+        if item.logits and item.logits_loss == "auto":
+            self._tell_values()
         joined = None
         if self.teacher is not None:
             joined = Joined(rw, self.teacher, trains=item.teacher_mode == "train")
@@ -284,26 +259,23 @@ class _Builder:
             tokens=self._tokens(logits),
         )
 
+    def _tell_values(self) -> None:
+        values = [n for n in logits_outputs(self.program) if classes(self.program, n) == 1]
+        if values:
+            self.notes.append(
+                f"{', '.join(values)}: one value and no classes, so logits_loss is 'mse'"
+            )
+
     def _pairs(self) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
         if not self.needs_layers or self.teacher is None:
             return (), ()
-        ours = self.student_encoder.require("distill")
-        theirs = self.teacher.facts(EncoderStructure).require("distill (the teacher)")
-        pairs = tuple(
-            Pair(ours[low], theirs[high])
-            for low, high in pair_layers(self.item.layers, len(ours), len(theirs))
-        )
-        return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
+        return paired_layers(self.item, self.student_encoder, self.teacher.facts(EncoderStructure))
 
     def _targets(self, logits: dict[str, fx.Node], joined: Joined | None) -> dict[str, fx.Node]:
-        if not logits:
-            raise PassError("the student has no floating-point output to compare", who="distill")
         if joined is None or self.teacher is None:
             return {name: self._cached_input(name, node) for name, node in logits.items()}
-        theirs = _outputs(self.teacher)
-        names = _match_names(tuple(logits), logits_outputs(self.teacher))
-        for name, other in names.items():
-            _check_head(name, self.program, logits[name], self.teacher, theirs[other])
+        theirs = outputs(self.teacher)
+        names = match_heads(self.program, self.teacher)
         return {name: joined(theirs[other]) for name, other in names.items()}
 
     def _cached_input(self, name: str, node: fx.Node) -> fx.Node:
@@ -314,14 +286,6 @@ class _Builder:
         return self.ctx.rewriter.add_input(spec)
 
     def _labels(self, specs: dict[str, InputSpec]) -> dict[str, fx.Node]:
-        names = [spec.name for spec in specs.values()]
-        if len(set(names)) != len(names) or not names:
-            raise PassError(
-                f"the labels term needs one classifying output, the student has {list(specs)}",
-                who="distill",
-                where="labels",
-                hint="leave the term out, or capture a model with one head",
-            )
         return {name: self.ctx.rewriter.add_input(spec) for name, spec in specs.items()}
 
     def _tokens(self, logits: dict[str, fx.Node]) -> fx.Node | None:
@@ -338,37 +302,3 @@ class _Builder:
 
 def _no_teacher(node: fx.Node) -> fx.Node:
     raise PassError(f"there is no teacher to take %{node.name} from", who="distill")
-
-
-def _match_names(ours: tuple[str, ...], theirs: tuple[str, ...]) -> dict[str, str]:
-    """Return the teacher's output for each of the student's; a single one matches any name."""
-    if len(ours) == len(theirs) == 1:
-        return {ours[0]: theirs[0]}
-    for name in ours:
-        if name not in theirs:
-            raise PassError(
-                f"the teacher has no output {name!r}; it returns {', '.join(theirs)}",
-                who="distill",
-                where=name,
-                hint=did_you_mean(name, theirs),
-            )
-    return {name: name for name in ours}
-
-
-def _check_head(
-    name: str, student: Program, ours: fx.Node, teacher: Program, theirs: fx.Node
-) -> None:
-    mine, other = student.shape_of(ours), teacher.shape_of(theirs)
-    if (
-        mine is None
-        or other is None
-        or mine.dims[-1] != other.dims[-1]
-        or len(mine.dims) != len(other.dims)
-    ):
-        shapes = " and ".join(str(list(fact.dims)) if fact else "nothing" for fact in (mine, other))
-        raise PassError(
-            f"the teacher has another head: student and teacher return {name!r} of shapes {shapes}",
-            who="distill",
-            where=name,
-            hint="train the teacher on the same task, or set logits=0 and use the hidden term",
-        )

@@ -22,7 +22,7 @@ class Options:
     """What the terms need of the options of ``distill``; see there."""
 
     temperature: float
-    logits_loss: Literal["kl", "soft-ce", "mse", "cosine"]
+    logits_loss: Literal["auto", "kl", "soft-ce", "mse", "cosine"]
     logits_mean: Literal["batch", "batch-and-classes"]
     probabilities_loss: Literal["kl", "mse"]
     normalise_cls: bool

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsefx.passbase import Pass, PassContext, PassReport
-from sparsefx.passes.distill.distill import Distill, label_inputs, logits_outputs
+from sparsefx.passes.distill.distill import Distill
+from sparsefx.passes.distill.heads import label_inputs, logits_outputs
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:

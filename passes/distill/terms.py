@@ -37,6 +37,7 @@ def logits(scope: Scope) -> fx.Node:
     soft-ce  T^2 mean_rows sum_c -p_t log p_s
     mse      mean (z_s - z_t)^2
     cosine   mean_rows 1 - cos(z_s, z_t), for sentence embeddings
+    auto     mse where there is one class, whose soft target is always 1; else kl
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
     SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
@@ -45,26 +46,20 @@ def logits(scope: Scope) -> fx.Node:
     parts = []
     for name, ours in scope.logits.items():
         weights = scope.tokens if ours.meta["val"].dim() == 3 else None
-        parts.append(_logits(scope, ours, scope.targets[name], weights, name))
+        parts.append(_logits(scope, ours, scope.targets[name], weights))
     return scope.average(parts)
 
 
-def _logits(
-    scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | None, name: str
-) -> fx.Node:
+def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | None) -> fx.Node:
     options, rw = scope.options, scope.rw
-    if options.logits_loss == "mse":
+    loss = options.logits_loss
+    if loss == "auto":
+        loss = "mse" if last_dim(ours) == 1 else "kl"
+    if loss == "mse":
         return scope.squared_error(ours, theirs, [-1], weights)
-    if options.logits_loss == "cosine":
+    if loss == "cosine":
         return scope.mean(scope.distance(ours, theirs), weights)
-    if last_dim(ours) == 1:
-        raise PassError(
-            f"the output {name!r} has one class: its soft targets are always 1",
-            who="distill",
-            where="logits_loss",
-            hint="for a regression use logits_loss='mse', or the labels term",
-        )
-    if options.logits_loss == "kl":
+    if loss == "kl":
         rows = scope.divergence(ours, theirs, options.temperature)
     else:
         log_ours = scope.log_softmax(ours, options.temperature)
@@ -152,21 +147,7 @@ def _scores(scope: Scope, pair: Pair) -> tuple[fx.Node, fx.Node]:
             where=pair.where,
             hint="run decompose-attention before distill",
         )
-    _same_heads(pair)
     return ours.scores, scope.taught(theirs.scores)
-
-
-def _same_heads(pair: Pair) -> None:
-    ours, theirs = pair.student.core.heads, pair.teacher.core.heads
-    if ours != theirs:
-        raise PassError(
-            f"attention terms need equal numbers of heads: the student has {ours}, the teacher "
-            f"{theirs}",
-            who="distill",
-            where=pair.where,
-            hint="leave out scores, probabilities and value_relation; hidden and logits do not "
-            "need this",
-        )
 
 
 def probabilities(scope: Scope) -> fx.Node:
@@ -209,7 +190,6 @@ def value_relation(scope: Scope) -> fx.Node:
     """
     parts = []
     for pair in scope.pairs:
-        _same_heads(pair)
         heads = pair.student.core.heads
         ours = _values_related(scope, pair.student.core.value, heads)
         theirs = _values_related(scope, scope.taught(pair.teacher.core.value), heads)
@@ -238,7 +218,6 @@ def cls(scope: Scope) -> fx.Node:
             _first_token(scope, node)
             for node in (pair.student.hidden, scope.taught(pair.teacher.hidden))
         )
-        _same_width(pair, "cls", ours, theirs)
         parts.append(scope.rw.call(aten.mse_loss.default, ours, theirs))
     return scope.total(parts)
 
@@ -255,19 +234,7 @@ def cosine(scope: Scope) -> fx.Node:
     """DistilBERT: mean over tokens of 1 - cos(h_s, h_t) of the last hidden states."""
     pair = scope.ends[1]
     ours, theirs = pair.student.hidden, scope.taught(pair.teacher.hidden)
-    _same_width(pair, "cosine", ours, theirs)
     return scope.mean(scope.distance(ours, theirs), scope.tokens)
-
-
-def _same_width(pair: Pair, term: str, ours: fx.Node, theirs: fx.Node) -> None:
-    if last_dim(ours) != last_dim(theirs):
-        raise PassError(
-            f"the {term} term needs equal widths: the student has {last_dim(ours)}, the teacher "
-            f"{last_dim(theirs)}",
-            who="distill",
-            where=pair.where,
-            hint="the hidden term projects the student's states to the teacher's width",
-        )
 
 
 TERMS: dict[str, Term] = {

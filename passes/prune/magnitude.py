@@ -159,6 +159,11 @@ class MagnitudePrune(Pass):
             self.update_end,
         )
 
+    @property
+    def last_step(self) -> int:
+        """The step at which the masks are chosen for the last time."""
+        return self.schedule.last_update
+
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks, and prune already where the schedule begins at step 0."""
         selection = select_weights(program, self.roles, self.include, self.exclude)

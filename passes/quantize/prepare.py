@@ -133,6 +133,11 @@ class QuantizePrepare(Pass):
         except re.error as error:
             raise self.refuse("requantize", f"not a regular expression: {error}") from error
 
+    @property
+    def last_step(self) -> int:
+        """The step at which quantization begins: without it nothing would be observed."""
+        return self.begin
+
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Put the quantizers in."""
         sites, skipped = find_linears(program)

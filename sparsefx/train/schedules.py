@@ -8,15 +8,26 @@ run needs nothing but the step. All rise linearly over ``warmup`` steps from fac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sparsefx.amounts import resolve
 from sparsefx.errors import TrainingError
+from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.recipe import ScheduleSettings
 
-__all__ = ["Factor", "Window", "build", "constant", "cosine", "linear", "pruning_window", "rewind"]
+__all__ = [
+    "Factor",
+    "Window",
+    "build",
+    "constant",
+    "cosine",
+    "linear",
+    "pruning_window",
+    "rewind",
+    "window_of",
+]
 
 Factor = Callable[[int], float]
 
@@ -107,14 +118,13 @@ def rewind(total: int, warmup: int, window: Window) -> Factor:
     return factor
 
 
-def build(settings: ScheduleSettings, total: int, program: Program) -> Factor:
+def build(settings: ScheduleSettings, total: int, window: Window | None) -> Factor:
     """Return the schedule of a stage.
 
     Args:
         settings: From the recipe.
         total: Optimizer steps of the stage.
-        program: The Program after the passes of the stage: for ``rewind`` its active pruning pass
-            gives the window, unless the settings do.
+        window: When masks move: what ``rewind`` follows, unless the settings say otherwise.
 
     Raises:
         TrainingError: The window is not known, or does not lie within the steps of the stage.
@@ -126,11 +136,10 @@ def build(settings: ScheduleSettings, total: int, program: Program) -> Factor:
         return linear(total, warmup)
     if settings.kind == "cosine":
         return cosine(total, warmup)
-    return rewind(total, warmup, _window(settings, total, warmup, program))
+    return rewind(total, warmup, _window(settings, total, warmup, window))
 
 
-def _window(settings: ScheduleSettings, total: int, warmup: int, program: Program) -> Window:
-    found = pruning_window(program)
+def _window(settings: ScheduleSettings, total: int, warmup: int, found: Window | None) -> Window:
     given = (settings.begin, settings.end, settings.every)
     if found is None and None in given:
         raise TrainingError(
@@ -159,10 +168,20 @@ def pruning_window(program: Program) -> Window | None:
     These are the options of its active pruning pass, if there is one. A pass that has been at work
     since an earlier stage has part of its window behind it.
     """
-    for item in program.active:
+    return window_of(program.active, program.steps)
+
+
+def window_of(passes: Iterable[Pass], steps: int = 0) -> Window | None:
+    """Return when masks move, in steps from now: the options of the first pruning pass.
+
+    Args:
+        passes: At work now, or about to be run.
+        steps: Optimizer steps of the Program so far.
+    """
+    for item in passes:
         begin, end = getattr(item, "begin", None), getattr(item, "end", None)
         every = getattr(item, "frequency", None)
         if isinstance(begin, int) and isinstance(end, int) and isinstance(every, int):
-            passed = program.steps - (getattr(item, "start", None) or 0)
+            passed = steps - (getattr(item, "start", None) or 0)
             return Window(max(0, begin - passed), max(0, end - passed), every)
     return None

@@ -23,8 +23,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsefx.amounts import parse_pipeline, resolve
-from sparsefx.errors import RecipeError, SparsefxError, TrainingError, TrainingInterruptedError
+from sparsefx.errors import TrainingError, TrainingInterruptedError
 from sparsefx.frontend import capture
 from sparsefx.huggingface import capture_pretrained, check_length
+from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
-from sparsefx.recipe import MODEL, Recipe, Stage, Training
+from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage, Training
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.evaluation import SessionData, TokenData, predict
 from sparsefx.train.events import (
@@ -53,6 +53,7 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
+from sparsefx.train.precheck import check_head, check_stages, check_teacher_folders, within
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
@@ -117,14 +118,17 @@ class Session:
         """
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
-        self._check_teachers()
+        check_teacher_folders(self.recipe)
+        model = self._captured()
+        self._check(model)
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
             self._accelerator = _accelerator(self._device)
             finished = folder.finished()
             names = tuple(stage.name for stage in self.recipe.stages)
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
-            self._prepare_model()
+            if not folder.has_model:
+                folder.save_model(model)
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
             result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))
@@ -132,42 +136,35 @@ class Session:
             self._emit(RunFinished(result))
         return result
 
-    def _check_teachers(self) -> None:
-        """Refuse a teacher folder that does not exist, before anything runs."""
-        names = {MODEL, *(stage.name for stage in self.recipe.stages)}
-        for index, stage in enumerate(self.recipe.stages):
-            if stage.teacher is None or stage.teacher in names:
-                continue
-            if not Path(stage.teacher).expanduser().is_dir():
-                raise RecipeError(
-                    f"there is no folder {stage.teacher!r}",
-                    who=self.recipe.name,
-                    where=f"stages[{index}].teacher",
-                    hint="name a saved Program, or a Hugging Face folder",
-                )
-
-    def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
-
-    def _prepare_model(self) -> None:
-        """Save the model as the run's own, unless a former session did.
+    def _captured(self) -> Program:
+        """Return the model as a Program: the run's own, if a former session saved one.
 
         Raises:
             TrainingError: The run began with another model.
         """
         model = self._model
-        if self._folder.has_model:
-            _check_same_model(model, self._folder.load_model(), self.folder)
-            return
+        saved = self.folder / "model"
+        if (saved / "manifest.json").exists():
+            found = Program.load(saved)
+            _check_same_model(model, found, self.folder)
+            return found
         config = model.config if isinstance(model, Program) else _config_of(model)
         splits = (self._data.everything, self._data.test)
         check_length(config, max(int(split.lengths.max()) for split in splits))
-        if not isinstance(model, Program):
-            taken = set(_parameters_of(model))
-            example = {n: t for n, t in self._data.example().items() if n in taken}
-            model = capture(model, example)
-        self._folder.save_model(model)
+        if isinstance(model, Program):
+            return model
+        taken = set(_parameters_of(model))
+        return capture(model, {n: t for n, t in self._data.example().items() if n in taken})
+
+    def _check(self, model: Program) -> None:
+        """Refuse what would stop one of the stages, before the first one trains."""
+        check_head(self._source.task, model)
+        steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
+        check_stages(self.recipe, model, steps, _open)
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
 
     # -- a stage ---------------------------------------------------------------------------------
 
@@ -187,9 +184,10 @@ class Session:
         else:
             self._metrics.forget_after(tuple(finished), stage.name, 0, 0)
         began = time.perf_counter()
-        teachers = self._teachers(stage, finished)
-        with _within(stage.name, "after"):
-            program = parse_pipeline(stage.after, steps).run(program.to("cpu"), programs=teachers)
+        after = parse_pipeline(stage.after, steps)
+        teachers = self._teachers(stage, after, finished)
+        with within(stage.name, "after"):
+            program = after.run(program.to("cpu"), programs=teachers)
         seconds["passes"] += time.perf_counter() - began
         return self._finish(stage, place, program, steps or 0, seconds, sparsity)
 
@@ -211,9 +209,10 @@ class Session:
         saved = place / "start"
         if stage.training is None or not saved.exists():
             program = self._program(self.recipe.start_of(index), finished)
-            teachers = self._teachers(stage, finished)
-            with _within(stage.name, "pipeline"):
-                program = parse_pipeline(stage.pipeline, steps).run(program, programs=teachers)
+            pipeline = parse_pipeline(stage.pipeline, steps)
+            teachers = self._teachers(stage, pipeline, finished)
+            with within(stage.name, "pipeline"):
+                program = pipeline.run(program, programs=teachers)
             if stage.training is None:
                 return program
             program.save(saved)
@@ -224,14 +223,16 @@ class Session:
             return self._folder.load_model()
         if name in finished:
             return finished[name].program()
-        place = Path(name).expanduser()
-        is_program = (place / "manifest.json").exists()
-        return Program.load(place) if is_program else capture_pretrained(str(place))
+        return _open(name)
 
-    def _teachers(self, stage: Stage, finished: Mapping[str, StageResult]) -> dict[str, Program]:
-        if stage.teacher is None:
+    def _teachers(
+        self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
+    ) -> dict[str, Program]:
+        """Return the teacher if a pass asks for it."""
+        asked = any(TEACHER in item.needs for item in pipeline.passes)
+        if stage.teacher is None or not asked:
             return {}
-        return {"teacher": self._program(stage.teacher, finished).eval()}
+        return {TEACHER: self._program(stage.teacher, finished).eval()}
 
     def _train(
         self,
@@ -332,14 +333,11 @@ class Session:
         return result
 
 
-@contextmanager
-def _within(stage: str, key: str) -> Iterator[None]:
-    """Put the place in the recipe in front of what a pass says."""
-    try:
-        yield
-    except SparsefxError as error:
-        error.who = f"stage {stage}, {key}" + (f": {error.who}" if error.who else "")
-        raise
+def _open(folder: str) -> Program:
+    """Return the Program in a teacher's folder."""
+    place = Path(folder).expanduser()
+    is_program = (place / "manifest.json").exists()
+    return Program.load(place) if is_program else capture_pretrained(str(place))
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

@@ -101,7 +101,9 @@ class StageTrainer:
         self._trained = trained_parameters(program)
         self._versions = {n: (id(t), t._version) for n, t in program.named_tensors().items()}
         self._optimizer = make_optimizer(self._trained, settings)
-        self._factor = schedules.build(settings.schedule, self.steps, program)
+        self._factor = schedules.build(
+            settings.schedule, self.steps, schedules.pruning_window(program)
+        )
         self._sparsity = _SparsityMeter(program)
         self._pending: list[_Pending] = []
         program.train()

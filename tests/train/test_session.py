@@ -200,9 +200,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("training", "why"),
     [
-        ({"freeze": ["embedings"]}, "'embedings'"),
         ({"freeze": ["."]}, "every parameter is frozen"),
-        ({"label_weight": 0.0}, "nothing to minimise"),
         ({"schedule": {"kind": "rewind"}}, "follows a pruning pass"),
     ],
 )

@@ -89,7 +89,7 @@ def data(count: int = 60, unlabelled: int = 0) -> SessionData:
     return SessionData(task, tokenizer(), extra)
 
 
-def model(outputs: int = 2) -> nn.Module:
+def model(outputs: int = 2, **changed: int) -> nn.Module:
     """A BERT of two layers of width 32."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -100,6 +100,7 @@ def model(outputs: int = 2) -> nn.Module:
         "intermediate_size": 64,
         "max_position_embeddings": 32,
         "num_labels": outputs,
+        **changed,
     }
     found: nn.Module = BertForSequenceClassification(BertConfig(**sizes))
     return found.eval()

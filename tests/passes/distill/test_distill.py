@@ -100,8 +100,13 @@ def test_regression_takes_squared_errors() -> None:
     ours = found["logits"]
     assert torch.allclose(found["loss.labels"], (ours.squeeze(-1) - values).square().mean())
     assert torch.allclose(found["loss.logits"], (ours - theirs).square().mean())
+    chosen = distilled("distill{labels=1.0}", student, teacher)
+    assert chosen.history[-1].notes == (
+        "logits: one value and no classes, so logits_loss is 'mse'",
+    )
+    assert chosen.dump() == program.dump()
     with pytest.raises(PassError, match="'logits' has one class: its soft targets are always 1"):
-        distilled("distill", student, teacher)
+        distilled("distill{logits_loss='kl'}", student, teacher)
 
 
 def token_program(seed: int) -> Program:

@@ -215,7 +215,7 @@ def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
         ("hidden=-1.0", "expected a weight of 0 or more"),
         ("hidden='much'", "expected a number"),
         ("temperature=0", "temperature=0: expected a number above 0"),
-        ("logits_loss=cross", "expected one of kl, soft-ce, mse, cosine"),
+        ("logits_loss=cross", "expected one of auto, kl, soft-ce, mse, cosine"),
         ("layers=every", "expected one of identity, skip, last, final, or pairs"),
         ("layers=(1,2)", "a tuple of"),
         ("teacher_inputs='x'", "expected a tuple of names"),

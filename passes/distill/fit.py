@@ -1,0 +1,137 @@
+"""What has to hold of student and teacher, told from their structure before anything is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsefx.errors import PassError
+from sparsefx.passes.analyses.dataflow import last_dim
+from sparsefx.passes.analyses.encoder import Encoder, EncoderStructure
+from sparsefx.passes.distill.heads import classes, label_inputs, logits_outputs, match_heads
+from sparsefx.passes.distill.layer_map import pair_layers
+from sparsefx.passes.distill.scope import Pair
+from sparsefx.passes.distill.teacher import check_inputs, check_vocabulary
+from sparsefx.passes.distill.terms import TERMS
+
+if TYPE_CHECKING:
+    from sparsefx.passes.distill.distill import Distill
+    from sparsefx.program import Program
+
+__all__ = ["NEEDS_LAYERS", "check_fit", "paired_layers"]
+
+NEEDS_LAYERS = frozenset(TERMS) - {"logits", "labels"}
+"""The terms that compare layers."""
+_COMPARES_HEADS = ("scores", "probabilities", "value_relation")
+
+
+def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
+    """Check that ``item`` can compare these two.
+
+    Args:
+        item: The pass, with its terms.
+        student: The Program that it would run on.
+        teacher: None when the teacher's logits come with the batch.
+
+    Raises:
+        PassError: Names what does not fit: an output, an input, a table or a layer.
+    """
+    for program in (student, teacher):
+        _ = program and program.shapes  # which the nodes then carry
+    for name in student.signature.outputs:
+        if name == "loss" or name.startswith("loss."):
+            raise PassError(
+                f"the student returns {name!r} already",
+                who="distill",
+                where=name,
+                hint="capture it without labels; the labels term adds them",
+            )
+    if item.logits:
+        _check_soft_targets(item, student)
+    if item.labels:
+        _check_labels(student)
+    if teacher is None:
+        return
+    check_inputs(student, teacher, item.teacher_inputs)
+    check_vocabulary(student, teacher)
+    if item.logits:
+        match_heads(student, teacher)
+    if NEEDS_LAYERS & set(item.terms):
+        _check_layers(item, student.facts(EncoderStructure), teacher.facts(EncoderStructure))
+
+
+def paired_layers(
+    item: Distill, student: Encoder, teacher: Encoder
+) -> tuple[tuple[Pair, ...], tuple[Pair, Pair]]:
+    """Return the layers that are matched, and the first and last layers of both.
+
+    Raises:
+        PassError: One of them is no encoder, or the layer map does not fit.
+    """
+    ours = student.require("distill")
+    theirs = teacher.require("distill (the teacher)")
+    pairs = tuple(
+        Pair(ours[low], theirs[high])
+        for low, high in pair_layers(item.layers, len(ours), len(theirs))
+    )
+    return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
+
+
+def _check_soft_targets(item: Distill, student: Program) -> None:
+    if item.logits_loss in ("auto", "mse"):
+        return
+    for name in logits_outputs(student):
+        if classes(student, name) == 1:
+            raise PassError(
+                f"the output {name!r} has one class: its soft targets are always 1",
+                who="distill",
+                where="logits_loss",
+                hint="for a regression use logits_loss='mse' (or 'auto'), or the labels term",
+            )
+
+
+def _check_labels(student: Program) -> None:
+    names = [spec.name for spec in label_inputs(student).values()]
+    if len(set(names)) != len(names) or not names:
+        raise PassError(
+            f"the labels term needs one classifying output, the student has "
+            f"{list(label_inputs(student))}",
+            who="distill",
+            where="labels",
+            hint="leave the term out, or capture a model with one head",
+        )
+
+
+def _check_layers(item: Distill, student: Encoder, teacher: Encoder) -> None:
+    pairs, ends = paired_layers(item, student, teacher)
+    if any(getattr(item, term) for term in _COMPARES_HEADS):
+        for pair in pairs:
+            _same_heads(pair)
+    if item.cls:
+        for pair in pairs:
+            _same_width(pair, "cls")
+    if item.cosine:
+        _same_width(ends[1], "cosine")
+
+
+def _same_heads(pair: Pair) -> None:
+    ours, theirs = pair.student.core.heads, pair.teacher.core.heads
+    if ours != theirs:
+        raise PassError(
+            f"attention terms need equal numbers of heads: the student has {ours}, the teacher "
+            f"{theirs}",
+            who="distill",
+            where=pair.where,
+            hint="leave out scores, probabilities and value_relation; hidden and logits do not "
+            "need this",
+        )
+
+
+def _same_width(pair: Pair, term: str) -> None:
+    ours, theirs = last_dim(pair.student.hidden), last_dim(pair.teacher.hidden)
+    if ours != theirs:
+        raise PassError(
+            f"the {term} term needs equal widths: the student has {ours}, the teacher {theirs}",
+            who="distill",
+            where=pair.where,
+            hint="the hidden term projects the student's states to the teacher's width",
+        )

@@ -1,0 +1,99 @@
+"""The outputs that classify: those of the student, and the teacher's that go with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from sparsefx.errors import PassError, did_you_mean
+from sparsefx.signature import InputSpec
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["classes", "label_inputs", "logits_outputs", "match_heads", "outputs"]
+
+_ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
+
+
+def outputs(program: Program) -> dict[str, fx.Node]:
+    """Return the node of each output."""
+    return dict(program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
+
+
+def logits_outputs(program: Program) -> tuple[str, ...]:
+    """Return the outputs that classify: those called logits, else every floating output."""
+    floating = {
+        name: fact
+        for name, node in outputs(program).items()
+        if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and len(fact.dims) > 1
+    }
+    named = tuple(name for name in floating if name.endswith("logits"))
+    return named or tuple(floating)
+
+
+def classes(program: Program, name: str) -> int | str | None:
+    """Return the classes of an output: its last dimension; None when its shape is not known."""
+    fact = program.shape_of(outputs(program)[name])
+    return fact.dims[-1] if fact else None
+
+
+def label_inputs(program: Program) -> dict[str, InputSpec]:
+    """Return the labels input for each logits output: class indices, or values for one class."""
+    found = {}
+    for name in logits_outputs(program):
+        fact = program.shape_of(outputs(program)[name])
+        if fact is None:
+            continue
+        value = fact.dims[-1] == 1
+        label = _ANSWER_LABELS.get(name, "labels")
+        dtype = fact.dtype if value else torch.int64
+        found[name] = InputSpec(label, dtype, fact.dims[:-1])
+    return found
+
+
+def match_heads(student: Program, teacher: Program) -> dict[str, str]:
+    """Return the teacher's output for each of the student's; a single one matches any name.
+
+    Raises:
+        PassError: The student has no output to compare, or the teacher has another head.
+    """
+    ours, theirs = logits_outputs(student), logits_outputs(teacher)
+    if not ours:
+        raise PassError("the student has no floating-point output to compare", who="distill")
+    if len(ours) == len(theirs) == 1:
+        matched = {ours[0]: theirs[0]}
+    else:
+        matched = {name: name for name in ours}
+    for name, other in matched.items():
+        if other not in theirs:
+            raise PassError(
+                f"the teacher has no output {name!r}; it returns {', '.join(theirs)}",
+                who="distill",
+                where=name,
+                hint=did_you_mean(name, theirs),
+            )
+        _check_shapes(name, student, teacher, other)
+    return matched
+
+
+def _check_shapes(name: str, student: Program, teacher: Program, other: str) -> None:
+    mine = student.shape_of(outputs(student)[name])
+    theirs = teacher.shape_of(outputs(teacher)[other])
+    if (
+        mine is None
+        or theirs is None
+        or mine.dims[-1] != theirs.dims[-1]
+        or len(mine.dims) != len(theirs.dims)
+    ):
+        shapes = " and ".join(
+            str(list(fact.dims)) if fact else "nothing" for fact in (mine, theirs)
+        )
+        raise PassError(
+            f"the teacher has another head: student and teacher return {name!r} of shapes {shapes}",
+            who="distill",
+            where=name,
+            hint="train the teacher on the same task, or set logits=0 and use the hidden term",
+        )

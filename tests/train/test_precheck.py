@@ -1,0 +1,149 @@
+"""What a session refuses before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsefx.errors import DataError, PassError, SparsefxError
+from sparsefx.frontend import capture
+from sparsefx.recipe import Recipe
+from sparsefx.train.evaluation import SessionData
+from sparsefx.train.events import Event
+from sparsefx.train.results import RunResult
+from sparsefx.train.session import Session
+from sparsefx.train.tasks import Examples, Task
+from tests.train import tiny_run
+
+TWO = """
+name: two
+data: {max_length: 16, batch_size: 8}
+stages:
+- {name: dense, training: {steps: 2, precision: fp32}}
+- name: student
+  teacher: TEACHER
+  pipeline: DISTILL
+  training: {steps: 4, precision: fp32, label_weight: 0}
+  after: strip-distillation
+"""
+
+
+def two_stages(distill: str = "distill", teacher: str = "dense") -> Recipe:
+    return Recipe.parse(TWO.replace("DISTILL", f'"{distill}"').replace("TEACHER", teacher))
+
+
+def run(recipe: Recipe, folder: Path, **options: Any) -> RunResult:
+    given = {"model": tiny_run.program(), "data": tiny_run.data(), "device": "cpu", **options}
+    return Session(recipe, folder=folder, **given).run()
+
+
+def refused(recipe: Recipe, folder: Path, **options: Any) -> SparsefxError:
+    """Return the error; nothing was trained, and another recipe can use the folder."""
+    events: list[Event] = []
+    with pytest.raises(SparsefxError) as caught:
+        run(recipe, folder, listeners=[events.append], **options)
+    assert events == []
+    assert not folder.exists()
+    return caught.value
+
+
+def regression() -> dict[str, Any]:
+    texts = tiny_run.texts(16, 0)
+    values = tuple(len(text) / 20 for text in texts)
+    examples = Examples("drawn", texts, labels=values)
+    splits = {"train": examples, "test": examples}
+    task = Task("length", "regression", (), "pearson_spearman", splits)
+    return {"model": tiny_run.model(1), "data": SessionData(task, tiny_run.tokenizer())}
+
+
+# -- regression ----------------------------------------------------------------------------------
+
+
+def test_a_regression_is_distilled_by_squared_errors(tmp_path: Path) -> None:
+    result = run(two_stages(), tmp_path / "run", **regression())
+    (entry,) = (each for each in result.program.history if each.spec == "distill")
+    assert "so logits_loss is 'mse'" in entry.notes[0]
+
+
+def test_soft_targets_of_one_value_are_refused(tmp_path: Path) -> None:
+    error = refused(two_stages("distill{logits_loss='kl'}"), tmp_path / "run", **regression())
+    assert isinstance(error, PassError)
+    assert "its soft targets are always 1" in error.why
+    assert error.who == "stage student, pipeline: distill"
+
+
+# -- teachers and heads ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "distill", "why"),
+    [
+        ({"num_labels": 3}, "distill", "another head"),
+        ({"vocab_size": 50}, "distill", "another vocabulary"),
+        ({"num_labels": 3}, "distill{logits=0,hidden=1}", ""),
+        ({"num_attention_heads": 4}, "decompose-attention,distill{scores=1}", "equal numbers of h"),
+    ],
+)
+def test_a_teacher_has_to_fit(
+    changed: dict[str, Any], distill: str, why: str, tmp_path: Path
+) -> None:
+    model = tiny_run.model(**{"outputs": changed.pop("num_labels", 2), **changed})
+    teacher = capture(model, tiny_run.example_inputs(tiny_run.data()))
+    recipe = two_stages(distill, str(teacher.save(tmp_path / "teacher")))
+    if not why:
+        assert run(recipe, tmp_path / "run").stage("student").steps == 4
+        return
+    error = refused(recipe, tmp_path / "run")
+    assert why in error.why
+    assert error.who.startswith("stage student, pipeline")
+
+
+def test_labels_have_to_fit_the_head(tmp_path: Path) -> None:
+    data = tiny_run.data()
+    train = data.task.split("train")
+    labels = (*train.labels[:-1], 2) if train.labels else None
+    wrong = Examples(train.origin, train.texts, labels=labels)
+    task = Task("odd", "classification", ("a", "b", "c"), "accuracy",
+                {"train": wrong, "test": data.task.split("test")})  # fmt: skip
+    error = refused(two_stages(), tmp_path / "run", data=SessionData(task, data.tokenizer))
+    assert isinstance(error, DataError)
+    assert "label 2 is outside the range 0..1" in error.why
+
+
+# -- amounts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("passes", "training", "why"),
+    [
+        ("magnitude-prune{end=5}", "", "at work until step 5, and only 4 steps come"),
+        ("quantize-prepare{begin=5}", "", "at work until step 5"),
+        ("quantize-prepare{begin=10%,freeze=20%}", "", "never see a value"),
+        ("magnitude-prune{end=100%}", "schedule: {kind: rewind}", "leave no step"),
+        ("magnitude-prune", "schedule: {warmup: 5}", "5 steps of warm-up"),
+        ("magnitude-prune", "freeze: [embedings]", "contains 'embedings'"),
+        ("magnitude-prune", "label_weight: 0", "nothing to minimise"),
+    ],
+)
+def test_amounts_have_to_be_reached(passes: str, training: str, why: str, tmp_path: Path) -> None:
+    settings = ", ".join(filter(None, ("steps: 4", training)))
+    recipe = Recipe.parse(
+        "{name: two, data: {max_length: 16, batch_size: 8}, stages: ["
+        "{name: dense, training: {steps: 2}},"
+        f'{{name: sparse, pipeline: "{passes}", training: {{{settings}}}}}]}}'
+    )
+    recipe.check()
+    error = refused(recipe, tmp_path / "run")
+    assert why in str(error)
+    assert "sparse" in str(error) or "stages[1]" in str(error)
+
+
+def test_a_ramp_may_end_in_a_later_stage(tmp_path: Path) -> None:
+    recipe = Recipe.parse(
+        "{name: two, data: {max_length: 16, batch_size: 8}, stages: ["
+        '{name: one, pipeline: "magnitude-prune{end=4}", training: {steps: 2, precision: fp32}},'
+        "{name: two, training: {steps: 2, precision: fp32}}]}"
+    )
+    assert run(recipe, tmp_path / "run").stages[-1].sparsity == pytest.approx(0.9, abs=0.02)
