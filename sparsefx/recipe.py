@@ -133,8 +133,9 @@ class Training(_Settings):
     """``bf16``: autocast; parameters and optimizer stay fp32."""
     freeze: tuple[Regex, ...] = ()
     """Parameters whose name contains one of these regular expressions are not trained."""
-    data: Literal["labelled", "labelled+unlabelled"] = "labelled"
-    """Whether unlabelled texts, if the run has any, are trained on too (for distillation)."""
+    data: Literal["labelled", "labelled+unlabelled", "unlabelled"] = "labelled"
+    """What is trained on: the training split, unlabelled texts too if the run has any (for
+    distillation), or those alone. In a run on text alone ``labelled`` is its text."""
     label_weight: float = Field(default=1.0, ge=0)
     """Weight of the loss against the labels; terms that passes put into the graph come on top."""
     evaluate_every: Amount | None = None

@@ -26,11 +26,15 @@ DATA_HELP = (
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     model: Annotated[str, typer.Option(help="Hugging Face id, or a folder.")],
-    data: Annotated[list[str], typer.Option(help=DATA_HELP)],
+    data: Annotated[list[str] | None, typer.Option(help=DATA_HELP)] = None,
     text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
     label: Annotated[str, typer.Option(help="Label column.")] = "label",
     unlabelled: Annotated[
-        str | None, typer.Option(help="File with further texts for distillation.")
+        list[str] | None,
+        typer.Option(
+            help="Files with further texts for distillation; alone, without --data, a "
+            "recipe that needs no labels is run on them."
+        ),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where everything is kept; run again to go on.")
@@ -44,14 +48,23 @@ def command(
     from sparsefx.recipe import Recipe
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.randomness import seed_everything
-    from sparsefx.train.tasks import load_texts
+    from sparsefx.train.tasks import load_texts, text_task
 
     found = Recipe.load(recipe)
-    task = read_task(data, text, label)
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
+    if data:
+        task = read_task(data, text, label)
+    elif more is not None:
+        task, more = text_task(more), None
+    else:
+        raise DataError(
+            "there is nothing to train on",
+            who="data",
+            hint="give --data FILE, or for a recipe that needs no labels --unlabelled FILE",
+        )
     seed_everything(found.seed)
-    outputs = len(task.classes) if task.kind == "classification" else 1
-    network = load_pretrained(model, labels=outputs)
+    outputs = {"classification": len(task.classes), "regression": 1, "text": None}
+    network = load_pretrained(model, labels=outputs[task.kind])
     name_classes(network, task)
     train_and_report(
         found,

@@ -104,11 +104,12 @@ def report_rows(
     for stage in result.stages:
         if stage.score is None:
             continue
-        logits, labels = stage.outputs()
         difference = None
-        if first is not None:
-            difference = paired_difference(stage.score.metric, logits, first, labels)
-        first = logits if first is None else first
+        if stage.score.metric != "loss":
+            logits, labels = stage.outputs()
+            if first is not None:
+                difference = paired_difference(stage.score.metric, logits, first, labels)
+            first = logits if first is None else first
         latency = (latencies or {}).get(stage.name)
         size = Size.of(stage.program())
         rows.append(ReportRow(stage.name, stage.score, difference, size, latency))
@@ -147,7 +148,7 @@ def run_page(
         ),
         paragraph(timed_on) if timed_on else "",
     )
-    if rows:
+    if rows and rows[0].score.metric != "loss":
         names = [row.name for row in rows]
         page.section("Accuracy", accuracy_plot(names, [_percent(row.score) for row in rows]))
     lines = read_metrics(result.folder / "metrics.jsonl")

@@ -15,10 +15,12 @@ from torch import Tensor, fx
 from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.program import Program
+from sparsefx.recipe import Training
 from sparsefx.train.batches import Encoded, encode, evaluation_batches
+from sparsefx.train.metrics import Score, mean_loss
 from sparsefx.train.tasks import Examples, Task
 
-__all__ = ["SessionData", "TokenData", "inputs_for", "logits_name", "predict"]
+__all__ = ["SessionData", "TokenData", "inputs_for", "logits_name", "losses", "predict"]
 
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -28,7 +30,7 @@ class SessionData:
     """What a session trains on.
 
     Attributes:
-        task: Has the splits 'train' and 'test'.
+        task: Has the splits 'train' and 'test'; without labels it is a ``tasks.text_task``.
         tokenizer: A transformers tokenizer.
         unlabelled: Texts that distilling stages may train on besides.
     """
@@ -73,12 +75,35 @@ class TokenData:
         labels: NDArray[np.float64] = self.test.labels.numpy().astype(np.float64)
         return labels
 
+    def of(self, training: Training) -> Encoded:
+        """Return what a stage trains on.
+
+        Raises:
+            TrainingError: It wants unlabelled texts alone, and there are none.
+        """
+        if training.data == "labelled":
+            return self.labelled
+        if training.data == "labelled+unlabelled":
+            return self.everything
+        if self.unlabelled is None:
+            raise TrainingError(
+                "a stage trains on unlabelled texts, and there are none",
+                who="session",
+                where=self.task.name,
+                hint="give SessionData(unlabelled=...), or --unlabelled FILE",
+            )
+        return self.unlabelled
+
+    @cached_property
+    def unlabelled(self) -> Encoded | None:
+        """The texts without labels, if there are any."""
+        found = self._source.unlabelled
+        return None if found is None else self._encode(replace(found, labels=None))
+
     @cached_property
     def everything(self) -> Encoded:
         """The training split and the unlabelled texts, if there are any."""
-        if self._source.unlabelled is None:
-            return self.labelled
-        return self.labelled.joined(self._encode(self._source.unlabelled))
+        return self.labelled if self.unlabelled is None else self.labelled.joined(self.unlabelled)
 
     def _encode(self, examples: Examples) -> Encoded:
         found = encode(self._source.tokenizer, examples, self._max_length)
@@ -150,6 +175,38 @@ def predictor(program: Program) -> Predictor:
         return found
 
     return run
+
+
+def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> Score:
+    """Return the mean of what ``program`` minimises, ``loss`` and its terms, in evaluation mode.
+
+    What is drawn in the graph, such as which tokens are masked, is drawn from ``seed``: two
+    Programs, or two evaluations of one, meet the same.
+
+    Raises:
+        TrainingError: It has no output ``loss``.
+    """
+    names = [name for name in program.signature.outputs if name.split(".")[0] == "loss"]
+    if "loss" not in names:
+        raise TrainingError("the model returns no loss to score it by", who="session")
+    was_training = program.training
+    device = next(iter(program.named_tensors().values())).device
+    sizes: list[int] = []
+    found: list[dict[str, float]] = []
+    program.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for rows, batch in evaluation_batches(data, batch_size):
+                inputs = inputs_for(program, batch)
+                outputs = program(**{name: value.to(device) for name, value in inputs.items()})
+                found.append({name: float(outputs[name]) for name in names})
+                sizes.append(len(rows))
+    finally:
+        program.train(was_training)
+    return mean_loss(
+        [{n.removeprefix("loss."): v for n, v in each.items()} for each in found], sizes
+    )
 
 
 def predict(

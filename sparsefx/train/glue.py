@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.labels import Kind
 from sparsefx.train.metrics import MetricName
-from sparsefx.train.tasks import Kind, Task, load_task
+from sparsefx.train.tasks import Task, load_task
 
 __all__ = ["GLUE", "GlueLayout", "load_glue"]
 

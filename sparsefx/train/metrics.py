@@ -1,6 +1,7 @@
 """Metrics of sentence tasks, each with a confidence interval, and paired differences.
 
-All values are fractions (0.841, not 84.1). Intervals are two-sided at 95 %: Wilson's for
+All values are fractions (0.841, not 84.1), but for the mean loss on text, which is a loss.
+Intervals are two-sided at 95 %: Wilson's for
 accuracy, which is exact enough down to a few examples, percentile bootstrap for the others.
 Compare two models on the same examples by :func:`paired_difference` only: its interval is several
 times narrower than that of the two scores, since most examples are answered alike by both.
@@ -9,7 +10,7 @@ times narrower than that of the two scores, since most examples are answered ali
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -18,9 +19,19 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError, did_you_mean
 
-__all__ = ["MetricName", "Score", "evaluate", "metric_values", "paired_difference", "wilson"]
+__all__ = [
+    "MetricName",
+    "Score",
+    "ScoreName",
+    "evaluate",
+    "mean_loss",
+    "metric_values",
+    "paired_difference",
+    "wilson",
+]
 
 MetricName = Literal["accuracy", "accuracy_f1", "f1", "matthews", "pearson_spearman"]
+ScoreName = MetricName | Literal["loss"]
 Floats = NDArray[np.float64]
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 _RESAMPLES = 1000
@@ -39,7 +50,7 @@ class Score:
         parts: Every number the task reports (for ``accuracy_f1``: accuracy, f1 and their mean).
     """
 
-    metric: MetricName
+    metric: ScoreName
     value: float
     low: float
     high: float
@@ -47,6 +58,8 @@ class Score:
     parts: Mapping[str, float]
 
     def __str__(self) -> str:
+        if self.metric == "loss":
+            return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
         return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
@@ -77,6 +90,32 @@ def evaluate(metric: MetricName, outputs: Floats, labels: Floats, seed: int = 0)
             lambda rows: _headline(metric, predicted[rows], labels[rows]), count, seed
         )
     return Score(metric, value, low, high, count, parts)
+
+
+def mean_loss(batches: Sequence[Mapping[str, float]], sizes: Sequence[int], seed: int = 0) -> Score:
+    """Score a model by what it minimises, where there are no labels.
+
+    Args:
+        batches: The losses of each batch: ``loss`` and its terms.
+        sizes: Examples in each batch.
+        seed: Seed of the bootstrap, which draws whole batches.
+
+    Returns:
+        The means over all examples; smaller is better.
+
+    >>> mean_loss([{"loss": 1.0}, {"loss": 4.0}], [2, 1]).value
+    2.0
+    """
+    weights = np.asarray(sizes, dtype=np.float64)
+    parts = {
+        name: float(np.average([batch[name] for batch in batches], weights=weights))
+        for name in batches[0]
+    }
+    losses = np.asarray([batch["loss"] for batch in batches])
+    low, high = _bootstrap(
+        lambda rows: float(np.average(losses[rows], weights=weights[rows])), len(batches), seed
+    )
+    return Score("loss", parts["loss"], low, high, int(weights.sum()), parts)
 
 
 def paired_difference(

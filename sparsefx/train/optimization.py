@@ -13,7 +13,7 @@ from sparsefx.errors import TrainingError, did_you_mean
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.batches import UNLABELLED
-from sparsefx.train.tasks import Kind
+from sparsefx.train.labels import Kind
 
 __all__ = ["flush_tiny", "freeze", "label_loss", "make_optimizer", "trained_parameters"]
 

@@ -65,6 +65,8 @@ def check_stages(
     model: Program,
     steps: Mapping[str, int | None],
     load: Callable[[str], Program],
+    *,
+    labels: bool = True,
 ) -> None:
     """Check every stage: its passes and amounts, its teacher, its schedule, what it freezes.
 
@@ -74,12 +76,14 @@ def check_stages(
             change.
         steps: Optimizer steps of each stage; None for one that does not train.
         load: Returns the Program in a teacher's folder.
+        labels: Whether the training split has any.
 
     Raises:
         SparsefxError: What is wrong, with its place in the recipe.
     """
     recipe.check(model.properties, who=recipe.name, steps=steps)
     folders: dict[str, Program] = {}
+    may_lose = "loss" in model.signature.outputs
     for index, stage in enumerate(recipe.stages):
         passes = parse_pipeline(stage.pipeline, steps[stage.name]).passes
         programs = {}
@@ -95,6 +99,11 @@ def check_stages(
                 _check_last_step(item, left)
         with within(stage.name, "training"):
             _check_training(stage, passes, model, steps[stage.name] or 0)
+            may_lose = may_lose or _changes_signature(passes)
+            if not may_lose:
+                _check_loss(stage, labels)
+        after = parse_pipeline(stage.after, steps[stage.name]).passes
+        may_lose = may_lose and not _changes_signature(after)
 
 
 def _teacher_folder(recipe: Recipe, stage: Stage) -> str | None:
@@ -131,7 +140,18 @@ def _check_training(stage: Stage, passes: tuple[Pass, ...], model: Program, step
     window = schedules.window_of(passes)
     if training.schedule.kind == "rewind" and window is not None:
         schedules.build(training.schedule, steps, window)
-    if training.label_weight == 0 and not any(item.changes_signature for item in passes):
+
+
+def _changes_signature(passes: tuple[Pass, ...]) -> bool:
+    return any(item.changes_signature for item in passes)
+
+
+def _check_loss(stage: Stage, labels: bool) -> None:
+    """Refuse a stage in which no pass can have put a loss in, and that uses no labels."""
+    training = stage.training
+    if training is None:
+        return
+    if training.label_weight == 0 or training.data == "unlabelled" or not labels:
         raise RecipeError(
             "there is nothing to minimise: no labels are used and no pass put a loss in",
             hint="set label_weight above 0, or add distill to the pipeline",

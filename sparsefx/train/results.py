@@ -55,10 +55,11 @@ class StageResult:
         Two stages are compared by ``metrics.paired_difference`` on them.
 
         Raises:
-            TrainingError: The stage was not evaluated.
+            TrainingError: The stage was not evaluated, or on text alone.
         """
-        if self.score is None:
-            raise TrainingError("it was not evaluated", who="result", where=f"stage {self.name}")
+        if self.score is None or self.score.metric == "loss":
+            why = "it was not evaluated" if self.score is None else "it was scored by its loss"
+            raise TrainingError(why, who="result", where=f"stage {self.name}")
         found = load_file(self.folder / _OUTPUTS)
         return found["logits"], found["labels"]
 

@@ -20,27 +20,23 @@ Everything lies in one folder, from which a session that was interrupted, or kil
 
 from __future__ import annotations
 
-import inspect
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import TrainingError, TrainingInterruptedError
-from sparsefx.frontend import capture
-from sparsefx.huggingface import capture_pretrained, check_length
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage, Training
 from sparsefx.train.checkpoints import Checkpoints
-from sparsefx.train.evaluation import SessionData, TokenData, predict
+from sparsefx.train.evaluation import SessionData, TokenData, losses, predict
 from sparsefx.train.events import (
     CheckpointSaved,
     Evaluated,
@@ -57,6 +53,7 @@ from sparsefx.train.precheck import check_head, check_stages, check_teacher_fold
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
+from sparsefx.train.start import open_folder, starting_model
 from sparsefx.train.trainer import StageTrainer
 
 if TYPE_CHECKING:
@@ -119,7 +116,7 @@ class Session:
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
         check_teacher_folders(self.recipe)
-        model = self._captured()
+        model = starting_model(self._model, self.folder, self._data)
         self._check(model)
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
@@ -136,31 +133,20 @@ class Session:
             self._emit(RunFinished(result))
         return result
 
-    def _captured(self) -> Program:
-        """Return the model as a Program: the run's own, if a former session saved one.
-
-        Raises:
-            TrainingError: The run began with another model.
-        """
-        model = self._model
-        saved = self.folder / "model"
-        if (saved / "manifest.json").exists():
-            found = Program.load(saved)
-            _check_same_model(model, found, self.folder)
-            return found
-        config = model.config if isinstance(model, Program) else _config_of(model)
-        splits = (self._data.everything, self._data.test)
-        check_length(config, max(int(split.lengths.max()) for split in splits))
-        if isinstance(model, Program):
-            return model
-        taken = set(_parameters_of(model))
-        return capture(model, {n: t for n, t in self._data.example().items() if n in taken})
-
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
-        check_head(self._source.task, model)
+        if not self._by_loss:
+            check_head(self._source.task, model)
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
-        check_stages(self.recipe, model, steps, _open)
+        check_stages(self.recipe, model, steps, open_folder, labels=not self._by_loss)
+
+    @property
+    def _by_loss(self) -> bool:
+        """Whether there is text alone, and a stage is scored by what it minimised.
+
+        That is before ``after``, which takes the loss out of the graph.
+        """
+        return self._source.task.metric == "loss"
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -183,20 +169,23 @@ class Session:
             seconds["training"], sparsity = trainer.seconds, trainer.sparsity
         else:
             self._metrics.forget_after(tuple(finished), stage.name, 0, 0)
+        loss = None
+        if self._by_loss and stage.evaluate and "loss" in program.signature.outputs:
+            loss = self._evaluate(stage.name, steps or 0, program)[0]
         began = time.perf_counter()
         after = parse_pipeline(stage.after, steps)
         teachers = self._teachers(stage, after, finished)
         with within(stage.name, "after"):
             program = after.run(program.to("cpu"), programs=teachers)
         seconds["passes"] += time.perf_counter() - began
-        return self._finish(stage, place, program, steps or 0, seconds, sparsity)
+        return self._finish(stage, place, program, steps or 0, seconds, sparsity, loss)
 
     def _steps_of(self, stage: Stage) -> int | None:
         """Return the optimizer steps of a stage; None when it does not train."""
         training = stage.training
         if training is None:
             return None
-        data = self._data.labelled if training.data == "labelled" else self._data.everything
+        data = self._data.of(training)
         size = training.batch_size or self.recipe.data.batch_size
         per_epoch = -(-len(data) // size)
         return training.steps or max(1, round((training.epochs or 0) * per_epoch))
@@ -223,7 +212,7 @@ class Session:
             return self._folder.load_model()
         if name in finished:
             return finished[name].program()
-        return _open(name)
+        return open_folder(name)
 
     def _teachers(
         self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
@@ -243,7 +232,7 @@ class Session:
         finished: tuple[str, ...],
     ) -> StageTrainer:
         program.to(self._accelerator.device)
-        data = self._data.labelled if training.data == "labelled" else self._data.everything
+        data = self._data.of(training)
         seed = stage_seed(self.recipe.seed, stage.name)
         seed_everything(seed)
         trainer = StageTrainer(
@@ -298,11 +287,15 @@ class Session:
 
     def _evaluate(
         self, stage: str, step: int, program: Program
-    ) -> tuple[Evaluated, NDArray[np.float32]]:
+    ) -> tuple[Evaluated, NDArray[np.float32] | None]:
         began = time.perf_counter()
-        logits = predict(program, self._data.test, self.recipe.data.eval_batch_size)
-        task = self._source.task
-        found = evaluate(task.metric, logits.astype(np.float64), self._data.test_labels)
+        metric, size = self._source.task.metric, self.recipe.data.eval_batch_size
+        logits = None
+        if metric == "loss":
+            found = losses(program, self._data.test, size)
+        else:
+            logits = predict(program, self._data.test, size)
+            found = evaluate(metric, logits.astype(np.float64), self._data.test_labels)
         event = Evaluated(stage, step, found, time.perf_counter() - began)
         self._emit(event)
         return event, logits
@@ -315,13 +308,15 @@ class Session:
         steps: int,
         seconds: dict[str, float],
         sparsity: float | None,
+        event: Evaluated | None,
     ) -> StageResult:
         program.eval().save(place / "program")
-        logits = labels = found = None
-        if stage.evaluate:
+        logits = labels = None
+        if stage.evaluate and not self._by_loss:
             event, logits = self._evaluate(stage.name, steps, program.to(self._accelerator.device))
-            found, seconds["evaluation"] = event.score, event.seconds
             labels = self._data.test_labels
+        found = None if event is None else event.score
+        seconds["evaluation"] = 0.0 if event is None else event.seconds
         seconds = {key: round(value, 3) for key, value in seconds.items()}
         properties = tuple(sorted(str(each) for each in program.properties))
         result = StageResult(stage.name, place, steps, found, seconds, sparsity, properties)
@@ -331,46 +326,6 @@ class Session:
             shutil.rmtree(place / leftover, ignore_errors=True)
         self._emit(StageFinished(result))
         return result
-
-
-def _open(folder: str) -> Program:
-    """Return the Program in a teacher's folder."""
-    place = Path(folder).expanduser()
-    is_program = (place / "manifest.json").exists()
-    return Program.load(place) if is_program else capture_pretrained(str(place))
-
-
-def _config_of(model: nn.Module) -> dict[str, Any]:
-    config: Any = getattr(model, "config", None)
-    return config.to_dict() if hasattr(config, "to_dict") else {}
-
-
-def _check_same_model(given: nn.Module | Program, saved: Program, folder: Path) -> None:
-    """Refuse a model of which most tensors differ; a new head may have other random values."""
-    if isinstance(given, Program):
-        tensors: Mapping[str, Tensor] = given.named_tensors()
-    else:
-        tensors = dict(given.state_dict())
-    held = saved.named_tensors()
-    same = sum(
-        name in tensors
-        and tensors[name].shape == tensor.shape
-        and bool(torch.equal(tensors[name].cpu(), tensor))
-        for name, tensor in held.items()
-    )
-    if 2 * same < len(held):
-        raise TrainingError(
-            f"the model is not the one that this run began with: {len(held) - same} of "
-            f"{len(held)} tensors differ",
-            who="resume",
-            where=str(folder),
-            hint="go on with the same model, or choose another folder",
-        )
-
-
-def _parameters_of(model: nn.Module) -> list[str]:
-    forward: Callable[..., Any] = model.forward
-    return list(inspect.signature(forward).parameters)
 
 
 def _accelerator(device: str | None) -> Accelerator:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.metrics import MetricName
-from sparsefx.train.tables import FORMATS, Cell, Table, read_table
+from sparsefx.train.labels import Kind, class_names, guess_kind, read_labels
+from sparsefx.train.metrics import MetricName, ScoreName
+from sparsefx.train.tables import FORMATS, Table, read_table
 
-__all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key"]
+__all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key", "text_task"]
 
 _WHO = "task"
-Kind = Literal["classification", "regression"]
 Source = str | Path | Mapping[str, str | Path]
+_TEST_TEXTS = 2000
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Task:
 
     Attributes:
         name: For reports.
-        kind: Classification into ``classes``, or regression to one value.
-        classes: Names of the classes, in the order of the head's outputs; empty for regression.
-        metric: The task's metric.
+        kind: Classification into ``classes``, regression to one value, or text without labels.
+        classes: Names of the classes, in the order of the head's outputs; empty for the others.
+        metric: The task's metric; of text it is the loss that passes put into the graph.
         splits: Split name -> examples; a trainable task has 'train' and 'test'.
     """
 
     name: str
     kind: Kind
     classes: tuple[str, ...]
-    metric: MetricName
+    metric: ScoreName
     splits: Mapping[str, Examples]
 
     def split(self, name: str) -> Examples:
@@ -88,6 +88,8 @@ class Task:
         Raises:
             DataError: A label has no output, or a regression task meets several outputs.
         """
+        if self.kind == "text":
+            return
         if self.kind == "regression":
             if outputs != 1:
                 raise DataError(
@@ -144,10 +146,12 @@ def load_task(
     tables, declared = _tables(source, header)
     classes = tuple(classes) if classes is not None else declared
     train = tables.get("train") or next(iter(tables.values()))
-    kind = kind or _kind(train.column(label), classes)
-    names = () if kind == "regression" else classes or _classes(train, label)
+    kind = kind or guess_kind(train.column(label), classes)
+    names = () if kind == "regression" else classes or class_names(train, label)
     splits = {
-        split: Examples(table.origin, *_sentences(table, text), _labels(table, label, names, kind))
+        split: Examples(
+            table.origin, *_sentences(table, text), read_labels(table, label, names, kind)
+        )
         for split, table in tables.items()
     }
     task = Task(
@@ -160,17 +164,47 @@ def load_task(
     return _with_test(task, test_share, seed)
 
 
-def load_texts(source: str | Path, text: str | tuple[str, str] = "text") -> Examples:
-    """Load unlabelled texts, for distillation, from any data file.
+def load_texts(
+    source: str | Path | Sequence[str | Path], text: str | tuple[str, str] = "text"
+) -> Examples:
+    """Load texts without labels from data files of any kind, one after the other.
 
     Columns but ``text`` are ignored.
 
     Raises:
         DataError: As :func:`load_task`.
     """
-    tables, _ = _tables(source, None)
-    table = tables.get("train") or next(iter(tables.values()))
-    return Examples(table.origin, *_sentences(table, text))
+    texts: list[str] = []
+    pairs: list[str] = []
+    origins: list[str] = []
+    for each in (source,) if isinstance(source, (str, Path)) else source:
+        tables, _ = _tables(each, None)
+        table = tables.get("train") or next(iter(tables.values()))
+        first, second = _sentences(table, text)
+        texts += first
+        pairs += second or ()
+        origins.append(table.origin)
+    return Examples(", ".join(origins), tuple(texts), tuple(pairs) or None)
+
+
+def text_task(
+    examples: Examples, *, name: str = "text", test_share: float = 0.05, seed: int = 0
+) -> Task:
+    """Return what a run trains on that has text alone: no labels, scored by its own loss.
+
+    Args:
+        examples: Texts; labels, if there are any, are not used.
+        name: For reports.
+        test_share: Share of the texts that is held back to score on, at most 2,000 of them.
+        seed: Seed of the hold-back.
+
+    Raises:
+        DataError: There are too few texts.
+    """
+    plain = replace(examples, labels=None)
+    count = min(_TEST_TEXTS, max(1, round(test_share * len(plain))))
+    train, test = hold_back(plain, count, seed)
+    return Task(name, "text", (), "loss", {"train": train, "test": test})
 
 
 def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
@@ -309,64 +343,3 @@ def _text_column(table: Table, name: str) -> tuple[str, ...]:
                 hint="fill the row or remove it",
             )
     return tuple(map(str, cells))
-
-
-def _kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
-    if classes:
-        return "classification"
-    values = [_number(cell) for cell in cells]
-    if any(value is None for value in values):
-        return "classification"
-    fractions = any(value is not None and not value.is_integer() for value in values)
-    return (
-        "regression" if fractions or any("." in str(cell) for cell in cells) else "classification"
-    )
-
-
-def _number(cell: Cell) -> float | None:
-    try:
-        return float(str(cell))
-    except ValueError:
-        return None
-
-
-def _classes(table: Table, label: str) -> tuple[str, ...]:
-    """Return the class names found in a column: indices count from 0, names are sorted."""
-    found = {str(cell).strip() for cell in table.column(label)}
-    if not all(name.lstrip("-").isdigit() for name in found):
-        return tuple(sorted(found - {"", "None"}))
-    return tuple(str(index) for index in range(max(map(int, found)) + 1))
-
-
-def _labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:
-    cells = table.column(label)
-    indices = {name: index for index, name in enumerate(classes)}
-    labels: list[float] = []
-    for row, cell in enumerate(cells):
-        value = _number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
-        if value is None or not math.isfinite(value):
-            raise _no_label(table, row, label, cell, classes, kind)
-        labels.append(value)
-    return tuple(labels)
-
-
-def _class(name: str, indices: Mapping[str, int]) -> int | None:
-    """Return the index of a class given by name, or by index (as datasets stores it)."""
-    if name in indices:
-        return indices[name]
-    return int(name) if name.isdigit() and int(name) < len(indices) else None
-
-
-def _no_label(
-    table: Table, row: int, label: str, cell: Cell, classes: Sequence[str], kind: Kind
-) -> DataError:
-    if kind == "regression":
-        return DataError(
-            f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
-        )
-    return DataError(
-        f"column {label!r} holds {cell!r}, which is none of the {len(classes)} classes",
-        who=_WHO,
-        where=table.where(row),
-        hint=did_you_mean(str(cell), classes),
-    )

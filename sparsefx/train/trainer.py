@@ -21,6 +21,7 @@ from sparsefx.train.batches import Batches, Encoded
 from sparsefx.train.checkpoints import Checkpoint
 from sparsefx.train.evaluation import inputs_for, logits_name
 from sparsefx.train.events import StepDone
+from sparsefx.train.labels import Kind
 from sparsefx.train.optimization import (
     flush_tiny,
     freeze,
@@ -28,7 +29,6 @@ from sparsefx.train.optimization import (
     make_optimizer,
     trained_parameters,
 )
-from sparsefx.train.tasks import Kind
 
 __all__ = ["StageTrainer"]
 
@@ -91,12 +91,13 @@ class StageTrainer:
         self.seconds = 0.0
         self._session_start = (0, 0.0)
         self._device = next(iter(program.named_tensors().values())).device
-        self._logits = logits_name(program)
         self._has_loss = _LOSS in program.signature.outputs
         # A graph that takes labels, as distill{labels=...} makes it, has its own label loss.
         takes_labels = _LABELS in program.signature.input_names
         self._label_weight = 0.0 if takes_labels else settings.label_weight
-        self._check_loss(data)
+        supervised = self._label_weight > 0 and data.labels is not None
+        self._check_loss(supervised)
+        self._logits = logits_name(program) if supervised else ""
         self._frozen = freeze(program, settings.freeze)
         self._trained = trained_parameters(program)
         self._versions = {n: (id(t), t._version) for n, t in program.named_tensors().items()}
@@ -108,8 +109,7 @@ class StageTrainer:
         self._pending: list[_Pending] = []
         program.train()
 
-    def _check_loss(self, data: Encoded) -> None:
-        supervised = self._label_weight > 0 and data.labels is not None
+    def _check_loss(self, supervised: bool) -> None:
         if not supervised and not self._has_loss:
             raise TrainingError(
                 "there is nothing to minimise: no labels are used and no pass put a loss in",

@@ -1,0 +1,82 @@
+"""A label column: what it holds, the names of its classes, and the labels as numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.tables import Cell, Table
+
+__all__ = ["Kind", "class_names", "guess_kind", "read_labels"]
+
+_WHO = "task"
+Kind = Literal["classification", "regression", "text"]
+
+
+def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
+    """Return what a label column holds: real numbers where one has a fraction, else classes."""
+    if classes:
+        return "classification"
+    values = [_number(cell) for cell in cells]
+    if any(value is None for value in values):
+        return "classification"
+    fractions = any(value is not None and not value.is_integer() for value in values)
+    return (
+        "regression" if fractions or any("." in str(cell) for cell in cells) else "classification"
+    )
+
+
+def _number(cell: Cell) -> float | None:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return None
+
+
+def class_names(table: Table, label: str) -> tuple[str, ...]:
+    """Return the class names found in a column: indices count from 0, names are sorted."""
+    found = {str(cell).strip() for cell in table.column(label)}
+    if not all(name.lstrip("-").isdigit() for name in found):
+        return tuple(sorted(found - {"", "None"}))
+    return tuple(str(index) for index in range(max(map(int, found)) + 1))
+
+
+def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:
+    """Return the labels of a table: class indices, or values.
+
+    Raises:
+        DataError: With file and line: a label that is no class, or no number.
+    """
+    cells = table.column(label)
+    indices = {name: index for index, name in enumerate(classes)}
+    labels: list[float] = []
+    for row, cell in enumerate(cells):
+        value = _number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
+        if value is None or not math.isfinite(value):
+            raise _no_label(table, row, label, cell, classes, kind)
+        labels.append(value)
+    return tuple(labels)
+
+
+def _class(name: str, indices: Mapping[str, int]) -> int | None:
+    """Return the index of a class given by name, or by index (as datasets stores it)."""
+    if name in indices:
+        return indices[name]
+    return int(name) if name.isdigit() and int(name) < len(indices) else None
+
+
+def _no_label(
+    table: Table, row: int, label: str, cell: Cell, classes: Sequence[str], kind: Kind
+) -> DataError:
+    if kind == "regression":
+        return DataError(
+            f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
+        )
+    return DataError(
+        f"column {label!r} holds {cell!r}, which is none of the {len(classes)} classes",
+        who=_WHO,
+        where=table.where(row),
+        hint=did_you_mean(str(cell), classes),
+    )
