@@ -12,12 +12,13 @@ from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SparsefxError, did_you_mean
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
+from sparsefx.properties import Property
 from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage
 from sparsefx.train import schedules
 from sparsefx.train.evaluation import logits_name
 from sparsefx.train.tasks import Task
 
-__all__ = ["check_head", "check_stages", "check_teacher_folders", "within"]
+__all__ = ["check_stages", "check_teacher_folders", "within"]
 
 
 @contextmanager
@@ -47,68 +48,86 @@ def check_teacher_folders(recipe: Recipe) -> None:
             )
 
 
-def check_head(task: Task, model: Program) -> None:
-    """Check the labels of a task against the model's head.
-
-    Raises:
-        TrainingError: The model has no output for predictions.
-        DataError: A label has no output.
-    """
-    outputs: Any = model.graph.output_node().args[0]
-    fact = model.shape_of(outputs[logits_name(model)])
-    if fact is not None and fact.dims and isinstance(fact.dims[-1], int):
-        task.check_head(fact.dims[-1])
-
-
 def check_stages(
     recipe: Recipe,
     model: Program,
     steps: Mapping[str, int | None],
     load: Callable[[str], Program],
-    *,
-    labels: bool = True,
+    task: Task,
 ) -> None:
-    """Check every stage: its passes and amounts, its teacher, its schedule, what it freezes.
+    """Check every stage: passes and amounts, labels, teacher, schedule, what it freezes.
 
     Args:
         recipe: Checked by itself already.
-        model: What the run starts from. Its structure is that of all stages, but for what passes
-            change.
+        model: What the run starts from. Its structure is that of all stages, until a pass changes
+            what the Program takes and returns: from there on heads, teachers and names are found
+            wrong when a stage begins.
         steps: Optimizer steps of each stage; None for one that does not train.
         load: Returns the Program in a teacher's folder.
-        labels: Whether the training split has any.
+        task: What the run is scored on.
 
     Raises:
         SparsefxError: What is wrong, with its place in the recipe.
     """
     recipe.check(model.properties, who=recipe.name, steps=steps)
-    folders: dict[str, Program] = {}
+    known: dict[str, Program | None] = {MODEL: model}
     may_lose = "loss" in model.signature.outputs
     for index, stage in enumerate(recipe.stages):
         passes = parse_pipeline(stage.pipeline, steps[stage.name]).passes
-        programs = {}
-        if stage.teacher is not None and any(TEACHER in item.needs for item in passes):
-            folder = _teacher_folder(recipe, stage)
-            if folder is not None and folder not in folders:
-                folders[folder] = load(folder)
-            programs[TEACHER] = model if folder is None else folders[folder]
-        left = sum(steps[later.name] or 0 for later in recipe.stages[index:])
-        with within(stage.name, "pipeline"):
-            for item in passes:
-                item.check_programs(model, programs)
-                _check_last_step(item, left)
-        with within(stage.name, "training"):
-            _check_training(stage, passes, model, steps[stage.name] or 0)
-            may_lose = may_lose or _changes_signature(passes)
-            if not may_lose:
-                _check_loss(stage, labels)
         after = parse_pipeline(stage.after, steps[stage.name]).passes
-        may_lose = may_lose and not _changes_signature(after)
+        left = sum(steps[later.name] or 0 for later in recipe.stages[index:])
+        if stage.teacher and stage.teacher not in known and _asks(passes):
+            known[stage.teacher] = load(stage.teacher)
+        student = known[recipe.start_of(index)]
+        with within(stage.name, "pipeline"):
+            _check_passes(passes, student, known.get(stage.teacher or ""))
+            for item in passes:
+                _check_last_step(item, left)
+        known[stage.name] = student = None if _altered((*passes, *after)) else student
+        if student is not None and task.kind != "text":
+            _check_head(task, student)
+        with within(stage.name, "training"):
+            _check_schedule(stage, passes, steps[stage.name] or 0)
+            if student is not None:
+                _check_frozen(stage, student)
+            may_lose = may_lose or any(item.changes_signature for item in passes)
+            if not may_lose:
+                _check_loss(stage, task)
+        may_lose = may_lose and not any(item.changes_signature for item in after)
 
 
 def _teacher_folder(recipe: Recipe, stage: Stage) -> str | None:
     names = {None, MODEL, *(each.name for each in recipe.stages)}
     return None if stage.teacher in names else stage.teacher
+
+
+def _asks(passes: tuple[Pass, ...]) -> bool:
+    return any(TEACHER in item.needs for item in passes)
+
+
+def _check_passes(
+    passes: tuple[Pass, ...], student: Program | None, teacher: Program | None
+) -> None:
+    """Let the passes look at the Programs, as far as these are known to look like that."""
+    for index, item in enumerate(passes):
+        if student is None or _altered(passes[:index]) or (teacher is None and _asks((item,))):
+            return
+        item.check_programs(student, {} if teacher is None else {TEACHER: teacher})
+
+
+def _altered(passes: tuple[Pass, ...]) -> bool:
+    """Return whether passes change inputs or outputs for good: ``distill`` is undone by its end."""
+    begun: set[Property] = set()
+    for item in passes:
+        if not item.changes_signature:
+            continue
+        if item.destroys & begun:
+            begun -= item.destroys
+        elif item.establishes:
+            begun |= item.establishes
+        else:
+            return True
+    return bool(begun)
 
 
 def _check_last_step(item: Pass, left: int) -> None:
@@ -120,17 +139,27 @@ def _check_last_step(item: Pass, left: int) -> None:
         )
 
 
-def _check_training(stage: Stage, passes: tuple[Pass, ...], model: Program, steps: int) -> None:
-    training = stage.training
-    if training is None:
-        return
+def _check_head(task: Task, model: Program) -> None:
+    outputs: Any = model.graph.output_node().args[0]
+    fact = model.shape_of(outputs[logits_name(model)])
+    if fact is not None and fact.dims and isinstance(fact.dims[-1], int):
+        task.check_head(fact.dims[-1])
+
+
+def _check_frozen(stage: Stage, model: Program) -> None:
     names = [name for name, _ in model.module.named_parameters()]
-    for pattern in training.freeze:
+    for pattern in stage.training.freeze if stage.training else ():
         if not any(re.search(pattern, name) for name in names):
             raise RecipeError(
                 f"freeze: no parameter of the model has a name that contains {pattern!r}",
                 hint=did_you_mean(pattern, {part for name in names for part in name.split(".")}),
             )
+
+
+def _check_schedule(stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
+    training = stage.training
+    if training is None:
+        return
     warmup = resolve(training.schedule.warmup, steps)
     if warmup > steps:
         raise RecipeError(
@@ -142,16 +171,12 @@ def _check_training(stage: Stage, passes: tuple[Pass, ...], model: Program, step
         schedules.build(training.schedule, steps, window)
 
 
-def _changes_signature(passes: tuple[Pass, ...]) -> bool:
-    return any(item.changes_signature for item in passes)
-
-
-def _check_loss(stage: Stage, labels: bool) -> None:
+def _check_loss(stage: Stage, task: Task) -> None:
     """Refuse a stage in which no pass can have put a loss in, and that uses no labels."""
     training = stage.training
     if training is None:
         return
-    if training.label_weight == 0 or training.data == "unlabelled" or not labels:
+    if training.label_weight == 0 or training.data == "unlabelled" or task.kind == "text":
         raise RecipeError(
             "there is nothing to minimise: no labels are used and no pass put a loss in",
             hint="set label_weight above 0, or add distill to the pipeline",

@@ -49,7 +49,7 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
-from sparsefx.train.precheck import check_head, check_stages, check_teacher_folders, within
+from sparsefx.train.precheck import check_stages, check_teacher_folders, within
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
@@ -135,10 +135,8 @@ class Session:
 
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
-        if not self._by_loss:
-            check_head(self._source.task, model)
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
-        check_stages(self.recipe, model, steps, open_folder, labels=not self._by_loss)
+        check_stages(self.recipe, model, steps, open_folder, self._source.task)
 
     @property
     def _by_loss(self) -> bool:
