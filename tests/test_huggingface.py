@@ -10,6 +10,7 @@ import transformers
 
 from sparsefx import errors
 from sparsefx.huggingface import capture_pretrained, load_pretrained, save_pretrained
+from tests.programs import captured
 from tests.tiny_models import example_batch, tiny
 
 HUGGING_FACE = ("bert-cls", "bert-mlm", "distilbert", "roberta", "mpnet", "modernbert")
@@ -31,6 +32,14 @@ def test_round_trip_gives_equal_outputs(name: str, tmp_path: Path) -> None:
     batch = example_batch(3, 9)
     with torch.no_grad():
         assert torch.equal(again(**batch)[0], model(**batch)[0])
+
+
+@pytest.mark.parametrize("name", ["Unknown", "AutoModel", "BertConfig"])
+def test_a_class_that_is_no_model_is_named(name: str, tmp_path: Path) -> None:
+    program = captured("bert-cls")
+    program.config = {**program.config, "architectures": [name]}
+    with pytest.raises(errors.ArtifactError, match=f"no model class '{name}'"):
+        save_pretrained(program, tmp_path)
 
 
 def test_masks_are_multiplied_in(folder: Path) -> None:

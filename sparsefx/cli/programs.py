@@ -28,6 +28,10 @@ def open_program(place: str) -> Program:
         from sparsefx.train.results import RunResult
 
         return RunResult.read(folder).program
+    if (folder / "run.json").exists():
+        raise ArtifactError(
+            "the run is not finished", who="open", where=place, hint=_finished_stages(folder)
+        )
     if folder.exists() and not (folder / "config.json").exists():
         raise ArtifactError(
             "neither a saved Program (manifest.json) nor a Hugging Face model (config.json)",
@@ -37,3 +41,10 @@ def open_program(place: str) -> Program:
     from sparsefx.huggingface import capture_pretrained
 
     return capture_pretrained(place)
+
+
+def _finished_stages(folder: Path) -> str:
+    """Say how a run goes on, and which of its stages can be used meanwhile."""
+    again = "run its command again to go on"
+    done = sorted(path.parent / "program" for path in folder.glob("stages/*/result.json"))
+    return f"{again}; finished by now: {', '.join(map(str, done))}" if done else again

@@ -9,9 +9,17 @@ from typing import Literal
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.train.tables import Cell, Table
 
-__all__ = ["Kind", "class_names", "guess_kind", "read_labels"]
+__all__ = [
+    "Kind",
+    "check_classes",
+    "class_names",
+    "guess_kind",
+    "labels_are_hidden",
+    "read_labels",
+]
 
 _WHO = "task"
+_HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan"})
 Kind = Literal["classification", "regression", "text"]
 
 
@@ -58,6 +66,31 @@ def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) ->
             raise _no_label(table, row, label, cell, classes, kind)
         labels.append(value)
     return tuple(labels)
+
+
+def labels_are_hidden(cells: Sequence[Cell]) -> bool:
+    """Return whether no cell of a label column says anything.
+
+    >>> labels_are_hidden([-1, -1]), labels_are_hidden(["", None]), labels_are_hidden([-1, 0])
+    (True, True, False)
+    """
+    return {str(cell).strip() for cell in cells} <= _HIDDEN
+
+
+def check_classes(table: Table, label: str) -> None:
+    """Refuse a training table of which every row is of one class.
+
+    Raises:
+        DataError: Names the class.
+    """
+    found = {str(cell).strip() for cell in table.column(label)}
+    if len(found) == 1:
+        raise DataError(
+            f"column {label!r} holds {found.pop()!r} in every row: there is nothing to tell apart",
+            who=_WHO,
+            where=table.origin,
+            hint="give examples of each class, or check that this is the label column",
+        )
 
 
 def _class(name: str, indices: Mapping[str, int]) -> int | None:

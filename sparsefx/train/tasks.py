@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.labels import Kind, class_names, guess_kind, read_labels
+from sparsefx.train.labels import (
+    Kind,
+    check_classes,
+    class_names,
+    guess_kind,
+    labels_are_hidden,
+    read_labels,
+)
 from sparsefx.train.metrics import MetricName, ScoreName
 from sparsefx.train.tables import FORMATS, Table, read_table
 
 __all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key", "text_task"]
 
+_LOG = logging.getLogger(__name__)
 _WHO = "task"
 Source = str | Path | Mapping[str, str | Path]
 _TEST_TEXTS = 2000
@@ -140,10 +149,14 @@ def load_task(
         test_share: Share of the only split that is held back.
         seed: Seed of the hold-back.
 
+    A split whose labels are all hidden (-1 or empty, as in the test splits of GLUE) is left out.
+
     Raises:
-        DataError: With file and line: a missing column, an empty text, a label that is no class.
+        DataError: With file and line: a missing column, an empty text, a label that is no class,
+            or a training split of one class.
     """
     tables, declared = _tables(source, header)
+    tables = _without_hidden(tables, label)
     classes = tuple(classes) if classes is not None else declared
     train = tables.get("train") or next(iter(tables.values()))
     kind = kind or guess_kind(train.column(label), classes)
@@ -154,6 +167,8 @@ def load_task(
         )
         for split, table in tables.items()
     }
+    if kind == "classification" and "train" in tables:
+        check_classes(tables["train"], label)
     task = Task(
         name=name or _name(source),
         kind=kind,
@@ -272,6 +287,20 @@ def _with_test(task: Task, share: float, seed: int) -> Task:
     train = next(iter(task.splits.values()))
     rest, held = hold_back(train, round(share * len(train)), seed)
     return replace(task, splits={"train": rest, "test": held})
+
+
+def _without_hidden(tables: dict[str, Table], label: str) -> dict[str, Table]:
+    hidden = [name for name, table in tables.items() if labels_are_hidden(table.column(label))]
+    for name in hidden:
+        _LOG.warning("the labels of %s are hidden: it is left out", tables[name].origin)
+    if len(hidden) == len(tables):
+        raise DataError(
+            f"column {label!r} holds no label",
+            who=_WHO,
+            where=tables[hidden[0]].origin,
+            hint="texts without labels are given as unlabelled texts",
+        )
+    return {name: table for name, table in tables.items() if name not in hidden}
 
 
 def _name(source: Source) -> str:

@@ -31,6 +31,9 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
     (tmp_path / "scores.csv").write_text("text,label\ngood,0.9\nbad,0.1\n")
     (tmp_path / "nan.csv").write_text("text,label\ngood,0.9\nbad,nan\n")
+    (tmp_path / "run" / "stages" / "1-dense").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "run" / "stages" / "1-dense" / "result.json").write_text("{}")
     (tmp_path / "three.csv").write_text("text,label\ngood,0\nbad,2\n")
     return tmp_path
 
@@ -46,9 +49,12 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data scores.csv", "a regression needs one output"),
         ("evaluate model --data nan.csv", "line 3: column 'label' holds 'nan', not a number"),
         ("evaluate model --data three.csv", "cannot tell class 2"),
+        ("evaluate run --data data.csv", "finished by now: run/stages/1-dense/program"),
         ("bench model -t reference --shape 1x99", "the model has positions for 16"),
         ("capture model data.csv", "file at data.csv"),
         ("capture model data.csv/program", "file at data.csv"),
+        ("compress fine-tune --model model", "there is nothing to train on"),
+        ("compress fine-tune --model model --unlabelled data.csv", "nothing to minimise"),
         ("compress fine-tune --model model --data a=data.csv --data train=data.csv", "'train'"),
         ("compress fine-tune --model model --data train=long.csv --data test=data.csv", "for 16"),
     ],

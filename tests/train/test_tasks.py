@@ -88,6 +88,27 @@ def test_labels_outside_classes_and_head(tmp_path: Path) -> None:
     assert "num_labels=3" in str(caught.value)
 
 
+@pytest.mark.parametrize("hidden", ["-1", ""])
+def test_splits_with_hidden_labels_are_left_out(
+    hidden: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = _file(tmp_path, "text\tlabel\na\t1\nb\t0\n")
+    test = _file(tmp_path, f"text\tlabel\nc\t{hidden}\nd\t{hidden}\n", "b.tsv")
+    task = load_task({"train": train, "validation": train, "test": test})
+    assert task.split("test").texts == ("a", "b")
+    assert "b.tsv are hidden: it is left out" in caplog.text
+    with pytest.raises(DataError, match="holds no label"):
+        load_task({"test": test})
+
+
+def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:
+    one = _file(tmp_path, "text\tlabel\na\t1\nb\t1\n")
+    with pytest.raises(DataError, match="holds '1' in every row") as caught:
+        load_task({"train": one, "test": one}, classes=("0", "1"))
+    assert caught.value.where == str(one)
+    assert load_task({"test": one}, classes=("0", "1")).split("test").labels == (1, 1)
+
+
 def test_unknown_split_and_no_file() -> None:
     task = tasks.Task("t", "classification", ("a",), "accuracy", {"train": Examples("o", ("x",))})
     with pytest.raises(DataError, match="did you mean 'train'"):
