@@ -46,6 +46,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "quantize-probabilities": (
             "sparsefx.backends.accelerator.probabilities:QuantizeProbabilities"
         ),
+        "rewind-weights": "sparsefx.passes.prune.rewind:RewindWeights",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
         "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",

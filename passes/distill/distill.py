@@ -93,7 +93,8 @@ class Distill(Pass):
     Attributes:
         teacher: Name under which the pipeline was given the teacher Program.
         layers: Which teacher layer each student layer learns from: ``identity``, ``skip`` (every
-            k-th), ``last`` (the topmost), ``final`` (last with last alone), or pairs.
+            k-th), ``skip-inner`` (the same without the last pair), ``last`` (the topmost),
+            ``final`` (last with last alone), or pairs.
         temperature: T of the logits term.
         logits_loss: ``kl``, ``soft-ce`` (same gradient), ``mse``, or ``cosine`` (for embeddings);
             ``auto`` is ``kl``, and ``mse`` for a single value, which has no soft targets.

@@ -8,8 +8,8 @@ from sparsefx.errors import PassError
 
 __all__ = ["LayerMap", "check_layer_map", "pair_layers"]
 
-LayerMap = Literal["identity", "skip", "last", "final"] | tuple[tuple[int, int], ...]
-_NAMES = ("identity", "skip", "last", "final")
+LayerMap = Literal["identity", "skip", "skip-inner", "last", "final"] | tuple[tuple[int, int], ...]
+_NAMES = ("identity", "skip", "skip-inner", "last", "final")
 
 
 def check_layer_map(value: object) -> str:
@@ -35,11 +35,14 @@ def pair_layers(layers: LayerMap, student: int, teacher: int) -> tuple[tuple[int
     """Return (student layer, teacher layer) pairs, counted from 0.
 
     ``identity``: i with i. ``skip``: i with (i + 1) * teacher / student - 1, every k-th layer
-    (TinyBERT, BERT-PKD Skip). ``last``: the student's layers with the teacher's topmost ones
-    (BERT-PKD Last). ``final``: the last with the last alone (MiniLM).
+    (TinyBERT). ``skip-inner``: the same without the last pair (BERT-PKD Skip). ``last``: the
+    student's layers with the teacher's topmost ones (BERT-PKD Last). ``final``: the last with the
+    last alone (MiniLM).
 
     >>> pair_layers("skip", 3, 6), pair_layers("last", 2, 6), pair_layers("final", 2, 6)
     (((0, 1), (1, 3), (2, 5)), ((0, 4), (1, 5)), ((1, 5),))
+    >>> pair_layers("skip-inner", 3, 6)
+    ((0, 1), (1, 3))
 
     Args:
         layers: The map.
@@ -59,12 +62,17 @@ def pair_layers(layers: LayerMap, student: int, teacher: int) -> tuple[tuple[int
         return ((student - 1, teacher - 1),)
     if layers == "identity" and student != teacher:
         raise _misfit(layers, f"{have}; use 'skip', 'last', 'final' or explicit pairs")
-    if layers == "skip" and teacher % student:
+    if layers in ("skip", "skip-inner") and teacher % student:
         raise _misfit(layers, f"{have}, which is no multiple; give explicit pairs")
     if layers == "last" and teacher < student:
         raise _misfit(layers, have)
     step, offset = (1, teacher - student) if layers == "last" else (teacher // student, 0)
-    return tuple((i, (i + 1) * step - 1 + offset) for i in range(student))
+    pairs = tuple((i, (i + 1) * step - 1 + offset) for i in range(student))
+    if layers != "skip-inner":
+        return pairs
+    if student == 1:
+        raise _misfit(layers, f"{have}, and the last one is left out")
+    return pairs[:-1]
 
 
 def _misfit(layers: LayerMap, why: str) -> PassError:

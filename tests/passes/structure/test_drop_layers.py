@@ -15,7 +15,7 @@ from transformers import (
     DistilBertModel,
 )
 
-from sparsefx import Pipeline
+from sparsefx import Pipeline, capture
 from sparsefx.errors import PassError
 from sparsefx.huggingface import capture_tokens, load_pretrained, save_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
@@ -81,7 +81,7 @@ def test_other_architectures() -> None:
     assert distil.history[-1].applied == 1
     torch.manual_seed(0)
     encoder = HandwrittenEncoder(hidden=16, layers=3).eval()
-    program = dropped(small_program(encoder, **example_batch()), "drop-layers{keep=2}")
+    program = dropped(capture(encoder, example_batch()), "drop-layers{keep=2}")
     encoder.blocks = nn.ModuleList([encoder.blocks[2]])
     with torch.no_grad():
         expected = encoder(**example_batch())
@@ -109,5 +109,5 @@ def test_no_encoder_is_skipped() -> None:
 def test_mistakes_are_named(text: str, message: str) -> None:
     encoder = HandwrittenEncoder(hidden=16, layers=2).eval()
     with pytest.raises(Exception, match=message) as caught:
-        dropped(small_program(encoder, **example_batch()), text)
+        dropped(capture(encoder, example_batch()), text)
     assert isinstance(caught.value.__cause__ or caught.value, PassError)

@@ -1,0 +1,70 @@
+"""The recipes of the baselines on a tiny BERT of four layers, one step a stage: all of them run."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparsefx.frontend import capture
+from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.sparsity import SparsityStats
+from sparsefx.program import Program
+from sparsefx.properties import Property
+from sparsefx.recipe import Recipe, Stage
+from sparsefx.train.session import Session
+from tests.train import tiny_run
+
+
+@cache
+def program() -> Program:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 12,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 32,
+    }
+    made: Any = BertForSequenceClassification(BertConfig(**sizes))
+    return capture(made.eval(), tiny_run.example_inputs(tiny_run.data()))
+
+
+def shortened(stage: Stage) -> Stage:
+    if stage.training is None:
+        return stage
+    few = {"steps": 2, "epochs": None, "evaluate_every": None}
+    return stage.model_copy(update={"training": stage.training.model_copy(update=few)})
+
+
+def run(name: str, folder: Path, *, left_out: str = "") -> Program:
+    """Run a recipe without the stages whose names begin with one of the words ``left_out``."""
+    recipe = Recipe.shipped(name)
+    without = tuple(left_out.split())
+    kept = [each for each in recipe.stages if not (without and each.name.startswith(without))]
+    recipe = recipe.model_copy(update={"stages": tuple(map(shortened, kept))})
+    given = tiny_run.data(unlabelled=20)
+    result = Session(recipe, program(), given, folder, device="cpu").run()
+    assert result.stages[-1].score is not None
+    found = result.program
+    assert found.signature.outputs == ("logits",)
+    assert not {Property.MASKED, Property.DISTILLING} & found.properties
+    assert not [n for n in found.named_tensors() if n.startswith(("teacher.", "distill."))]
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert-pkd", "minilm", "tinybert-6"])
+def test_students_with_half_of_the_layers(name: str, tmp_path: Path) -> None:
+    found = run(name, tmp_path)
+    assert len(found.facts(EncoderStructure).layers) == 2
+    assert found.config["num_hidden_layers"] == 2
+
+
+def test_tickets_in_two_of_seven_rounds(tmp_path: Path) -> None:
+    found = run("bert-tickets", tmp_path, left_out="round-2 round-3 round-4 round-5 round-6")
+    assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.7, abs=0.02)
