@@ -78,7 +78,7 @@ def sparsefx(path: str, threads: int, isa: str) -> Runner:
     from sparsefx.backends.cpu.target import CpuTarget
 
     torch.set_num_threads(1)
-    compiled = CpuTarget(threads=threads, isa=isa).lower(Program.load(path))
+    compiled = CpuTarget(threads=threads, isa=isa).compile(Program.load(path))
 
     def run(batch: Batch) -> Any:
         return compiled(**{name: torch.from_numpy(value) for name, value in batch.items()})

@@ -87,7 +87,9 @@ def test_architectures(architecture: str, tmp_path: Path) -> None:
 
 
 def test_the_program_is_there_too(program: Program, saved: Path) -> None:
-    assert Program.load(saved).fingerprint() == program.fingerprint()
+    loaded = Program.load(saved)
+    assert loaded.fingerprint() == program.fingerprint()
+    assert "outside" not in CpuTarget().lower(loaded).listing()
 
 
 def test_what_needs_pytorch_is_saved_as_a_program(tmp_path: Path) -> None:
