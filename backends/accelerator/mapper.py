@@ -142,7 +142,8 @@ def _price(
         compute + engine.overhead(tile_m, tile_n, tile_k)
     )
     moved = (tile_m + tile_n * effective) * tile_k * machine.value_bytes
-    tiles = op.copies * ceil_div(op.m, tile_m) * ceil_div(op.n, tile_n) * ceil_div(op.k, tile_k)
-    rounds = ceil_div(tiles, machine.cores)
+    # A core sums up the tiles along k itself: only the others are shared out among the cores.
+    shared = op.copies * ceil_div(op.m, tile_m) * ceil_div(op.n, tile_n)
+    rounds = ceil_div(shared, machine.cores) * ceil_div(op.k, tile_k)
     cycles = rounds * max(compute, moved / machine.feed_rate)
     return Mapping(tile_m, tile_n, tile_k, weights + active + accumulators, cycles)

@@ -132,7 +132,8 @@ class _Builder:
             return 1
         products = self.workload.matmuls
         if all(op.copies == 1 for op in products) and products:
-            return min(_MOST_CHUNKS, *(op.m for op in products))
+            step = self.machine.engine.column_step
+            return min(_MOST_CHUNKS, *(max(op.m // step, 1) for op in products))
         return min(self.workload.batch, _MOST_CHUNKS)
 
     def launch(self, index: int) -> tuple[int, ...]:

@@ -96,7 +96,8 @@ def test_a100_linear_within_ten_percent(
 
 
 def test_a100_compiled_bert_within_ten_percent() -> None:
-    # BERT-base on SQuAD, 16 x 384 tokens, fp16, compiled: 11.47 ms dense, 9.68 ms with 2:4.
+    # BERT-base on SQuAD, 16 x 384 tokens, fp16, compiled: 11.47 ms dense, 9.68 ms with 2:4. The
+    # preset is fitted to the dense one and to the two linears; the 2:4 one is not used in the fit.
     dense = encoder_workload(EncoderSize(), batch=16, tokens=384)
     ops = tuple(
         replace(op, mask=pattern(op.n, op.k, 2, 4))
@@ -106,8 +107,8 @@ def test_a100_compiled_bert_within_ten_percent() -> None:
     )
     slow = simulate(dense, load_architecture("a100-fp16"))
     fast = simulate(replace(dense, ops=ops), load_architecture("a100-2-4"))
-    assert slow.seconds * 1e3 == pytest.approx(11.47, rel=0.10)
-    assert fast.seconds * 1e3 == pytest.approx(9.68, rel=0.10)
+    assert slow.seconds * 1e3 == pytest.approx(11.47, rel=0.02)
+    assert fast.seconds * 1e3 == pytest.approx(9.68, rel=0.05)
     assert 1.02 <= slow.seconds / fast.seconds <= 1.25
 
 

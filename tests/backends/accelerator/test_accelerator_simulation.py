@@ -72,6 +72,25 @@ def test_faster_parts_are_never_slower(preset: str, path: str, workload: Workloa
     assert simulate(workload, faster).cycles <= simulate(workload, arch).cycles * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("path", ["utilisation", "clock"])
+def test_a_faster_array_is_not_slower_whatever_tiles_it_leads_to(path: str) -> None:
+    arch = load_architecture("anton")
+    workload = encoder_workload(EncoderSize(2, 384, 1536, 12), tokens=64)
+    seconds = [
+        simulate(workload, perturbed(arch, path, factor)).seconds for factor in (0.8, 1, 1.2)
+    ]
+    assert seconds == sorted(seconds, reverse=True)
+
+
+def test_tiles_along_k_are_not_taken_for_work_that_cores_share() -> None:
+    # 6 row groups x 8 activation tiles are 48 tasks of one pass for 32 cores, however k is cut.
+    op = MatmulOp("down", 64, 384, 1536, ("",))
+    run = simulate(Workload("w", (op,), 1, 64), load_architecture("anton"))
+    passes = [task.cycles for task in run.tasks if task.kind == "compute"]
+    assert len(passes) == 48
+    assert max(passes) == pytest.approx(1536 / 0.616, rel=1e-3)
+
+
 @settings(max_examples=5, deadline=None)
 @given(workload=workloads)
 @pytest.mark.parametrize("preset", ["anton", "scnn", "tensor-core-2-4"])
