@@ -1,4 +1,4 @@
-"""Many simulations: architectures x compressions x patterns, on all cores, resumable."""
+"""Many simulations: architectures x compressions x patterns or saved Programs, resumable."""
 
 from __future__ import annotations
 
@@ -13,20 +13,40 @@ from typing import Literal
 
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.programs import workload_of
 from sparsefx.backends.accelerator.report.svg import COLOURS, Axis, Canvas
 from sparsefx.backends.accelerator.simulation import simulate
-from sparsefx.errors import TargetError
-from sparsefx.report.page import Page, table
+from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.passes.analyses.sparsity import SparsityStats
+from sparsefx.program import Program
+from sparsefx.report.page import Page, paragraph, table
 
-__all__ = ["Pattern", "Point", "Result", "grid", "run_point", "run_sweep", "write_sweep"]
+__all__ = [
+    "Pattern",
+    "Point",
+    "Result",
+    "grid",
+    "program_grid",
+    "run_point",
+    "run_sweep",
+    "write_sweep",
+]
 
-Pattern = Literal["random", "balanced"]
+Pattern = Literal["random", "balanced", "saved"]
 SIZES = {"bert-base": EncoderSize(), "bert-large": EncoderSize.large()}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One simulation of a sweep: an encoder's sizes, an architecture and a kind of zeros."""
+    """One simulation of a sweep: an encoder's sizes, an architecture and a kind of zeros.
+
+    Attributes:
+        ratio: Dense weights over those that are left, in the encoder's linears.
+        pattern: How the zeros are drawn; ``saved`` for those of a Program.
+        size: Name of an encoder's sizes, or the folder of a saved Program.
+        fingerprint: Of that Program, so that a changed one is simulated again.
+    """
 
     arch: str
     ratio: float
@@ -34,6 +54,7 @@ class Point:
     size: str = "bert-base"
     batch: int = 1
     tokens: int = 128
+    fingerprint: str = ""
 
     @property
     def key(self) -> str:
@@ -73,21 +94,34 @@ def grid(
     ]
 
 
+def program_grid(
+    archs: Iterable[str], folders: Iterable[str | Path], *, batch: int = 1, tokens: int = 128
+) -> list[Point]:
+    """Each architecture with each saved Program, with its real non-zeros.
+
+    Raises:
+        ArtifactError: When a folder holds no saved Program.
+    """
+    programs = [(str(folder), Program.load(folder)) for folder in folders]
+    return [
+        Point(arch, ratio, "saved", name, batch, tokens, program.fingerprint()[:16])
+        for name, program in programs
+        for ratio in (_ratio(program),)
+        for arch in archs
+    ]
+
+
+def _ratio(program: Program) -> float:
+    share = program.facts(SparsityStats).encoder
+    return round(share.values / max(share.values - share.zeros, 1), 2) if share.values else 1.0
+
+
 def run_point(point: Point) -> Result:
     """Simulate one point; a machine that cannot run it gives a result with an error."""
-    if point.size not in SIZES:
-        return Result(point, error=f"no size {point.size!r}; known: {', '.join(SIZES)}")
-    workload = encoder_workload(
-        SIZES[point.size],
-        batch=point.batch,
-        tokens=point.tokens,
-        ratio=point.ratio,
-        balanced=point.pattern == "balanced",
-        distinct=False,
-    )
     try:
-        run = simulate(workload, load_architecture(point.arch))
-    except TargetError as error:
+        arch = load_architecture(point.arch)
+        run = simulate(_workload(point, arch.value_bits.value == 8), arch)
+    except SparsefxError as error:
         return Result(point, error=error.why)
     return Result(
         point,
@@ -97,6 +131,22 @@ def run_point(point: Point) -> Result:
         sum(run.energy.values()) / 1e9,
         run.dram_bytes / 1e6,
         run.utilisation,
+    )
+
+
+def _workload(point: Point, integers: bool) -> Workload:
+    if point.pattern == "saved":
+        program = Program.load(point.size)
+        return workload_of(program, integers=integers, batch=point.batch, tokens=point.tokens)
+    if point.size not in SIZES:
+        raise TargetError(f"no size {point.size!r}; known: {', '.join(SIZES)}", who="sweep")
+    return encoder_workload(
+        SIZES[point.size],
+        batch=point.batch,
+        tokens=point.tokens,
+        ratio=point.ratio,
+        balanced=point.pattern == "balanced",
+        distinct=False,
     )
 
 
@@ -185,9 +235,18 @@ def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
         writer.writeheader()
         writer.writerows(rows)
     page = Page("Sweep", f"{len(results)} simulations; none is a measurement.")
-    page.section("Throughput against compression", _plot(results))
+    drawn = [r for r in results if r.point.pattern != "saved" and not r.error]
+    saved = [r for r in results if r.point.pattern == "saved" and not r.error]
+    if drawn:
+        page.section("Throughput against compression", _curves(drawn))
+    if saved:
+        page.section("Throughput of the saved Programs", _bars(saved))
+    failed = [r for r in results if r.error]
+    if failed:
+        told = [f"{r.point.arch}, {r.point.size}, {r.point.ratio:g}x: {r.error}" for r in failed]
+        page.section("Not simulated", *(paragraph(text) for text in told))
     shown = [[_cell(row[c]) for c in columns] for row in rows]
-    page.section("Results", f'<div class="scroll">{table(columns, shown)}</div>')
+    page.section("Results", table(columns, shown))
     return sheet, page.write(folder / "sweep.html")
 
 
@@ -195,18 +254,16 @@ def _cell(value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
 
 
-def _plot(results: list[Result]) -> str:
+def _curves(results: list[Result]) -> str:
+    """Sequences a second by compression, a line for each architecture and pattern."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for result in results:
-        if not result.error:
-            name = f"{result.point.arch}, {result.point.pattern}"
-            lines.setdefault(name, []).append((result.point.ratio, result.sequences_per_second))
-    canvas = Canvas(900, 380, "throughput against compression")
-    if not lines:
-        return ""
+        name = f"{result.point.arch}, {result.point.pattern}"
+        lines.setdefault(name, []).append((result.point.ratio, result.sequences_per_second))
+    canvas = Canvas(900, max(380, 40 + 18 * len(lines)), "throughput against compression")
     values = [v for points in lines.values() for _, v in points]
     most = max(x for points in lines.values() for x, _ in points)
-    x = Axis(0, most * 1.05, 70, 640)
+    x = Axis(0, most * 1.05, 80, 640)
     y = Axis(min(values) / 1.5, max(values) * 1.5, 330, 15, log=True)
     canvas.axes(x, y, "dense over remaining weights", "sequences a second")
     for row, (name, points) in enumerate(lines.items()):
@@ -216,4 +273,22 @@ def _plot(results: list[Result]) -> str:
             canvas.dot(x(a), y(b), colour, f"{name}: {a:g}x, {b:,.1f}")
         canvas.rect(660, 20 + 18 * row, 11, 11, colour)
         canvas.text(677, 30 + 18 * row, name)
+    return canvas.render()
+
+
+def _bars(results: list[Result]) -> str:
+    """Sequences a second, a bar for each Program and architecture, with its compression."""
+    archs = list(dict.fromkeys(result.point.arch for result in results))
+    canvas = Canvas(900, 46 + 20 * len(results), "throughput of saved Programs")
+    x = Axis(0, max(result.sequences_per_second for result in results), 330, 780)
+    for row, result in enumerate(results):
+        point, y = result.point, 8 + 20 * row
+        name = f"{Path(point.size).name} ({point.ratio:g}x) on {point.arch}"
+        canvas.text(324, y + 12, name[-52:], "end")
+        colour = COLOURS[archs.index(point.arch) % len(COLOURS)]
+        canvas.rect(330, y, x(result.sequences_per_second) - 330, 14, colour, point.size)
+        canvas.text(
+            x(result.sequences_per_second) + 6, y + 12, f"{result.sequences_per_second:,.1f}"
+        )
+    canvas.text(555, 30 + 20 * len(results), "sequences a second", "middle")
     return canvas.render()

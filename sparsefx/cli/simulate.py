@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,13 @@ from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
+from sparsefx.errors import TargetError
 
 if TYPE_CHECKING:
+    from sparsefx.backends.accelerator.architecture import Architecture
+    from sparsefx.backends.accelerator.report.outcome import Outcome, Row
     from sparsefx.backends.accelerator.simulation import Simulation
     from sparsefx.backends.accelerator.workload import Workload
-    from sparsefx.program import Program
 
 __all__ = ["command"]
 
@@ -22,10 +25,11 @@ __all__ = ["command"]
 def command(
     model: Annotated[
         str, typer.Argument(help="Saved Program or model; or bert-base, bert-large by size alone.")
-    ],
+    ] = "",
     arch: Annotated[str, typer.Option("--arch", help="Preset or architecture file.")] = "anton",
     compare: Annotated[
-        tuple[str, str] | None, typer.Option("--compare", help="Two architectures, side by side.")
+        tuple[str, str] | None,
+        typer.Option("--compare", help="Two architectures, or files that --json wrote."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     seq: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 128,
@@ -48,34 +52,82 @@ def command(
     ] = "",
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
-    from sparsefx.backends.accelerator.archfile import load_architecture
-    from sparsefx.backends.accelerator.report import page, tables
-    from sparsefx.backends.accelerator.report import trace as traces
-    from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
-    from sparsefx.backends.accelerator.simulation import simulate
-
     names = compare or (arch,)
-    archs = [load_architecture(name) for name in names]
-    workloads = {
-        integers: _workload(model, integers=integers, batch=batch, seq=seq, ratio=ratio)
-        for integers in {a.value_bits.value == 8 for a in archs}
-    }
-    runs = [simulate(workloads[a.value_bits.value == 8], a) for a in archs]
-    stdout.print(_table(runs))
+    files = [name for name in names if Path(name).suffix == ".json"]
+    if not model and len(files) < len(names):
+        raise TargetError(
+            "no model is named",
+            who="simulate",
+            where="MODEL",
+            hint="name a saved Program or model, or bert-base; or compare two saved .json files",
+        )
+    archs = [name for name in names if name not in files]
+    runs = _simulate(model, archs, batch=batch, seq=seq, ratio=ratio)
+    outcomes = _outcomes(names, runs)
+    stdout.print(_table(outcomes))
     for run in runs:
         for note in run.notes:
             stdout.print(f"{run.architecture.name}: {note}", markup=False)
-    first = runs[0]
-    swings = swings_of(first.workload, first.architecture) if sensitivity else ()
+    if len(outcomes) == 2:
+        _print_apart(*outcomes)
+    if not runs:
+        return
+    _report(runs[0], html, trace, csv, json, sensitivity=sensitivity)
+    _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
+
+
+def _simulate(
+    model: str, names: list[str], *, batch: int, seq: int, ratio: float
+) -> list[Simulation]:
+    from sparsefx.backends.accelerator.archfile import load_architecture
+    from sparsefx.backends.accelerator.simulation import simulate
+
+    archs = [load_architecture(name) for name in names]
+    workloads = {
+        integers: _workload(model, integers=integers, batch=batch, seq=seq, ratio=ratio)
+        for integers in {_is_integer(a) for a in archs}
+    }
+    return [simulate(workloads[_is_integer(a)], a) for a in archs]
+
+
+def _is_integer(arch: Architecture) -> bool:
+    return arch.value_bits.value == 8
+
+
+def _outcomes(names: Iterable[str], runs: list[Simulation]) -> list[Outcome]:
+    """What to show, in the order of the names: simulated just now, or read from a file."""
+    from sparsefx.backends.accelerator.report.outcome import Outcome, read_outcome
+
+    left = iter(runs)
+    return [
+        read_outcome(Path(name)) if Path(name).suffix == ".json" else Outcome.of(next(left))
+        for name in names
+    ]
+
+
+def _report(
+    run: Simulation,
+    html: Path | None,
+    trace: Path | None,
+    csv: Path | None,
+    json: Path | None,
+    *,
+    sensitivity: bool,
+) -> None:
+    """Print how the assumptions weigh, when asked, and write the files that were asked for."""
+    from sparsefx.backends.accelerator.report import page, tables
+    from sparsefx.backends.accelerator.report import trace as traces
+    from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
+
+    swings = swings_of(run.workload, run.architecture) if sensitivity else ()
     for swing in swings[:12]:
         text = f"{swing.path} ({swing.quantity}): {swing.less:+.1%} / {swing.more:+.1%}"
         stdout.print(text, markup=False)
-    _print_instructions(first, mappings=mappings, layer=layer, listing=listing)
     written = [
-        page.write_page(first, html, swings) if html else None,
-        traces.write_trace(first, trace) if trace else None,
-        tables.write_csv(first, csv) if csv else None,
-        tables.write_json(first, json) if json else None,
+        page.write_page(run, html, swings) if html else None,
+        traces.write_trace(run, trace) if trace else None,
+        tables.write_csv(run, csv) if csv else None,
+        tables.write_json(run, json) if json else None,
     ]
     for path in filter(None, written):
         stderr.print(f"wrote {path}", markup=False)
@@ -94,62 +146,45 @@ def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing:
 
 def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float) -> Workload:
     from sparsefx.backends.accelerator.bert import encoder_workload
-    from sparsefx.backends.accelerator.lowering import Lowering, lower_program
+    from sparsefx.backends.accelerator.programs import is_float, workload_of
     from sparsefx.backends.accelerator.sweep import SIZES
-    from sparsefx.backends.accelerator.target import legalise
-    from sparsefx.properties import Property
 
     if model in SIZES and not Path(model).exists():
         return encoder_workload(SIZES[model], batch=batch, tokens=seq, ratio=ratio)
-    program = open_program(model).eval()
-    if integers and Property.QUANTIZED not in program.properties:
-        program = _quantized(program, seq)
-    program = legalise(integers).run(program)
-    sizes = {"batch": batch, "sequence": seq}
-    return lower_program(program, Lowering(sizes, integers, {}))
+    if ratio != 1:
+        stderr.print("--ratio is for bert-base and bert-large; the model's own zeros are used")
+    program = open_program(model)
+    if integers and is_float(program):
+        stderr.print(
+            "the model is float: its weights are quantized here, for the timing; "
+            "quantize it with real data before you run it",
+            markup=False,
+        )
+    return workload_of(program, integers=integers, batch=batch, tokens=seq)
 
 
-def _quantized(program: Program, seq: int) -> Program:
-    from sparsefx.passes.quantize.calibrate import calibrate
-    from sparsefx.pipeline import Pipeline
-    from sparsefx.properties import Property
-    from sparsefx.timing import random_batch
+def _table(outcomes: list[Outcome]) -> Table:
+    from sparsefx.backends.accelerator.report.outcome import comparison
 
-    stderr.print(
-        "the model is float: its weights are quantized here, for the timing; "
-        "quantize it with real data before you run it",
-        markup=False,
-    )
-    fold = "fold-masks," if Property.MASKED in program.properties else ""
-    program = Pipeline.parse(f"{fold}quantize-prepare{{requantize='all'}}").run(program)
-    calibrate(program, [random_batch(program, 1, min(seq, 32))])
-    return Pipeline.parse("quantize-convert").run(program)
+    return _side_by_side(outcomes, comparison(outcomes))
 
 
-def _bound_ms(run: Simulation) -> float:
-    from sparsefx.backends.accelerator.roofline import roofline
+def _print_apart(first: Outcome, second: Outcome) -> None:
+    """Where two runs of one workload differ."""
+    from sparsefx.backends.accelerator.report.outcome import operations_apart
 
-    return roofline(run.workload, run.architecture).cycles / run.machine.clock * 1e3
+    if first.workload != second.workload:
+        stdout.print(f"different runs: {first.workload}; {second.workload}", markup=False)
+    if rows := operations_apart(first, second):
+        stdout.print("us, where they differ most:")
+        stdout.print(_side_by_side([first, second], rows))
 
 
-def _table(runs: list[Simulation]) -> Table:
-    from sparsefx.backends.accelerator.simulation import WATERFALL
-
-    table = Table("", *(run.architecture.name for run in runs), box=None)
-    if len(runs) == 2:
+def _side_by_side(outcomes: list[Outcome], rows: list[Row]) -> Table:
+    table = Table("", *(outcome.name for outcome in outcomes), box=None)
+    if len(outcomes) == 2:
         table.add_column("second / first")
-
-    def add(name: str, values: list[float], shape: str) -> None:
+    for name, values, shape in rows:
         last = [f"{values[1] / values[0]:.3f}"] if len(values) == 2 and values[0] else []
         table.add_row(name, *(format(value, shape) for value in values), *last)
-
-    add("cycles", [run.cycles for run in runs], ",.0f")
-    add("ms, roofline bound", [_bound_ms(run) for run in runs], ",.4f")
-    add("ms", [run.seconds * 1e3 for run in runs], ",.4f")
-    add("sequences/s", [run.throughput for run in runs], ",.1f")
-    add("multipliers busy, %", [100 * run.utilisation for run in runs], ".1f")
-    add("external traffic, MB", [run.dram_bytes / 1e6 for run in runs], ",.3f")
-    add("energy, mJ", [sum(run.energy.values()) / 1e9 for run in runs], ",.3f")
-    for cause in WATERFALL:
-        add(f"  {cause}, %", [100 * run.waterfall[cause] / run.cycles for run in runs], ".1f")
     return table

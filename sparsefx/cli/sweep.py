@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.progress import Progress
 
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError
+
+if TYPE_CHECKING:
+    from sparsefx.backends.accelerator.sweep import Pattern, Point
 
 __all__ = ["command"]
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the results; gone on with.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Saved Programs or models, with their own zeros; none: by --size."),
+    ] = None,
     archs: Annotated[str, typer.Option(help="Presets or files, with commas.")] = "anton",
     ratios: Annotated[str, typer.Option(help="Compressions, with commas.")] = "1,2,4,8,16",
     patterns: Annotated[str, typer.Option(help="random, balanced, or both.")] = "random,balanced",
@@ -26,27 +34,23 @@ def command(
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0 for one a core.")] = 0,
     ray: Annotated[str, typer.Option(help="Address of a Ray cluster, or local.")] = "",
 ) -> None:
-    """Simulate architectures x compressions x patterns; a stopped sweep goes on where it was."""
-    from sparsefx.backends.accelerator.archfile import load_architecture
-    from sparsefx.backends.accelerator.sweep import Pattern, grid, run_sweep, write_sweep
+    """Simulate architectures x compressions x patterns, or x saved Programs.
 
-    kinds = _list(patterns)
-    if unknown := [kind for kind in kinds if kind not in ("random", "balanced")]:
-        raise DataError(f"there is no pattern {unknown[0]!r}", who="sweep", where="--patterns")
-    for name in _list(archs):
+    A stopped sweep goes on where it was.
+    """
+    from sparsefx.backends.accelerator.archfile import load_architecture
+    from sparsefx.backends.accelerator.sweep import program_grid, run_sweep, write_sweep
+
+    names = _list(archs)
+    if not names:
+        raise DataError("no architecture is named", who="sweep", where="--archs")
+    for name in names:
         load_architecture(name)
-    try:
-        wanted = [float(ratio) for ratio in _list(ratios)]
-    except ValueError as error:
-        raise DataError(f"{ratios!r} are not numbers", who="sweep", where="--ratios") from error
-    points = grid(
-        _list(archs),
-        wanted,
-        [cast("Pattern", kind) for kind in kinds],
-        size=size,
-        batch=batch,
-        tokens=seq,
-    )
+    if models:
+        folders = [_saved(model, out) for model in models]
+        points = program_grid(names, folders, batch=batch, tokens=seq)
+    else:
+        points = _drawn(names, ratios, patterns, size=size, batch=batch, seq=seq)
     with Progress(console=stderr) as bar:
         task = bar.add_task("simulating", total=len(points))
         results = run_sweep(
@@ -60,7 +64,38 @@ def command(
         stdout.print(f"wrote {path}", markup=False)
     for result in results:
         if result.error:
-            stderr.print(f"{result.point.arch} {result.point.ratio:g}x: {result.error}")
+            told = f"{result.point.arch}, {result.point.size}, {result.point.ratio:g}x"
+            stderr.print(f"{told}: {result.error}", markup=False)
+
+
+def _drawn(
+    archs: list[str], ratios: str, patterns: str, *, size: str, batch: int, seq: int
+) -> list[Point]:
+    """The points of an encoder's sizes, with zeros that are drawn."""
+    from sparsefx.backends.accelerator.sweep import SIZES, grid
+
+    kinds = _list(patterns)
+    if unknown := [kind for kind in kinds if kind not in ("random", "balanced")]:
+        raise DataError(f"there is no pattern {unknown[0]!r}", who="sweep", where="--patterns")
+    if size not in SIZES:
+        known = ", ".join(SIZES)
+        raise DataError(f"there is no size {size!r}; known: {known}", who="sweep", where="--size")
+    try:
+        wanted = [float(ratio) for ratio in _list(ratios)]
+    except ValueError as error:
+        raise DataError(f"{ratios!r} are not numbers", who="sweep", where="--ratios") from error
+    if not wanted or not kinds or min(wanted) < 1:
+        raise DataError("expected compressions of 1 or more", who="sweep", where="--ratios")
+    some = [cast("Pattern", kind) for kind in kinds]
+    return grid(archs, wanted, some, size=size, batch=batch, tokens=seq)
+
+
+def _saved(model: str, out: Path) -> Path:
+    """The folder of a saved Program: the one named, or a copy of the model captured."""
+    if (Path(model) / "manifest.json").exists():
+        return Path(model)
+    program = open_program(model)
+    return program.save(out / "programs" / f"{Path(model).name}-{program.fingerprint()[:8]}")
 
 
 def _list(text: str) -> list[str]:

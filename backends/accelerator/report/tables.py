@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsefx.backends.accelerator.archfile import dump_architecture
 from sparsefx.backends.accelerator.report.cost import cost_report
+from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import Simulation
 
 __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
@@ -17,6 +18,7 @@ __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
 
 def as_tree(run: Simulation) -> dict[str, Any]:
     """Everything that the page shows, as plain values."""
+    bound = roofline(run.workload, run.architecture)
     return {
         "workload": run.workload.name,
         "program": run.workload.fingerprint,
@@ -24,22 +26,25 @@ def as_tree(run: Simulation) -> dict[str, Any]:
         "tokens": run.workload.tokens,
         "cycles": run.cycles,
         "seconds": run.seconds,
+        "roofline_seconds": bound.cycles / run.machine.clock,
         "sequences_per_second": run.throughput,
         "utilisation": run.utilisation,
         "dram_bytes": run.dram_bytes,
         "energy_pJ": run.energy,
         "waterfall": dict(run.waterfall),
         "notes": list(run.notes),
-        "operations": [
-            {"node": row.where, "kind": row.op, **row.figures} for row in cost_report(run).rows
-        ],
+        "operations": _operations(run),
         "architecture": dump_architecture(run.architecture),
     }
 
 
+def _operations(run: Simulation) -> list[dict[str, Any]]:
+    return [{"node": row.where, "kind": row.op, **row.figures} for row in cost_report(run).rows]
+
+
 def as_csv(run: Simulation) -> str:
     """One line for each operation."""
-    rows = as_tree(run)["operations"]
+    rows = _operations(run)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")

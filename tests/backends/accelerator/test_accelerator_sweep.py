@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from sparsefx.backends.accelerator import sweep
 from sparsefx.backends.accelerator.bert import EncoderSize
+from sparsefx.backends.accelerator.report.outcome import read_outcome
 from sparsefx.backends.accelerator.sweep import grid, run_sweep, write_sweep
 from sparsefx.cli.app import app
-from sparsefx.errors import TargetError
+from sparsefx.errors import SparsefxError, TargetError
+from tests.int8 import int8
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +83,72 @@ def test_compare_shows_both_machines() -> None:
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, run.output
     assert "a100-fp16" in run.output
+
+
+def simulate_to(path: Path, arch: str) -> None:
+    arguments = ["simulate", "bert-base", "--seq", "16", "--arch", arch, "--json", str(path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+def test_saved_results_are_compared_with_each_other_and_with_a_machine(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    simulate_to(first, "anton")
+    simulate_to(second, "lock-step-32")
+    run = CliRunner().invoke(app, ["simulate", "--compare", str(first), str(second)])
+    assert run.exit_code == 0, run.output
+    assert "second / first" in run.output
+    assert "where they differ most" in run.output
+    mixed = ["simulate", "bert-base", "--seq", "16", "--compare", "anton", str(second)]
+    again = CliRunner().invoke(app, mixed)
+    assert again.exit_code == 0, again.output
+    assert again.output.splitlines()[1:4] == [
+        line.replace("first", "anton") for line in run.output.splitlines()[1:4]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no model is named"),
+        (["--compare", "anton", "a.json"], "no model is named"),
+        (["--compare", "a.json", "b.json"], "there is no such file"),
+        (["bert-base", "--arch", "antn"], "did you mean 'anton'"),
+        (["nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: list[str], message: str) -> None:
+    run = CliRunner().invoke(app, ["simulate", *arguments])
+    assert isinstance(run.exception, SparsefxError)
+    assert message in str(run.exception)
+
+
+def test_a_file_that_is_no_result_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text('{"cycles": 3}')
+    with pytest.raises(TargetError, match="this is no saved simulation"):
+        read_outcome(file)
+
+
+def test_saved_programs_are_swept_with_their_own_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("dense", "sparse")]
+    for folder, zeros in zip(folders, (0.0, 0.9), strict=True):
+        int8(zeros=zeros).save(folder)
+    out = tmp_path / "out"
+    arguments = ["sweep", *map(str, folders), "--out", str(out), "--seq", "16", "--jobs", "1"]
+    arguments += ["--archs", "lock-step-32,a100-2-4"]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0, run.output
+    rows = [json.loads(line) for line in (out / "points.jsonl").read_text().splitlines()]
+    assert [row["error"] for row in rows] == [""] * 4
+    assert [row["point"]["ratio"] for row in rows] == pytest.approx([1, 1, 10, 10], rel=0.05)
+    assert rows[2]["cycles"] < rows[0]["cycles"]
+    assert "Throughput of the saved Programs" in (out / "sweep.html").read_text()
+    calls: list[sweep.Point] = []
+    monkeypatch.setattr(sweep, "run_point", calls.append)
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert calls == []
 
 
 def test_sweep_command(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""What is compared of two runs: of simulations, or of the JSON files that they were saved as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsefx.backends.accelerator.report.tables import as_tree
+from sparsefx.backends.accelerator.simulation import WATERFALL, Simulation
+from sparsefx.errors import TargetError
+
+__all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome"]
+
+Row = tuple[str, list[float], str]
+"""Name of a figure, its value in each run, and the format to show it in."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of one run.
+
+    Attributes:
+        name: The architecture, or the file that the run was saved as.
+        workload: What was run.
+        program: Fingerprint of the Program; "" for masks made from sizes.
+        bound_ms: Roofline bound, milliseconds.
+        waterfall: Share of the cycles by cause, 0 to 1.
+        operations: Microseconds by node.
+    """
+
+    name: str
+    workload: str
+    program: str
+    cycles: float
+    bound_ms: float
+    ms: float
+    sequences_per_second: float
+    utilisation: float
+    dram_bytes: float
+    millijoules: float
+    waterfall: Mapping[str, float]
+    operations: Mapping[str, float]
+
+    @staticmethod
+    def of(run: Simulation) -> Outcome:
+        """The figures of a simulation."""
+        return _outcome(as_tree(run), run.architecture.name)
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Read what `simulate --json` wrote.
+
+    Raises:
+        TargetError: When the file is not there or is not such a file.
+    """
+    if not path.is_file():
+        raise TargetError("there is no such file", who="simulate", where=str(path))
+    try:
+        return _outcome(json.loads(path.read_text(encoding="utf-8")), path.stem)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TargetError(
+            f"this is no saved simulation: {error}",
+            who="simulate",
+            where=str(path),
+            hint="write one with: sparsefx simulate MODEL --arch PRESET --json FILE",
+        ) from error
+
+
+def _outcome(tree: Mapping[str, Any], name: str) -> Outcome:
+    cycles = float(tree["cycles"])
+    return Outcome(
+        name,
+        str(tree["workload"]),
+        str(tree["program"]),
+        cycles,
+        float(tree["roofline_seconds"]) * 1e3,
+        float(tree["seconds"]) * 1e3,
+        float(tree["sequences_per_second"]),
+        float(tree["utilisation"]),
+        float(tree["dram_bytes"]),
+        sum(tree["energy_pJ"].values()) / 1e9,
+        {cause: float(tree["waterfall"][cause]) / cycles for cause in WATERFALL},
+        {row["node"]: float(row["us"]) for row in tree["operations"]},
+    )
+
+
+def comparison(outcomes: list[Outcome]) -> list[Row]:
+    """The rows of a table with one column a run."""
+    rows: list[Row] = [
+        ("cycles", [o.cycles for o in outcomes], ",.0f"),
+        ("ms, roofline bound", [o.bound_ms for o in outcomes], ",.4f"),
+        ("ms", [o.ms for o in outcomes], ",.4f"),
+        ("sequences/s", [o.sequences_per_second for o in outcomes], ",.1f"),
+        ("multipliers busy, %", [100 * o.utilisation for o in outcomes], ".1f"),
+        ("external traffic, MB", [o.dram_bytes / 1e6 for o in outcomes], ",.3f"),
+        ("energy, mJ", [o.millijoules for o in outcomes], ",.3f"),
+    ]
+    shares = [
+        (f"  {cause}, %", [100 * o.waterfall[cause] for o in outcomes], ".1f")
+        for cause in WATERFALL
+    ]
+    return rows + shares
+
+
+def operations_apart(first: Outcome, second: Outcome, most: int = 6) -> list[Row]:
+    """The operations that both have and whose times differ most, in microseconds."""
+    both = [name for name in first.operations if name in second.operations]
+    apart = sorted(both, key=lambda n: -abs(first.operations[n] - second.operations[n]))
+    return [
+        (name, [first.operations[name], second.operations[name]], ",.2f") for name in apart[:most]
+    ]
