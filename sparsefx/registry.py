@@ -35,6 +35,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "fixpoint": "sparsefx.pipeline:Fixpoint",
         "fold-masks": "sparsefx.passes.prune.fold_masks:FoldMasks",
         "keep-outputs": "sparsefx.passes.structure.keep_outputs:KeepOutputs",
+        "gather-integers": "sparsefx.passes.quantize.gather_integers:GatherIntegers",
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
         "masked-lm": "sparsefx.passes.pretrain.masked_lm:MaskedLm",
         "mlm-head": "sparsefx.passes.pretrain.mlm_head:MlmHead",
@@ -42,6 +43,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",
         "pool-sentences": "sparsefx.passes.structure.pool_sentences:PoolSentences",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
+        "quantize-embeddings": "sparsefx.passes.quantize.embeddings:QuantizeEmbeddings",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
         "quantize-probabilities": (
             "sparsefx.backends.accelerator.probabilities:QuantizeProbabilities"

@@ -24,6 +24,7 @@ from sparsefx.backends.accelerator.workload import Workload
 from sparsefx.errors import TargetError
 from sparsefx.passbase import Pass
 from sparsefx.passes.analyses.quantized import QuantizedProducts
+from sparsefx.passes.quantize.gather_integers import GatherIntegers
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
@@ -118,7 +119,10 @@ def legalise(integers: bool) -> Pipeline:
     Probabilities are quantized (see quantize-probabilities) where the Program quantizes what they
     multiply. A product with a float operand is left, and runs on the vector unit.
     """
-    passes: list[Pass] = [DecomposeAttention(on_no_match="ignore")]
+    passes: list[Pass] = [
+        GatherIntegers(on_no_match="ignore"),
+        DecomposeAttention(on_no_match="ignore"),
+    ]
     if integers:
         passes.append(QuantizeProbabilities(on_no_match="ignore"))
     return Pipeline((*passes, AcceleratorTag()))

@@ -83,8 +83,8 @@ class OnnxRuntime(Target):
                 )
 
     def pipeline(self) -> Pipeline:
-        """Simplify: translation takes as long as the graph has nodes."""
-        return Pipeline.parse("simplify{on_no_match=ignore}")
+        """Look up integers in int8 tables, and simplify: each node takes time to translate."""
+        return Pipeline.parse("gather-integers{on_no_match=ignore},simplify{on_no_match=ignore}")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """List training machinery, and operators that have no translation."""

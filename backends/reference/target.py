@@ -21,6 +21,8 @@ from sparsefx.passes.analyses.quantized import (
     QuantizedProduct,
     QuantizedProducts,
 )
+from sparsefx.passes.quantize.gather_integers import GatherIntegers
+from sparsefx.pipeline import Pipeline
 from sparsefx.target import CostReport, CostRow, Target, Unsupported
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ class Reference(Target):
                 who=self.name,
                 where="arithmetic",
             )
+
+    def pipeline(self) -> Pipeline:
+        """Look up integers in int8 tables, so that no call dequantizes whole tables."""
+        return Pipeline((GatherIntegers(on_no_match="ignore"),))
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Refuse a Program without integers when integers are asked for."""
