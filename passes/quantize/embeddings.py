@@ -95,4 +95,4 @@ def _store_as_integers(program: Program, rewriter: Rewriter, table: fx.Node) -> 
     with rewriter.before(lookups[0]):
         floats = rewriter.call(_ops.dequantize.default, table, scale_node, zero_node, 0)
     for lookup in lookups:
-        rewriter.replace_input(lookup, table, floats)
+        rewriter.set_args(lookup, floats, *lookup.args[1:], **lookup.kwargs)
