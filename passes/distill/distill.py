@@ -104,6 +104,7 @@ class Distill(Pass):
         mask_padding: Leave padded tokens out of every mean over tokens.
         teacher_mode: ``eval``, or ``train`` for a teacher whose dropout follows the student's mode.
         teacher_inputs: Inputs that the teacher alone reads; they are added to the signature.
+        outputs: What logits and labels compare; none stands for all outputs that classify.
         cached: Take the teacher's logits from the batch (inputs ``teacher_<output>``), computed
             beforehand, in place of a joined teacher; only for the logits term.
         seed: Of the projection's initial values.
@@ -134,6 +135,7 @@ class Distill(Pass):
     mask_padding: bool = True
     teacher_mode: Literal["eval", "train"] = "eval"
     teacher_inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
     cached: bool = False
     seed: int = 0
 
@@ -159,6 +161,8 @@ class Distill(Pass):
                 raise self.refuse(option, f"expected one of {', '.join(known)}")
         if why := check_layer_map(self.layers):
             raise self.refuse("layers", why)
+        if isinstance(self.outputs, str):
+            object.__setattr__(self, "outputs", (self.outputs,))
         if not isinstance(self.teacher_inputs, tuple):
             raise self.refuse("teacher_inputs", "expected a tuple of names")
         if self.cached and set(self.terms) - {"logits", "labels"}:
@@ -231,8 +235,8 @@ class _Builder:
         """Return what the terms see; adds inputs and the teacher's logits."""
         item, rw = self.item, self.ctx.rewriter
         ours = outputs(self.program)
-        logits = {name: ours[name] for name in logits_outputs(self.program)}
-        specs = label_inputs(self.program)
+        logits = {name: ours[name] for name in logits_outputs(self.program, item.outputs)}
+        specs = label_inputs(self.program, item.outputs)
         for spec in self.specs:
             rw.add_input(spec)
         if item.logits and item.logits_loss == "auto":
@@ -261,7 +265,8 @@ class _Builder:
         )
 
     def _tell_values(self) -> None:
-        values = [n for n in logits_outputs(self.program) if classes(self.program, n) == 1]
+        names = logits_outputs(self.program, self.item.outputs)
+        values = [name for name in names if classes(self.program, name) == 1]
         if values:
             self.notes.append(
                 f"{', '.join(values)}: one value and no classes, so logits_loss is 'mse'"
@@ -276,7 +281,7 @@ class _Builder:
         if joined is None or self.teacher is None:
             return {name: self._cached_input(name, node) for name, node in logits.items()}
         theirs = outputs(self.teacher)
-        names = match_heads(self.program, self.teacher)
+        names = match_heads(self.program, self.teacher, self.item.outputs)
         return {name: joined(theirs[other]) for name, other in names.items()}
 
     def _cached_input(self, name: str, node: fx.Node) -> fx.Node:

@@ -48,13 +48,13 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
     if item.logits:
         _check_soft_targets(item, student)
     if item.labels:
-        _check_labels(student)
+        _check_labels(item, student)
     if teacher is None:
         return
     check_inputs(student, teacher, item.teacher_inputs)
     check_vocabulary(student, teacher)
     if item.logits:
-        match_heads(student, teacher)
+        match_heads(student, teacher, item.outputs)
     if NEEDS_LAYERS & set(item.terms):
         _check_layers(item, student.facts(EncoderStructure), teacher.facts(EncoderStructure))
 
@@ -79,7 +79,7 @@ def paired_layers(
 def _check_soft_targets(item: Distill, student: Program) -> None:
     if item.logits_loss in ("auto", "mse"):
         return
-    for name in logits_outputs(student):
+    for name in logits_outputs(student, item.outputs):
         if classes(student, name) == 1:
             raise PassError(
                 f"the output {name!r} has one class: its soft targets are always 1",
@@ -89,12 +89,12 @@ def _check_soft_targets(item: Distill, student: Program) -> None:
             )
 
 
-def _check_labels(student: Program) -> None:
-    names = [spec.name for spec in label_inputs(student).values()]
+def _check_labels(item: Distill, student: Program) -> None:
+    names = [spec.name for spec in label_inputs(student, item.outputs).values()]
     if len(set(names)) != len(names) or not names:
         raise PassError(
             f"the labels term needs one classifying output, the student has "
-            f"{list(label_inputs(student))}",
+            f"{list(label_inputs(student, item.outputs))}",
             who="distill",
             where="labels",
             hint="leave the term out, or capture a model with one head",

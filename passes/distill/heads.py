@@ -23,13 +23,20 @@ def outputs(program: Program) -> dict[str, fx.Node]:
     return dict(program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
 
 
-def logits_outputs(program: Program) -> tuple[str, ...]:
-    """Return the outputs that classify: those called logits, else every floating output."""
+def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the outputs that classify: those called logits, else every floating output.
+
+    Args:
+        program: Where to look.
+        only: The outputs to take instead, where the Program has them.
+    """
     floating = {
         name: fact
         for name, node in outputs(program).items()
         if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and len(fact.dims) > 1
     }
+    if only:
+        return tuple(name for name in only if name in floating)
     named = tuple(name for name in floating if name.endswith("logits"))
     return named or tuple(floating)
 
@@ -40,10 +47,10 @@ def classes(program: Program, name: str) -> int | str | None:
     return fact.dims[-1] if fact else None
 
 
-def label_inputs(program: Program) -> dict[str, InputSpec]:
+def label_inputs(program: Program, only: tuple[str, ...] = ()) -> dict[str, InputSpec]:
     """Return the labels input for each logits output: class indices, or values for one class."""
     found = {}
-    for name in logits_outputs(program):
+    for name in logits_outputs(program, only):
         fact = program.shape_of(outputs(program)[name])
         if fact is None:
             continue
@@ -54,13 +61,21 @@ def label_inputs(program: Program) -> dict[str, InputSpec]:
     return found
 
 
-def match_heads(student: Program, teacher: Program) -> dict[str, str]:
+def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the teacher's output for each of the student's; a single one matches any name.
 
     Raises:
         PassError: The student has no output to compare, or the teacher has another head.
     """
-    ours, theirs = logits_outputs(student), logits_outputs(teacher)
+    ours, theirs = logits_outputs(student, only), logits_outputs(teacher)
+    for name in only:
+        if name not in ours:
+            raise PassError(
+                f"the student has no output {name!r} to compare",
+                who="distill",
+                where="outputs",
+                hint=did_you_mean(name, outputs(student)),
+            )
     if not ours:
         raise PassError("the student has no floating-point output to compare", who="distill")
     if len(ours) == len(theirs) == 1:

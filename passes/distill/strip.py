@@ -64,7 +64,7 @@ def _added_inputs(program: Program) -> list[str]:
     (item,) = (each for each in program.active if isinstance(each, Distill))
     names = list(item.teacher_inputs)
     if item.labels:
-        names += [spec.name for spec in label_inputs(program).values()]
+        names += [spec.name for spec in label_inputs(program, item.outputs).values()]
     if item.cached and item.logits:
-        names += [f"teacher_{name}" for name in logits_outputs(program)]
+        names += [f"teacher_{name}" for name in logits_outputs(program, item.outputs)]
     return names
