@@ -133,11 +133,10 @@ def plan_matmul(op: MatmulOp, machine: Machine) -> MatmulPlan:
 
 
 def _measured(op: MatmulOp, machine: Machine, first: int, end: int) -> FormatSize:
-    if op.nonzero is None:
-        return FormatSize(8 * (end - first) * op.k)  # a dense matrix needs no metadata
-    rows = op.nonzero[first:end]
-    if not machine.form.fits(rows):
-        return Dense().measure(rows)
+    rows = None if op.nonzero is None else op.nonzero[first:end]
+    dense = isinstance(machine.form, Dense) or rows is None or not machine.form.fits(rows)
+    if dense or rows is None:
+        return FormatSize(8 * (end - first) * op.k)  # stored whole, zeros are values: no metadata
     return machine.form.measure(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -170,7 +171,8 @@ def _notes(workload: Workload, machine: Machine, planned: Schedule) -> tuple[str
     if floats:
         notes.append(
             f"{len(floats)} products have a float operand and run on the vector unit, not on the "
-            f"int8 array: {', '.join(floats)}"
+            f"int8 array: {', '.join(floats)}; quantize-prepare{{requantize='all'}} makes operands "
+            "integer"
         )
     dead = [op.name for op in workload.matmuls if op.nonzero is not None and not op.nonzero.any()]
     if dead:
@@ -178,15 +180,32 @@ def _notes(workload: Workload, machine: Machine, planned: Schedule) -> tuple[str
     return tuple(notes)
 
 
-_CAUSES: Final[dict[Kind | None, str]] = {
+_CAUSES: Final[dict[Kind, str]] = {
     "load": "DRAM",
     "store": "DRAM",
     "vector": "vector unit",
     "compute": "dependencies",
     "host": "launch and host",
     "launch": "launch and host",
-    None: "dependencies",
 }
+
+
+def _blame(
+    found: dict[str, float],
+    tasks: list[Task],
+    waiting: Task,
+    gap: tuple[float, float],
+    share: float,
+) -> None:
+    """Add the gap before a task to the causes: back along the tasks that each was held up by."""
+    low, at = gap
+    while at > low:
+        if waiting.held_by < 0:
+            raise AssertionError(f"task {waiting.id} waits for nothing before cycle {at}")
+        waiting = tasks[waiting.held_by]
+        begin = min(max(waiting.start, low), at)
+        found[_CAUSES[waiting.kind]] += (at - begin) * share
+        at = begin
 
 
 def _waterfall(
@@ -194,26 +213,26 @@ def _waterfall(
 ) -> dict[str, float]:
     """Share the run's cycles among causes: every core's every cycle has exactly one.
 
-    A busy cycle is ideal work, fill, imbalance or overhead; an idle one belongs to the kind of
-    task that the core waited for.
+    A busy cycle is ideal work, fill, imbalance or overhead; an idle one belongs to the task that
+    ran in it and that the core waited for, at whatever distance.
     """
-    cores = machine.cores
+    cores, tasks = machine.cores, planned.graph.tasks
     found = dict.fromkeys(WATERFALL, 0.0)
     free = dict.fromkeys(range(cores), 0.0)
     busy = 0.0
-    last: Task | None = None
-    for task in planned.graph.tasks:
-        if last is None or task.end > last.end:
-            last = task
+    for task in tasks:
         if task.kind != "compute" or not isinstance(task.resource, int):
             continue
-        gap = task.start - free[task.resource]
-        if gap > 0:
-            found[_CAUSES[task.waited]] += gap / cores
+        if task.start > free[task.resource]:
+            _blame(found, tasks, task, (free[task.resource], task.start), 1 / cores)
         free[task.resource] = task.end
         busy += task.cycles / cores
-    tail = sum(cycles - end for end in free.values()) / cores
-    found[_CAUSES[last.kind if last else None]] += tail
+    if tasks:
+        last = max(tasks, key=lambda task: task.end)
+        for end, count in Counter(free.values()).items():
+            low = max(end, min(last.start, cycles))
+            found[_CAUSES[last.kind]] += (cycles - low) * count / cores
+            _blame(found, tasks, last, (end, low), count / cores)
     peak = machine.engine.peak * cores
     ideal = sum(r.macs.executed for r in results if r.macs) / peak
     fill = sum(r.fill for r in results) / cores

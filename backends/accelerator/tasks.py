@@ -22,6 +22,7 @@ class Task:
         needs: Tasks that must have ended.
         bytes: Bytes that it moves, metadata included.
         waited: What kind of task held it up last; its own resource when None.
+        held_by: Number of that task, or of the one before it on its resource; -1 for none.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Task:
     start: float = 0.0
     end: float = 0.0
     waited: Kind | None = None
+    held_by: int = -1
 
 
 @dataclass
@@ -65,18 +67,21 @@ class TaskGraph:
         Resources serve in order, so times are maxima of sums: a shorter task can never delay
         another one. `latency` passes between the end of a load's transfer and its use.
         """
-        free: dict[str | int, float] = {}
+        before_it: dict[str | int, Task] = {}
         last = 0.0
         tasks = self.tasks
         for task in tasks:
-            start = free.get(task.resource, 0.0)
+            start = 0.0
+            if (earlier := before_it.get(task.resource)) is not None:
+                start, task.held_by = earlier.end, earlier.id
             for number in task.needs:
                 before = tasks[number]
                 ready = before.end + (latency if before.kind == "load" else 0.0)
                 if ready > start:
-                    start, task.waited = ready, before.kind
+                    start, task.waited, task.held_by = ready, before.kind, number
             task.start = start
-            task.end = free[task.resource] = start + task.cycles
+            task.end = start + task.cycles
+            before_it[task.resource] = task
             last = max(last, task.end)
         return last
 

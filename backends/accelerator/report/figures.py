@@ -93,6 +93,7 @@ def gantt(run: Simulation, most_cores: int = 16) -> str:
     bottom = 8 + 17 * len(order)
     for value in axis.ticks():
         canvas.text(axis(value), bottom + 14, short(value), "middle", 10.5)
+    canvas.text(880, bottom + 34, "cycles", "end", 10.5)
     for column, (kind, colour) in enumerate(_KINDS.items()):
         canvas.rect(70 + 110 * column, bottom + 24, 11, 11, colour)
         canvas.text(86 + 110 * column, bottom + 34, kind, size=10.5)
@@ -100,8 +101,13 @@ def gantt(run: Simulation, most_cores: int = 16) -> str:
 
 
 def roofline_plot(run: Simulation) -> str:
-    """Each product by its intensity and its rate, below the machine's two roofs."""
+    """Each product by its intensity and its rate, below the machine's two roofs.
+
+    Weights that stay on chip are not read while a run lasts: external memory is then no roof, and
+    drawn dashed.
+    """
     machine = run.machine
+    on_chip = run.schedule.resident
     peak = machine.engine.peak * machine.cores * machine.clock
     rate = machine.dram_rate * machine.clock
     bounds = {point.name: point for point in roofline(run.workload, run.architecture).points}
@@ -121,17 +127,23 @@ def roofline_plot(run: Simulation) -> str:
     y = Axis(min(min(p[1] for p in points), low * rate) / 2, peak * 2, 310, 15, log=True)
     canvas.axes(x, y, "executed MACs for each byte of weights", "MACs a second")
     ridge = peak / rate
-    canvas.line([(x(low), y(low * rate)), (x(ridge), y(peak)), (x(high), y(peak))], "#3b4048")
+    canvas.line([(x(low), y(low * rate)), (x(ridge), y(peak))], "#3b4048", "5 4" if on_chip else "")
+    canvas.line([(x(low if on_chip else ridge), y(peak)), (x(high), y(peak))], "#3b4048")
+    canvas.text(x(high), y(peak) - 6, f"peak, {short(peak)} MAC/s", "end")
+    told = "external memory (weights stay on chip)" if on_chip else "external memory"
+    middle = (low * ridge) ** 0.5
+    canvas.text(x(middle) + 12, y(middle * rate) + 16, f"{told}, {short(rate)}B/s")
     for intensity, speed, op in points:
-        tip = f"%{op.name}: {short(speed)} MAC/s, {speed / min(peak, intensity * rate):.0%} of roof"
+        roof = peak if on_chip else min(peak, intensity * rate)
+        tip = f"%{op.name}: {short(speed)} MAC/s, {speed / roof:.0%} of roof"
         canvas.dot(x(intensity), y(speed), COLOURS[0], tip)
     return canvas.render()
 
 
 def worst_balanced(run: Simulation, count: int = 3) -> list[OpResult]:
-    """The products whose busiest element has most above the mean, the worst first."""
+    """The products that lose most time to elements above the mean, the worst first."""
     with_heat = [op for op in run.ops if op.heat is not None and op.heat.sum() and op.busy]
-    worst = sorted(with_heat, key=lambda op: -balance(op))[:count]
+    worst = sorted(with_heat, key=lambda op: -op.busy * (1 - 1 / balance(op)))[:count]
     return worst[:1] if worst and balance(worst[0]) < _EVEN else worst
 
 
@@ -153,7 +165,7 @@ def heat_map(op: OpResult) -> str:
         heat = np.add.reduceat(heat, np.arange(0, columns, step), axis=1)
         columns = heat.shape[1]
     width, height = min(800 / columns, 24), min(260 / rows, 9)
-    canvas = Canvas(60 + columns * width + 20, 46 + rows * height, f"work of %{op.name}")
+    canvas = Canvas(max(80 + columns * width, 560), 46 + rows * height, f"work of %{op.name}")
     top, mean = float(heat.max()), float(heat.mean())
     for row in range(rows):
         for column in range(columns):
@@ -167,7 +179,9 @@ def heat_map(op: OpResult) -> str:
                 f"element {row}, block {column}: {short(value)}, {value / mean:.2f} of the mean",
                 round(value / top, 2),
             )
-    canvas.text(60, 13, f"k blocks; {balance(op):.2f} times the mean is waited for")
+    told = f"{rows} elements, {columns} k blocks; {balance(op):.2f} times the mean is waited for"
+    canvas.text(60, 13, f"{told}; red: above 1.5 of the mean")
+    canvas.text(60, 36 + rows * height, "k blocks")
     canvas.text(20, 20 + rows * height / 2, "elements", "middle", turn=-90)
     return canvas.render()
 

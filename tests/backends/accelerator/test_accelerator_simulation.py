@@ -117,6 +117,24 @@ def test_tasks_are_a_graph_that_no_task_beats() -> None:
     assert sum(run.tasks[number].cycles for number in path[:-1]) <= run.cycles
 
 
+def test_waiting_is_laid_at_the_door_of_what_ran_meanwhile() -> None:
+    # Short products behind 2 us launches: cores wait for loads that wait for launches.
+    run = simulate(encoder_workload(SMALL, tokens=16), load_architecture("a100-fp16"))
+    launches = sum(task.cycles for task in run.tasks if task.kind == "launch")
+    assert run.waterfall["launch and host"] == pytest.approx(launches, rel=0.02)
+    assert run.waterfall["DRAM"] < 0.1 * run.cycles
+
+
+def test_zeros_stored_dense_are_values_and_not_metadata() -> None:
+    workload = encoder_workload(SMALL, tokens=16, ratio=4)
+    run = simulate(workload, load_architecture("tensor-core-int8"))
+    sizes = [plan.stored_bytes for plan in run.schedule.plans.values()]
+    assert sum(values for values, _ in sizes) == sum(
+        op.n * op.k for op in workload.matmuls if op.has_weights
+    )
+    assert sum(metadata for _, metadata in sizes) == 0
+
+
 def test_a_dense_mask_costs_what_no_mask_costs() -> None:
     dense = encoder_workload(SMALL, tokens=16)
     ops = tuple(
