@@ -224,7 +224,7 @@ def _expected_names(config: dict[str, Any]) -> set[str]:
     import transformers
 
     name = (config.get("architectures") or ["(none)"])[0]
-    cls = getattr(transformers, name, None)
+    cls: Any = getattr(transformers, name, None)
     if getattr(cls, "config_class", None) is None:
         raise ArtifactError(
             f"transformers has no model class {name!r}", who="save_pretrained", where="config"

@@ -16,7 +16,9 @@ from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
 from sparsefx.properties import Property
 from sparsefx.recipe import Recipe, Stage
+from sparsefx.train.evaluation import SessionData
 from sparsefx.train.session import Session
+from sparsefx.train.tasks import Examples, text_task
 from tests.train import tiny_run
 
 TINY_TOKENS = "masked-lm{special=(0,1,2,3),mask_token=1}"  # BERT's ids are none of this model's
@@ -83,3 +85,16 @@ def test_models_that_are_pruned_while_pre_training(name: str, tmp_path: Path) ->
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.02)
     assert (Property.QUANTIZED in found.properties) == (name == "prune-ofa")
     assert not [n for n in found.named_tensors() if n.startswith("mlm_head.")]
+
+
+def test_a_sentence_encoder_needs_no_labels(tmp_path: Path) -> None:
+    recipe = Recipe.shipped("sparse-sentence-encoder")
+    recipe = recipe.model_copy(update={"stages": tuple(map(shortened, recipe.stages))})
+    texts = Examples("drawn", tiny_run.texts(40, 0))
+    given = SessionData(text_task(texts), tiny_run.tokenizer())
+    result = Session(recipe, program(2), given, tmp_path, device="cpu").run()
+    found = result.program
+    assert found.signature.outputs == ("sentence_embedding",)
+    assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.02)
+    assert {Property.QUANTIZED, Property.INFERENCE} <= found.properties
+    assert [stage.score is None for stage in result.stages] == [True, False, False]
