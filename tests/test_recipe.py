@@ -224,9 +224,7 @@ def test_a_pass_without_its_teacher_is_found_beforehand() -> None:
     with pytest.raises(RecipeError, match="'distill' needs a teacher") as raised:
         Recipe(name="mine", stages=(dense, alone)).check()
     assert raised.value.where == "stages[1].pipeline"
-    cached = Stage(name="sparse", pipeline=("distill{cached=True}",), training=training)
     taught = Stage(name="last", pipeline=("distill",), teacher="dense", training=training)
-    Recipe(name="mine", stages=(dense, cached)).check()
     Recipe(name="mine", stages=(dense, taught)).check()
 
 

@@ -105,8 +105,8 @@ class Distill(Pass):
         teacher_mode: ``eval``, or ``train`` for a teacher whose dropout follows the student's mode.
         teacher_inputs: Inputs that the teacher alone reads; they are added to the signature.
         outputs: What logits and labels compare; none stands for all outputs that classify.
-        cached: Take the teacher's logits from the batch (inputs ``teacher_<output>``), computed
-            beforehand, in place of a joined teacher; only for the logits term.
+        cached: Take the teacher's logits from the batch (inputs ``teacher_<output>``) in place of
+            a joined teacher; only for the logits term. A session computes them once for a stage.
         seed: Of the projection's initial values.
     """
 
@@ -141,8 +141,8 @@ class Distill(Pass):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The teacher, unless its outputs come with the batch."""
-        return () if self.cached else (self.teacher,)
+        """The teacher: joined, or run beforehand by a session."""
+        return (self.teacher,)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,7 +219,8 @@ class _Builder:
         self.joins = (self.needs_layers or item.logits > 0) and not item.cached
         self.teacher = self._given_teacher() if self.joins else None
         self.student_encoder = program.facts(EncoderStructure)
-        check_fit(item, program, self.teacher)
+        given = ctx.programs.get(item.teacher) if item.cached else self.teacher
+        check_fit(item, program, given)
         self.specs: list[InputSpec] = []
         if self.teacher is not None:
             self.specs = check_inputs(program, self.teacher, item.teacher_inputs)

@@ -7,8 +7,8 @@ exactly the batches that it would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,14 @@ class Encoded:
         labels: Of shape (examples,), int64 classes (``UNLABELLED`` where there is none) or
             float32 values; None when no example has a label.
         pad: Id of the padding token.
+        more: Further inputs by name, such as outputs of a teacher, each of shape (examples, ...).
     """
 
     tokens: tuple[Ints, ...]
     types: tuple[Ints, ...] | None
     labels: torch.Tensor | None
     pad: int
+    more: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -59,7 +61,8 @@ class Encoded:
 
         Returns:
             ``input_ids``, ``attention_mask`` and, where the model takes them, ``token_type_ids``,
-            each int64 of shape (rows, longest); ``labels`` of shape (rows,) if there are any.
+            each int64 of shape (rows, longest); ``labels`` of shape (rows,) if there are any, and
+            what there is ``more``.
         """
         longest = max(len(self.tokens[row]) for row in rows)
         ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64)
@@ -74,8 +77,10 @@ class Encoded:
         batch = {"input_ids": ids, "attention_mask": mask}
         if self.types is not None:
             batch["token_type_ids"] = types
+        chosen = torch.as_tensor(np.asarray(rows))
         if self.labels is not None:
-            batch["labels"] = self.labels[torch.as_tensor(np.asarray(rows))]
+            batch["labels"] = self.labels[chosen]
+        batch.update({name: values[chosen] for name, values in self.more.items()})
         return batch
 
     def joined(self, other: Encoded) -> Encoded:

@@ -20,8 +20,18 @@ from sparsefx.train.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.metrics import Score, mean_loss
 from sparsefx.train.tasks import Examples, Task
 
-__all__ = ["SessionData", "TokenData", "inputs_for", "logits_name", "losses", "predict"]
+__all__ = [
+    "SessionData",
+    "TokenData",
+    "inputs_for",
+    "logits_name",
+    "losses",
+    "predict",
+    "takes_taught",
+    "with_teacher",
+]
 
+_TAUGHT = "teacher_"
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -118,8 +128,15 @@ class TokenData:
         return batch
 
 
-def inputs_for(program: Program, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def inputs_for(
+    program: Program, batch: Mapping[str, Tensor], *, taught: bool = True
+) -> dict[str, Tensor]:
     """Return what ``program`` takes of a batch; token types that a tokenizer omits are 0.
+
+    Args:
+        program: The model.
+        batch: What the data have.
+        taught: Whether what it takes of a teacher is needed; predictions do not depend on it.
 
     Raises:
         TrainingError: The Program takes an input that a tokenizer does not give.
@@ -128,6 +145,8 @@ def inputs_for(program: Program, batch: Mapping[str, Tensor]) -> dict[str, Tenso
     for name in program.signature.input_names:
         if name in batch:
             found[name] = batch[name]
+        elif name.startswith(_TAUGHT) and not taught:
+            continue
         elif name == "token_type_ids":
             found[name] = torch.zeros_like(batch["input_ids"])
         else:
@@ -209,11 +228,45 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     )
 
 
+def takes_taught(program: Program) -> bool:
+    """Return whether a Program takes outputs of its teacher, computed beforehand, as inputs."""
+    return any(name.startswith(_TAUGHT) for name in program.signature.input_names)
+
+
+def with_teacher(
+    student: Program, teacher: Program, data: Encoded, size: int, *, bf16: bool
+) -> Encoded:
+    """Return ``data`` with what ``student`` takes of its teacher: ``teacher_<output>``.
+
+    Args:
+        student: Its other inputs come from the tokenizer.
+        teacher: Run once over all examples, in evaluation mode.
+        data: The examples.
+        size: Examples in a batch.
+        bf16: Run it under autocast.
+
+    Raises:
+        TrainingError: The student takes another output than the teacher's predictions.
+    """
+    names = [n for n in student.signature.input_names if n.startswith(_TAUGHT)]
+    known = _TAUGHT + logits_name(student)
+    if any(name != known for name in names):
+        raise TrainingError(
+            f"{', '.join(names)} cannot be computed beforehand, only {known}",
+            who="session",
+            hint="leave out cached=True: the teacher then runs in each step",
+        )
+    found = predict(teacher, data, size, bf16=bf16)
+    return replace(data, more={known: torch.from_numpy(found)})
+
+
 def predict(
     program: Program,
     data: Encoded,
     batch_size: int,
     compiled: Callable[..., Mapping[str, Tensor]] | None = None,
+    *,
+    bf16: bool = False,
 ) -> NDArray[np.float32]:
     """Return the logits for all examples, in fp32 and evaluation mode.
 
@@ -222,6 +275,7 @@ def predict(
         data: The examples.
         batch_size: Examples in a batch.
         compiled: The same model lowered to a target, to be run instead.
+        bf16: Compute under autocast, as a stage with ``precision: bf16`` does.
 
     Returns:
         Of shape (examples, outputs), in the order of ``data``.
@@ -237,9 +291,9 @@ def predict(
     device = next(iter(program.named_tensors().values())).device
     results: list[tuple[NDArray[np.int64], Tensor]] = []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             for rows, batch in evaluation_batches(data, batch_size):
-                inputs = inputs_for(program, batch)
+                inputs = inputs_for(program, batch, taught=False)
                 moved = {name: value.to(device) for name, value in inputs.items()}
                 results.append((rows, run(moved).float().cpu()))
     finally:

@@ -35,8 +35,16 @@ from sparsefx.errors import TrainingError, TrainingInterruptedError
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage, Training
+from sparsefx.train.batches import Encoded
 from sparsefx.train.checkpoints import Checkpoints
-from sparsefx.train.evaluation import SessionData, TokenData, losses, predict
+from sparsefx.train.evaluation import (
+    SessionData,
+    TokenData,
+    losses,
+    predict,
+    takes_taught,
+    with_teacher,
+)
 from sparsefx.train.events import (
     CheckpointSaved,
     Evaluated,
@@ -157,13 +165,14 @@ class Session:
         place = self._folder.stage(index)
         seconds = {"passes": 0.0, "training": 0.0, "evaluation": 0.0}
         seed_everything(stage_seed(self.recipe.seed, stage.name))
+        self._test = self._data.test
         steps = self._steps_of(stage)
         began = time.perf_counter()
         program = self._start_program(index, place, finished, steps)
         seconds["passes"] = time.perf_counter() - began
         sparsity = None
         if stage.training is not None and steps is not None:
-            trainer = self._train(stage, stage.training, program, steps, tuple(finished))
+            trainer = self._train(stage, stage.training, program, steps, finished)
             seconds["training"], sparsity = trainer.seconds, trainer.sparsity
         else:
             self._metrics.forget_after(tuple(finished), stage.name, 0, 0)
@@ -227,10 +236,12 @@ class Session:
         training: Training,
         program: Program,
         steps: int,
-        finished: tuple[str, ...],
+        finished: Mapping[str, StageResult],
     ) -> StageTrainer:
         program.to(self._accelerator.device)
-        data = self._data.of(training)
+        data = self._taught(stage, training, program, finished, self._data.of(training))
+        if self._by_loss:
+            self._test = self._taught(stage, training, program, finished, self._data.test)
         seed = stage_seed(self.recipe.seed, stage.name)
         seed_everything(seed)
         trainer = StageTrainer(
@@ -247,11 +258,26 @@ class Session:
         saved = checkpoints.latest()
         if saved is not None:
             trainer.restore(saved)
-        self._metrics.forget_after(finished, stage.name, trainer.done, trainer.steps)
+        self._metrics.forget_after(tuple(finished), stage.name, trainer.done, trainer.steps)
         self._emit(StageStarted(stage.name, trainer.steps, trainer.done))
         self._loop(training, trainer, checkpoints)
         trainer.close()
         return trainer
+
+    def _taught(
+        self,
+        stage: Stage,
+        training: Training,
+        program: Program,
+        finished: Mapping[str, StageResult],
+        data: Encoded,
+    ) -> Encoded:
+        """Return ``data`` with the teacher's outputs, if the Program takes them."""
+        if stage.teacher is None or not takes_taught(program):
+            return data
+        teacher = self._program(stage.teacher, finished).to(self._accelerator.device)
+        size = self.recipe.data.eval_batch_size
+        return with_teacher(program, teacher, data, size, bf16=training.precision == "bf16")
 
     def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         """Train to the last step; save in between, at the end, and when asked to stop."""
@@ -290,7 +316,7 @@ class Session:
         metric, size = self._source.task.metric, self.recipe.data.eval_batch_size
         logits = None
         if metric == "loss":
-            found = losses(program, self._data.test, size)
+            found = losses(program, self._test, size)
         else:
             logits = predict(program, self._data.test, size)
             found = evaluate(metric, logits.astype(np.float64), self._data.test_labels)

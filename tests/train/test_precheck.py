@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sparsefx.errors import DataError, PassError, SparsefxError
 from sparsefx.frontend import capture
@@ -147,3 +148,12 @@ def test_a_ramp_may_end_in_a_later_stage(tmp_path: Path) -> None:
         "{name: two, training: {steps: 2, precision: fp32}}]}"
     )
     assert run(recipe, tmp_path / "run").stages[-1].sparsity == pytest.approx(0.9, abs=0.02)
+
+
+def test_cached_teachers_are_run_once_before_the_stage(tmp_path: Path) -> None:
+    joined = run(two_stages(), tmp_path / "joined")
+    cached = run(two_stages("distill{cached=True}"), tmp_path / "cached")
+    ours, theirs = (result.program.named_tensors() for result in (cached, joined))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6)
