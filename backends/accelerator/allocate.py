@@ -13,10 +13,11 @@ from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.units import op_name
-from sparsefx.errors import PassError
+from sparsefx.errors import PassError, did_you_mean
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.prune.balance_banks import balanced_mask
+from sparsefx.passes.prune.loss_curves import LossCurve, read_loss_curves
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
 from sparsefx.passes.prune.selection import check_selection, select_weights
@@ -45,9 +46,10 @@ class AllocateSparsity(Pass):
     """Prunes each layer as far as a cycle, byte or energy budget of an architecture asks for.
 
     For each layer and each of several sparsities, the cost is what the architecture's engine takes
-    for that layer with the weights that would be left, their real places included, and the harm is
-    the share of the weights' squared magnitude that goes. Starting dense, the step with the least
-    harm for the cost that it saves is taken, again and again, until the budget holds.
+    for that layer with the weights that would be left, their real places included. The harm is the
+    measured loss increase of the file `sensitivity`, or without one the share of the weights'
+    squared magnitude that goes. Starting dense, the step with the least harm for the cost that it
+    saves is taken, again and again, until the budget holds.
 
     Establishes ``masked``; the zeros stay zero in ``program.step()``.
 
@@ -71,6 +73,8 @@ class AllocateSparsity(Pass):
         pattern: ``unstructured`` magnitudes, or ``balanced`` banks (see balance-banks).
         bank: Width of a bank, for ``balanced``.
         rows: Activation rows (batch times tokens) for which layers are costed.
+        sensitivity: File of loss increases by weight and sparsity, YAML or JSON (see
+            :mod:`sparsefx.passes.prune.loss_curves`); "" for magnitudes.
         roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
@@ -89,6 +93,7 @@ class AllocateSparsity(Pass):
     pattern: Literal["unstructured", "balanced"] = "balanced"
     bank: int = 64
     rows: int = 128
+    sensitivity: str = ""
     roles: tuple[str, ...] = ("encoder",)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -126,7 +131,8 @@ class AllocateSparsity(Pass):
         if not names:
             return PassReport(0, tuple(skipped))
         machine = Machine(load_architecture(self.arch))
-        layers = {name: self._choices(program, name, machine) for name in names}
+        curves = self._curves(names)
+        layers = {name: self._choices(program, name, machine, curves.get(name)) for name in names}
         chosen, left = self._allocate(layers)
         sites = [self._prune(program, ctx, name, sparsity) for name, sparsity in chosen.items()]
         zero_masked(program, sites)
@@ -149,7 +155,24 @@ class AllocateSparsity(Pass):
             return balanced_mask(scores, self.bank, sparsity)
         return mask_for(scores, sparsity, Unstructured())
 
-    def _choices(self, program: Program, name: str, machine: Machine) -> list[_Choice]:
+    def _curves(self, names: list[str]) -> dict[str, LossCurve]:
+        """The measured curves of all weights that are to be pruned."""
+        if not self.sensitivity:
+            return {}
+        curves = read_loss_curves(self.sensitivity)
+        if missing := [name for name in names if name not in curves]:
+            listed = "".join(f"\n  - {name}" for name in missing)
+            raise PassError(
+                f"{len(missing)} weights have no curve in {self.sensitivity!r}:{listed}",
+                who=self.name,
+                where="sensitivity",
+                hint=f"{did_you_mean(missing[0], curves)}; or exclude them",
+            )
+        return curves
+
+    def _choices(
+        self, program: Program, name: str, machine: Machine, curve: LossCurve | None
+    ) -> list[_Choice]:
         """Cost and harm of every sparsity of a layer; costs that do not fall are left out."""
         weight = program.tensor(name).detach()
         if not bool(torch.isfinite(weight).all()):
@@ -159,6 +182,8 @@ class AllocateSparsity(Pass):
         for sparsity in LEVELS:
             mask = self._mask(weight, sparsity)
             harm = float(weight.masked_fill(mask, 0).square().sum()) / total
+            if curve is not None:
+                harm = curve.at(sparsity)
             cost = self._cost(machine, mask.cpu().numpy())
             if not found or cost < found[-1].cost:
                 found.append(_Choice(sparsity, cost, harm))

@@ -1,12 +1,21 @@
 """allocate-sparsity: budgets hold, harm goes where it is least, mistakes are told."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from sparsefx import Pipeline, Program
 from sparsefx.backends.accelerator.allocate import AllocateSparsity
-from sparsefx.errors import PassError
+from sparsefx.errors import PassError, SparsefxError
+from sparsefx.passes.prune.loss_curves import (
+    LossCurve,
+    measure_loss_curves,
+    read_loss_curves,
+    write_loss_curves,
+)
 from sparsefx.testing import small_program
 from tests.programs import captured
 
@@ -37,6 +46,63 @@ def test_the_layer_that_loses_least_is_pruned_most() -> None:
     program = Pipeline.parse(spec).run(two_layers())
     even, peaked = (program.tensor(f"{i}.weight") for i in (0, 1))
     assert (peaked == 0).float().mean() > (even == 0).float().mean()
+
+
+def test_a_measured_sensitivity_overrules_magnitudes(tmp_path: Path) -> None:
+    # The layer that loses least by magnitude is the one whose pruning costs most, as measured.
+    curves = {"0.weight": LossCurve(((0.9, 0.01),)), "1.weight": LossCurve(((0.5, 1), (0.9, 5)))}
+    for name in ("curves.yaml", "curves.json"):
+        file = write_loss_curves(curves, tmp_path / name)
+        assert read_loss_curves(file) == curves
+        spec = (
+            f"allocate-sparsity{{arch='lock-step-32',budget=0.5,roles=other,sensitivity='{file}'}}"
+        )
+        program = Pipeline.parse(spec).run(two_layers())
+        even, peaked = (program.tensor(f"{i}.weight") for i in (0, 1))
+        assert (peaked == 0).float().mean() < (even == 0).float().mean()
+
+
+@pytest.mark.parametrize("measure", ["cycles", "bytes", "energy"])
+def test_a_measured_sensitivity_holds_every_budget(measure: str, tmp_path: Path) -> None:
+    curves = measure_loss_curves(
+        ["0.weight", "1.weight"], [0.5, 0.9], lambda name, sparsity: 1 + float(name[0]) * sparsity
+    )
+    assert curves["1.weight"].points == ((0.5, 0.5), (0.9, pytest.approx(0.9)))
+    file = write_loss_curves(curves, tmp_path / "curves.yaml")
+    options = f"budget=0.7,measure='{measure}',roles=other,sensitivity='{file}'"
+    program = Pipeline.parse(f"allocate-sparsity{{arch='lock-step-32',{options}}}").run(
+        two_layers()
+    )
+    assert 5 < float(program.history[-1].notes[0].split("%")[0]) <= 70
+
+
+def test_loss_curves_never_fall_and_go_on_straight() -> None:
+    curve = LossCurve(((0.9, 0.4), (0.5, 0.2), (0.7, 0.1)))
+    assert [curve.at(place) for place in (0, 0.25, 0.5, 0.6, 0.7)] == [0, 0.1, 0.2, 0.2, 0.2]
+    assert curve.at(1.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.weight: [[0.5, 1]]\n2.weight: [[0.5, 1]]", r"1 weights have no curve in .*1\.weight"),
+        (
+            "0.weight: [[1.5, 1]]",
+            r"curves\.yaml: 0\.weight: expected different sparsities in 0\.\.1",
+        ),
+        ("0.weight: 3", r"0\.weight: .*not iterable"),
+        ("0.weight: []", "at least one pair"),
+        ("- 3", "expected weights with pairs"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_wrong_sensitivities_are_told(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "curves.yaml"
+    file.write_text(text)
+    spec = f"allocate-sparsity{{arch='lock-step-32',roles=other,sensitivity='{file}'}}"
+    with pytest.raises(SparsefxError) as caught:
+        Pipeline.parse(spec).run(two_layers())
+    assert re.search(message, str(caught.value), re.DOTALL)
 
 
 def test_a_bert_on_the_default_machine() -> None:
