@@ -241,7 +241,8 @@ class LinearLowering:
             words["residual"] = tail.residual
         if floats:
             words["output"] = target
-            walk.values[last] = Rows(target)
+            if len(group) == 1:
+                walk.values[last] = Rows(target)
             walk.integer |= {target} if integer else set()
         if octets is not None:
             words["output_bytes"] = octets.buffer

@@ -16,6 +16,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
 from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
+from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
 
 SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
@@ -146,6 +147,15 @@ def test_errors_say_what_to_do() -> None:
     empty = {n: torch.zeros(0, 5, dtype=torch.long) for n in program.signature.input_names}
     with pytest.raises(ProgramError, match="empty"):
         CpuTarget().lower(program)(**empty)
+
+
+@pytest.mark.parametrize("architecture", ["bert-mlm", "deberta", "mpnet", "modernbert"])
+def test_int8_agrees_where_parts_run_in_pytorch_too(architecture: str) -> None:
+    program = int8(architecture)
+    compiled = CpuTarget(attention="fp32").lower(program)
+    batch = padded_batch(program, 3, 21)
+    largest = max(float(value.detach().abs().max()) for value in program(**batch).values())
+    assert difference(program, compiled, batch) < 0.02 * largest
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
