@@ -39,16 +39,18 @@ def pack_rows(counts: list[int], capacity: int) -> list[list[int]]:
     return folds
 
 
-def leaving_adder(first: int, last: int) -> tuple[int, int]:
-    """Where the sum of leaves `first..last` is complete in an augmented reduction tree.
+def leaving_adder(first: int, last: int) -> tuple[int, int, int]:
+    """Where and when the sum of leaves `first..last` is complete in an augmented reduction tree.
 
     Neighbours that do not share a parent may add sideways: the side with fewer leaves sends
-    (Kwon et al. 2018, MAERI, section 4). Returns `(levels climbed, adder in that level)`.
+    (Kwon et al. 2018, MAERI, section 4), and the other waits a cycle for it. Returns `(levels
+    climbed, adder in that level, cycles waited)`.
 
     >>> leaving_adder(0, 63), leaving_adder(30, 61)
-    ((6, 0), (4, 2))
+    ((6, 0, 0), (4, 2, 3))
     """
     low, high, level = first, last, 0
+    waited_left = waited_right = 0
     while level == 0 or low != high:
         level += 1
         left, right = low // 2, high // 2
@@ -57,10 +59,12 @@ def leaving_adder(first: int, last: int) -> tuple[int, int]:
         right_sends = right % 2 == 0 and 2 * right - low >= high - 2 * right + 1
         if right > left and right_sends:
             new_right = right - 1
+            waited_right += 1
         if right > left and left_sends and not (right_sends and right == left + 1):
             new_left = left + 1
+            waited_left += 1
         low, high = new_left, new_right
-    return level, low
+    return level, low, max(waited_left, waited_right)
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,11 @@ class Sigma(Engine):
     Whole weight rows are packed into `multipliers` until the next does not fit (a fold); the m
     activation vectors then stream through, one a cycle unless `bandwidth` is narrower:
 
-        cycles = sum over folds of (2 + m max(ceil(values / bandwidth), sharing) + 4 + levels)
+        cycles = sum over folds of (2 + m max(ceil(values / bandwidth), sharing) + 3 + climb)
 
-    2 cycles configure and load the fold, 4 are the stages around the tree, `levels` the adders
-    climbed. Two sums that leave at the two halves of one double adder share an output line:
-    `sharing` is then 2.
+    2 cycles configure and load the fold, 3 are the stages around the tree, `climb` the adders
+    climbed and the waits for sums from the side. Two sums that leave at the two halves of one
+    double adder share an output line: `sharing` is then 2.
     """
 
     kind: ClassVar[str] = "sigma"
@@ -108,6 +112,6 @@ class Sigma(Engine):
         for count in fold:
             leaving.append(leaving_adder(start, start + count - 1))
             start += count
-        lines = Counter((level, (adder + 1) // 2) for level, adder in leaving)
+        lines = Counter((level, (adder + 1) // 2) for level, adder, _ in leaving)
         pace = max(ceil_div(start, self.bandwidth), max(lines.values()))
-        return pace, 6 + max(level for level, _ in leaving)
+        return pace, 5 + max(level + waited for level, _, waited in leaving)

@@ -72,7 +72,8 @@ def test_eyeriss_v2_pe_with_real_masks_to_the_cycle(
 
 def test_stonne_sigma_within_ten_percent_on_average(golden: dict[str, Any]) -> None:
     # The masks behind the published cycles are not known, only their density (its generator
-    # draws one percent more zeros than asked): ours are drawn anew and averaged.
+    # draws one percent more zeros than asked): ours are drawn anew and averaged. One mask in 40
+    # differs from another by up to a factor of two at 90 %, and the published ones lie in between.
     errors = []
     cases = golden["stonne_sigma_sparsegemm"]["cases"]
     for m, n, k, multipliers, bandwidth, weight_zeros, _, cycles in cases:
@@ -82,7 +83,8 @@ def test_stonne_sigma_within_ten_percent_on_average(golden: dict[str, Any]) -> N
             for seed in range(40)
         ]
         errors.append(abs(np.mean(runs) / cycles - 1))
-    assert errors[0] < 0.01
+        assert min(runs) <= cycles <= max(runs)
+    assert errors[0] < 0.005
     assert np.mean(errors) < 0.10, errors
 
 
@@ -120,6 +122,24 @@ def test_dstc_curve_untuned(golden: dict[str, Any]) -> None:
             ratio = engine.run(gemm).cycles / dense
             errors.append(abs(ratio / (published / latency["1.0"]["1.0"]) - 1))
     assert np.mean(errors) < 0.06, errors
+
+
+def test_dstc_cycles_of_sparseloop_which_nothing_was_tuned_to(golden: dict[str, Any]) -> None:
+    # Sparseloop's DSTC has 1024 MACs: 8 units of 8 x 16. Its memory, which binds in the sparsest
+    # points of the second layer, is no part of the engine.
+    data = golden["sparseloop_fig15"]
+    index = data["cols"].index("DSTC")
+    errors, naive = [], []
+    for layer in (key for key in data if key.startswith("M")):
+        sizes = {part[0]: int(part[1:]) for part in layer.split("-") if part[0] in "MKN"}
+        m, n, k, active = sizes["N"], sizes["M"], sizes["K"], float(layer.split("IAD")[1])
+        for density, rows in data[layer].items():
+            weight = random_mask(n, k, float(density), 1)
+            gemm = Gemm(m, n, k, weight, random_mask(m, k, active, 2))
+            errors.append(abs(OuterProduct(units=8).run(gemm).cycles / rows[index][0] - 1))
+            naive.append(abs(m * n * k / 1024 * active * float(density) / rows[index][0] - 1))
+    assert np.mean(errors) < 0.09, errors
+    assert np.mean(naive) > 0.4
 
 
 @pytest.mark.parametrize("column", ["TC", "STC", "STC_flexible", "STC_flexible_RLE"])

@@ -67,7 +67,7 @@ def test_a_measured_sensitivity_holds_every_budget(measure: str, tmp_path: Path)
     curves = measure_loss_curves(
         ["0.weight", "1.weight"], [0.5, 0.9], lambda name, sparsity: 1 + float(name[0]) * sparsity
     )
-    assert curves["1.weight"].points == ((0.5, 0.5), (0.9, pytest.approx(0.9)))
+    assert [loss for _, loss in curves["1.weight"].points] == pytest.approx([0.5, 0.9])
     file = write_loss_curves(curves, tmp_path / "curves.yaml")
     options = f"budget=0.7,measure='{measure}',roles=other,sensitivity='{file}'"
     program = Pipeline.parse(f"allocate-sparsity{{arch='lock-step-32',{options}}}").run(
