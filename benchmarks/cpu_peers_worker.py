@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,15 +57,20 @@ def onnxruntime(path: str, threads: int) -> Runner:
 
 
 def deepsparse(path: str, threads: int) -> Runner:
-    """DeepSparse: static shapes, one engine for each."""
+    """DeepSparse: static shapes, one engine for each.
+
+    It writes the shapes into the model's file, so each engine gets a copy of its own.
+    """
     deepsparse: Any = importlib.import_module("deepsparse")
     engines: dict[tuple[int, ...], Any] = {}
+    copies = tempfile.TemporaryDirectory()
 
     def run(batch: Batch) -> Any:
         shape = tuple(batch["input_ids"].shape)
         if shape not in engines:
+            copy = shutil.copy(path, f"{copies.name}/{'x'.join(map(str, shape))}.onnx")
             engines[shape] = deepsparse.Engine(
-                path, batch_size=shape[0], num_cores=threads, input_shapes=[list(shape)] * 3
+                copy, batch_size=shape[0], num_cores=threads, input_shapes=[list(shape)] * 3
             )
         return engines[shape].run([np.ascontiguousarray(v) for v in batch.values()])
 
