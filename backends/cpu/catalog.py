@@ -125,7 +125,7 @@ _OTHERS = {
         Kernel(
             ("other", "attention_i8"),
             "attention_i8",
-            attention.FIELDS,
+            attention_i8.FIELDS,
             attention_i8.emit,
             lambda words, longest: attention_i8.scratch_bytes(longest, int(words["head_size"])),
         ),

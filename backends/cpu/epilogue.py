@@ -48,6 +48,8 @@ class Epilogue:
         residual: Add an fp32 buffer of the same shape.
         floats: Write fp32 rows.
         octets: Write uint8 rows (quantize).
+        codes: Write uint8 rows by the quantizers in `snap`, one for each row; nothing else but
+            `octets` may be set.
     """
 
     integer: bool = False
@@ -57,6 +59,7 @@ class Epilogue:
     octets: bool = False
     snap: bool = False
     table: bool = False
+    codes: bool = False
 
     @property
     def symbol(self) -> str:
@@ -65,6 +68,7 @@ class Epilogue:
             "i8" if self.integer else "f32",
             "snap" if self.snap else "",
             "table" if self.table else "",
+            "codes" if self.codes else "",
             self.activation,
             "res" if self.residual else "",
             "f" if self.floats else "",
@@ -116,6 +120,8 @@ class Sink:
             target = f.offset(self._octets, narrow)
             if epilogue.table:
                 self._look_up(values, target)
+            elif epilogue.codes:
+                self._write_codes(values, row, target)
             else:
                 quantize_row(self._frame, values, target)
 
@@ -134,6 +140,15 @@ class Sink:
                 steps = f.convert("sitofp", whole, panel.floats)
                 slot.set(minimum(f, maximum(f, steps, bottom), top) * step)
         return [slot.get() for slot in slots]
+
+    def _write_codes(self, values: list[Value], row: Value, target: Value) -> None:
+        """The codes of the row's quantizer; `lowest` is minus its zero point."""
+        f, panel = self._frame.f, self._frame.panel
+        place = f.offset(self._frame.pointer("snap"), row * 16)
+        inverse = f.splat(f.index("float", place, 0), panel.lanes)
+        lowest = f.splat(f.convert("fptosi", f.index("float", place, 2), "i32"), panel.lanes)
+        codes = [panel.round_to_int(f, v * inverse) - lowest for v in values]
+        panel.store_bytes(f, target, codes)
 
     def _look_up(self, values: list[Value], target: Value) -> None:
         """Quantize, then replace every byte by its entry in the table (`vpermi2b`)."""

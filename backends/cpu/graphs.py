@@ -12,7 +12,9 @@ __all__ = [
     "IDENTITIES",
     "REFERENCE",
     "activation",
+    "comes_from",
     "identity_source",
+    "only_heads",
     "rank",
     "real_users",
     "shape_of",
@@ -32,6 +34,9 @@ IDENTITIES = (
     aten.to.dtype_layout,
 )
 """Operators that, in eval mode and with the right arguments, return their input."""
+
+SPLITS = (aten.view.default, aten.reshape.default)
+"""Operators that split the channels into heads."""
 
 _END = 1 << 40
 
@@ -89,3 +94,19 @@ def activation(node: fx.Node) -> str:
         return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
     names: dict[Any, str] = {aten.relu.default: "relu", aten.tanh.default: "tanh"}
     return names.get(node.target, "")
+
+
+def only_heads(node: fx.Node) -> bool:
+    """Whether every user splits the channels into heads."""
+    users = real_users(node)
+    return bool(users) and all(u.target in SPLITS and rank(u) == 4 for u in users)
+
+
+def comes_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether `node` is `source` or an identity of it."""
+    while node is not source:
+        before = identity_source(node)
+        if before is None:
+            return False
+        node = before
+    return True

@@ -14,7 +14,14 @@ import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.costs import Choice, choose_format
 from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.graphs import REFERENCE, activation, rank, real_users
+from sparsefx.backends.cpu.graphs import (
+    REFERENCE,
+    activation,
+    comes_from,
+    only_heads,
+    rank,
+    real_users,
+)
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.values import Octets, Rows, Value
 from sparsefx.backends.cpu.weights import FORMATS, Format, Packed, pack
@@ -27,7 +34,6 @@ __all__ = ["Layer", "LinearLowering"]
 aten = torch.ops.aten
 _QUANTIZE = torch.ops.sparsefx.quantize.default
 _DEQUANTIZE = torch.ops.sparsefx.dequantize.default
-_SPLITS = (aten.view.default, aten.reshape.default)
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,21 @@ class LinearLowering:
         if len(group) == 1:
             self._step(group, source, joined, self._tail(node, len(joined.bias)))
             return None
-        target = self._step(group, source, joined, _Tail(node))
-        self._share(group, known, target)
+        codes = self._codes(group) if joined.matrix.dtype == np.int8 else ()
+        target = self._step(group, source, joined, _Tail(node), as_codes=bool(codes))
+        self._share(group, known, target, codes)
         return None
+
+    def _codes(self, group: list[fx.Node]) -> tuple[tuple[float, int], ...]:
+        """The quantizers of query, key and value, if attention can work on their codes."""
+        walk = self._walk
+        ends = [self._snapped(n) for n in group]
+        found = tuple(snap for _, snap in ends if snap is not None)
+        sizes = {int(user.meta["val"].shape[-1]) for end, _ in ends for user in real_users(end)}
+        usable = walk.isa.has_dot and walk.options.attention == "auto"
+        if not usable or len(found) < len(group) or len(group) != 3:
+            return ()
+        return found if all(size % 4 == 0 for size in sizes) else ()
 
     def _siblings(self, node: fx.Node) -> list[fx.Node]:
         """Linears on the same input that only feed attention heads: computed as one."""
@@ -121,7 +139,7 @@ class LinearLowering:
             for n in source.users
             if n.target is aten.linear.default
             and n.args[0] is source
-            and _only_heads(self._snapped(n)[0])
+            and only_heads(self._snapped(n)[0])
         ]
         fresh = [n for n in group if n not in self._walk.values]
         return fresh if node in fresh else [node]
@@ -199,7 +217,7 @@ class LinearLowering:
         if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
             return None
         sides = [n for n in user.args[:2] if isinstance(n, fx.Node)]
-        others = [n for n in sides if not _comes_from(n, behind)]
+        others = [n for n in sides if not comes_from(n, behind)]
         if len(sides) != 2 or len(others) != 1 or rank(others[0]) != rank(behind):
             return None
         value = self._walk.value(others[0])
@@ -208,9 +226,15 @@ class LinearLowering:
         return value.buffer
 
     def _step(
-        self, group: list[fx.Node], source: Rows | Octets, weights: _Weights, tail: _Tail
+        self,
+        group: list[fx.Node],
+        source: Rows | Octets,
+        weights: _Weights,
+        tail: _Tail,
+        *,
+        as_codes: bool = False,
     ) -> Buffer:
-        """Add the step; gives the fp32 buffer (whether or not it is written)."""
+        """Add the step; gives the buffer of fp32 (whether or not it is written), or of codes."""
         walk, last = self._walk, tail.last
         rows, columns = weights.matrix.shape
         space = source.buffer.space
@@ -243,7 +267,6 @@ class LinearLowering:
             words["output"] = target
             if len(group) == 1:
                 walk.values[last] = Rows(target)
-            walk.integer |= {target} if integer else set()
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
@@ -256,6 +279,10 @@ class LinearLowering:
             epilogue = replace(epilogue, snap=True)
             words["snap"] = snaps
         walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
+        if as_codes:
+            target = words["output_bytes"] = Buffer(last.name, rows, 1, space)
+            del words["output"]
+            epilogue = replace(epilogue, snap=False, floats=False, octets=True, codes=True)
         operation = catalog.linear(packed.format, epilogue)
         names = tuple(n.name for n in group)
         layer = _layer(names, weights.matrix, space, packed, choice)
@@ -303,12 +330,19 @@ class LinearLowering:
         codes = torch.round(values / octets.scale) + octets.zero_point
         return codes.clamp(0, 255).to(torch.uint8).numpy()
 
-    def _share(self, group: list[fx.Node], weights: list[_Weights], target: Buffer) -> None:
+    def _share(
+        self,
+        group: list[fx.Node],
+        weights: list[_Weights],
+        target: Buffer,
+        codes: tuple[tuple[float, int], ...],
+    ) -> None:
         """Each sibling is a part of the joined rows."""
         first = 0
-        for node, own in zip(group, weights, strict=True):
+        for number, (node, own) in enumerate(zip(group, weights, strict=True)):
             end = self._snapped(node)[0]
-            self._walk.values[end] = Rows(target, first, len(own.bias))
+            code = codes[number] if codes else None
+            self._walk.values[end] = Rows(target, first, len(own.bias), code)
             first += len(own.bias)
 
     def sinks(
@@ -357,21 +391,3 @@ def _layer(
     return Layer(
         nodes, rows, columns, nonzeros, integer, space, packed.format, choice, packed.stored_bytes
     )
-
-
-def _only_heads(node: fx.Node) -> bool:
-    """Whether every user splits the channels into heads."""
-    users = real_users(node)
-    return bool(users) and all(u.target in _SPLITS and rank(u) == 4 for u in users)
-
-
-def _comes_from(node: fx.Node, source: fx.Node) -> bool:
-    """Whether `node` is `source` or an identity of it."""
-    from sparsefx.backends.cpu.graphs import identity_source
-
-    while node is not source:
-        before = identity_source(node)
-        if before is None:
-            return False
-        node = before
-    return True

@@ -322,9 +322,14 @@ class _Operators:
             words[f"{name}_rows"] = part.rows.buffer.rows
             words[f"{name}_first"] = part.rows.first
         facts = {"macs_per_key": 2.0 * target.rows}
-        octets = walk.options.attention == "auto" and walk.isa.has_dot and q.size % 4 == 0
-        octets = octets and all(h.rows.buffer in walk.integer for h in (q, k, v))
-        kind = "attention_i8" if octets else "attention"
+        codes = [h.rows.code for h in (q, k, v) if h.rows.code is not None]
+        if codes and len(codes) < 3:
+            return "query, key and value are quantized in different ways"
+        kind = "attention_i8" if codes else "attention"
+        if codes:
+            (q_scale, q_zero), (k_scale, _), (v_scale, v_zero) = codes
+            words["scale"] = scale * q_scale * k_scale
+            words |= {"q_zero": q_zero, "v_scale": v_scale, "v_offset": v_scale * (128 - v_zero)}
         walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
         walk.values[node] = Heads(Rows(target), q.heads, q.size, "bhsd")
         return None

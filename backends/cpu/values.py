@@ -15,17 +15,20 @@ __all__ = ["Embedded", "Heads", "Octets", "Rows", "Scores", "Value"]
 class Rows:
     """fp32 [batch, sequence, channels] or [batch, channels]: rows of a buffer.
 
-    `first` is not 0 for a part of a fused linear.
+    `first` is not 0 for a part of a fused linear. With `code`, (scale, zero point), the buffer
+    holds the uint8 codes of these values; only attention reads such rows.
     """
 
     buffer: Buffer
     first: int = 0
     count: int = 0
+    code: tuple[float, int] | None = None
 
     @property
     def whole(self) -> bool:
         """Whether it is all of its buffer."""
-        return self.first == 0 and self.count in (0, self.buffer.rows)
+        complete = self.first == 0 and self.count in (0, self.buffer.rows)
+        return complete and self.code is None
 
 
 @dataclass(frozen=True)

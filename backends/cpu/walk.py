@@ -52,7 +52,6 @@ class Walk:
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
     expanded: dict[Buffer, Buffer] = field(default_factory=dict)
-    integer: set[Buffer] = field(default_factory=set)
 
     @property
     def isa(self) -> Isa:

@@ -66,15 +66,17 @@ class Place:
     rows: dict[str, Value]
 
     @classmethod
-    def each(cls, frame: Frame) -> Iterator[Place]:
-        """Loop over this part's share of (sequence, head) pairs."""
+    def each(cls, frame: Frame, item: int = 4) -> Iterator[Place]:
+        """Loop over this part's share of (sequence, head) pairs; q, k, v of `item` bytes."""
         f, panel = frame.f, frame.panel
         heads, size = frame.word("heads"), frame.word("head_size")
         for unit in frame.units(frame.job("sequence_count") * heads):
             sequence = f.offset(frame.job("sequences"), unit // heads * 16)
             row = (unit - unit // heads * heads) * size
             starts = {
-                p: f.offset(frame.buffer(p), (frame.word(f"{p}_first") + row) * panel.row_bytes)
+                p: f.offset(
+                    frame.buffer(p), (frame.word(f"{p}_first") + row) * (panel.width * item)
+                )
                 for p in "qkv"
             }
             starts["output"] = f.offset(frame.buffer("output"), row * panel.row_bytes)

@@ -1,16 +1,21 @@
-"""Attention in int8 products, for models whose linears are int8 already.
+"""Attention in int8 products, for models whose queries, keys and values are quantized.
 
-Per head of a sequence, q, k, v are quantized on the fly: q and k per token, v per channel, all
-symmetric (q is shifted to uint8 by 128, which `start` takes back). Softmax weights, which lie in
-0..1 with their maximum at 1, become uint8 in steps of 1/255, and their sum is taken after rounding,
-so that they still add up to 1. Four channels, or four keys, go into one `vpdpbusd`:
+Query, key and value come as the uint8 codes of their quantizers, so that the scores are the exact
+integers of the model. With q = sq (a - za), k = sk (b - zb) and k' = b - 128 as int8
+
+    score = sq sk (sum of a k' - za sum of k') + what is the same for all keys of a query,
+
+and softmax does not see the last part. Softmax weights, which lie in 0..1 with their maximum at 1,
+become uint8 in steps of 1/255, and their sum is taken after rounding, so that they still add up
+to 1: this rounding is the only difference from fp32 products (`cpu{attention='fp32'}`). Four
+channels, or four keys, go into one `vpdpbusd`:
 
     q, k     [channels / 4] [tokens] [4]      score[key][query] += q vector . broadcast of 4 k
     weights  [keys / 4] [queries] [4]         context[c][query] += weights vector . broadcast of 4 v
     v        [channels] [keys]
 
-Expected (an estimate, no accuracy was measured on a trained model): the error of a score is about
-1 % of its spread. `cpu{attention='fp32'}` keeps fp32 products (kernel `attention`).
+A sequence may start and end inside a panel: the scratch memory holds whole panels, and the parts
+named below start at the sequence.
 """
 
 from __future__ import annotations
@@ -18,20 +23,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.frame import Frame, open_frame
+from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.attention import CHUNK, FIELDS, Place
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.kernels.attention import CHUNK, Place
+from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
+from sparsefx.backends.cpu.panel import Panel, pack_order
 from sparsefx.backends.cpu.vmath import maximum, polynomial
 
-__all__ = ["emit", "scratch_bytes", "symbol"]
+__all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
+
+FIELDS = (*FLOAT_FIELDS, "q_zero", "v_scale", "v_offset")
+"""`scale` is that of the codes' products; v = v_scale (code - 128) + v_offset."""
 
 _LANES = 16
 _FLOATS, _INTS = vector(_LANES, "float"), vector(_LANES, "i32")
 _BLOCK = 8
 _LEVELS = 255.0
-_PARTS = ("q", "k", "v", "q_scale", "k_scale", "start", "v_scale", "scores", "weights")
+_SIGNS = -0x7F7F7F80  # 0x80808080: flips uint8 to int8 in four bytes at once
+_ONES = 0x01010101
 
 
 def symbol(isa: Isa, width: int) -> str:
@@ -40,19 +50,28 @@ def symbol(isa: Isa, width: int) -> str:
 
 
 def scratch_bytes(longest: int, head_size: int) -> int:
-    """Scratch memory of a thread for sequences of up to `longest` tokens."""
-    tokens = -(-longest // CHUNK) * CHUNK
-    return 3 * head_size * tokens + 12 * tokens + 4 * head_size + 160 * tokens + 64 * len(_PARTS)
+    """Scratch memory of a part for sequences of up to `longest` tokens."""
+    tokens = -(-longest // CHUNK) * CHUNK + 128  # whole panels of up to 64
+    return (9 * head_size + 164) * tokens + 1024
 
 
 @dataclass(frozen=True)
 class _Head:
-    """One head of one sequence: where it lies, and the parts of the scratch memory."""
+    """One head of one sequence: where it lies, and the parts of the scratch memory.
+
+    Attributes:
+        padded: Its length rounded up to whole chunks.
+        panels: Panels that it touches.
+        tokens: Tokens of these panels.
+        parts: Pointers; those of q, k and v point at the sequence, `whole_*` at the first panel.
+    """
 
     place: Place
     panel: Panel
     size: Value
-    padded: Value  # length rounded up to whole chunks
+    padded: Value
+    panels: Value
+    tokens: Value
     parts: dict[str, Value]
 
     @property
@@ -63,114 +82,96 @@ class _Head:
 def emit(isa: Isa, width: int) -> Function:
     """The kernel for one instruction set with `vpdpbusd` and 512-bit vectors."""
     frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
-    f = frame.f
-    size = frame.word("head_size")
-    for place in Place.each(frame):
-        padded = (place.length + (CHUNK - 1)) // CHUNK * CHUNK
-        parts = _scratch(frame, size, padded)
-        head = _Head(place, Panel(isa, 64), size, padded, parts)
-        for name in ("q", "k"):
-            _quantize_tokens(head, name)
-        _quantize_channels(head)
+    for place in Place.each(frame, item=1):
+        head = _head(place, isa)
+        _interleave(head, "q")
+        _interleave(head, "k")
+        _start(head)
+        _values(head)
         _queries(head)
-    return f
+    return frame.f
 
 
-def _scratch(frame: Frame, size: Value, padded: Value) -> dict[str, Value]:
-    """The parts of the scratch memory, each from a cache line on."""
-    f = frame.f
+def _head(place: Place, isa: Isa) -> _Head:
+    """Divide the scratch memory; every part starts at a cache line."""
+    frame, f = place.frame, place.frame.f
+    width = frame.panel.width
+    size = frame.word("head_size")
+    padded = (place.length + (CHUNK - 1)) // CHUNK * CHUNK
+    number = place.first // width
+    shift = place.first - number * width
+    panels = (shift + padded + (width - 1)) // width
+    tokens = panels * width
     sizes = {
-        "q": size * padded,
-        "k": size * padded,
-        "v": size * padded,
-        "q_scale": padded * 4,
-        "k_scale": padded * 4,
+        "whole_q": size * tokens,
+        "whole_k": size * tokens,
+        "whole_v": size * tokens,
         "start": padded * 4,
-        "v_scale": size * 4,
         "scores": padded * 128,
         "weights": padded * 32,
     }
     parts, here = {}, f.i64(0)
-    for name in _PARTS:
+    for name, amount in sizes.items():
         parts[name] = f.offset(frame.job("scratch"), here)
-        here = here + (sizes[name] + 63) // 64 * 64
-    return parts
+        here = here + (amount + 63) // 64 * 64
+    for name, item in (("q", 4), ("k", 4), ("v", 1)):
+        parts[name] = f.offset(parts[f"whole_{name}"], shift * item)
+    return _Head(place, Panel(isa, 64), size, padded, panels, tokens, parts)
 
 
-def _absolute(f: Function, value: Value) -> Value:
-    return f.intrinsic(f"llvm.fabs.v{_LANES}f32", value.type, value)
-
-
-def _inverse(f: Function, largest: Value) -> tuple[Value, Value]:
-    """(127 / largest, largest / 127); a largest of 0 is taken as tiny."""
-    bounded = maximum(f, largest, f.const(largest.type, 1e-20))
-    return f.const(largest.type, 127.0) / bounded, bounded * (1 / 127)
-
-
-def _together(f: Function, four: list[Value]) -> Value:
-    """Four int32 vectors of small values as the bytes of one vector."""
-    total = four[0] & 255
-    for n, value in enumerate(four[1:], 1):
-        total = total | ((value & 255) << (8 * n))
-    return total
-
-
-def _quantize_tokens(head: _Head, name: str) -> None:
-    """Q or k of this head as int8 with one scale per token, four channels together."""
+def _row(head: _Head, name: str, number: Value, channel: Value) -> Value:
+    """The bytes of one channel of q, k or v in panel `number` of the sequence."""
     f, place = head.f, head.place
-    step = place.frame.panel.row_bytes
+    width = place.frame.panel.width
+    first = place.first // width
+    start = f.offset(place.starts[name], (first + number) * place.rows[name] * width)
+    return f.load(vector(width, "i8"), f.offset(start, channel * width), width)
+
+
+def _interleave(head: _Head, name: str) -> None:
+    """Codes of q, or of k as int8, with four channels together; tokens in order."""
+    f, panel = head.f, head.place.frame.panel
+    signs = f.const(panel.ints, _SIGNS)
+    for group in f.loop(0, head.size // 4):
+        line = f.offset(head.parts[f"whole_{name}"], group * head.tokens * 4)
+        for number in f.loop(0, head.panels):
+            rows = [_row(head, name, number, group * 4 + n) for n in range(4)]
+            target = f.offset(line, number * (panel.width * 4))
+            for n, mixed in enumerate(panel.quads(f, rows)):
+                value = f.operate("xor", mixed, signs) if name == "k" else mixed
+                f.store(value, f.offset(target, n * panel.width), panel.width)
+
+
+def _start(head: _Head) -> None:
+    """What the sum of each key starts with: -zero point of q * sum of its int8 codes."""
+    f = head.f
+    zero = f.splat(f.convert("trunc", head.place.frame.word("q_zero"), "i32"), _LANES)
+    ones = f.const(_INTS, _ONES)
     for token in f.loop(0, head.padded, CHUNK):
-        base = place.at(name, place.first + token)
-        top = f.var(f.const(_FLOATS, 0))
-        for channel in f.loop(0, head.size):
-            value = f.load(_FLOATS, f.offset(base, channel * step), 64)
-            top.set(maximum(f, _absolute(f, value), top.get()))
-        inverse, scale = _inverse(f, top.get())
-        f.store(scale, f.offset(head.parts[f"{name}_scale"], token * 4), 64)
         total = f.var(f.const(_INTS, 0))
         for group in f.loop(0, head.size // 4):
-            four = []
-            for n in range(4):
-                row = f.offset(base, (group * 4 + n) * step)
-                scaled = f.load(_FLOATS, row, 64) * inverse
-                four.append(head.panel.round_to_int(f, scaled))
-                total.set(total.get() + four[-1])
-            if name == "q":
-                four = [value + 128 for value in four]
-            target = f.offset(head.parts[name], group * head.padded * 4 + token * 4)
-            f.store(_together(f, four), target, 64)
-        if name == "k":
-            start = f.const(_INTS, 0) - (total.get() << 7)
-            f.store(start, f.offset(head.parts["start"], token * 4), 64)
+            codes = f.offset(head.parts["k"], (group * head.tokens + token) * 4)
+            four = f.load(_INTS, codes, 64)
+            total.set(head.panel.dot(f, total.get(), ones, four))
+        start = f.const(_INTS, 0) - total.get() * zero
+        f.store(start, f.offset(head.parts["start"], token * 4), 64)
 
 
-def _quantize_channels(head: _Head) -> None:
-    """V of this head as int8 [channels][keys] with one scale per channel; 0 beyond the end."""
-    f, place = head.f, head.place
-    step = place.frame.panel.row_bytes
-    number = f.constant_vector("i32", range(_LANES))
+def _values(head: _Head) -> None:
+    """Codes of v as int8 [channels][keys], keys in order.
+
+    In pack order four neighbouring bytes are four tokens in order: only fours change places.
+    """
+    f, panel = head.f, head.place.frame.panel
+    fours = vector(panel.width // 4, "i32")
+    place_of = {int(t) // 4: n for n, t in enumerate(pack_order(panel.width, panel.isa)[::4])}
+    order = [place_of[n] for n in range(panel.width // 4)]
     for channel in f.loop(0, head.size):
-        top = f.var(f.const(_FLOATS, 0))
-        for token in f.loop(0, head.padded, CHUNK):
-            value = _real(head, channel * step, token, number)
-            top.set(maximum(f, _absolute(f, value), top.get()))
-        largest = f.intrinsic(f"llvm.vector.reduce.fmax.v{_LANES}f32", "float", top.get())
-        inverse, scale = _inverse(f, largest)
-        f.store(scale, f.offset(head.parts["v_scale"], channel * 4))
-        factor = f.splat(inverse, _LANES)
-        for token in f.loop(0, head.padded, CHUNK):
-            value = _real(head, channel * step, token, number)
-            whole = head.panel.round_to_int(f, value * factor)
-            small = f.convert("trunc", whole, vector(_LANES, "i8"))
-            f.store(small, f.offset(head.parts["v"], channel * head.padded + token), CHUNK)
-
-
-def _real(head: _Head, row: Value, token: Value, number: Value) -> Value:
-    """16 values of v from `token` on, 0 beyond the sequence."""
-    f, place = head.f, head.place
-    value = f.load(_FLOATS, f.offset(place.at("v", place.first + token), row), 64)
-    left = f.splat(f.convert("trunc", place.length - token, "i32"), _LANES)
-    return f.select(f.compare(number, "<", left), value, f.const(_FLOATS, 0))
+        line = f.offset(head.parts["whole_v"], channel * head.tokens)
+        for number in f.loop(0, head.panels):
+            row = f.convert("bitcast", _row(head, "v", number, channel), fours)
+            signed = f.operate("xor", f.shuffle(row, row, order), f.const(fours, _SIGNS))
+            f.store(signed, f.offset(line, number * panel.width), panel.width)
 
 
 def _queries(head: _Head) -> None:
@@ -203,11 +204,7 @@ def _scores(head: _Head, query: Value, vectors: int) -> None:
     """Scores of all keys as fp32, already scaled."""
     f, panel = head.f, head.panel
     factor = f.splat(head.place.frame.number("scale"), _LANES)
-    scales = [
-        f.load(_FLOATS, f.offset(head.parts["q_scale"], (query + n * CHUNK) * 4), 64) * factor
-        for n in range(vectors)
-    ]
-    line = head.padded * 4
+    line = head.tokens * 4
     for key in f.loop(0, head.padded, _BLOCK):
         starts = f.offset(head.parts["start"], key * 4)
         sums = []
@@ -222,11 +219,9 @@ def _scores(head: _Head, query: Value, vectors: int) -> None:
                 weight = f.splat(f.index("i32", keys, n), _LANES)
                 for total, value in zip(row, values, strict=True):
                     total.set(panel.dot(f, total.get(), value, weight))
-        k_scales = f.offset(head.parts["k_scale"], key * 4)
         for n, row in enumerate(sums):
-            k_scale = f.splat(f.index("float", k_scales, n), _LANES)
             for m, total in enumerate(row):
-                score = f.convert("sitofp", total.get(), _FLOATS) * (scales[m] * k_scale)
+                score = f.convert("sitofp", total.get(), _FLOATS) * factor
                 f.store(score, _score(head, key + n, vectors, m), 64)
 
 
@@ -268,8 +263,8 @@ def _exp_levels(head: _Head, x: Value) -> Value:
 def _context(head: _Head, query: Value, sums: list[Value]) -> None:
     """context[channel][query] = weights . v, back to fp32."""
     f = head.f
-    one = f.const(_FLOATS, 1.0)
-    factors = [one / s for s in sums]
+    scale = f.splat(head.place.frame.number("v_scale"), _LANES)
+    factors = [scale / s for s in sums]
     place = head.place
     targets = [place.at("output", place.first + query + n * CHUNK) for n in range(len(sums))]
     whole = head.size // _BLOCK * _BLOCK
@@ -285,7 +280,7 @@ def _channels(
     f, panel = head.f, head.panel
     vectors = len(targets)
     sums = [[f.var(f.const(_INTS, 0)) for _ in range(vectors)] for _ in range(count)]
-    rows = [f.offset(head.parts["v"], (channel + n) * head.padded) for n in range(count)]
+    rows = [f.offset(head.parts["v"], (channel + n) * head.tokens) for n in range(count)]
     for group in f.loop(0, (head.place.length + 3) // 4):
         line = f.offset(head.parts["weights"], group * (64 * vectors))
         weights = [f.load(_INTS, f.offset(line, 64 * n), 64) for n in range(vectors)]
@@ -294,8 +289,8 @@ def _channels(
             for total, weight in zip(totals, weights, strict=True):
                 total.set(panel.dot(f, total.get(), weight, four))
     step = head.place.frame.panel.row_bytes
+    shift = f.splat(head.place.frame.number("v_offset"), _LANES)
     for n, totals in enumerate(sums):
-        scale = f.splat(f.load("float", f.offset(head.parts["v_scale"], (channel + n) * 4)), _LANES)
         for target, total, factor in zip(targets, totals, factors, strict=True):
-            value = f.convert("sitofp", total.get(), _FLOATS) * (scale * factor)
+            value = f.fma(f.convert("sitofp", total.get(), _FLOATS), factor, shift)
             f.store(value, f.offset(target, (channel + n) * step), 64)
