@@ -1,9 +1,11 @@
 """The generated code that walks through a plan, and the threads that walk along.
 
 One call of `dispatch` runs a whole forward pass: it wakes the workers (a futex, if they sleep),
-takes part in the steps, and waits until all are done. Threads take tickets: a ticket is one part of
-one step, and it waits for all parts of the step before. So nobody waits for a worker that did not
-get a core in time: the others take its tickets, and it finds the gate closed.
+takes part in the steps, and waits until all are done. A step starts when all parts of the step
+before are done. A thread takes the same parts of every step, so that what it wrote is in its own
+cache; then it takes what is left. So nobody waits for a worker that did not get a core in time:
+the others take its parts, and it finds the gate closed. Jobs that go through all steps are taken
+by ticket.
 
 Workers are Python threads that enter `worker` once and stay there, outside the interpreter; they
 spin for a short while, then sleep. Every thread flushes denormal numbers to zero while it computes:
@@ -20,13 +22,15 @@ CONTEXT_WORDS = {
     "go": 0,  # counts dispatches
     "stop": 8,  # 1: workers leave
     "gate": 16,  # workers inside a dispatch, plus CLOSED between dispatches
-    "claimed": 24,  # tickets taken: one for each part of each step, or for each job
-    "finished": 32,  # tickets done
+    "claimed": 24,  # tickets taken: one for each job
+    "finished": 32,  # parts of steps, or jobs, that are done
     "steps": 40,  # array of pointers to steps
     "step_count": 41,
     "jobs": 42,  # array of pointers to jobs
     "job_count": 43,
     "shared": 44,  # 1: the jobs are parts of every step; 0: each job goes through all steps
+    "claims": 46,  # if shared: a word for each step, a bit for each part that was taken
+    "threads": 47,  # threads that may come
     "memories": 45,  # if not shared: pointers, for each thread those of MEMORIES
 }
 """Words (int64) of a context; those that threads write are a cache line apart."""
@@ -74,32 +78,67 @@ entry:
   %memories = load ptr, ptr %memories.at
   %place = mul i64 %thread, {memory_count}
   %mine = getelementptr i64, ptr %memories, i64 %place
-  br label %claim
-claim:
-  %ticket = atomicrmw add ptr %claimed.at, i64 1 acq_rel
-  %more = icmp slt i64 %ticket, %total
-  br i1 %more, label %take, label %end
-take:
-  %part = urem i64 %ticket, %job_count
-  %number = udiv i64 %ticket, %job_count
-  %job.at = getelementptr ptr, ptr %jobs, i64 %part
-  %job = load ptr, ptr %job.at
-  br i1 %together, label %before, label %fill
+  %claims.at = getelementptr i64, ptr %context, i64 {claims}
+  %claims = load ptr, ptr %claims.at
+  %threads.at = getelementptr i64, ptr %context, i64 {threads}
+  %threads = load i64, ptr %threads.at
+  %spread = mul i64 %thread, %job_count
+  %own.first = udiv i64 %spread, %threads
+  br i1 %together, label %step, label %claim
+step:
+  %number = phi i64 [ 0, %entry ], [ %number.next, %step.end ]
+  %left = icmp slt i64 %number, %count
+  br i1 %left, label %before, label %end
 before:
   %needed = mul i64 %number, %job_count
   call void @await(ptr %finished.at, i64 %needed)
   %step.at = getelementptr ptr, ptr %steps, i64 %number
-  %step = load ptr, ptr %step.at
-  %kernel = load ptr, ptr %step
-  call void %kernel(ptr %step, ptr %job)
-  br label %finish
+  %step.words = load ptr, ptr %step.at
+  %kernel = load ptr, ptr %step.words
+  %claim.at = getelementptr i64, ptr %claims, i64 %number
+  br label %part
+part:
+  %tried = phi i64 [ 0, %before ], [ %tried.next, %part.end ]
+  %some = icmp slt i64 %tried, %job_count
+  br i1 %some, label %try, label %step.end
+try:
+  %turned = add i64 %own.first, %tried
+  %part.number = urem i64 %turned, %job_count
+  %bit = shl i64 1, %part.number
+  %seen = load atomic i64, ptr %claim.at monotonic, align 8
+  %known = and i64 %seen, %bit
+  %open = icmp eq i64 %known, 0
+  br i1 %open, label %reach, label %part.end
+reach:
+  %old.bits = atomicrmw or ptr %claim.at, i64 %bit acq_rel
+  %old.bit = and i64 %old.bits, %bit
+  %mine.now = icmp eq i64 %old.bit, 0
+  br i1 %mine.now, label %compute, label %part.end
+compute:
+  %part.at = getelementptr ptr, ptr %jobs, i64 %part.number
+  %part.job = load ptr, ptr %part.at
+  call void %kernel(ptr %step.words, ptr %part.job)
+  %ignored.1 = atomicrmw add ptr %finished.at, i64 1 acq_rel
+  br label %part.end
+part.end:
+  %tried.next = add i64 %tried, 1
+  br label %part
+step.end:
+  %number.next = add i64 %number, 1
+  br label %step
+claim:
+  %ticket = atomicrmw add ptr %claimed.at, i64 1 acq_rel
+  %more = icmp slt i64 %ticket, %job_count
+  br i1 %more, label %fill, label %end
 fill:
+  %job.at = getelementptr ptr, ptr %jobs, i64 %ticket
+  %job = load ptr, ptr %job.at
 {fill}
   br label %alone
 alone:
   %i = phi i64 [ 0, %fill ], [ %i.next, %alone.step ]
-  %left = icmp slt i64 %i, %count
-  br i1 %left, label %alone.step, label %finish
+  %rest = icmp slt i64 %i, %count
+  br i1 %rest, label %alone.step, label %finish
 alone.step:
   %own.at = getelementptr ptr, ptr %steps, i64 %i
   %own = load ptr, ptr %own.at

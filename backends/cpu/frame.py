@@ -20,6 +20,7 @@ __all__ = ["JOB_FIELDS", "Frame", "open_frame"]
 JOB_FIELDS = (
     "part",  # number of this part of the job
     "parts",  # parts of every step that are done at the same time
+    "by_panel",  # 1: parts of linears are panels; 0: they are rows
     "scratch",  # memory of this part alone
     "sequences",  # int32 quadruples: first token, length, row of the batch, slot
     "sequence_count",

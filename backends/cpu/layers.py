@@ -120,13 +120,13 @@ class LinearLowering:
         return None
 
     def _codes(self, group: list[fx.Node]) -> tuple[tuple[float, int], ...]:
-        """The quantizers of query, key and value, if attention can work on their codes."""
+        """The quantizers of query and key, if attention can work on their codes."""
         walk = self._walk
         ends = [self._snapped(n) for n in group]
         found = tuple(snap for _, snap in ends if snap is not None)
         sizes = {int(user.meta["val"].shape[-1]) for end, _ in ends for user in real_users(end)}
         usable = walk.isa.has_dot and walk.options.attention == "auto"
-        if not usable or len(found) < len(group) or len(group) != 3:
+        if not usable or len(found) < len(group) or len(group) != 2:
             return ()
         return found if all(size % 4 == 0 for size in sizes) else ()
 
@@ -141,6 +141,9 @@ class LinearLowering:
             and n.args[0] is source
             and only_heads(self._snapped(n)[0])
         ]
+        # Query and key may become codes, which a value without a quantizer does not.
+        snapped = self._snapped(node)[1] is not None
+        group = [n for n in group if (self._snapped(n)[1] is not None) == snapped]
         fresh = [n for n in group if n not in self._walk.values]
         return fresh if node in fresh else [node]
 

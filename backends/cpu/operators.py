@@ -322,14 +322,14 @@ class _Operators:
             words[f"{name}_rows"] = part.rows.buffer.rows
             words[f"{name}_first"] = part.rows.first
         facts = {"macs_per_key": 2.0 * target.rows}
-        codes = [h.rows.code for h in (q, k, v) if h.rows.code is not None]
-        if codes and len(codes) < 3:
-            return "query, key and value are quantized in different ways"
-        kind = "attention_i8" if codes else "attention"
-        if codes:
-            (q_scale, q_zero), (k_scale, _), (v_scale, v_zero) = codes
-            words["scale"] = scale * q_scale * k_scale
-            words |= {"q_zero": q_zero, "v_scale": v_scale, "v_offset": v_scale * (128 - v_zero)}
+        q_code, k_code = q.rows.code, k.rows.code
+        kind = "attention"
+        if q_code is not None and k_code is not None and v.rows.code is None:
+            kind = "attention_i8"
+            words["scale"] = scale * q_code[0] * k_code[0]
+            words["q_zero"] = q_code[1]
+        elif any(h.rows.code is not None for h in (q, k, v)):
+            return "its inputs are quantized in ways that no kernel knows"
         walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
         walk.values[node] = Heads(Rows(target), q.heads, q.size, "bhsd")
         return None

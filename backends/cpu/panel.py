@@ -158,6 +158,11 @@ class Panel:
         name = f"llvm.x86.avx512.vpdpbusd.{bits}"
         return f.intrinsic(name, self.ints, total, activations, weights)
 
+    def dot_words(self, f: Function, total: Value, a: Value, b: Value) -> Value:
+        """`total + sum of 2 (int16 x int16)` per lane: `vpdpwssd`."""
+        name = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
+        return f.intrinsic(name, self.ints, total, a, b)
+
     def _unpack(self, f: Function, a: Value, b: Value, size: int, half: int) -> Value:
         """`vpunpckl*` (half 0) or `vpunpckh*` (half 1) of elements of `size` bytes."""
         per_lane = 16 // size

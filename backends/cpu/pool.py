@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from sparsefx.backends.cpu.driver import CLOSED, CONTEXT_WORDS, driver_text
 from sparsefx.backends.cpu.engine import Engine
 
-__all__ = ["Pool", "shared_pool"]
+__all__ = ["MOST_PARTS", "Pool", "shared_pool"]
+
+MOST_PARTS = 64
+"""Bits of the word in which threads claim the parts of a step."""
 
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
@@ -43,13 +46,16 @@ class Pool:
         steps: NDArray[np.int64],
         jobs: Sequence[NDArray[np.int64]],
         memories: NDArray[np.int64] | None = None,
+        threads: int = 0,
     ) -> None:
         """Run steps; whichever thread is free takes the next part, or the next job.
 
         Args:
             steps: Pointers to steps.
-            jobs: Parts of every step; with `memories` independent jobs of one part each.
+            jobs: Parts of every step, at most MOST_PARTS; with `memories` independent jobs of one
+                part each.
             memories: Pointers [threads, MEMORIES] that a thread enters into the jobs it takes.
+            threads: How many of the threads work; 0 for all.
         """
         with self._lock:
             self._ensure_workers()
@@ -61,7 +67,10 @@ class Pool:
             context[CONTEXT_WORDS["job_count"]] = len(jobs)
             context[CONTEXT_WORDS["shared"]] = int(memories is None)
             context[CONTEXT_WORDS["memories"]] = 0 if memories is None else memories.ctypes.data
-            self._dispatch(context.ctypes.data, self.threads)
+            claims = np.zeros(len(steps), np.int64)
+            context[CONTEXT_WORDS["claims"]] = claims.ctypes.data
+            context[CONTEXT_WORDS["threads"]] = self.threads
+            self._dispatch(context.ctypes.data, threads or self.threads)
 
     def _ensure_workers(self) -> None:
         """Start the workers, again after a fork: a child process has only the forking thread."""

@@ -12,6 +12,7 @@ all threads share one slab and divide the rows of every layer by non-zeros.
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,14 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.panel import widest
 from sparsefx.backends.cpu.plan import Arena, Plan, Step, pack_arena, word_bits
-from sparsefx.backends.cpu.pool import Pool
+from sparsefx.backends.cpu.pool import MOST_PARTS, Pool
+from sparsefx.backends.cpu.teams import Teams
 from sparsefx.backends.cpu.weights import splits
 
 __all__ = ["Runtime", "aligned"]
 
 _SLAB_TOKENS = 256
-_PARTS = 4
+_PARTS = 2
 """Parts of a step for each thread that shares it: who is held up takes fewer of them."""
 _LINE = 64
 
@@ -88,8 +90,9 @@ class Runtime:
         self._widest = widest(engine.isa)
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._teams: dict[tuple[int, int, int], Teams] = {}
         self._divided: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._parts = 1 if pool.threads == 1 else pool.threads * _PARTS
+        self._parts = 1 if pool.threads == 1 else min(MOST_PARTS, pool.threads * _PARTS)
 
     @property
     def isa(self) -> Isa:
@@ -149,19 +152,30 @@ class Runtime:
         return [_make_slab(mask, np.array(g), lengths, space, self._widest) for g in groups]
 
     def _together(self, slab: _Slab, indices: Any, results: Any) -> None:
-        """One slab; its job has parts that any thread may take."""
+        """One slab for a team of threads."""
         job, keep = self._job(slab, indices, results)
         arena, arena_1 = self._arenas(0, [slab])
         job[JOB_FIELDS.index("arena")] = arena
         job[JOB_FIELDS.index("arena_1")] = arena_1
+        panels = len(slab.origin) // slab.width
+        shape = (slab.width, panels, len(slab.rows))
+        teams = self._teams.setdefault(shape, Teams(self._pool.threads, panels))
+        team = teams.choose()
+        parts = 1
+        if team.threads > 1:
+            parts = min(MOST_PARTS, team.threads if team.by_panel else self._parts)
         jobs = []
-        for part in range(self._parts):
+        for part in range(parts):
             own = job.copy()
             own[JOB_FIELDS.index("part")] = part
-            own[JOB_FIELDS.index("parts")] = self._parts
+            own[JOB_FIELDS.index("parts")] = parts
+            own[JOB_FIELDS.index("by_panel")] = int(team.by_panel)
             own[JOB_FIELDS.index("scratch")] = self._scratch(part, [slab])
             jobs.append(own)
-        self._pool.run(self._compiled(slab), jobs)
+        steps = self._compiled(slab)
+        begin = time.perf_counter()
+        self._pool.run(steps, jobs, threads=team.threads)
+        teams.took(team, time.perf_counter() - begin)
         del keep
 
     def _apart(self, slabs: list[_Slab], indices: Any, results: Any) -> None:

@@ -11,7 +11,7 @@ Only real keys are visited, so padding costs nothing and needs no mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sparsefx.backends.cpu.frame import Frame, open_frame
@@ -66,19 +66,23 @@ class Place:
     rows: dict[str, Value]
 
     @classmethod
-    def each(cls, frame: Frame, item: int = 4) -> Iterator[Place]:
-        """Loop over this part's share of (sequence, head) pairs; q, k, v of `item` bytes."""
+    def each(cls, frame: Frame, items: Mapping[str, int] | None = None) -> Iterator[Place]:
+        """Loop over this part's share of (sequence, head) pairs.
+
+        Args:
+            frame: The kernel.
+            items: Bytes of one value of q, k, v, where it is not 4.
+        """
         f, panel = frame.f, frame.panel
         heads, size = frame.word("heads"), frame.word("head_size")
         for unit in frame.units(frame.job("sequence_count") * heads):
             sequence = f.offset(frame.job("sequences"), unit // heads * 16)
             row = (unit - unit // heads * heads) * size
-            starts = {
-                p: f.offset(
-                    frame.buffer(p), (frame.word(f"{p}_first") + row) * (panel.width * item)
-                )
-                for p in "qkv"
-            }
+            starts = {}
+            for part in "qkv":
+                line = panel.width * (items or {}).get(part, 4)
+                place = (frame.word(f"{part}_first") + row) * line
+                starts[part] = f.offset(frame.buffer(part), place)
             starts["output"] = f.offset(frame.buffer("output"), row * panel.row_bytes)
             first = f.convert("zext", f.index("i32", sequence, 0), "i64")
             length = f.convert("zext", f.index("i32", sequence, 1), "i64")

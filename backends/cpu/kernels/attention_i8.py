@@ -1,21 +1,26 @@
 """Attention in int8 products, for models whose queries, keys and values are quantized.
 
-Query, key and value come as the uint8 codes of their quantizers, so that the scores are the exact
-integers of the model. With q = sq (a - za), k = sk (b - zb) and k' = b - 128 as int8
+Query and key come as the uint8 codes of their quantizers, so that the scores are the exact integers
+of the model. With q = sq (a - za), k = sk (b - zb) and k' = b - 128 as int8
 
     score = sq sk (sum of a k' - za sum of k') + what is the same for all keys of a query,
 
-and softmax does not see the last part. Softmax weights, which lie in 0..1 with their maximum at 1,
-become uint8 in steps of 1/255, and their sum is taken after rounding, so that they still add up
-to 1: this rounding is the only difference from fp32 products (`cpu{attention='fp32'}`). Four
-channels, or four keys, go into one `vpdpbusd`:
+and softmax does not see the last part. These products take four channels at once (`vpdpbusd`).
+
+Values, which the model does not quantize, and softmax weights become int16, two keys at once
+(`vpdpwssd`): weights lie in 0..1 with their maximum at 1 and have 4096 steps, and their sum is
+taken after rounding, so that they still add up to 1; values have one scale per channel of a head
+and as many steps as int32 sums over all keys allow (32767 up to 15 keys, 4095 for 128, 1023 for
+512).
+With uint8 weights and int8 values 0.5 to 0.7 % of the classes of a trained sparse int8 model were
+others than with fp32 products (`cpu{attention='fp32'}`): a small change of a value moves the
+codes of later layers.
 
     q, k     [channels / 4] [tokens] [4]      score[key][query] += q vector . broadcast of 4 k
-    weights  [keys / 4] [queries] [4]         context[c][query] += weights vector . broadcast of 4 v
+    weights  [keys / 2] [queries] [2]         context[c][query] += weights vector . broadcast of 2 v
     v        [channels] [keys]
 
-A sequence may start and end inside a panel: the scratch memory holds whole panels, and the parts
-named below start at the sequence.
+A sequence may start and end inside a panel: for q and k the scratch memory holds whole panels.
 """
 
 from __future__ import annotations
@@ -28,20 +33,23 @@ from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK, Place
 from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
-from sparsefx.backends.cpu.panel import Panel, pack_order
+from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum, polynomial
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 
-FIELDS = (*FLOAT_FIELDS, "q_zero", "v_scale", "v_offset")
-"""`scale` is that of the codes' products; v = v_scale (code - 128) + v_offset."""
+FIELDS = (*FLOAT_FIELDS, "q_zero")
+"""`scale` is that of the codes' products."""
 
 _LANES = 16
 _FLOATS, _INTS = vector(_LANES, "float"), vector(_LANES, "i32")
 _BLOCK = 8
-_LEVELS = 255.0
+_LEVELS = 4095.0
+_MOST = 524287  # value steps * keys * _LEVELS stay below 2**31
 _SIGNS = -0x7F7F7F80  # 0x80808080: flips uint8 to int8 in four bytes at once
 _ONES = 0x01010101
+_POWER = (1.00000008, 0.69312103, 0.24022107, 0.05592204, 0.00967604)
+"""2**x for |x| <= 1/2, lowest coefficient first: fitted at Chebyshev nodes, error 4e-6."""
 
 
 def symbol(isa: Isa, width: int) -> str:
@@ -52,7 +60,7 @@ def symbol(isa: Isa, width: int) -> str:
 def scratch_bytes(longest: int, head_size: int) -> int:
     """Scratch memory of a part for sequences of up to `longest` tokens."""
     tokens = -(-longest // CHUNK) * CHUNK + 128  # whole panels of up to 64
-    return (9 * head_size + 164) * tokens + 1024
+    return (10 * head_size + 200) * tokens + 4 * head_size + 1024
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class _Head:
         padded: Its length rounded up to whole chunks.
         panels: Panels that it touches.
         tokens: Tokens of these panels.
-        parts: Pointers; those of q, k and v point at the sequence, `whole_*` at the first panel.
+        parts: Pointers; those of q and k point at the sequence, `whole_*` at the first panel.
     """
 
     place: Place
@@ -82,7 +90,7 @@ class _Head:
 def emit(isa: Isa, width: int) -> Function:
     """The kernel for one instruction set with `vpdpbusd` and 512-bit vectors."""
     frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
-    for place in Place.each(frame, item=1):
+    for place in Place.each(frame, items={"q": 1, "k": 1}):
         head = _head(place, isa)
         _interleave(head, "q")
         _interleave(head, "k")
@@ -105,22 +113,23 @@ def _head(place: Place, isa: Isa) -> _Head:
     sizes = {
         "whole_q": size * tokens,
         "whole_k": size * tokens,
-        "whole_v": size * tokens,
+        "v": size * padded * 2,
+        "v_scale": size * 4,
         "start": padded * 4,
         "scores": padded * 128,
-        "weights": padded * 32,
+        "weights": padded * 64,
     }
     parts, here = {}, f.i64(0)
     for name, amount in sizes.items():
         parts[name] = f.offset(frame.job("scratch"), here)
         here = here + (amount + 63) // 64 * 64
-    for name, item in (("q", 4), ("k", 4), ("v", 1)):
-        parts[name] = f.offset(parts[f"whole_{name}"], shift * item)
+    for name in ("q", "k"):
+        parts[name] = f.offset(parts[f"whole_{name}"], shift * 4)
     return _Head(place, Panel(isa, 64), size, padded, panels, tokens, parts)
 
 
 def _row(head: _Head, name: str, number: Value, channel: Value) -> Value:
-    """The bytes of one channel of q, k or v in panel `number` of the sequence."""
+    """The bytes of one channel of q or k in panel `number` of the sequence."""
     f, place = head.f, head.place
     width = place.frame.panel.width
     first = place.first // width
@@ -157,21 +166,41 @@ def _start(head: _Head) -> None:
         f.store(start, f.offset(head.parts["start"], token * 4), 64)
 
 
-def _values(head: _Head) -> None:
-    """Codes of v as int8 [channels][keys], keys in order.
+def _absolute(f: Function, value: Value) -> Value:
+    return f.intrinsic(f"llvm.fabs.v{_LANES}f32", value.type, value)
 
-    In pack order four neighbouring bytes are four tokens in order: only fours change places.
-    """
-    f, panel = head.f, head.place.frame.panel
-    fours = vector(panel.width // 4, "i32")
-    place_of = {int(t) // 4: n for n, t in enumerate(pack_order(panel.width, panel.isa)[::4])}
-    order = [place_of[n] for n in range(panel.width // 4)]
+
+def _values(head: _Head) -> None:
+    """V of this head as int16 [channels][keys] with one scale per channel; 0 beyond the end."""
+    f, place = head.f, head.place
+    step = place.frame.panel.row_bytes
+    number = f.constant_vector("i32", range(_LANES))
+    share = f.i64(_MOST) // place.length
+    steps = f.select(f.compare(share, "<", 32767), share, f.i64(32767))
+    levels = f.convert("uitofp", steps, "float")
     for channel in f.loop(0, head.size):
-        line = f.offset(head.parts["whole_v"], channel * head.tokens)
-        for number in f.loop(0, head.panels):
-            row = f.convert("bitcast", _row(head, "v", number, channel), fours)
-            signed = f.operate("xor", f.shuffle(row, row, order), f.const(fours, _SIGNS))
-            f.store(signed, f.offset(line, number * panel.width), panel.width)
+        top = f.var(f.const(_FLOATS, 0))
+        for token in f.loop(0, head.padded, CHUNK):
+            value = _real(head, channel * step, token, number)
+            top.set(maximum(f, _absolute(f, value), top.get()))
+        largest = f.intrinsic(f"llvm.vector.reduce.fmax.v{_LANES}f32", "float", top.get())
+        bounded = maximum(f, largest, f.const("float", 1e-20))
+        f.store(bounded / levels, f.offset(head.parts["v_scale"], channel * 4))
+        factor = f.splat(levels / bounded, _LANES)
+        for token in f.loop(0, head.padded, CHUNK):
+            value = _real(head, channel * step, token, number)
+            whole = head.panel.round_to_int(f, value * factor)
+            small = f.convert("trunc", whole, vector(_LANES, "i16"))
+            target = f.offset(head.parts["v"], (channel * head.padded + token) * 2)
+            f.store(small, target, 2 * CHUNK)
+
+
+def _real(head: _Head, row: Value, token: Value, number: Value) -> Value:
+    """16 values of v from `token` on, 0 beyond the sequence."""
+    f, place = head.f, head.place
+    value = f.load(_FLOATS, f.offset(place.at("v", place.first + token), row), 64)
+    left = f.splat(f.convert("trunc", place.length - token, "i32"), _LANES)
+    return f.select(f.compare(number, "<", left), value, f.const(_FLOATS, 0))
 
 
 def _queries(head: _Head) -> None:
@@ -189,7 +218,7 @@ def _chunk(head: _Head, query: Value, vectors: int) -> None:
     f = head.f
     _scores(head, query, vectors)
     filling = f.const(_FLOATS, -1e30)
-    for key in f.loop(head.place.length, (head.place.length + 3) // 4 * 4):
+    for key in f.loop(head.place.length, (head.place.length + 1) // 2 * 2):
         for n in range(vectors):
             f.store(filling, _score(head, key, vectors, n), 64)
     sums = _softmax(head, vectors)
@@ -226,36 +255,32 @@ def _scores(head: _Head, query: Value, vectors: int) -> None:
 
 
 def _softmax(head: _Head, vectors: int) -> list[Value]:
-    """Scores to uint8 weights, four keys together; gives the sums of the rounded weights."""
+    """Scores to int16 weights, two keys together; gives the sums of the rounded weights."""
     f = head.f
     tops = [f.var(f.const(_FLOATS, -3e38)) for _ in range(vectors)]
     for key in f.loop(0, head.place.length):
         for n, top in enumerate(tops):
             top.set(maximum(f, f.load(_FLOATS, _score(head, key, vectors, n), 64), top.get()))
     sums = [f.var(f.const(_INTS, 0)) for _ in range(vectors)]
-    for group in f.loop(0, (head.place.length + 3) // 4):
+    for group in f.loop(0, (head.place.length + 1) // 2):
         for n in range(vectors):
-            four = []
-            for m in range(4):
-                score = f.load(_FLOATS, _score(head, group * 4 + m, vectors, n), 64)
-                four.append(_exp_levels(head, score - tops[n].get()))
-                sums[n].set(sums[n].get() + four[-1])
+            two = []
+            for m in range(2):
+                score = f.load(_FLOATS, _score(head, group * 2 + m, vectors, n), 64)
+                two.append(_exp_levels(head, score - tops[n].get()))
+                sums[n].set(sums[n].get() + two[-1])
             target = f.offset(head.parts["weights"], group * (64 * vectors) + 64 * n)
-            total = four[0]
-            for m, value in enumerate(four[1:], 1):
-                total = total | (value << (8 * m))
-            f.store(total, target, 64)
+            f.store(two[0] | (two[1] << 16), target, 64)
     return [f.convert("sitofp", s.get(), _FLOATS) for s in sums]
 
 
 def _exp_levels(head: _Head, x: Value) -> Value:
-    """round(255 e**x) for x <= 0: a cubic, whose error of 1e-4 is a fortieth of a step."""
+    """round(4095 e**x) for x <= 0; the polynomial's error of 4e-6 is a sixtieth of a step."""
     f, panel = head.f, head.panel
     scaled = maximum(f, x * math.log2(math.e), f.const(x.type, -20.0))
     whole = panel.round_to_int(f, scaled)
     rest = scaled - f.convert("sitofp", whole, _FLOATS)
-    cubic = (0.99992807, 0.69326098, 0.24261112, 0.0517177)
-    power = polynomial(f, rest, [_LEVELS * c for c in cubic])
+    power = polynomial(f, rest, [_LEVELS * c for c in _POWER])
     exact = f.convert("bitcast", f.convert("bitcast", power, _INTS) + (whole << 23), _FLOATS)
     return panel.round_to_int(f, exact)
 
@@ -263,8 +288,8 @@ def _exp_levels(head: _Head, x: Value) -> Value:
 def _context(head: _Head, query: Value, sums: list[Value]) -> None:
     """context[channel][query] = weights . v, back to fp32."""
     f = head.f
-    scale = f.splat(head.place.frame.number("v_scale"), _LANES)
-    factors = [scale / s for s in sums]
+    one = f.const(_FLOATS, 1.0)
+    factors = [one / s for s in sums]
     place = head.place
     targets = [place.at("output", place.first + query + n * CHUNK) for n in range(len(sums))]
     whole = head.size // _BLOCK * _BLOCK
@@ -280,17 +305,17 @@ def _channels(
     f, panel = head.f, head.panel
     vectors = len(targets)
     sums = [[f.var(f.const(_INTS, 0)) for _ in range(vectors)] for _ in range(count)]
-    rows = [f.offset(head.parts["v"], (channel + n) * head.tokens) for n in range(count)]
-    for group in f.loop(0, (head.place.length + 3) // 4):
+    rows = [f.offset(head.parts["v"], (channel + n) * head.padded * 2) for n in range(count)]
+    for group in f.loop(0, (head.place.length + 1) // 2):
         line = f.offset(head.parts["weights"], group * (64 * vectors))
         weights = [f.load(_INTS, f.offset(line, 64 * n), 64) for n in range(vectors)]
         for row, totals in zip(rows, sums, strict=True):
-            four = f.splat(f.load("i32", f.offset(row, group * 4)), _LANES)
+            two = f.splat(f.load("i32", f.offset(row, group * 4)), _LANES)
             for total, weight in zip(totals, weights, strict=True):
-                total.set(panel.dot(f, total.get(), weight, four))
+                total.set(panel.dot_words(f, total.get(), weight, two))
     step = head.place.frame.panel.row_bytes
-    shift = f.splat(head.place.frame.number("v_offset"), _LANES)
     for n, totals in enumerate(sums):
+        scale = f.splat(f.load("float", f.offset(head.parts["v_scale"], (channel + n) * 4)), _LANES)
         for target, total, factor in zip(targets, totals, factors, strict=True):
-            value = f.fma(f.convert("sitofp", total.get(), _FLOATS), factor, shift)
+            value = f.convert("sitofp", total.get(), _FLOATS) * (scale * factor)
             f.store(value, f.offset(target, (channel + n) * step), 64)

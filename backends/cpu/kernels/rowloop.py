@@ -11,27 +11,34 @@ __all__ = ["each_panel_group", "row_range"]
 
 
 def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
-    """Loop over the panels of the step's space, `most` at a time, then one by one.
+    """Loop over this part's panels of the step's space, `most` at a time, then one by one.
 
     Yields (number of the first panel, panels in the group) once per group size: the body is
     emitted for each size. Weights are decoded once per group.
     """
     f = frame.f
     panels = frame.job("panels", frame.word("space"))
-    done = f.i64(0)
+    own = frame.share(panels)
+    by_panel = f.compare(frame.job("by_panel"), "==", 1)
+    done = f.select(by_panel, own[0], f.i64(0))
+    stop = f.select(by_panel, own[1], panels)
     if most > 1:
-        groups = panels // most
-        for group in f.loop(0, groups):
-            yield group * most, most
-        done = groups * most
-    for number in f.loop(done, panels):
+        whole = done + (stop - done) // most * most
+        for group in f.loop(done, whole, most):
+            yield group, most
+        done = whole
+    for number in f.loop(done, stop):
         yield number, 1
 
 
 def row_range(frame: Frame) -> tuple[Value, Value]:
-    """This part's rows: `splits` holds [0, rows] for a job of one part, then the borders."""
+    """This part's rows: `splits` holds all rows, then the borders of the parts.
+
+    A job of one part, and one whose parts are panels, has all rows.
+    """
     f = frame.f
-    alone = f.compare(frame.job("parts"), "==", 1)
-    skip = f.select(alone, f.i64(0), f.i64(16))
-    place = f.offset(frame.pointer("splits"), frame.job("part") * 8 + skip)
+    whole = f.compare(frame.job("parts"), "==", 1)
+    whole = whole | f.compare(frame.job("by_panel"), "==", 1)
+    skip = f.select(whole, f.i64(0), f.i64(16) + frame.job("part") * 8)
+    place = f.offset(frame.pointer("splits"), skip)
     return f.load("i64", place), f.load("i64", f.offset(place, 8))
