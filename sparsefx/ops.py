@@ -6,7 +6,8 @@ written. Their meaning is ONNX QuantizeLinear and DequantizeLinear:
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
     y = (q - zero_point) * scale
 
-``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides.
+``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides, ``sparsefx::draw``
+one choice for a whole batch.
 The ops that imitate quantization in training are in :mod:`sparsefx.fake_quantization`.
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "Mode",
     "along",
     "dequantize",
+    "draw",
     "draw_masked",
     "dropout_rate",
     "quantize",
@@ -138,3 +140,24 @@ def _(
     tokens: Tensor, probability: float, mask_token: int, vocabulary: int, special: list[int]
 ) -> Tensor:
     return torch.empty_like(tokens)
+
+
+@torch.library.custom_op("sparsefx::draw", mutates_args=())
+def draw(rate: Tensor, training: bool) -> Tensor:
+    """Return True with probability ``rate`` in training, and always True in evaluation.
+
+    Args:
+        rate: float32 scalar, 0 to 1.
+        training: Whether the Program trains.
+
+    Returns:
+        bool scalar; drawn from PyTorch's generator of the device.
+    """
+    if not training:
+        return torch.ones_like(rate, dtype=torch.bool)
+    return torch.rand_like(rate) < rate
+
+
+@draw.register_fake
+def _(rate: Tensor, training: bool) -> Tensor:
+    return torch.empty_like(rate, dtype=torch.bool)

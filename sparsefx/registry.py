@@ -48,11 +48,14 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "quantize-probabilities": (
             "sparsefx.backends.accelerator.probabilities:QuantizeProbabilities"
         ),
+        "replace-modules": "sparsefx.passes.structure.replace_modules:ReplaceModules",
+        "reweighted-l1": "sparsefx.passes.prune.reweighted_l1:ReweightedL1",
         "rewind-weights": "sparsefx.passes.prune.rewind:RewindWeights",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
         "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",
         "strip-masked-lm": "sparsefx.passes.pretrain.strip:StripMaskedLm",
+        "take-successors": "sparsefx.passes.structure.take_successors:TakeSuccessors",
     },
     "targets": {
         "accelerator": "sparsefx.backends.accelerator.target:Accelerator",
