@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from sparsefx.errors import RecipeError
+from sparsefx.errors import RecipeError, SpecError
 from sparsefx.pipeline import Pipeline
 
-__all__ = ["check_amount", "parse_pipeline", "resolve"]
+__all__ = ["Shares", "check_amount", "parse_pipeline", "resolve"]
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-_SHARE_OPTION = re.compile(r"(?<==)\s*" + _SHARE.pattern)
+_SHARE_OPTION = re.compile(r"(?P<key>\w+)\s*=\s*(?P<share>\d+(?:\.\d+)?\s*%)")
 
 
 def check_amount(value: int | str) -> int | str:
@@ -43,21 +44,82 @@ def resolve(amount: int | str, steps: int) -> int:
     return max(1, round(steps * share / 100)) if share else 0
 
 
+@dataclass(frozen=True)
+class Shares:
+    """Passes in text form, once as they were written and once with numbers for the shares.
+
+    Attributes:
+        written: The text with shares, such as ``end=65%``.
+        resolved: The text with numbers of steps in their place.
+        places: Option, share and number, and where the number begins in ``resolved``.
+    """
+
+    written: str
+    resolved: str
+    places: tuple[tuple[str, str, str, int], ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str], steps: int | None) -> Shares:
+        """Resolve the shares of a stage that trains for ``steps``.
+
+        Raises:
+            RecipeError: The stage does not train, or a share is above 100 %.
+        """
+        written = ",".join(texts)
+        resolved, end = "", 0
+        places = []
+        for match in _SHARE_OPTION.finditer(written):
+            share = match["share"]
+            if steps is None:
+                raise RecipeError(
+                    f"{share!r} is a share of the stage's steps, but it does not train",
+                    hint="give a number, or training settings",
+                )
+            number = str(resolve(share, steps))
+            resolved += written[end : match.start("share")]
+            places.append((match["key"], share, number, len(resolved)))
+            resolved += number
+            end = match.end()
+        return cls(written, resolved + written[end:], tuple(places))
+
+    def restore(self, text: str) -> str:
+        """Return a message with the shares as they were written.
+
+        >>> Shares.of(["magnitude-prune{end=50%}"], 100_000).restore("end=50000: too late")
+        'end=50%: too late'
+        """
+        for key, share, number, _ in self.places:
+            text = re.sub(rf"\b{key}={number}\b", f"{key}={share}", text)
+        return text
+
+    def position(self, position: int) -> int:
+        """Return the place in ``written`` of a place in ``resolved``."""
+        shift = 0
+        for _, share, number, start in self.places:
+            if position >= start + len(number):
+                shift += len(share) - len(number)
+            elif position > start:
+                shift += start - position
+        return position + shift
+
+
 def parse_pipeline(texts: Iterable[str], steps: int | None) -> Pipeline:
     """Read the passes of a stage; option values such as ``65%`` become numbers of steps.
 
-    >>> str(parse_pipeline(["fixpoint{max_rounds=10%}"], 40))
-    'fixpoint{max_rounds=4}'
+    >>> str(parse_pipeline(["fixpoint{passes=simplify,max_rounds=10%}"], 40))
+    "fixpoint{passes='simplify',max_rounds=4}"
 
     Raises:
-        SpecError: A pass or option is unknown.
+        SpecError: A pass or option is unknown or refused; shows the text as it was written.
         RecipeError: A share is given in a stage that does not train.
     """
-    text = ",".join(texts)
-    share = _SHARE_OPTION.search(text)
-    if share and steps is None:
-        raise RecipeError(
-            f"'{share.group().strip()}' is a share of the stage's steps, but it does not train",
-            hint="give a number, or training settings",
-        )
-    return Pipeline.parse(_SHARE_OPTION.sub(lambda m: str(resolve(m[1] + "%", steps or 0)), text))
+    shares = Shares.of(texts, steps)
+    try:
+        return Pipeline.parse(shares.resolved)
+    except SpecError as error:
+        raise SpecError(
+            shares.restore(error.why),
+            text=shares.written,
+            position=shares.position(error.position),
+            hint=shares.restore(error.hint),
+        ) from error

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,13 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return _from_exported(model)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"expected an nn.Module or an ExportedProgram, got {_told(model)}",
+            who="capture",
+            hint="load the model first, e.g. with AutoModelForSequenceClassification"
+            ".from_pretrained, or use sparsefx.huggingface.capture_pretrained(folder)",
+        )
     if example_inputs is None:
         raise CaptureError(
             "example_inputs are needed",
@@ -70,6 +78,10 @@ def capture(
     )
     program = _to_program(exported, specs, _config_of(model))
     return program.train(model.training)
+
+
+def _told(value: object) -> str:
+    return repr(value) if isinstance(value, (str, Path)) else type(value).__name__
 
 
 def _named_inputs(model: nn.Module, given: object) -> dict[str, Tensor]:
@@ -113,6 +125,7 @@ def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, d
                     where=name,
                     hint=did_you_mean(name, inputs),
                 )
+            _check_dims(name, inputs[name].dim(), dynamic[name])
         return {name: dict(dynamic.get(name, {})) for name in inputs}
     if not dynamic:
         return {name: {} for name in inputs}
@@ -122,6 +135,24 @@ def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, d
         count = min(value.dim(), 2 if is_tokens else 1)
         found[name] = {i: _DIMENSION_NAMES[i] for i in range(count)}
     return found
+
+
+def _check_dims(name: str, rank: int, dims: Mapping[int, str]) -> None:
+    for dim, label in dims.items():
+        if not isinstance(dim, int) or not 0 <= dim < rank:
+            raise CaptureError(
+                f"dynamic names dimension {dim!r} of {name!r}, which has {rank} dimensions",
+                who="capture",
+                where=name,
+                hint=f"dimensions are counted from 0 to {rank - 1}, e.g. {{0: 'batch'}}",
+            )
+        if not isinstance(label, str):
+            raise CaptureError(
+                f"the name of dimension {dim} of {name!r} is {label!r}, not a text",
+                who="capture",
+                where=name,
+                hint="name a dynamic dimension, e.g. {0: 'batch'}",
+            )
 
 
 def _grow(value: Tensor, dims: Mapping[int, str]) -> Tensor:
@@ -187,17 +218,56 @@ def _first_line(error: BaseException) -> str:
 
 
 def _from_exported(exported: ExportedProgram) -> Program:
-    names = list(exported.graph_signature.user_inputs)
     by_name = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    specs = []
-    for name in names:
-        value = by_name[str(name)].meta["val"]
-        dims = tuple(
-            n if isinstance(n, int) else _DIMENSION_NAMES.get(i, f"{name}_{i}")
-            for i, n in enumerate(value.shape)
+    values: dict[str, Tensor] = {}
+    for name in map(str, exported.graph_signature.user_inputs):
+        value = by_name[name].meta.get("val") if name in by_name else None
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"the input {name!r} of the ExportedProgram is no tensor",
+                who="capture",
+                where=name,
+                hint="export the model with tensors alone; set switches on its config",
+            )
+        values[name] = value
+    names = _names_of_symbols(values)
+    specs = tuple(
+        InputSpec(
+            name,
+            value.dtype,
+            tuple(
+                size if isinstance(size, int) else names.get(str(size), f"{name}_{place}")
+                for place, size in enumerate(value.shape)
+            ),
         )
-        specs.append(InputSpec(str(name), value.dtype, dims))
-    return _to_program(exported, tuple(specs), {}).eval()
+        for name, value in values.items()
+    )
+    return _to_program(exported, specs, {}).eval()
+
+
+def _names_of_symbols(values: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return a name for each symbol among the sizes of exported inputs; one symbol has one name.
+
+    The name that it was exported with, as long as export still knows it (a loaded file does not);
+    else ``batch`` or ``sequence`` by where it stands first, when that is not taken.
+    """
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        for place, size in enumerate(value.shape):
+            if isinstance(size, int) or str(size) in found:
+                continue
+            given = _exported_name(size, f"L['{name}'].size()[{place}]")
+            usual = _DIMENSION_NAMES.get(place, "")
+            taken = {"", *found.values()}
+            choice = next((n for n in (given, usual) if n not in taken), f"{name}_{place}")
+            found[str(size)] = choice
+    return found
+
+
+def _exported_name(size: torch.SymInt, source: str) -> str:
+    known: Mapping[str, str] = getattr(size.node.shape_env, "source_name_to_debug_name", {})
+    name = known.get(source, "")
+    return name if name.isidentifier() and not name.startswith("_") else ""
 
 
 def _to_program(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sparsefx.errors import PassError, did_you_mean
+from sparsefx.errors import PassError, SparsefxError, did_you_mean
+from sparsefx.option_types import choices, wrong_types
 from sparsefx.properties import Property
 from sparsefx.spec import format_spec
 
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
 
-__all__ = ["OnNoMatch", "Pass", "PassContext", "PassReport", "Skip", "function_pass"]
+__all__ = [
+    "Contract",
+    "OnNoMatch",
+    "Pass",
+    "PassContext",
+    "PassReport",
+    "Skip",
+    "Window",
+    "function_pass",
+]
 
 OnNoMatch = Literal["error", "warn", "ignore"]
 _NONE: frozenset[Property] = frozenset()
@@ -72,19 +82,54 @@ class PassContext:
 
 
 @dataclass(frozen=True)
-class Pass(ABC):
-    """A named rewrite of a Program; its fields are its options.
+class Window:
+    """Steps between which a pass moves masks.
 
-    A subclass is a frozen dataclass that sets ``name`` and implements :meth:`run`. It edits the
-    Program in place, through the context's Rewriter alone. Options are checked in
-    ``__post_init__``, where a wrong value raises :class:`PassError` with ``where`` set to the
-    option's name.
+    Attributes:
+        begin: Step of the first update, ``t0``.
+        end: First step after the ramp, ``t1``.
+        every: Steps from one update to the next, ``R``.
+    """
+
+    begin: int
+    end: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pass, with its options, asks of a Program, and what it makes of it.
 
     Attributes:
         requires: Properties that must hold before.
         establishes: Properties that hold afterwards.
         destroys: Properties that no longer hold afterwards.
         forbids: Properties that must not hold before.
+        changes_signature: Whether inputs or outputs may be others afterwards.
+    """
+
+    requires: frozenset[Property] = _NONE
+    establishes: frozenset[Property] = _NONE
+    destroys: frozenset[Property] = _NONE
+    forbids: frozenset[Property] = _NONE
+    changes_signature: bool = False
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A named rewrite of a Program; its fields are its options.
+
+    A subclass is a frozen dataclass that sets ``name`` and implements :meth:`run`. It edits the
+    Program in place, through the context's Rewriter alone. Options are checked in
+    ``__post_init__``, where a wrong value raises :class:`PassError` with ``where`` set to the
+    option's name; this class checks them against the types of the fields.
+
+    Attributes:
+        requires: Properties that must hold before.
+        establishes: Properties that hold afterwards.
+        destroys: Properties that no longer hold afterwards.
+        forbids: Properties that must not hold before.
+        changes_signature: Whether inputs or outputs may be others afterwards.
         on_no_match: What the pipeline does when the pass applied nowhere.
     """
 
@@ -98,8 +143,31 @@ class Pass(ABC):
     on_no_match: OnNoMatch = field(default="warn", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.on_no_match not in ("error", "warn", "ignore"):
-            raise self.refuse("on_no_match", "expected 'error', 'warn' or 'ignore'")
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        for wrong in wrong_types(type(self), values):
+            raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
+
+    def contract(self) -> Contract:
+        """Return what the class declares; a pass whose contract depends on an option overrides it.
+
+        Everything that checks an order asks here.
+        """
+        return Contract(
+            self.requires, self.establishes, self.destroys, self.forbids, self.changes_signature
+        )
+
+    @classmethod
+    def variants(cls) -> Iterator[Pass]:
+        """Yield the pass with its defaults, then with one option of few values changed at a time.
+
+        So that a message can name the option with which a pass gives a property. Yields nothing
+        when an option has no default.
+        """
+        for options in ({}, *({option: value} for option, value in choices(cls))):
+            try:
+                yield cls(**options)
+            except (TypeError, SparsefxError):
+                continue
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -134,6 +202,16 @@ class Pass(ABC):
 
         Called for passes that are in ``program.active``.
         """
+
+    def mask_window(self, steps: int) -> Window | None:
+        """Return when this pass moves masks, in steps from now; None for a pass that moves none.
+
+        The learning-rate schedule ``rewind`` follows it.
+
+        Args:
+            steps: Steps that the Program has trained so far.
+        """
+        return None
 
     def refuse(self, option: str, why: str, *, hint: str = "") -> PassError:
         """Return the error for a wrong option; the value is put into the message."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -15,7 +16,7 @@ from sparsefx.errors import (
     RegistryError,
     SparsefxError,
 )
-from sparsefx.passbase import Pass, PassContext, PassReport
+from sparsefx.passbase import Contract, Pass, PassContext, PassReport
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
@@ -60,6 +61,16 @@ class Pipeline:
     """A sequence of passes; its text form is their text forms, comma-separated."""
 
     passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        for item in self.passes:
+            if not isinstance(item, Pass):
+                raise PipelineError(
+                    f"expected passes, got {item!r}",
+                    who="pipeline",
+                    hint="Pipeline.parse(text) reads passes from text; a class is called to make a "
+                    "pass of it",
+                )
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -107,9 +118,17 @@ class Pipeline:
             The new Program; its ``history`` says what each pass did.
 
         Raises:
-            PipelineError: When the order is wrong (before anything runs) or a pass breaks.
+            PipelineError: When what is given is no Program or the order is wrong (before anything
+                runs), or a pass breaks.
             SparsefxError: What a pass raised, with its place in the pipeline.
         """
+        for given in (program, *(programs or {}).values()):
+            if not isinstance(given, Program):
+                raise PipelineError(
+                    f"expected a Program, got {type(given).__name__}",
+                    who="pipeline",
+                    hint="sparsefx.capture(model, example_inputs) makes one of a model",
+                )
         self.check(program.properties)
         _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
         program = program.copy()
@@ -147,14 +166,15 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     """Run one pass on ``program`` in place, verify, and write the history."""
     before = program.fingerprint()
     baseline = Baseline.of(program)
+    contract = item.contract()
     rewriter = Rewriter(program, item.name)
     report = item.run(program, PassContext(rewriter, programs))
     rewriter.finish()
     if report.applied:
-        program.properties = (program.properties - item.destroys) | item.establishes
+        program.properties = (program.properties - contract.destroys) | contract.establishes
     else:
         _no_match(item, report)
-    signature = None if item.changes_signature else baseline.signature
+    signature = None if contract.changes_signature else baseline.signature
     verify(program, signature=signature, before=baseline, who=item.name)
     after = program.fingerprint()
     entry = HistoryEntry(
@@ -187,22 +207,26 @@ def _placed(error: Exception, event: PassEvent) -> Exception:
 
 
 def _check_contract(index: int, item: Pass, held: frozenset[Property]) -> None:
-    missing = sorted(str(p) for p in item.requires - held)
-    if missing:
-        givers = sorted(name for name in _givers(item.requires - held))
+    contract = item.contract()
+    if missing := contract.requires - held:
+        givers = _passes_that(lambda other: other.establishes & missing)
         raise PipelineError(
-            f"it requires {', '.join(missing)}, which does not hold here",
+            f"it requires {_listed(missing)}, which does not hold here",
             who=f"pass {index} '{item}'",
             hint=f"run {' or '.join(givers)} before it" if givers else "no pass gives this",
         )
-    unwanted = sorted(str(p) for p in item.forbids & held)
-    if unwanted:
-        enders = sorted(_enders(item.forbids & held))
+    if unwanted := contract.forbids & held:
+        enders = _passes_that(lambda other: other.destroys & unwanted)
+        earlier = "move it earlier"
         raise PipelineError(
-            f"it cannot run where {', '.join(unwanted)} holds",
+            f"it cannot run where {_listed(unwanted)} holds",
             who=f"pass {index} '{item}'",
-            hint=f"run {' or '.join(enders)} before it, or move it earlier",
+            hint=f"run {' or '.join(enders)} before it, or {earlier}" if enders else earlier,
         )
+
+
+def _listed(properties: frozenset[Property]) -> str:
+    return ", ".join(sorted(str(item) for item in properties))
 
 
 def _held_after(item: Pass, held: frozenset[Property]) -> frozenset[Property]:
@@ -211,25 +235,29 @@ def _held_after(item: Pass, held: frozenset[Property]) -> frozenset[Property]:
         for each in item.items:
             held = _held_after(each, held)
         return held
-    return (held - item.destroys) | item.establishes
+    contract = item.contract()
+    return (held - contract.destroys) | contract.establishes
 
 
-def _classes() -> dict[str, type[Pass]]:
-    found = {}
+def _passes_that(fits: Callable[[Contract], object]) -> list[str]:
+    """Return, quoted, the text of each registered pass whose contract fits: ``'simplify'``.
+
+    An option is part of the text where the contract fits with it alone.
+    """
+    found = []
     for name in registry.names("passes"):
         try:
-            found[name] = registry.pass_class(name)
+            cls = registry.pass_class(name)
         except RegistryError as error:
             logger.warning("%s", error)
-    return found
-
-
-def _givers(wanted: frozenset[Property]) -> list[str]:
-    return [f"'{name}'" for name, cls in _classes().items() if cls.establishes & wanted]
-
-
-def _enders(unwanted: frozenset[Property]) -> list[str]:
-    return [f"'{name}'" for name, cls in _classes().items() if cls.destroys & unwanted]
+            continue
+        declared = Contract(cls.requires, cls.establishes, cls.destroys, cls.forbids)
+        if fits(declared):
+            found.append(f"'{name}'")
+        else:
+            fitting = (str(item) for item in cls.variants() if fits(item.contract()))
+            found += [f"'{text}'" for text in itertools.islice(fitting, 1)]
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -253,21 +281,21 @@ class Fixpoint(Pass):
         super().__post_init__()
         if self.max_rounds < 1:
             raise self.refuse("max_rounds", "expected at least 1")
-        if not isinstance(self.passes, str):
-            raise self.refuse("passes", "expected the passes as one text, e.g. 'simplify'")
-        items = self.items  # a wrong name is found before anything runs
+        if not self.items:  # a wrong name is found before anything runs
+            raise self.refuse("passes", "expected at least one pass, e.g. passes='simplify'")
+        Pipeline(self.items).check(self.contract().requires)
+
+    def contract(self) -> Contract:
+        """What its passes require and forbid, in their order; they state the rest themselves."""
         requires = held = ended = forbids = frozenset[Property]()
-        for item in items:
-            requires |= item.requires - held
-            forbids |= item.forbids - ended
+        contracts = [item.contract() for item in self.items]
+        for item, each in zip(self.items, contracts, strict=True):
+            requires |= each.requires - held
+            forbids |= each.forbids - ended
             held = _held_after(item, held)
-            ended = (ended | item.destroys) - item.establishes
-        Pipeline(items).check(requires)
-        # The contract depends on an option; the class states that of no passes.
-        object.__setattr__(self, "requires", requires)
-        object.__setattr__(self, "forbids", forbids)
-        changes = any(item.changes_signature for item in items)
-        object.__setattr__(self, "changes_signature", changes)
+            ended = (ended | each.destroys) - each.establishes
+        changes = any(each.changes_signature for each in contracts)
+        return Contract(requires=requires, forbids=forbids, changes_signature=changes)
 
     @property
     def items(self) -> tuple[Pass, ...]:

@@ -1,7 +1,8 @@
-"""The text of a Program: deterministic, without addresses, returned and never printed."""
+"""The text of a Program and of figures about it: deterministic, returned and never printed."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from sparsefx.signature import format_dtype, format_type
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["dump", "format_node"]
+__all__ = ["dump", "format_node", "format_ratio"]
 
 
 def dump(program: Program, *, facts: bool = False) -> str:
@@ -36,6 +37,15 @@ def dump(program: Program, *, facts: bool = False) -> str:
         lines.append(f"properties: {', '.join(sorted(str(p) for p in program.properties))}")
     lines.extend(f"active: {item}" for item in program.active)
     return "\n".join(lines) + "\n"
+
+
+def format_ratio(ratio: float) -> str:
+    """Return a ratio of sizes as text; against nothing there is none.
+
+    >>> format_ratio(17.84), format_ratio(float("inf"))
+    ('17.8x', 'none')
+    """
+    return f"{ratio:.1f}x" if math.isfinite(ratio) else "none"
 
 
 def format_node(node: fx.Node) -> str:

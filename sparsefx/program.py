@@ -81,12 +81,21 @@ class Program:
 
     # -- running ---------------------------------------------------------------------------------
 
-    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
-        """Run the graph.
+    def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
+        """Run the graph on inputs that are given by name.
 
         Raises:
-            ProgramError: When an input is missing, unknown, or of a wrong shape.
+            ProgramError: When an input is missing, unknown, given without its name, or of a wrong
+                dtype or shape.
         """
+        if unnamed:
+            names = self.signature.input_names
+            raise ProgramError(
+                "inputs are given by name",
+                who="program",
+                hint=f"program({', '.join(f'{name}=...' for name in names)}); a dict of inputs is "
+                "given as program(**batch)",
+            )
         self.signature.check(batch)
         outputs: dict[str, Tensor] = self.module(**batch)
         return outputs

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from sparsefx.amounts import check_amount, parse_pipeline
+from sparsefx.amounts import Shares, check_amount, parse_pipeline
 from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
@@ -352,13 +352,15 @@ def _check_passes(
     stage: Stage, held: frozenset[Property], steps: int | None, who: str, path: str
 ) -> frozenset[Property]:
     for key in ("pipeline", "after"):
+        texts = getattr(stage, key)
         try:
-            pipeline = parse_pipeline(getattr(stage, key), steps)
+            pipeline = parse_pipeline(texts, steps)
             held = pipeline.check(held)
         except (SpecError, PipelineError, RecipeError) as error:
-            raise RecipeError(
-                str(error).split("\n  hint: ")[0], who=who, where=f"{path}.{key}", hint=error.hint
-            ) from error
+            why = str(error).split("\n  hint: ")[0]
+            if isinstance(error, PipelineError):
+                why = Shares.of(texts, steps).restore(why)
+            raise RecipeError(why, who=who, where=f"{path}.{key}", hint=error.hint) from error
         given = {TEACHER} if stage.teacher else set()
         for item in pipeline.passes:
             if set(item.needs) - given:

@@ -119,12 +119,20 @@ def _resolve(kind: Kind, name: str) -> type[Any]:
         module, _, attribute = place.partition(":")
         found: type[Any] = getattr(importlib.import_module(module), attribute)
         return found
-    plugin = _plugins(kind).get(name)
-    if plugin is None:
-        singular = "pass" if kind == "passes" else "target"
+    plugins = _plugins(kind).get(name, ())
+    singular = "pass" if kind == "passes" else "target"
+    if not plugins:
         raise RegistryError(
             f"there is no {singular} {name!r}", where=name, hint=did_you_mean(name, names(kind))
         )
+    if len(plugins) > 1:
+        givers = " and ".join(_origin(plugin) for plugin in plugins)
+        raise RegistryError(
+            f"{len(plugins)} plug-ins give a {singular} {name!r}: {givers}",
+            where=name,
+            hint="uninstall all but one of these packages",
+        )
+    (plugin,) = plugins
     try:
         loaded: type[Any] = plugin.load()
     except Exception as error:
@@ -142,12 +150,24 @@ def _resolve(kind: Kind, name: str) -> type[Any]:
     return loaded
 
 
-def _plugins(kind: Kind) -> dict[str, EntryPoint]:
-    """Return the plug-ins by name; one that takes a built-in name is left out with a warning."""
-    found: dict[str, EntryPoint] = {}
+def _plugins(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:
+    """Return the plug-ins by name; one that takes a built-in name is left out with a warning.
+
+    More than one for a name are an error of that name alone, when it is asked for.
+    """
+    found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=f"sparsefx.{kind}"):
         if point.name in _TABLE[kind]:
-            logger.warning("the plug-in %s takes the built-in name %r", point.value, point.name)
+            logger.warning("%s takes the built-in name %r", _origin(point), point.name)
             continue
-        found.setdefault(point.name, point)
-    return found
+        # A package that stands twice on the path gives the same entry twice.
+        found.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)
+    return {name: tuple(points.values()) for name, points in sorted(found.items())}
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unknown package"
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.value} of {_distribution(point)}"

@@ -40,7 +40,7 @@ class Signature:
         return tuple(spec.name for spec in self.inputs)
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Raise ProgramError unless ``batch`` has exactly the inputs, each of a fitting shape.
+        """Raise ProgramError unless ``batch`` has exactly the inputs, each of dtype and shape.
 
         Every size of one named dynamic dimension must be the same in all inputs.
         """
@@ -86,9 +86,12 @@ def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str
         raise ProgramError(
             f"expected a tensor, got {type(value).__name__}", who="program", where=spec.name
         )
-    if value.is_floating_point() and not spec.dtype.is_floating_point:
+    if value.dtype != spec.dtype:
         raise ProgramError(
-            f"expected {spec}, got {format_dtype(value.dtype)}", who="program", where=spec.name
+            f"expected {spec}, got {format_dtype(value.dtype)}",
+            who="program",
+            where=spec.name,
+            hint=f"{spec.name}.to({spec.dtype})",
         )
     if value.dim() != len(spec.dims):
         raise ProgramError(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from sparsefx.errors import SparsefxError, SpecError, did_you_mean
+from sparsefx.option_types import wrong_types
 
 __all__ = ["Described", "Spec", "build", "format_spec", "format_value", "options_of", "parse_specs"]
 
@@ -84,15 +85,12 @@ def parse_specs(text: str) -> list[Spec]:
         position = _skip_space(text, position + 1)
 
 
-# A field's type is text in modules that import annotations from __future__.
-_NUMBERS = ("int", "float", int, float)
-
-
 def build(cls: type[Any], spec: Spec) -> Any:
     """Create ``cls`` from a parsed ``spec``.
 
     Raises:
-        SpecError: When an option is unknown, or its value is refused by the class.
+        SpecError: When an option is unknown, its value is not of the type of the field, or the
+            class refuses it.
     """
     known = {field.name for field in dataclasses.fields(cls)}
     for key in spec.options:
@@ -103,20 +101,23 @@ def build(cls: type[Any], spec: Spec) -> Any:
                 position=spec.option_positions[key],
                 hint=did_you_mean(key, known),
             )
-    for field in dataclasses.fields(cls):
-        if field.type in _NUMBERS and isinstance(spec.options.get(field.name, 0), (str, tuple)):
-            raise SpecError(
-                f"{field.name}={spec.options[field.name]!r}: expected a number",
-                text=spec.text,
-                position=spec.option_positions[field.name],
-            )
+    for wrong in wrong_types(cls, spec.options):
+        raise SpecError(
+            f"{spec.name}: {wrong.option}={wrong.value!r}: expected {wrong.expected}",
+            text=spec.text,
+            position=spec.option_positions[wrong.option],
+            hint=wrong.hint,
+        )
     try:
         return cls(**spec.options)
     except TypeError as error:
         raise SpecError(f"{spec.name}: {error}", text=spec.text, position=spec.position) from error
     except SparsefxError as error:
         raise SpecError(
-            error.why, text=spec.text, position=_blame(spec, error), hint=error.hint
+            f"{spec.name}: {error.why}",
+            text=spec.text,
+            position=_blame(spec, error),
+            hint=error.hint,
         ) from error
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsefx
-from sparsefx import Program
-from sparsefx.errors import CaptureError, ProgramError
+from sparsefx import Pipeline, Program
+from sparsefx.errors import CaptureError, PipelineError, ProgramError
 from tests.programs import SPELLINGS, captured, shared
 from tests.tiny_models import HandwrittenEncoder, example_batch, tiny
 
@@ -199,12 +201,62 @@ def test_wrong_example_inputs(inputs: dict[str, Tensor] | None, expected: str) -
 
 
 @pytest.mark.parametrize(
+    ("dynamic", "expected"),
+    [
+        ({"input": {2: "batch"}}, "dynamic names dimension 2 of 'input', which has 2 dimensions"),
+        ({"input": {-1: "batch"}}, "hint: dimensions are counted from 0 to 1"),
+        ({"input": {0: 3}}, "the name of dimension 0 of 'input' is 3, not a text"),
+    ],
+)
+def test_dynamic_dimensions_that_are_not_there(dynamic: Any, expected: str) -> None:
+    with pytest.raises(CaptureError, match="capture at input") as caught:
+        sparsefx.capture(nn.Softmax(-1), {"input": torch.ones(1, 3)}, dynamic=dynamic)
+    assert expected in str(caught.value)
+
+
+class Crossed(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the sum of [sequence, batch] turned and [batch, sequence]."""
+        return a.t() + b
+
+
+def test_dimensions_of_an_exported_program_keep_their_names() -> None:
+    sequence, batch = torch.export.Dim("sequence", min=2, max=64), torch.export.Dim("rows")
+    dims = {"a": {0: sequence, 1: batch}, "b": {0: batch, 1: sequence}}
+    inputs = (torch.randn(3, 5), torch.randn(5, 3))
+    exported = torch.export.export(Crossed(), inputs, dynamic_shapes=dims)
+    a, b = sparsefx.capture(exported).signature.inputs
+    assert (a.dims, b.dims) == (("sequence", "rows"), ("rows", "sequence"))
+
+
+def test_nameless_dimensions_of_an_exported_program_are_told_apart() -> None:
+    auto = torch.export.Dim.AUTO
+    inputs = (torch.randn(3, 5), torch.randn(5, 3))
+    dims = {"a": {0: auto, 1: auto}, "b": {0: auto, 1: auto}}
+    exported = torch.export.export(Crossed(), inputs, dynamic_shapes=dims)
+    program = sparsefx.capture(exported)
+    a, b = program.signature.inputs
+    assert (a.dims, b.dims) == (("batch", "sequence"), ("sequence", "batch"))
+    assert program(a=torch.ones(2, 7), b=torch.ones(7, 2))["output"].shape == (7, 2)
+    with pytest.raises(ProgramError, match="batch is 2 in a"):
+        program(a=torch.ones(2, 7), b=torch.ones(7, 3))
+
+
+@pytest.mark.parametrize("given", ["bert", Path("bert"), 3, nn.Linear])
+def test_what_is_no_model_is_refused(given: Any) -> None:
+    with pytest.raises(CaptureError, match=r"expected an nn.Module or an ExportedProgram, got"):
+        sparsefx.capture(given, {"x": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         (lambda b: b.pop("attention_mask"), "the input 'attention_mask' is missing"),
         (lambda b: b.update(token_type_ids=b["input_ids"]), "there is no input 'token_type_ids'"),
         (lambda b: b.update(input_ids=b["input_ids"][0]), "expected 2 dimensions"),
         (lambda b: b.update(input_ids=b["input_ids"][:1]), "batch is 1 in input_ids"),
+        (lambda b: b.update(input_ids=b["input_ids"].int()), "got int32"),
+        (lambda b: b.update(attention_mask=b["attention_mask"].bool()), "got bool"),
         (lambda b: b.update({k: v[:0] for k, v in b.items()}), "dimension 'batch' is empty"),
     ],
 )
@@ -215,6 +267,24 @@ def test_wrong_batches_are_refused(change, expected: str) -> None:  # type: igno
     with pytest.raises(ProgramError) as caught:
         program(**batch)
     assert expected in str(caught.value)
+
+
+def test_inputs_are_given_by_name() -> None:
+    program = captured("bert-cls")
+    with pytest.raises(ProgramError, match=r"program\(input_ids=..., attention_mask=...\)"):
+        program(example_batch()["input_ids"])
+    with pytest.raises(ProgramError, match="inputs are given by name"):
+        program(example_batch())
+
+
+def test_pipelines_take_programs_and_passes_alone() -> None:
+    model: Any = HandwrittenEncoder()
+    with pytest.raises(PipelineError, match="expected a Program, got HandwrittenEncoder"):
+        Pipeline(()).run(model)
+    with pytest.raises(PipelineError, match=r"hint: sparsefx.capture\(model, example_inputs\)"):
+        Pipeline(()).run(captured("handwritten"), programs={"teacher": model})
+    with pytest.raises(PipelineError, match="expected passes, got 'simplify'"):
+        Pipeline(("simplify",))  # type: ignore[arg-type]
 
 
 def test_one_tensor_under_two_names_stays_two_inputs() -> None:

@@ -39,6 +39,7 @@ CASES: dict[str, Case] = {
     "keep-outputs": Case("keep-outputs{outputs=mlm_logits}", before="mlm-head"),
     "masked-lm": Case("masked-lm{mask_token=4}", before="mlm-head"),
     "strip-masked-lm": Case("strip-masked-lm", before="mlm-head,masked-lm{mask_token=4}"),
+    "fixpoint": Case("fixpoint{passes=simplify}"),
     "fold-masks": Case("fold-masks", before="magnitude-prune"),
     "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),

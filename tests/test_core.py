@@ -12,7 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsefx import Pass, PassReport, Pipeline, Program, Property, Skip, errors, function_pass
+from sparsefx import (
+    Pass,
+    PassReport,
+    Pipeline,
+    Program,
+    Property,
+    Skip,
+    errors,
+    function_pass,
+    registry,
+)
 from sparsefx.analysis import Analysis
 from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
 from sparsefx.passbase import PassContext
@@ -98,6 +108,11 @@ def test_pass_is_hashable_and_survives_pickling() -> None:
 @pytest.mark.parametrize(
     ("text", "caret", "expected"),
     [
+        ("scale{factor=high}", 6, "scale: factor='high': expected a number"),
+        ("scale{words=3}", 6, "scale: words=3: expected a text or a list of texts"),
+        ("scale{words=(1,)}", 6, "scale: words=(1,): expected a text or a list of texts"),
+        ("scale{note=2}", 6, "scale: note=2: expected a text or None"),
+        ("scale{on_no_match=stop}", 6, "on_no_match='stop': expected 'error', 'warn' or 'ignore'"),
         ("scale{factr=1}", 6, "did you mean 'factor'?"),
         ("scale{factor=0}", 6, "expected a number other than 0"),
         ("scale{factor=1,factor=2}", 15, "given twice"),
@@ -116,6 +131,39 @@ def test_wrong_text_points_at_the_place(text: str, caret: int, expected: str) ->
         assert caught.value.position == caret
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("magnitude-prune{frequency=1.5}", "magnitude-prune: frequency=1.5: expected a whole numb"),
+        ("magnitude-prune{end=1e3}", "hint: write 1000"),
+        ("magnitude-prune{sparsity='high'}", "sparsity='high': expected a number"),
+        ("magnitude-prune{begin=True}", "begin=True: expected a whole number"),
+        ("magnitude-prune{scope=all}", "scope='all': expected 'tensor' or 'global'"),
+        ("simplify{inference=1}", "inference=1: expected True or False"),
+        ("distill{layers=((0,1.5),)}", "layers=((0, 1.5),): expected "),
+        ("fixpoint{passes=3}", "passes=3: expected a text"),
+        ("fixpoint{passes=''}", "passes='': expected at least one pass"),
+        ("fixpoint", "passes='': expected at least one pass"),
+    ],
+)
+def test_options_are_held_to_the_types_of_their_fields(text: str, expected: str) -> None:
+    with pytest.raises(errors.SpecError) as caught:
+        Pipeline.parse(text)
+    assert expected in str(caught.value)
+
+
+def test_options_given_in_python_are_held_to_their_types_too() -> None:
+    with pytest.raises(errors.PassError, match="factor='high': expected a number") as caught:
+        Scale(factor="high")  # type: ignore[arg-type]
+    assert (caught.value.who, caught.value.where) == ("scale", "factor")
+    assert Scale(factor=3).factor == 3
+
+
+def test_options_of_a_target_are_held_to_their_types() -> None:
+    with pytest.raises(errors.SpecError, match="reference: batch='many': expected a whole number"):
+        registry.parse_target("reference{batch=many}")
+
+
 def test_unknown_pass_suggests_a_name() -> None:
     with pytest.raises(errors.SpecError, match="did you mean 'fixpoint'"):
         Pipeline.parse("fixpont")
@@ -129,6 +177,22 @@ def test_wrong_order_is_refused_before_anything_runs() -> None:
         Pipeline((Scale(), NeedsLock())).run(relu_program())
     assert "pass 1 'needs-lock'" in str(caught.value)
     assert "requires locked" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class NeedsInference(Scale):
+    name: ClassVar[str] = "needs-inference"
+    requires: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
+
+
+def test_the_option_with_which_a_pass_gives_a_property_is_named() -> None:
+    pipeline = Pipeline((NeedsInference(),))
+    with pytest.raises(errors.PipelineError, match=r"run 'simplify\{inference=True\}' before it"):
+        pipeline.check()
+    (simple,) = Pipeline.parse("simplify{inference=True}").passes
+    assert simple.contract().establishes == {Property.INFERENCE}
+    assert Property.MASKED in simple.contract().forbids
+    assert Pipeline((simple, NeedsInference())).check() == {Property.INFERENCE, Property.FUSED}
 
 
 def test_run_leaves_the_callers_program_alone_and_writes_history() -> None:

@@ -8,6 +8,7 @@ import pytest
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SpecError
 from sparsefx.pipeline import Pipeline
+from sparsefx.properties import Property
 from sparsefx.recipe import (
     DataSettings,
     OptimizerSettings,
@@ -33,10 +34,10 @@ stages:
     start: dense
     teacher: dense
     pipeline:
-      - fixpoint{max_rounds=2}
-      - fixpoint
+      - fixpoint{passes='simplify',max_rounds=2}
+      - fixpoint{passes='simplify'}
     training: {steps: 10, schedule: {kind: rewind, begin: 0, end: 50%, every: 1%}}
-    after: fixpoint
+    after: fixpoint{passes='simplify'}
     evaluate: false
 """
 
@@ -76,9 +77,24 @@ REFUSED = [
 
 UNCHECKED = [
     (stages("pipeline: fixpoin"), "stages[0].pipeline", "there is no pass", "did you mean"),
-    (stages("after: 'fixpoint{max_round=1}'"), "stages[0].after", "no option", "did you mean"),
-    (stages("pipeline: 'fixpoint{max_rounds=0}'"), "stages[0].pipeline", "at least 1", ""),
-    (stages("pipeline: 'fixpoint{max_rounds=10%}'"), "stages[0].pipeline", "does not train", ""),
+    (
+        stages("after: 'fixpoint{passes=simplify,max_round=1}'"),
+        "stages[0].after",
+        "no option",
+        "did you mean",
+    ),
+    (
+        stages("pipeline: 'fixpoint{passes=simplify,max_rounds=0}'"),
+        "stages[0].pipeline",
+        "at least 1",
+        "",
+    ),
+    (
+        stages("pipeline: 'fixpoint{passes=simplify,max_rounds=10%}'"),
+        "stages[0].pipeline",
+        "does not train",
+        "",
+    ),
     (stages("start: y"), "stages[0].start", "neither an earlier stage", "known: model"),
     (stages("start: x"), "stages[0].start", "neither an earlier stage", "known: model"),
     (stages("teacher: dens"), "stages[0].teacher", "neither an earlier stage", "folder"),
@@ -95,8 +111,11 @@ def test_a_recipe_is_read() -> None:
     assert dense.training is not None
     assert dense.training.optimizer == OptimizerSettings(learning_rate=1e-4)
     assert dense.training.freeze == ("embeddings",)
-    assert second.pipeline == ("fixpoint{max_rounds=2}", "fixpoint")
-    assert second.after == ("fixpoint",)
+    assert second.pipeline == (
+        "fixpoint{passes='simplify',max_rounds=2}",
+        "fixpoint{passes='simplify'}",
+    )
+    assert second.after == ("fixpoint{passes='simplify'}",)
     assert recipe.start_of(0) == "model"
     assert recipe.start_of(1) == "dense"
     assert recipe.stage("second") is second
@@ -122,12 +141,14 @@ def test_yaml_and_python_are_equal() -> None:
                 name="second",
                 start="dense",
                 teacher="dense",
-                pipeline=Pipeline.parse("fixpoint{max_rounds=2},fixpoint"),  # type: ignore[arg-type]  # validated
+                pipeline=Pipeline.parse(
+                    "fixpoint{passes=simplify,max_rounds=2},fixpoint{passes=simplify}"
+                ),  # type: ignore[arg-type]  # validated
                 training=Training(
                     steps=10,
                     schedule=ScheduleSettings(kind="rewind", begin=0, end="50%", every="1%"),
                 ),
-                after=("fixpoint",),
+                after=("fixpoint{passes='simplify'}",),
                 evaluate=False,
             ),
         ),
@@ -211,10 +232,10 @@ def test_shares_become_steps() -> None:
     assert [resolve(amount, 200) for amount in (7, "0%", "0.1%", "65%", "100 %")] == [
         7, 0, 1, 130, 200,
     ]  # fmt: skip
-    pipeline = parse_pipeline(["fixpoint{passes='fixpoint',max_rounds= 65%}", "fixpoint"], 200)
-    assert str(pipeline) == "fixpoint{passes='fixpoint',max_rounds=130},fixpoint"
+    pipeline = parse_pipeline(["fixpoint{passes='simplify',max_rounds= 65%}", "simplify"], 200)
+    assert str(pipeline) == "fixpoint{passes='simplify',max_rounds=130},simplify"
     with pytest.raises(SpecError):
-        parse_pipeline(["fixpoint{max_rounds=%}"], 200)
+        parse_pipeline(["fixpoint{passes=simplify,max_rounds=%}"], 200)
 
 
 def test_a_pass_without_its_teacher_is_found_beforehand() -> None:
@@ -230,10 +251,44 @@ def test_a_pass_without_its_teacher_is_found_beforehand() -> None:
 
 def test_a_share_of_more_than_all_steps_is_refused() -> None:
     with pytest.raises(RecipeError, match="more than all steps"):
-        parse_pipeline(["fixpoint{max_rounds=150%}"], 40)
+        parse_pipeline(["fixpoint{passes=simplify,max_rounds=150%}"], 40)
 
 
 @pytest.mark.parametrize("value", ["abc", "'0.5'", "[1, 2]"])
 def test_an_option_that_is_no_number_is_refused(value: str) -> None:
-    with pytest.raises(SpecError, match=r"max_rounds=.*: expected a number"):
-        Pipeline.parse(f"fixpoint{{max_rounds={value}}}")
+    with pytest.raises(SpecError, match=r"max_rounds=.*: expected a whole number"):
+        Pipeline.parse(f"fixpoint{{passes=simplify,max_rounds={value}}}")
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        (
+            "magnitude-prune{begin=80%,end=50%}",
+            "magnitude-prune: end=50%: expected a step >= begin=80%",
+        ),
+        ("magnitude-prune{end=50%,frequency=1.5}", "frequency=1.5: expected a whole number"),
+        (
+            "simplify,fold-masks{on_no_match=error},magnitude-prune{end=50%,x=1}",
+            "'magnitude-prune' has no option 'x'",
+        ),
+    ],
+)
+def test_shares_stand_in_messages_as_they_were_written(passes: str, message: str) -> None:
+    stage = Stage(name="only", pipeline=(passes,), training=Training(steps=10))
+    with pytest.raises(RecipeError) as raised:
+        Recipe(name="mine", stages=(stage,)).check()
+    assert message in raised.value.why
+    shown, caret = raised.value.why.splitlines()[1:3]
+    assert shown.strip() == passes
+    if "x=1" in passes:
+        assert shown[caret.index("^") :].startswith("x=1")
+
+
+def test_a_wrong_order_shows_shares_as_they_were_written() -> None:
+    later = ("magnitude-prune{end=50%}", "magnitude-prune{end=50%}")
+    stage = Stage(name="only", pipeline=("simplify{inference=True}", *later), training=None)
+    stage = stage.model_copy(update={"training": Training(steps=10)})
+    with pytest.raises(RecipeError, match="50%") as raised:
+        Recipe(name="mine", stages=(stage,)).check(frozenset({Property.QUANTIZED}))
+    assert "50000" not in str(raised.value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsefx.errors import PassError
 from sparsefx.masks import MaskSite
-from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passbase import Pass, PassContext, PassReport, Skip, Window
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import (
     GroupWise,
@@ -163,6 +163,11 @@ class MagnitudePrune(Pass):
     def last_step(self) -> int:
         """The step at which the masks are chosen for the last time."""
         return self.schedule.last_update
+
+    def mask_window(self, steps: int) -> Window:
+        """Return the ramp; what lies behind since an earlier stage is over."""
+        passed = steps - (self.start or 0)
+        return Window(max(0, self.begin - passed), max(0, self.end - passed), self.frequency)
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks, and prune already where the schedule begins at step 0."""

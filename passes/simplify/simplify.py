@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from sparsefx.callables import callable_name
 from sparsefx.errors import ConvergenceError
 from sparsefx.ops import MODE
-from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passbase import Contract, Pass, PassContext, PassReport, Skip
 from sparsefx.passes.simplify.constants import find_constants, value_of
 from sparsefx.passes.simplify.effects import shared_with_writes, writes
 from sparsefx.passes.simplify.indexing import plain_index, plain_mask
@@ -79,10 +79,12 @@ class Simplify(Pass):
         super().__post_init__()
         if self.constant_limit < 0:
             raise self.refuse("constant_limit", "expected at least 0")
-        if self.inference:
-            # The contract depends on an option; the class states that of the default.
-            object.__setattr__(self, "establishes", frozenset({Property.INFERENCE}))
-            object.__setattr__(self, "forbids", _MACHINERY)
+
+    def contract(self) -> Contract:
+        """With ``inference=True`` it establishes that, and forbids what belongs to training."""
+        if not self.inference:
+            return super().contract()
+        return Contract(establishes=frozenset({Property.INFERENCE}), forbids=_MACHINERY)
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Simplify until nothing is left to do."""

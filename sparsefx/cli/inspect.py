@@ -11,6 +11,7 @@ from sparsefx.cli.console import format_bytes, format_count, stdout
 from sparsefx.cli.programs import open_program
 
 if TYPE_CHECKING:
+    from sparsefx.passes.analyses.sparsity import Sparsity
     from sparsefx.program import Program
 
 __all__ = ["command"]
@@ -62,12 +63,23 @@ def _show_weights(program: Program) -> None:
         stored = format_bytes(item.share.stored_bytes)
         table.add_row(item.name, str(item.role), shape, f"{item.share.sparsity:.1%}", stored)
     stdout.print(table)
+    stdout.print(_summary(found), markup=False)
+
+
+def _summary(found: Sparsity) -> str:
+    from sparsefx.printing import format_ratio
+
     encoder, whole = found.encoder, found.whole
-    stdout.print(
-        f"{format_count(whole.values)} values; zeros: {encoder.sparsity:.1%} of the encoder's "
-        f"linears, {whole.sparsity:.1%} of the model\n"
-        f"stored {format_bytes(whole.stored_bytes)} with index ({whole.stored_ratio:.1f}x smaller "
-        f"than dense fp32); paper ratio of the encoder {encoder.paper_ratio:.1f}x"
+    if not whole.values:
+        return "it has no trained values"
+    zeros, paper = f"{whole.sparsity:.1%} of the model", ""
+    if encoder.values:
+        zeros = f"{encoder.sparsity:.1%} of the encoder's linears, {zeros}"
+        paper = f"; paper ratio of the encoder {format_ratio(encoder.paper_ratio)}"
+    return (
+        f"{format_count(whole.values)} values; zeros: {zeros}\n"
+        f"stored {format_bytes(whole.stored_bytes)} with index "
+        f"({format_ratio(whole.stored_ratio)} smaller than dense fp32){paper}"
     )
 
 

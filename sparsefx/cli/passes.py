@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_KINDS = ("requires", "establishes", "destroys", "forbids")
+
 
 def command(
     name: Annotated[str | None, typer.Argument(help="Show this pass whole.")] = None,
@@ -34,7 +36,7 @@ def command(
         except RegistryError as error:
             stderr.print(str(error), markup=False)
             continue
-        table.add_row(each, _summary(cls), *_contract(cls))
+        table.add_row(each, _summary(cls), *_contract(cls)[:3])
     stdout.print(table)
     stdout.print("\nsparsefx passes NAME shows the options of one.")
 
@@ -43,10 +45,17 @@ def _summary(cls: type[Pass]) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-def _contract(cls: type[Pass]) -> tuple[str, str, str]:
-    groups = (cls.requires, cls.establishes, cls.destroys)
-    requires, establishes, destroys = (", ".join(sorted(str(p) for p in g)) for g in groups)
-    return requires, establishes, destroys
+def _contract(cls: type[Pass]) -> tuple[str, str, str, str]:
+    """What it requires, establishes, destroys and forbids, with the option if it takes one."""
+    declared = {kind: {str(p): "" for p in getattr(cls, kind)} for kind in _KINDS}
+    for item in cls.variants():
+        options = str(item).removeprefix(cls.name).strip("{}")
+        for kind, known in declared.items():
+            for each in getattr(item.contract(), kind):
+                known.setdefault(str(each), f" ({options})" if options else "")
+    texts = (", ".join(name + more for name, more in sorted(declared[k].items())) for k in _KINDS)
+    requires, establishes, destroys, forbids = texts
+    return requires, establishes, destroys, forbids
 
 
 def _show_one(cls: type[Pass]) -> None:
@@ -61,13 +70,6 @@ def _show_one(cls: type[Pass]) -> None:
         table.add_row(field.name, str(field.type), shown)
     stdout.print()
     stdout.print(table)
-    requires, establishes, destroys = _contract(cls)
-    forbids = ", ".join(sorted(str(p) for p in cls.forbids))
-    for label, text in (
-        ("requires", requires),
-        ("establishes", establishes),
-        ("destroys", destroys),
-        ("forbids", forbids),
-    ):
+    for label, text in zip(_KINDS, _contract(cls), strict=True):
         if text:
             stdout.print(f"{label}: {text}")

@@ -118,6 +118,8 @@ def report_rows(
 
 def cells(row: ReportRow) -> tuple[str, ...]:
     """Return a row as text, one cell for each entry of HEAD."""
+    from sparsefx.printing import format_ratio
+
     size = row.size
     return (
         row.name,
@@ -126,8 +128,8 @@ def cells(row: ReportRow) -> tuple[str, ...]:
         f"{size.encoder_zeros:.1%}",
         f"{size.model_zeros:.1%}",
         f"{size.model_bytes / 1e6:.1f}",
-        f"{size.stored_ratio:.1f}x",
-        f"{size.paper_ratio:.1f}x",
+        format_ratio(size.stored_ratio),
+        format_ratio(size.paper_ratio),
         "" if row.latency is None else str(row.latency),
     )
 

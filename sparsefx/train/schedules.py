@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from sparsefx.amounts import resolve
 from sparsefx.errors import TrainingError
-from sparsefx.passbase import Pass
+from sparsefx.passbase import Pass, Window
 from sparsefx.program import Program
 from sparsefx.recipe import ScheduleSettings
 
 __all__ = [
     "Factor",
-    "Window",
     "build",
     "constant",
     "cosine",
@@ -30,21 +28,6 @@ __all__ = [
 ]
 
 Factor = Callable[[int], float]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Steps between which masks move.
-
-    Attributes:
-        begin: Step of the first update, ``t0``.
-        end: First step after the ramp, ``t1``.
-        every: Steps from one update to the next, ``R``.
-    """
-
-    begin: int
-    end: int
-    every: int
 
 
 def constant(total: int, warmup: int) -> Factor:
@@ -163,25 +146,16 @@ def _window(settings: ScheduleSettings, total: int, warmup: int, found: Window |
 
 
 def pruning_window(program: Program) -> Window | None:
-    """Return when the masks of a Program move, in steps from now.
-
-    These are the options of its active pruning pass, if there is one. A pass that has been at work
-    since an earlier stage has part of its window behind it.
-    """
+    """Return when the masks of a Program move, in steps from now: as its active pass says."""
     return window_of(program.active, program.steps)
 
 
 def window_of(passes: Iterable[Pass], steps: int = 0) -> Window | None:
-    """Return when masks move, in steps from now: the options of the first pruning pass.
+    """Return when masks move, in steps from now: as the first pass says that moves any.
 
     Args:
         passes: At work now, or about to be run.
         steps: Optimizer steps of the Program so far.
     """
-    for item in passes:
-        begin, end = getattr(item, "begin", None), getattr(item, "end", None)
-        every = getattr(item, "frequency", None)
-        if isinstance(begin, int) and isinstance(end, int) and isinstance(every, int):
-            passed = steps - (getattr(item, "start", None) or 0)
-            return Window(max(0, begin - passed), max(0, end - passed), every)
-    return None
+    windows = (item.mask_window(steps) for item in passes)
+    return next((window for window in windows if window is not None), None)

@@ -48,7 +48,7 @@ def test_bench_times_in_turns(saved: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["opt", "nowhere", "--passes", "fixpoint"], "no model can be loaded"),
+        (["opt", "nowhere", "--passes", "simplify"], "no model can be loaded"),
         (["opt", "SAVED", "--passes", "fixpont"], "did you mean 'fixpoint'?"),
         (["opt", "SAVED", "--passes", "", "--program", "x"], "expected NAME=FOLDER"),
         (["passes", "nothing"], "there is no pass 'nothing'"),
@@ -63,6 +63,17 @@ def test_mistakes_end_in_one_message(
     shown = capsys.readouterr().err
     assert expected in shown
     assert "Traceback" not in shown
+
+
+def test_inspect_of_what_is_no_encoder_compares_nothing_with_nothing(
+    saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", saved) == 0
+    shown = capsys.readouterr().out
+    assert "no encoder layers" in shown
+    assert "10 values; zeros: 0.0% of the model\n" in shown
+    assert "(1.0x smaller than dense fp32)\n" in shown
+    assert "inf" not in shown
 
 
 def test_inspect_shows_layers_zeros_and_size(

@@ -5,8 +5,9 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from sparsefx.errors import TrainingError
+from sparsefx.passbase import Window
 from sparsefx.recipe import ScheduleSettings
-from sparsefx.train.schedules import Factor, Window, build, constant, cosine, linear, rewind
+from sparsefx.train.schedules import Factor, build, constant, cosine, linear, rewind
 
 PAPER = rewind(100_000, 1_000, Window(0, 50_000, 1_000))
 

@@ -175,7 +175,7 @@ name: three
 data: {max_length: 16, batch_size: 8}
 stages:
 - {name: one, training: {steps: 3, precision: fp32}, evaluate: false}
-- {name: two, start: model, training: {steps: 2, precision: fp32}, after: fixpoint}
+- {name: two, start: model, training: {steps: 2, precision: fp32}, after: simplify}
 - {name: three, start: one, evaluate: false}
 """
     result = session(tmp_path / "run", recipe).run()

@@ -1,0 +1,138 @@
+"""Types of options: what a field of a pass or target takes, checked and told in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+__all__ = ["WrongType", "choices", "wrong_types"]
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    None: "None",
+    type(None): "None",
+}
+
+
+class WrongType(NamedTuple):
+    """An option whose value is not of the type of its field."""
+
+    option: str
+    value: object
+    expected: str
+
+    @property
+    def hint(self) -> str:
+        """What to write instead, where that is plain."""
+        value = self.value
+        if isinstance(value, float) and value.is_integer() and "whole" in self.expected:
+            return f"write {int(value)}"
+        return ""
+
+
+def wrong_types(cls: type[Any], options: Mapping[str, object]) -> Iterator[WrongType]:
+    """Yield the options whose values do not fit the annotations of the dataclass ``cls``.
+
+    A whole number fits a number; one text, or a list, fits a tuple. Nothing else is converted. A
+    field whose annotation cannot be evaluated is not checked.
+
+    >>> from sparsefx.passbase import Pass
+    >>> list(wrong_types(Pass, {"on_no_match": 3}))
+    [WrongType(option='on_no_match', value=3, expected="'error', 'warn' or 'ignore'")]
+    """
+    annotations = _annotations(cls)  # type: ignore[arg-type]  # a class is hashable
+    for option, annotation in annotations.items():
+        if option in options and not _fits(annotation, options[option]):
+            yield WrongType(option, options[option], describe(annotation))
+
+
+def choices(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield option and value for all values of the options of ``cls`` that have few of them.
+
+    >>> from sparsefx.passbase import Pass
+    >>> list(choices(Pass))
+    [('on_no_match', 'error'), ('on_no_match', 'warn'), ('on_no_match', 'ignore')]
+    """
+    annotations = _annotations(cls)  # type: ignore[arg-type]  # a class is hashable
+    for option, annotation in annotations.items():
+        values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+        for value in (False, True) if annotation is bool else values:
+            yield option, value
+
+
+def describe(annotation: Any) -> str:
+    """Return a type in words.
+
+    >>> describe(int | None), describe(tuple[str, ...]), describe(Literal["a", "b"])
+    ('a whole number or None', 'a text or a list of texts', "'a' or 'b'")
+    """
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return _either([repr(argument) for argument in arguments])
+    if origin in (types.UnionType, typing.Union):
+        return _either([describe(argument) for argument in arguments])
+    if origin is tuple and arguments == (str, ...):
+        return "a text or a list of texts"
+    if origin is tuple:
+        inner = [describe(argument) for argument in arguments if argument is not ...]
+        return f"a list of {inner[0]} each" if ... in arguments else f"({', '.join(inner)})"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+@functools.cache
+def _annotations(cls: type[Any]) -> dict[str, Any]:
+    """Return the evaluated annotation of each field; those that cannot be evaluated are missing."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
+        scope = vars(sys.modules[owner.__module__]) if owner.__module__ in sys.modules else {}
+        holder = types.SimpleNamespace(__annotations__={field.name: field.type})
+        try:
+            found.update(typing.get_type_hints(holder, globalns=dict(scope)))
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            continue
+    return found
+
+
+def _fits(annotation: Any, value: object) -> bool:
+    from pydantic import ValidationError
+
+    adapter = _adapter(annotation)
+    if adapter is None:
+        return True
+    if typing.get_origin(annotation) is tuple and isinstance(value, (str, list)):
+        value = (value,) if isinstance(value, str) else tuple(value)
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    from pydantic import ConfigDict, TypeAdapter
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    except PydanticUserError:
+        return None
