@@ -26,11 +26,27 @@ from torch import Tensor, fx
 from sparsefx.callables import callable_name
 from sparsefx.errors import SparsefxError, did_you_mean
 from sparsefx.program import Program
+from sparsefx.rewrite import Rewriter
+from sparsefx.signature import InputSpec
 
 if TYPE_CHECKING:
     from torch.fx.node import Argument
 
-__all__ = ["Comparison", "NodeDifference", "Traced", "compare", "tappable", "trace"]
+    from sparsefx.target import Target
+
+__all__ = [
+    "Comparison",
+    "NodeDifference",
+    "Traced",
+    "compare",
+    "compare_fed",
+    "feed_quantized",
+    "tappable",
+    "trace",
+]
+
+_FED = "fed_"
+_QUANTIZED = "quantized."
 
 
 class Traced(Protocol):
@@ -40,6 +56,12 @@ class Traced(Protocol):
         self, batch: Mapping[str, Tensor], nodes: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Run on ``batch``; return the value of the nodes named, or of all of them."""
+
+
+class TracedProgram(Traced, Protocol):
+    """A traced one that holds the Program it runs."""
+
+    program: Program
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,88 @@ def compare(
         tuple(name for name in left if name not in right),
         tuple(name for name in right if name not in left),
     )
+
+
+def compare_fed(
+    expected: Program | TracedProgram,
+    target: Target,
+    batch: Mapping[str, Tensor],
+    *,
+    steps: int = 1,
+    tolerance: float = 1e-3,
+) -> Comparison:
+    """Compare each quantized value that ``target`` computes, fed with the expected integers.
+
+    Run end to end, a value that lies halfway between two integers may be rounded up on one side
+    and down on the other, and every layer after it sees other integers: differences of whole
+    outputs measure the model, not the target. Here each quantized value is computed from the
+    quantized values that ``expected`` found before it, so what differs is the target's own doing:
+    one linear, or product, and the float operators behind it.
+
+    Args:
+        expected: A quantized Program, or the target ``reference`` with one; gives the integers.
+        target: Compiles :func:`feed_quantized` of that Program.
+        batch: Inputs by name.
+        steps: How far a quantized value may lie from the expected one.
+        tolerance: For outputs of the Program that are floats, as in :func:`compare`.
+
+    Returns:
+        A row for each quantized value, in graph order, then one for each output.
+
+    Raises:
+        SparsefxError: When the Program has no quantized value.
+    """
+    program = expected if isinstance(expected, Program) else expected.program
+    fed = feed_quantized(program)
+    names = [n.removeprefix(_QUANTIZED) for n in fed.signature.outputs if n.startswith(_QUANTIZED)]
+    ops = _operators(program)
+    returned = program.graph.output_node().args[0]
+    outputs = {name: node.name for name, node in dict(returned).items()}  # type: ignore[call-overload]  # a dict
+    known = _trace(expected, batch, {*names, *outputs.values()})
+    feeds = {f"{_FED}{name}": known[name] for name in names}
+    found = target.compile(fed)(**batch, **{k: feeds[k] for k in feeds if k in _inputs(fed)})
+    pairs = [(name, known[name], found[f"{_QUANTIZED}{name}"]) for name in names]
+    pairs += [(name, known[node], found[name]) for name, node in outputs.items() if node in known]
+    rows = (_difference(n, ops.get(n, "output"), a, b, tolerance, steps) for n, a, b in pairs)
+    return Comparison(tuple(rows), (), ())
+
+
+def feed_quantized(program: Program) -> Program:
+    """Return a copy that takes its quantized values as inputs, and returns what it makes of them.
+
+    For each ``sparsefx::quantize`` node ``q`` the copy has the input ``fed_q``, which everything
+    that read ``q`` reads instead, and the output ``quantized.q``. A value whose sizes are no plain
+    dynamic dimensions stays connected and is only returned.
+
+    Raises:
+        SparsefxError: When there is none.
+    """
+    fed = program.copy().eval()
+    rewriter = Rewriter(fed, "compare")
+    quantized = fed.graph.find_nodes(
+        op="call_function", target=torch.ops.sparsefx.quantize.default, sort=True
+    )
+    if not quantized:
+        raise SparsefxError(
+            "the program has no quantized value",
+            who="compare",
+            hint="run quantize-prepare, calibrate, and quantize-convert before",
+        )
+    dims = {dim for spec in fed.signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    for node in quantized:
+        fact = fed.shape_of(node)
+        if fact is not None and all(isinstance(d, int) or d in dims for d in fact.dims):
+            users = list(node.users)
+            given = rewriter.add_input(InputSpec(f"{_FED}{node.name}", fact.dtype, fact.dims))
+            for user in users:
+                rewriter.replace_input(user, node, given)
+        rewriter.set_output(f"{_QUANTIZED}{node.name}", node)
+    rewriter.finish()
+    return fed
+
+
+def _inputs(program: Program) -> set[str]:
+    return set(program.signature.input_names)
 
 
 def trace(

@@ -6,10 +6,15 @@ import pytest
 import torch
 
 from sparsefx import Pipeline, Program
-from sparsefx.compare import compare, trace
+from sparsefx.backends.reference.target import Reference, ReferenceCompiled
+from sparsefx.compare import compare, compare_fed, feed_quantized, trace
 from sparsefx.errors import SparsefxError
+from sparsefx.passes.analyses.quantized import QuantizedLinears
 from sparsefx.rewrite import Rewriter
+from sparsefx.target import Target
 from sparsefx.testing import small_program
+from sparsefx.verify import verify
+from tests.int8 import int8
 from tests.programs import shared
 from tests.tiny_models import example_batch
 
@@ -106,3 +111,55 @@ def test_trace_restores_the_mode() -> None:
     program = shared("bert-cls").copy().train()
     assert set(trace(program, example_batch(), ["layer_norm"])) == {"layer_norm"}
     assert program.training
+
+
+class Biased(Target):
+    """The reference with a wrong bias in one linear: a target with a fault."""
+
+    name = "biased"
+
+    def lower(self, program: Program) -> ReferenceCompiled:
+        wrong = program.copy()
+        with torch.no_grad():
+            wrong.tensor(FAULT).add_(0.5)
+        return Reference(arithmetic="integer").lower(wrong)
+
+
+FAULT = "bert.encoder.layer.0.intermediate.dense.bias"
+
+
+def test_fed_with_the_expected_integers_the_reference_agrees_with_itself() -> None:
+    program, batch = int8("bert-cls"), example_batch(2, 7)
+    reference = Reference(arithmetic="integer")
+    found = compare_fed(reference.lower(program), reference, batch, steps=0, tolerance=0.0)
+    assert found.first is None, str(found)
+    assert [row.node for row in found.rows][-1] == "logits"
+    assert len(found.rows) == 18
+
+
+def test_a_fault_stays_where_it_is_when_values_are_fed() -> None:
+    program, batch = int8("bert-cls"), example_batch(2, 7)
+    reference = Reference(arithmetic="integer").lower(program)
+    found = compare_fed(reference, Biased(), batch)
+    wrong = [row.node for row in found.rows if row.differs]
+    site = next(s for s in program.facts(QuantizedLinears) if s.bias == FAULT)
+    read_by = [u.name for u in site.node.users if "quantize" in str(u.target)]
+    assert wrong[: len(read_by)] == read_by
+    assert len(wrong) < len(found.rows) / 2
+
+
+def test_a_program_without_quantized_values_cannot_be_fed() -> None:
+    with pytest.raises(SparsefxError, match="no quantized value"):
+        feed_quantized(small_program(lambda x: x + 1, x=torch.ones(2)))
+
+
+def test_a_fed_program_takes_and_returns_each_quantized_value() -> None:
+    program = int8("bert-cls")
+    fed = feed_quantized(program)
+    names = [n.name for n in program.graph.nodes if "sparsefx.quantize" in str(n.target)]
+    assert fed.signature.input_names == (
+        *program.signature.input_names,
+        *(f"fed_{name}" for name in names),
+    )
+    assert fed.signature.outputs == ("logits", *(f"quantized.{name}" for name in names))
+    verify(fed)
