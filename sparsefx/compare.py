@@ -196,11 +196,11 @@ def compare_fed(
     fed = feed_quantized(program)
     names = [n.removeprefix(_QUANTIZED) for n in fed.signature.outputs if n.startswith(_QUANTIZED)]
     ops = _operators(program)
-    returned = program.graph.output_node().args[0]
-    outputs = {name: node.name for name, node in dict(returned).items()}  # type: ignore[call-overload]  # a dict
+    outputs = {name: node.name for name, node in Rewriter(program).outputs().items()}
     known = _trace(expected, batch, {*names, *outputs.values()})
-    feeds = {f"{_FED}{name}": known[name] for name in names}
-    found = target.compile(fed)(**batch, **{k: feeds[k] for k in feeds if k in _inputs(fed)})
+    inputs = set(fed.signature.input_names)
+    feeds = {f"{_FED}{name}": known[name] for name in names if f"{_FED}{name}" in inputs}
+    found = target.compile(fed)(**batch, **feeds)
     pairs = [(name, known[name], found[f"{_QUANTIZED}{name}"]) for name in names]
     pairs += [(name, known[node], found[name]) for name, node in outputs.items() if node in known]
     rows = (_difference(n, ops.get(n, "output"), a, b, tolerance, steps) for n, a, b in pairs)
@@ -239,10 +239,6 @@ def feed_quantized(program: Program) -> Program:
         rewriter.set_output(f"{_QUANTIZED}{node.name}", node)
     rewriter.finish()
     return fed
-
-
-def _inputs(program: Program) -> set[str]:
-    return set(program.signature.input_names)
 
 
 def trace(
