@@ -20,6 +20,7 @@ from sparsefx.cli import (
     inspect,
     opt,
     passes,
+    sensitivity,
     simulate,
     sweep,
 )
@@ -44,6 +45,7 @@ app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 app.command("explain-cpu")(explain_cpu.command)
+app.command("sensitivity")(sensitivity.command)
 app.command("simulate")(simulate.command)
 app.command("sweep")(sweep.command)
 

@@ -15,7 +15,7 @@ from sparsefx.errors import DataError
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["command"]
+__all__ = ["class_names", "command", "tokenizer_of"]
 
 
 def command(
@@ -38,10 +38,10 @@ def command(
     from sparsefx.train.tasks import load_task
 
     program = open_program(model).eval()
-    classes = _classes(program)
+    classes = class_names(program)
     task = load_task({"test": data}, text=text_columns(text), label=label, classes=classes)
     examples = encode(
-        load_tokenizer(tokenizer or _tokenizer(model)),
+        load_tokenizer(tokenizer or tokenizer_of(model)),
         task.split("test"),
         max_length,
     )
@@ -57,14 +57,15 @@ def command(
         stdout.print(f"  {name} {100 * value:.2f}")
 
 
-def _classes(program: Program) -> tuple[str, ...] | None:
+def class_names(program: Program) -> tuple[str, ...] | None:
     """Return the names of the classes in the order of the head, if the model knows them."""
     names = program.config.get("id2label") or {}
     found = tuple(str(names[key]) for key in sorted(names, key=int))
     return None if not found or all(name.startswith("LABEL_") for name in found) else found
 
 
-def _tokenizer(model: str) -> str:
+def tokenizer_of(model: str) -> str:
+    """Return where the tokenizer of a model is: in its folder, or under its id."""
     for place in (Path(model) / "huggingface", Path(model)):
         if (place / "tokenizer.json").exists() or (place / "vocab.txt").exists():
             return str(place)

@@ -1,0 +1,179 @@
+"""One-shot sensitivity: what it costs to prune, or to quantize, one linear and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from sparsefx.passes.analyses.dataflow import aten, weight_of
+from sparsefx.passes.prune.loss_curves import LossCurve
+from sparsefx.passes.prune.patterns import mask_for, parse_pattern
+from sparsefx.passes.prune.selection import select_weights
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["LEVELS", "Sensitivity", "measure_sensitivity"]
+
+LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Sparsities that are measured unless others are asked for."""
+Batch = Mapping[str, Tensor]
+Loss = Callable[[Mapping[str, Tensor], int], Tensor]
+Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What was measured.
+
+    Attributes:
+        base: The loss of the untouched Program.
+        curves: Loss increase by sparsity, for each weight in graph order.
+        int8: Loss increase with the weight int8 (symmetric, a scale for each output channel) and
+            its input uint8 (affine, the range of each batch), for each weight.
+    """
+
+    base: float
+    curves: dict[str, LossCurve]
+    int8: dict[str, float]
+
+
+def measure_sensitivity(
+    program: Program,
+    batches: Iterable[Batch],
+    loss: Loss,
+    *,
+    levels: Sequence[float] = LEVELS,
+    pattern: str = "unstructured",
+    roles: Sequence[str] = ("encoder",),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Sensitivity:
+    """Prune, then quantize, each linear alone, and see what the loss does.
+
+    Weights of small magnitude go, nothing is trained, and the Program stays as it is. Of each batch
+    only what comes after the changed linear is computed anew.
+
+    Args:
+        program: In the mode in which it is to be measured, mostly ``eval()``.
+        batches: Inputs by name; all are held to the same weight in the mean.
+        loss: From the outputs, and the number of the batch, to a scalar.
+        levels: Sparsities, 0 < level < 1.
+        pattern: ``unstructured``, a block such as ``1x4``, or N:M.
+        roles: Roles of the weights to look at.
+        include: Regular expressions; a weight must match one of them, when there are any.
+        exclude: Regular expressions; a weight must match none.
+
+    >>> from sparsefx.testing import small_program
+    >>> layer = torch.nn.Linear(4, 1, bias=False)
+    >>> layer.weight = torch.nn.Parameter(torch.tensor([[4.0, 1.0, 2.0, 3.0]]))
+    >>> program = small_program(layer, input=torch.ones(1, 4))
+    >>> def loss(outputs, number):
+    ...     return (10 - outputs["output"]).sum()
+    >>> found = measure_sensitivity(
+    ...     program, [{"input": torch.ones(1, 4)}], loss, levels=(0.25, 0.5), roles=("other",)
+    ... )
+    >>> found.base, found.curves["weight"].points
+    (0.0, ((0.25, 1.0), (0.5, 3.0)))
+    """
+    chosen = select_weights(program, roles, include, exclude).chosen
+    flow = _flow(program.graph)
+    readers = {name: _readers(program.graph, name) for name in chosen}
+    places = {name: nodes for name, nodes in readers.items() if nodes}
+    changes: dict[float | None, Change] = {level: _pruned(level, pattern) for level in levels}
+    changes[None] = _quantized
+    sums: dict[tuple[str, float | None], float] = dict.fromkeys(
+        ((name, level) for name in places for level in changes), 0.0
+    )
+    base, count = 0.0, 0
+    for count, batch in enumerate(batches, start=1):
+        runner = _Runner(program.module)
+        with torch.no_grad():
+            base += float(loss(runner.whole(batch), count - 1))
+            for name, nodes in places.items():
+                later = set(nodes).union(*(nx.descendants(flow, node) for node in nodes))
+                for level, change in changes.items():
+                    outputs = runner.altered(nodes, later, change)
+                    sums[name, level] += float(loss(outputs, count - 1))
+    count = max(1, count)
+    base /= count
+
+    def increase(name: str, level: float | None) -> float:
+        return sums[name, level] / count - base
+
+    curves = {
+        name: LossCurve(tuple((level, increase(name, level)) for level in sorted(levels)))
+        for name in places
+    }
+    return Sensitivity(base, curves, {name: increase(name, None) for name in places})
+
+
+class _Runner(fx.Interpreter):
+    """Runs a graph once, and then parts of it with one linear changed."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._nodes: Sequence[fx.Node] = ()
+        self._change: Change | None = None
+        self._known: dict[fx.Node, Any] = {}
+
+    def whole(self, batch: Batch) -> dict[str, Tensor]:
+        """Run all of it and remember every value."""
+        inputs = [batch[str(n.target)] for n in self.graph.find_nodes(op="placeholder")]
+        outputs: dict[str, Tensor] = self.run(*inputs)
+        self._known = dict(self.env)
+        return outputs
+
+    def altered(
+        self, nodes: Sequence[fx.Node], later: set[fx.Node], change: Change
+    ) -> dict[str, Tensor]:
+        """Run ``later`` alone, with the linears ``nodes`` changed."""
+        self._nodes, self._change = nodes, change
+        known = {n: v for n, v in self._known.items() if n not in later and n.op != "output"}
+        outputs: dict[str, Tensor] = self.run(initial_env=known)
+        self._nodes, self._change = (), None
+        return outputs
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; of a changed linear input and weight are others."""
+        if self._change is None or n not in self._nodes:
+            return super().run_node(n)
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        value, weight = self._change(args[0], args[1])
+        return torch.nn.functional.linear(value, weight, *args[2:])
+
+
+def _pruned(level: float, pattern: str) -> Change:
+    shape = parse_pattern(pattern)
+
+    def change(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return value, weight * mask_for(weight.abs(), level, shape)
+
+    return change
+
+
+def _quantized(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+    low, high = value.amin().clamp(max=0), value.amax().clamp(min=0)
+    step = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / step).round()
+    seen = ((value / step).round() + zero).clamp(0, 255).sub(zero).mul(step)
+    return seen, (weight / scale).round().mul(scale)
+
+
+def _flow(graph: fx.Graph) -> nx.DiGraph[Any]:
+    flow: nx.DiGraph[Any] = nx.DiGraph()
+    flow.add_nodes_from(graph.nodes)
+    for node in graph.nodes:
+        flow.add_edges_from((source, node) for source in node.all_input_nodes)
+    return flow
+
+
+def _readers(graph: fx.Graph, name: str) -> tuple[fx.Node, ...]:
+    found = graph.find_nodes(op="call_function", target=aten.linear.default)
+    return tuple(node for node in found if weight_of(node) == name)

@@ -1,0 +1,135 @@
+"""``sparsefx sensitivity``: which layers can be pruned far, and which had better stay float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sparsefx.cli.compress import text_columns
+from sparsefx.cli.console import stdout
+from sparsefx.cli.evaluate import class_names, tokenizer_of
+from sparsefx.cli.programs import open_program
+from sparsefx.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sparsefx.passes.prune.sensitivity import Sensitivity
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
+    data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sensitivity"),
+    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
+    label: Annotated[str, typer.Option(help="Label column.")] = "label",
+    levels: Annotated[str, typer.Option(help="Sparsities, with commas.")] = "0.5,0.7,0.8,0.9,0.95",
+    pattern: Annotated[str, typer.Option(help="unstructured, a block, or N:M.")] = "unstructured",
+    examples: Annotated[int, typer.Option(min=1, help="Examples to measure on.")] = 256,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
+) -> None:
+    """Prune and quantize each linear alone, and show what the loss does.
+
+    ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
+    """
+    from sparsefx.huggingface import check_length, load_tokenizer
+    from sparsefx.passes.prune.loss_curves import write_loss_curves
+    from sparsefx.passes.prune.sensitivity import measure_sensitivity
+    from sparsefx.train.batches import encode, evaluation_batches
+    from sparsefx.train.evaluation import inputs_for, logits_name
+    from sparsefx.train.optimization import label_loss
+    from sparsefx.train.tasks import load_task
+
+    wanted = _numbers(levels)
+    program = open_program(model).eval()
+    task = load_task(
+        {"test": data}, text=text_columns(text), label=label, classes=class_names(program)
+    )
+    held = task.split("test")
+    some = held.select(range(min(examples, len(held))))
+    coded = encode(load_tokenizer(tokenizer or tokenizer_of(model)), some, max_length)
+    check_length(program.config, int(coded.lengths.max()))
+    batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
+    kind, output = task.kind, logits_name(program)
+
+    def loss(outputs: Mapping[str, Tensor], number: int) -> Tensor:
+        labels = batches[number]["labels"]
+        labels = labels.long() if kind == "classification" else labels
+        return label_loss(kind, outputs[output], labels)
+
+    found = measure_sensitivity(
+        program,
+        (inputs_for(program, batch) for batch in batches),
+        loss,
+        levels=wanted,
+        pattern=pattern,
+    )
+    if not found.curves:
+        raise DataError("the model has no linear of the encoder", who="sensitivity", where=model)
+    out.mkdir(parents=True, exist_ok=True)
+    curves = write_loss_curves(found.curves, out / "curves.json")
+    (out / "int8.json").write_text(json.dumps(found.int8, indent=1) + "\n", encoding="utf-8")
+    page = _page(found, wanted, f"{len(some)} examples of {data}").write(out / "sensitivity.html")
+    stdout.print(_shown(found, wanted))
+    stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
+                 markup=False)  # fmt: skip
+
+
+def _numbers(levels: str) -> tuple[float, ...]:
+    try:
+        found = tuple(sorted({float(each) for each in levels.split(",") if each.strip()}))
+    except ValueError as error:
+        raise DataError(
+            f"{levels!r} are not numbers", who="sensitivity", where="--levels"
+        ) from error
+    if not found or not all(0 < level < 1 for level in found):
+        raise DataError(
+            f"{levels!r}: expected sparsities between 0 and 1", who="sensitivity", where="--levels"
+        )
+    return found
+
+
+def _rows(found: Sensitivity, levels: tuple[float, ...]) -> tuple[list[str], list[list[str]]]:
+    head = ["weight", *(f"{level:.0%}" for level in levels), "int8"]
+    rows = [
+        [name, *(f"{curve.at(level):+.4f}" for level in levels), f"{found.int8[name]:+.4f}"]
+        for name, curve in found.curves.items()
+    ]
+    return head, rows
+
+
+def _shown(found: Sensitivity, levels: tuple[float, ...]) -> Table:
+    head, rows = _rows(found, levels)
+    shown = Table(*head, box=None)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:
+    from sparsefx.report.page import Page, paragraph, table
+    from sparsefx.report.plots import bar_plot
+
+    page = Page("Sensitivity", f"Increase of the loss when one linear alone is changed; {on}.")
+    names = [name.removesuffix(".weight") for name in found.curves]
+    high = {f"{level:.0%} zeros": [curve.at(level) for curve in found.curves.values()]
+            for level in levels[-2:]}  # fmt: skip
+    page.section("Pruned", bar_plot(names, high, label="loss increase"))
+    page.section(
+        "int8", bar_plot(names, {"int8": list(found.int8.values())}, label="loss increase")
+    )
+    page.section(
+        "All figures",
+        paragraph(f"The untouched model has a loss of {found.base:.4f}."),
+        table(*_rows(found, levels)),
+    )
+    return page

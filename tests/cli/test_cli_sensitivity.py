@@ -1,0 +1,60 @@
+"""sensitivity on a user's folder and file: table, page, and curves that allocate-sparsity reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparsefx.cli import main
+from sparsefx.passes.prune.loss_curves import read_loss_curves
+from tests.train.tiny_run import LETTERS, texts, tokenizer
+
+
+def run(*arguments: object) -> Any:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a model and a labelled file."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 4 + len(LETTERS),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
+    BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows((each, int(each[0] in "abcd")) for each in texts(20, 1))
+    return tmp_path
+
+
+def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = place / "out"
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", out)
+    assert run(*command, "--levels", "0.5,0.9", "--batch-size", 8) == 0
+    curves = read_loss_curves(out / "curves.json")
+    assert len(curves) == 6
+    assert all([s for s, _ in curve.points] == [0.5, 0.9] for curve in curves.values())
+    assert json.loads((out / "int8.json").read_text(encoding="utf-8")).keys() == curves.keys()
+    assert "<svg" in (out / "sensitivity.html").read_text(encoding="utf-8")
+    assert "loss of the untouched model" in capsys.readouterr().out
+
+
+def test_wrong_levels_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("sensitivity", place / "model", "--data", place / "data.csv")
+    assert run(*command, "--levels", "0.5,1.5") == 2
+    assert "expected sparsities between 0 and 1" in capsys.readouterr().err
