@@ -24,6 +24,7 @@ _WORDS: dict[Any, str] = {
     None: "None",
     type(None): "None",
 }
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 class WrongType(NamedTuple):
@@ -45,8 +46,8 @@ class WrongType(NamedTuple):
 def wrong_types(cls: type[Any], options: Mapping[str, object]) -> Iterator[WrongType]:
     """Yield the options whose values do not fit the annotations of the dataclass ``cls``.
 
-    A whole number fits a number; one text, or a list, fits a tuple. Nothing else is converted. A
-    field whose annotation cannot be evaluated is not checked.
+    A whole number fits a number; a list, or one item alone, fits a tuple of such items, which the
+    class makes of it. A field whose annotation cannot be evaluated is not checked.
 
     >>> from sparsefx.passbase import Pass
     >>> list(wrong_types(Pass, {"on_no_match": 3}))
@@ -77,24 +78,28 @@ def describe(annotation: Any) -> str:
 
     >>> describe(int | None), describe(tuple[str, ...]), describe(Literal["a", "b"])
     ('a whole number or None', 'a text or a list of texts', "'a' or 'b'")
+    >>> describe(Literal["all"] | tuple[tuple[int, int], ...])
+    "'all' or a list of (a whole number, a whole number)"
     """
+    words = _alternatives(annotation)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _alternatives(annotation: Any) -> list[str]:
     if annotation in _WORDS:
-        return _WORDS[annotation]
+        return [_WORDS[annotation]]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return _either([repr(argument) for argument in arguments])
+        return [repr(argument) for argument in arguments]
     if origin in (types.UnionType, typing.Union):
-        return _either([describe(argument) for argument in arguments])
-    if origin is tuple and arguments == (str, ...):
-        return "a text or a list of texts"
+        return [word for argument in arguments for word in _alternatives(argument)]
+    if origin is tuple and arguments[1:] == (...,):
+        inner = _PLURALS.get(arguments[0]) or describe(arguments[0])
+        alone = [] if typing.get_origin(arguments[0]) is tuple else [describe(arguments[0])]
+        return [*alone, f"a list of {inner}"]
     if origin is tuple:
-        inner = [describe(argument) for argument in arguments if argument is not ...]
-        return f"a list of {inner[0]} each" if ... in arguments else f"({', '.join(inner)})"
-    return str(getattr(annotation, "__name__", annotation))
-
-
-def _either(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+        return [f"({', '.join(describe(argument) for argument in arguments)})"]
+    return [str(getattr(annotation, "__name__", annotation))]
 
 
 @functools.cache
@@ -118,8 +123,11 @@ def _fits(annotation: Any, value: object) -> bool:
     adapter = _adapter(annotation)
     if adapter is None:
         return True
-    if typing.get_origin(annotation) is tuple and isinstance(value, (str, list)):
-        value = (value,) if isinstance(value, str) else tuple(value)
+    if typing.get_origin(annotation) is tuple and isinstance(value, list):
+        value = tuple(value)
+    arguments = typing.get_args(annotation)
+    if arguments[1:] == (...,) and not isinstance(value, tuple):
+        value = (value,)
     try:
         adapter.validate_python(value)
     except ValidationError:

@@ -100,22 +100,12 @@ class AllocateSparsity(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            value = getattr(self, option)
-            names = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, option, names)
         if not 0 < self.budget <= 1:
             raise self.refuse("budget", "expected a share of the dense cost, 0 < budget <= 1")
-        for option, known in (
-            ("measure", ("cycles", "bytes", "energy")),
-            ("pattern", ("unstructured", "balanced")),
-        ):
-            if getattr(self, option) not in known:
-                raise self.refuse(option, f"expected one of {', '.join(known)}")
         for option, least in (("bank", 2), ("rows", 1)):
             if getattr(self, option) < least:
                 raise self.refuse(option, f"expected at least {least}")
-        check_selection(self, self.roles, self.include, self.exclude)
+        check_selection(self)
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Choose the sparsities, then add the masks."""

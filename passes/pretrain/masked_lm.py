@@ -70,14 +70,14 @@ class MaskedLm(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.special, int):
+            object.__setattr__(self, "special", (self.special,))
         if not 0.0 < self.probability <= 1.0:
             raise self.refuse("probability", "expected a share above 0, at most 1")
         if not self.weight > 0:
             raise self.refuse("weight", "expected a number above 0")
         if self.mask_token < 0:
             raise self.refuse("mask_token", "expected a token id")
-        if not isinstance(self.special, tuple):
-            raise self.refuse("special", "expected a tuple of token ids, such as (0,101,102)")
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Put the draw behind the input, and the loss behind the output."""

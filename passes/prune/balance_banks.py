@@ -107,17 +107,13 @@ class BalanceBanks(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            value = getattr(self, option)
-            names = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, option, names)
         if not 0.0 <= self.sparsity < 1.0:
             raise self.refuse(
                 "sparsity", "expected 0 <= sparsity < 1", hint="0.9 is nine zeros in ten"
             )
         if self.bank < 2:
             raise self.refuse("bank", "a bank has at least 2 weights")
-        check_selection(self, self.roles, self.include, self.exclude)
+        check_selection(self)
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks and zero what they drop."""

@@ -76,11 +76,7 @@ class PatternLock(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            value = getattr(self, option)
-            names = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, option, names)
-        check_selection(self, self.roles, self.include, self.exclude)
+        check_selection(self)
         if self.check_every < 0:
             raise self.refuse("check_every", "expected a number of steps, or 0")
 

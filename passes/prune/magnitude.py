@@ -108,25 +108,14 @@ class MagnitudePrune(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            value = getattr(self, option)
-            names = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, option, names)
         self._check_schedule()
-        for option, known in (
-            ("scope", ("tensor", "global")),
-            ("mask", ("hard", "soft")),
-            ("ties", ("keep", "drop")),
-        ):
-            if getattr(self, option) not in known:
-                raise self.refuse(option, f"expected {known[0]!r} or {known[1]!r}")
         try:
             pattern = parse_pattern(self.pattern)
         except (TypeError, ValueError) as error:
             raise self.refuse("pattern", str(error)) from error
         if isinstance(pattern, GroupWise) and self.scope == "global":
             raise self.refuse("scope", f"the pattern {pattern} decides in each group by itself")
-        check_selection(self, self.roles, self.include, self.exclude)
+        check_selection(self)
 
     def _check_schedule(self) -> None:
         if not 0.0 <= self.sparsity < 1.0:

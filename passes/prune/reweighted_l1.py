@@ -80,11 +80,7 @@ class ReweightedL1(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            value = getattr(self, option)
-            names = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, option, names)
-        check_selection(self, self.roles, self.include, self.exclude)
+        check_selection(self)
         for option in ("shrink", "epsilon"):
             if not getattr(self, option) > 0:
                 raise self.refuse(option, "expected a number above 0")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import fx, nn
 
-from sparsefx.errors import did_you_mean
+from sparsefx.errors import PassError, did_you_mean
 from sparsefx.masks import find_masks
-from sparsefx.passbase import Pass, Skip
+from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
 
@@ -37,22 +37,45 @@ class Selection:
     skipped: tuple[Skip, ...]
 
 
-def check_selection(
-    item: Pass, roles: Sequence[str], include: Sequence[str], exclude: Sequence[str]
-) -> None:
-    """Check the three options of a pass.
+class SelectingPass(Protocol):
+    """A pass with the three options that choose weights."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles to take."""
+
+    @property
+    def include(self) -> tuple[str, ...]:
+        """Regular expressions of which one must be found in a name."""
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Regular expressions of which none may be found in a name."""
+
+    def refuse(self, option: str, why: str, *, hint: str = "") -> PassError:
+        """Return the error for a wrong option."""
+
+
+def check_selection(item: SelectingPass) -> None:
+    """Check the options ``roles``, ``include`` and ``exclude`` of a pass, in its ``__post_init__``.
+
+    One text, or a list, becomes a tuple: ``roles=encoder`` is ``roles=('encoder',)``.
 
     Raises:
         PassError: When a role is unknown or a regular expression cannot be read.
     """
+    for option in ("roles", "include", "exclude"):
+        value = getattr(item, option)
+        names = (value,) if isinstance(value, str) else tuple(value)
+        object.__setattr__(item, option, names)
     known = [role.value for role in Role]
-    for role in roles:
+    for role in item.roles:
         if role not in known:
             raise item.refuse("roles", f"{role!r} is no role", hint=did_you_mean(role, known))
-    if not roles:
+    if not item.roles:
         raise item.refuse("roles", "at least one role is needed", hint=f"known: {', '.join(known)}")
-    for option, patterns in (("include", include), ("exclude", exclude)):
-        for pattern in patterns:
+    for option in ("include", "exclude"):
+        for pattern in getattr(item, option):
             try:
                 re.compile(pattern)
             except re.error as error:

@@ -111,14 +111,7 @@ class QuantizePrepare(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("roles", "include", "exclude"):
-            if isinstance(value := getattr(self, option), str):
-                object.__setattr__(self, option, (value,))
-        check_selection(self, self.roles, self.include, self.exclude)
-        if self.weights not in ("tensor", "channel"):
-            raise self.refuse("weights", "expected 'tensor' or 'channel'")
-        if self.weight_range not in WEIGHT_RANGES:
-            raise self.refuse("weight_range", "expected 'full', 'narrow' or 'reduced'")
+        check_selection(self)
         if not 0.0 <= self.average <= 1.0:
             raise self.refuse("average", "expected a number in 0..1")
         if self.begin < 0:

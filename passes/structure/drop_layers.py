@@ -59,8 +59,6 @@ class DropLayers(Pass):
         object.__setattr__(self, "keep", kept)
         if not 0.0 < self.fraction < 1.0:
             raise self.refuse("fraction", "expected a share between 0 and 1")
-        if self.choice not in ("first", "last", "spread"):
-            raise self.refuse("choice", "expected 'first', 'last' or 'spread'")
         if list(kept) != sorted(set(kept)) or any(index < 0 for index in kept):
             raise self.refuse("keep", "expected layers in ascending order, counted from 0")
 

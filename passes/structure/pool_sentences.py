@@ -61,11 +61,6 @@ class PoolSentences(Pass):
     pooling: Literal["mean", "cls"] = "mean"
     normalise: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pooling not in ("mean", "cls"):
-            raise self.refuse("pooling", "expected 'mean' or 'cls'")
-
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Pool, and remove what only the former outputs needed."""
         rw = ctx.rewriter

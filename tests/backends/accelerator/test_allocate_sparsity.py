@@ -119,7 +119,7 @@ def test_a_budget_out_of_reach_is_told() -> None:
     ("options", "message"),
     [
         ({"budget": 0.0}, "budget=0.0: expected a share"),
-        ({"measure": "time"}, "measure='time': expected one of cycles, bytes, energy"),
+        ({"measure": "time"}, "measure='time': expected 'cycles', 'bytes' or 'energy'"),
         ({"rows": 0}, "rows=0: expected at least 1"),
     ],
 )
