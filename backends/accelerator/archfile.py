@@ -72,7 +72,10 @@ def read_architecture(text: str, where: str) -> Architecture:
     try:
         architecture = TypeAdapter(Architecture).validate_python(tree)
     except ValidationError as error:
-        raise TargetError(_listed(error), who="accelerator", where=where) from error
+        hint = ""
+        if any(item["type"] == "missing" for item in error.errors()):
+            hint = "start from a preset and change parts of it, such as 'base: anton'"
+        raise TargetError(_listed(error), who="accelerator", where=where, hint=hint) from error
     build_engine(architecture.engine, where)
     build_format(architecture.weights, where)
     return architecture
@@ -124,14 +127,17 @@ def _merge(base: Any, change: Any) -> Any:
 
 
 def _listed(error: ValidationError) -> str:
-    lines = []
+    found: dict[str, str] = {}
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
+        # pydantic names the readers it tried in the path: no part of the file
+        path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
         why = item["msg"].removeprefix("Value error, ")
         if item["type"] == "unexpected_keyword_argument":
             why = "there is no such key"
-        lines.append(f"\n  - {path}: {why}")
-    return f"{len(lines)} mistakes in the architecture:" + "".join(lines)
+        found.setdefault(path, why)
+    noun = "mistake" if len(found) == 1 else "mistakes"
+    lines = "".join(f"\n  - {path}: {why}" for path, why in found.items())
+    return f"{len(found)} {noun} in the architecture:{lines}"
 
 
 def dump_architecture(architecture: Architecture) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sparsefx.backends.accelerator.quantity import (
     Seconds,
     Status,
     Watt,
+    Whole,
 )
 
 __all__ = [
@@ -50,7 +51,7 @@ class EngineSpec:
     """The sparsity engine of one core: its kind and its parameters by field name."""
 
     kind: str
-    numbers: dict[str, Count | list[Count]]
+    numbers: dict[str, Whole | list[Whole]]
     options: dict[str, str | bool] | None = None
 
 
@@ -59,7 +60,7 @@ class FormatSpec:
     """How weights are stored: the format's name and its parameters."""
 
     kind: str
-    numbers: dict[str, Count] | None = None
+    numbers: dict[str, Whole] | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -158,12 +159,12 @@ class Architecture:
     description: str
     source: str
     clock: Hertz
-    chips: Count
-    clusters: Count
-    cores: Count
+    chips: Whole
+    clusters: Whole
+    cores: Whole
     engine: EngineSpec
     weights: FormatSpec
-    value_bits: Count
+    value_bits: Whole
     sram: list[Sram]
     dram: Dram
     vector: VectorUnit

@@ -21,6 +21,7 @@ __all__ = [
     "Seconds",
     "Status",
     "Watt",
+    "Whole",
 ]
 
 Status = Literal["published", "derived", "assumed", "suspect", "fitted"]
@@ -115,7 +116,7 @@ class Quantity:
         return " | ".join(part for part in (text, self.status, self.source) if part)
 
 
-def _reader(dimension: str, positive: bool) -> BeforeValidator:
+def _reader(dimension: str, positive: bool, *, whole: bool = False) -> BeforeValidator:
     def read(raw: Any) -> Quantity:
         quantity = raw if isinstance(raw, Quantity) else Quantity.parse(raw)
         if quantity.dimension != dimension:
@@ -124,12 +125,17 @@ def _reader(dimension: str, positive: bool) -> BeforeValidator:
             raise ValueError(f"must be more than zero, found {raw}")
         if quantity.value < 0:
             raise ValueError(f"must not be negative, found {raw}")
+        if whole and quantity.value != round(quantity.value):
+            raise ValueError(f"must be a whole number, found {raw}")
+        if dimension == "fraction" and quantity.value > 1:
+            raise ValueError(f"must be at most 100 %, found {raw}")
         return quantity
 
     return BeforeValidator(read)
 
 
 Count = Annotated[Quantity, _reader("count", positive=True)]
+Whole = Annotated[Quantity, _reader("count", positive=True, whole=True)]
 Bytes = Annotated[Quantity, _reader("bytes", positive=True)]
 PerSecond = Annotated[Quantity, _reader("bytes per second", positive=True)]
 Hertz = Annotated[Quantity, _reader("hertz", positive=True)]

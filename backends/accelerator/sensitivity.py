@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sparsefx.backends.accelerator.architecture import Architecture, perturbed, quantities
 from sparsefx.backends.accelerator.quantity import Quantity
-from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.workload import Workload
 from sparsefx.errors import TargetError
 
@@ -17,15 +18,17 @@ _UNSURE = ("assumed", "suspect", "fitted")
 
 @dataclass(frozen=True)
 class Swing:
-    """Change of the cycles, relative, when one number is 20 % less and 20 % more.
+    """Change of the result, relative, when one number is 20 % less and 20 % more.
 
-    NaN where the machine is no longer possible.
+    NaN where the machine is no longer possible. `measure` says of what: the cycles, or for an entry
+    of the energy table the energy.
     """
 
     path: str
     quantity: Quantity
     less: float
     more: float
+    measure: Literal["cycles", "energy"] = "cycles"
 
     @property
     def size(self) -> float:
@@ -36,20 +39,28 @@ class Swing:
 def sensitivity(
     workload: Workload, architecture: Architecture, by: float = 0.2
 ) -> tuple[Swing, ...]:
-    """Move every assumed, suspect or fitted number that can change the time, largest effect first.
-
-    Energies are left out: energy is linear in each of them.
-    """
-    base = simulate(workload, architecture).cycles
+    """Move every assumed, suspect or fitted number that counts, largest effect first."""
+    base = simulate(workload, architecture)
     found = []
     for path, quantity in quantities(architecture):
-        if quantity.status not in _UNSURE or path.startswith(("energy.", "value_bits")):
+        if quantity.status not in _UNSURE or path.startswith("value_bits"):
+            continue
+        if path.startswith("energy."):
+            found.append(_energy_swing(base, path, quantity, by))
             continue
         less, more = (
-            _change(workload, architecture, path, factor, base) for factor in (1 - by, 1 + by)
+            _change(workload, architecture, path, factor, base.cycles)
+            for factor in (1 - by, 1 + by)
         )
         found.append(Swing(path, quantity, less, more))
     return tuple(sorted(found, key=lambda swing: -swing.size if swing.size == swing.size else 0))
+
+
+def _energy_swing(base: Simulation, path: str, quantity: Quantity, by: float) -> Swing:
+    """Energy is linear in each entry of the table: one more run tells both changes."""
+    moved = simulate(base.workload, perturbed(base.architecture, path, 1 + by))
+    more = sum(moved.energy.values()) / sum(base.energy.values()) - 1
+    return Swing(path, quantity, -more, more, "energy")
 
 
 def _change(

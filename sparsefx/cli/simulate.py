@@ -120,15 +120,20 @@ def _report(
     from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
 
     swings = swings_of(run.workload, run.architecture) if sensitivity else ()
-    for swing in swings[:12]:
-        text = f"{swing.path} ({swing.quantity}): {swing.less:+.1%} / {swing.more:+.1%}"
+    for swing in swings[:16]:
+        moved = f"{swing.less:+.1%} / {swing.more:+.1%} {swing.measure}"
+        text = f"{swing.path} ({swing.quantity}): {moved}"
         stdout.print(text, markup=False)
-    written = [
-        page.write_page(run, html, swings) if html else None,
-        traces.write_trace(run, trace) if trace else None,
-        tables.write_csv(run, csv) if csv else None,
-        tables.write_json(run, json) if json else None,
-    ]
+    try:
+        written = [
+            page.write_page(run, html, swings) if html else None,
+            traces.write_trace(run, trace) if trace else None,
+            tables.write_csv(run, csv) if csv else None,
+            tables.write_json(run, json) if json else None,
+        ]
+    except OSError as error:
+        where = str(error.filename)
+        raise TargetError(f"cannot be written: {error}", who="simulate", where=where) from error
     for path in filter(None, written):
         stderr.print(f"wrote {path}", markup=False)
 

@@ -104,11 +104,10 @@ def _over_ideal(run: Simulation, op: OpResult) -> str:
 
 def _swings(swings: tuple[Swing, ...]) -> str:
     rows = [
-        (swing.path, str(swing.quantity), f"{swing.less:+.1%}", f"{swing.more:+.1%}")
-        for swing in swings
+        (s.path, str(s.quantity), s.measure, f"{s.less:+.1%}", f"{s.more:+.1%}") for s in swings
     ]
-    told = paragraph("How the cycles move when a number that nobody published moves by 20 %.")
-    return told + table(["number", "value", "20 % less", "20 % more"], rows)
+    told = paragraph("How the result moves when a number that nobody published moves by 20 %.")
+    return told + table(["number", "value", "moves", "20 % less", "20 % more"], rows)
 
 
 def _numbers(run: Simulation) -> str:

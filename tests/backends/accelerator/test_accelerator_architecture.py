@@ -56,6 +56,13 @@ def test_the_s4_peak_is_the_published_one() -> None:
         ("weights: {kind: zip}", "there is no weights 'zip'"),
         ("energy: 3nm", "there is no energy table '3nm'"),
         ("sram: []", "no SRAM level holds weights"),
+        (
+            "engine: {numbers: {lanes: 0 | assumed}}",
+            "- engine.numbers.lanes: must be more than zero",
+        ),
+        ("engine: {numbers: {lanes: 1.5 | assumed}}", "lanes: must be a whole number"),
+        ("cores: 2.5 | assumed", "cores: must be a whole number"),
+        ("utilisation: 150 % | assumed", "utilisation: must be at most 100 %"),
     ],
 )
 def test_mistakes_are_told_with_their_path(change: str, message: str) -> None:
@@ -63,6 +70,12 @@ def test_mistakes_are_told_with_their_path(change: str, message: str) -> None:
         read_architecture(f"base: anton\n{change}", "mine.yaml")
     assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
+
+
+def test_a_file_without_a_base_is_told_of_presets() -> None:
+    with pytest.raises(TargetError, match="start from a preset") as caught:
+        read_architecture("name: mine\nclock: 1 GHz | assumed", "mine.yaml")
+    assert "sram: Field required" in str(caught.value)
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -57,6 +57,24 @@ def test_invariants(preset: str, workload: Workload) -> None:
         assert run.dram_bytes >= kept * run.machine.value_bytes
 
 
+@settings(max_examples=5, deadline=None)
+@given(workload=workloads)
+@pytest.mark.parametrize("preset", ["anton", "eie-64", "tensor-core-2-4", "scalesim-compat"])
+def test_weights_that_do_not_fit_are_moved_whole(preset: str, workload: Workload) -> None:
+    arch = load_architecture(preset)
+    largest = len(arch.sram) - 1
+    small = perturbed(arch, f"sram.{largest}.capacity", 60_000 / arch.capacity(arch.sram[largest]))
+    run = simulate(workload, small)
+    kept = [
+        op.n * op.k if op.nonzero is None else int(op.nonzero.sum())
+        for op in workload.matmuls
+        if op.has_weights
+    ]
+    if sum(kept) > 60_000:
+        assert not run.schedule.resident
+        assert run.dram_bytes >= sum(kept) * run.machine.value_bytes
+
+
 def _leakage(seconds: float, arch: object) -> float:
     watts: float = arch.energy.leakage.value  # type: ignore[attr-defined]  # an Architecture
     return watts * seconds * 1e12
@@ -65,9 +83,11 @@ def _leakage(seconds: float, arch: object) -> float:
 @settings(max_examples=10, deadline=None)
 @given(workload=workloads)
 @pytest.mark.parametrize("preset", ["anton", "lock-step-32", "tensor-core-2-4", "eie-64"])
-@pytest.mark.parametrize("path", ["dram.bandwidth", "vector.throughput"])
+@pytest.mark.parametrize("path", ["dram.bandwidth", "vector.throughput", "sram.0.bandwidth"])
 def test_faster_parts_are_never_slower(preset: str, path: str, workload: Workload) -> None:
     arch = load_architecture(preset)
+    if path.startswith("sram") and arch.sram[0].bandwidth is None:
+        return  # it never limits
     faster = perturbed(arch, path, 1.5)
     assert simulate(workload, faster).cycles <= simulate(workload, arch).cycles * (1 + 1e-9)
 

@@ -16,12 +16,14 @@ from torch import fx
 
 import sparsefx
 from sparsefx import Pipeline, Program
+from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
 from sparsefx.backends.accelerator.sensitivity import sensitivity
+from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
 from sparsefx.backends.accelerator.units import op_name
 from sparsefx.backends.accelerator.workload import MatmulOp
@@ -323,5 +325,22 @@ def test_sensitivity_orders_the_assumptions() -> None:
     swings = sensitivity(small, machine.architecture)
     sizes = [swing.size for swing in swings]
     assert sizes == sorted(sizes, reverse=True)
+    unsure = [
+        (path, quantity.status)
+        for path, quantity in quantities(machine.architecture)
+        if quantity.status in ("assumed", "suspect", "fitted") and path != "value_bits"
+    ]
+    assert sorted(swing.path for swing in swings) == sorted(path for path, _ in unsure)
+    by_path = {swing.path: swing for swing in swings}
+    base = simulate(small, machine.architecture)
+    for path in ("clock", "dram.bandwidth", "vector.launch"):
+        for factor, told in ((0.8, by_path[path].less), (1.2, by_path[path].more)):
+            moved = simulate(small, perturbed(machine.architecture, path, factor))
+            assert told == pytest.approx(moved.cycles / base.cycles - 1)
+    energy = by_path["energy.operand_registers"]
+    less = simulate(small, perturbed(machine.architecture, energy.path, 0.8))
+    change = sum(less.energy.values()) / sum(base.energy.values()) - 1
+    assert energy.measure == "energy"
+    assert energy.less == pytest.approx(change)
     clock = next(swing for swing in swings if swing.path == "engine.numbers.elements")
     assert clock.less != 0
