@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,9 +45,11 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "16x128": {"lengths": [128] * 16, "padded": 128},
     "16 pairs": {"lengths": PAIRS, "padded": max(PAIRS)},
 }
+# Threads of an engine may spin for a while after its run, and would take a core from the next one.
+_PAUSE = 0.05
 # What limits each engine to an instruction set; ONNX Runtime has no such switch.
 CAPS = {
-    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "NM_ARCH": "avx512_vnni"},
+    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "NM_ARCH": "avx512"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"},
 }
 
@@ -189,6 +192,7 @@ def measure(
         table: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
         for number in range(rounds + 1):
             for engine in engines:
+                time.sleep(_PAUSE)
                 answer = engine.run(batch)
                 if answer is not None and number:
                     table[engine.name].append(answer)
