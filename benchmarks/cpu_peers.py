@@ -5,7 +5,7 @@
 
 It makes an environment with the peers (OpenVINO with NNCF, ONNX Runtime, DeepSparse 1.8.0) under
 `--folder`, says what did not install, and runs every engine in a process of its own. In each round
-every engine runs each batch once, in turn, so that the others' weights have pushed its own out of
+every engine runs each batch once, in changing order, so that the others' weights have pushed its own out of
 the caches, and whatever else the machine does meets all alike. Medians and the spread between the
 quartiles are of wall-clock time; the smallest processor time is given beside them, because it
 changes least on a busy machine. The JSON file keeps what other calls measured (other workloads,
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "16 pairs": {"lengths": PAIRS, "padded": max(PAIRS)},
 }
 # Threads of an engine may spin for a while after its run, and would take a core from the next one.
-_PAUSE = 0.05
+_PAUSE = 0.1
 # What limits each engine to an instruction set; ONNX Runtime has no such switch.
 CAPS = {
     "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "NM_ARCH": "avx512"},
@@ -186,18 +187,31 @@ def start_all(options: argparse.Namespace) -> Iterator[Engine]:
 def measure(
     engines: list[Engine], batches: dict[str, dict[str, Any]], rounds: int
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Runs by workload and engine; the first of each is left out."""
+    """Runs by workload and engine, after a warm-up; the order changes from round to round."""
+    order = random.Random(0)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     for workload, batch in batches.items():
         table: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
-        for number in range(rounds + 1):
-            for engine in engines:
+        for engine in engines:
+            _warm_up(engine, batch)
+        for _ in range(rounds):
+            for engine in order.sample(engines, len(engines)):
                 time.sleep(_PAUSE)
                 answer = engine.run(batch)
-                if answer is not None and number:
+                if answer is not None:
                     table[engine.name].append(answer)
         results[workload] = {name: runs for name, runs in table.items() if runs}
     return results
+
+
+def _warm_up(engine: Engine, batch: dict[str, Any]) -> None:
+    """Ten runs, or one second of them: engines that adapt to the machine do it here."""
+    spent = 0.0
+    for _ in range(10):
+        answer = engine.run(batch)
+        spent += answer["seconds"] if answer else 1.0
+        if spent > 1.0:
+            return
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
