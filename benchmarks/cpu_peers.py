@@ -5,11 +5,11 @@
 
 It makes an environment with the peers (OpenVINO with NNCF, ONNX Runtime, DeepSparse 1.8.0) under
 `--folder`, says what did not install, and runs every engine in a process of its own. In each round
-every engine runs each batch once, in changing order, so that the others' weights have pushed its own out of
-the caches, and whatever else the machine does meets all alike. Medians and the spread between the
-quartiles are of wall-clock time; the smallest processor time is given beside them, because it
-changes least on a busy machine. The JSON file keeps what other calls measured (other workloads,
-threads, instruction sets) and replaces what this call measured again.
+every engine runs each batch once, in changing order, so that the others' weights have pushed its
+own out of the caches, and whatever else the machine does meets all alike. Medians and the spread
+between the quartiles are of wall-clock time; the smallest processor time is given beside them,
+because it changes least on a busy machine. The JSON file keeps what other calls measured (other
+workloads, threads, instruction sets) and replaces what this call measured again.
 """
 
 from __future__ import annotations

@@ -21,12 +21,22 @@ from sparsefx.backends.cpu.kernels import (
     dense_i8,
     embed,
     norm,
+    peak,
     quads,
     rows,
     transfer,
 )
 
-__all__ = ["Kernel", "elementwise", "embedding", "linear", "named", "norm_kernel", "other"]
+__all__ = [
+    "Kernel",
+    "elementwise",
+    "embedding",
+    "linear",
+    "named",
+    "norm_kernel",
+    "other",
+    "peak_kernel",
+]
 
 
 def _no_scratch(words: Mapping[str, Any], longest: int) -> int:
@@ -109,6 +119,18 @@ def embedding(tables: int) -> Kernel:
         "embed",
         embed.fields(tables),
         lambda isa, width: embed.emit(isa, width, tables),
+    )
+
+
+@cache
+def peak_kernel(*, dots: bool) -> Kernel:
+    """Products on registers alone."""
+    return Kernel(
+        ("peak", dots),
+        "peak",
+        peak.FIELDS,
+        lambda isa, width: peak.emit(isa, width, dots=dots),
+        lambda words, longest: 64 * (peak.CHAINS + 2),
     )
 
 

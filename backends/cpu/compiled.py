@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
 from sparsefx.backends.cpu.indices import Arrays, Rule, find_rule
 from sparsefx.backends.cpu.lowering import Lowered
+from sparsefx.backends.cpu.plan import Step
+from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError
@@ -36,12 +38,16 @@ class CpuCompiled:
         program: The lowered Program in eval mode.
         lowered: Its plan.
         runtime: The plan's executor.
+        measured: Whether its formats were chosen by the measured rates of the machine.
     """
 
-    def __init__(self, program: Program, lowered: Lowered, runtime: Runtime) -> None:
+    def __init__(
+        self, program: Program, lowered: Lowered, runtime: Runtime, *, measured: bool
+    ) -> None:
         self._program = program
         self._lowered = lowered
         self._runtime = runtime
+        self._measured = measured
         self._lock = threading.Lock()
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
 
@@ -147,14 +153,24 @@ class CpuCompiled:
         text = self._lowered.plan.steps[step].kernel.code(isa, width)[1]
         return write_assembly(text, isa) if assembly else text
 
-    def explain(self, batch: int = 1, tokens: int = 128) -> Explanation:
+    def explain(self, batch: int = 1, tokens: int = 128, *, timed: bool = False) -> Explanation:
         """For every linear: the format it got, what others would cost, and where zeros pay.
 
         Args:
             batch: Sequences.
             tokens: Tokens of each, without padding.
+            timed: Run every step on one core, and tell the rate it reached.
         """
-        return explain_layers(self._lowered.layers, self._runtime.isa.name, batch, tokens)
+        runtime, seconds = self._runtime, None
+        if timed:
+            shape = (batch, tokens)
+            indices = {name: np.zeros(shape, np.int32) for name in self._lowered.indices}
+            with self._lock:
+                times = runtime.time_steps(np.ones(shape, np.bool_), indices)
+            seconds = _by_kind(self._lowered.plan.steps, times)
+        rates = measured_rates(runtime.isa) if self._measured else BUILT_IN
+        layers = self._lowered.layers
+        return explain_layers(layers, runtime.isa.name, (batch, tokens), rates, seconds)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.
@@ -199,3 +215,12 @@ class CpuCompiled:
         host = self._lowered.host
         value = host.evaluate([node], host.bind(batch))[node].numpy()
         return np.atleast_2d(value)
+
+
+def _by_kind(steps: Sequence[Step], seconds: Sequence[float]) -> dict[str, dict[str, float]]:
+    """Seconds of steps by kind and node; all linears are of the kind "linear"."""
+    found: dict[str, dict[str, float]] = {}
+    for step, time in zip(steps, seconds, strict=True):
+        kind = "linear" if step.kernel.spec[0] == "linear" else step.kernel.kind
+        found.setdefault(kind, {})[step.node] = time
+    return found

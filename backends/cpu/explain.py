@@ -1,15 +1,17 @@
 """Why every linear got its format: candidates with their costs, and from which sparsity zeros pay.
 
-Costs are modelled (see `costs`), not measured.
+Costs are modelled (see `costs`); where the steps were timed, the rate that each linear reached
+stands beside what a core can do at most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.plan import SEQUENCES
+from sparsefx.backends.cpu.rates import Rates
 from sparsefx.backends.cpu.weights import Format
 
 __all__ = ["Explanation", "LayerCosts", "explain_layers"]
@@ -23,21 +25,27 @@ class LayerCosts:
 
     Attributes:
         layer: What was decided.
-        cycles: Modelled cycles on the whole batch, one core, for each format it could have.
+        costs: Nanoseconds of one core on the whole batch, for each format it could have.
+        products: Multiply-adds that its kernel does on the batch: of non-zeros, or of all weights.
+        measured: Nanoseconds that it took on one core, or None.
+        peak: Multiply-adds per nanosecond of one core at most.
     """
 
     layer: Layer
-    cycles: dict[Format, float]
+    costs: dict[Format, float]
+    products: int
+    measured: float | None
+    peak: float
 
     @property
     def chosen(self) -> float:
-        """Cycles in the format it got."""
-        return self.cycles[self.layer.format]
+        """Nanoseconds in the format it got."""
+        return self.costs[self.layer.format]
 
     @property
     def dense(self) -> float:
-        """Cycles when every weight is visited."""
-        return next(c for name, c in self.cycles.items() if name.startswith("dense"))
+        """Nanoseconds when every weight is visited."""
+        return next(c for name, c in self.costs.items() if name.startswith("dense"))
 
     @property
     def why(self) -> str:
@@ -45,38 +53,54 @@ class LayerCosts:
         choice = self.layer.choice
         if self.layer.format == choice.format:
             return choice.reason
-        return f"asked for; {choice.format} would be {self.chosen / min(self.cycles.values()):.1f}x"
+        return f"asked for; {choice.format} would be {self.chosen / min(self.costs.values()):.1f}x"
+
+    @property
+    def achieved(self) -> str:
+        """The rate it reached against the core's peak, "" if it was not timed."""
+        if self.measured is None:
+            return ""
+        rate = self.products / self.measured
+        return (
+            f"    measured {self.measured / 1e3:,.1f} us: {rate:.1f} of {self.peak:.0f} GMAC/s, "
+            f"{rate / self.peak:.0%} of the core's peak\n"
+        )
 
     def __str__(self) -> str:
         layer, choice = self.layer, self.layer.choice
         kind = "int8" if layer.integer else "fp32"
-        costs = ", ".join(f"{name} {cycles:,.0f}" for name, cycles in self.cycles.items())
+        costs = ", ".join(f"{name} {cost / 1e3:,.1f}" for name, cost in self.costs.items())
         needed = f"{max(0.0, 1 - choice.break_even):.1%}"
+        how = "timed on its weights" if choice.timed else "modelled"
         return (
             f"{'+'.join(layer.nodes)}: {kind} [{layer.rows}, {layer.columns}], "
             f"sparsity {1 - choice.density:.1%} -> {layer.format}\n"
-            f"    cycles: {costs}; break-even sparsity {needed}\n"
-            f"    {self.why}; {layer.packed_bytes:,} bytes\n"
+            f"    us ({how}): {costs}; break-even sparsity {needed}\n"
+            f"    {self.why}; {layer.packed_bytes:,} bytes\n" + self.achieved
         )
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All linears of a Program on one batch; its text is deterministic.
+    """All linears of a Program on one batch; its text is deterministic unless steps were timed.
 
     Attributes:
         shape: Sequences of the batch and tokens of each, without padding.
         isa: Instruction set.
+        rates: What the costs were computed with.
         layers: One entry for each linear kernel, in order.
+        others: Nanoseconds of the other steps by kind, if they were timed.
     """
 
     shape: tuple[int, int]
     isa: str
+    rates: Rates
     layers: tuple[LayerCosts, ...]
+    others: Mapping[str, float]
 
     @property
     def gain(self) -> float:
-        """Cycles of all linears when every weight is visited, over those of the chosen formats."""
+        """Cost of all linears when every weight is visited, over that of the chosen formats."""
         chosen = sum(layer.chosen for layer in self.layers)
         return sum(layer.dense for layer in self.layers) / chosen if chosen else 1.0
 
@@ -84,25 +108,52 @@ class Explanation:
         batch, tokens = self.shape
         dense = [layer for layer in self.layers if layer.layer.format.startswith("dense")]
         chosen = sum(layer.chosen for layer in self.layers)
+        others = "".join(f"{kind}: {cost / 1e3:,.1f} us\n" for kind, cost in self.others.items())
         return (
-            f"{batch}x{tokens} tokens, {self.isa}; modelled cycles of one core\n"
+            f"{batch}x{tokens} tokens, {self.isa}, one core; rates {self.rates.origin}\n"
             + "".join(str(layer) for layer in self.layers)
-            + f"{len(self.layers)} linears: {chosen:,.0f} cycles, {self.gain:.2f}x fewer than "
+            + others
+            + f"{len(self.layers)} linears: {chosen / 1e3:,.1f} us, {self.gain:.2f}x less than "
             f"with every weight visited; zeros do not pay in {len(dense)}\n"
         )
 
 
-def explain_layers(layers: Sequence[Layer], isa: str, batch: int, tokens: int) -> Explanation:
-    """The costs of all linears on a batch of that many sequences and tokens, without padding."""
+def explain_layers(
+    layers: Sequence[Layer],
+    isa: str,
+    shape: tuple[int, int],
+    rates: Rates,
+    seconds: Mapping[str, Mapping[str, float]] | None = None,
+) -> Explanation:
+    """The costs of all linears on a batch without padding.
+
+    Args:
+        layers: What was decided.
+        isa: Instruction set.
+        shape: Sequences, and tokens of each.
+        rates: What the formats were chosen by.
+        seconds: What the steps took, by kind and by the nodes they compute; None if not timed.
+    """
+    batch, tokens = shape
     panels = -(-batch * tokens // _PANEL), -(-batch // _PANEL)
-    costs = (
-        LayerCosts(
-            layer,
-            {
-                name: cycles * panels[1 if layer.space == SEQUENCES else 0]
-                for name, cycles in layer.choice.cycles.items()
-            },
+    found, known = [], dict((seconds or {}).get("linear", {}))
+    for layer in layers:
+        pooled = layer.space == SEQUENCES
+        weights = layer.rows * layer.columns if layer.format.startswith("dense") else layer.nonzeros
+        took = known.get("+".join(layer.nodes))
+        fast = layer.format in ("quads", "dense_i8")
+        found.append(
+            LayerCosts(
+                layer,
+                {name: cost * panels[pooled] for name, cost in layer.choice.costs.items()},
+                weights * (batch if pooled else batch * tokens),
+                None if took is None else took * 1e9,
+                rates.peak if fast else rates.peak_f32,
+            )
         )
-        for layer in layers
-    )
-    return Explanation((batch, tokens), isa, tuple(costs))
+    others = {
+        kind: 1e9 * sum(steps.values())
+        for kind, steps in (seconds or {}).items()
+        if kind != "linear"
+    }
+    return Explanation(shape, isa, rates, tuple(found), others)

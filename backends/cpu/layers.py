@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import fx
 
 import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.costs import Choice, choose_format
+from sparsefx.backends.cpu.costs import Choice, choose_format, tuned
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.graphs import (
     REFERENCE,
@@ -22,8 +22,10 @@ from sparsefx.backends.cpu.graphs import (
     rank,
     real_users,
 )
+from sparsefx.backends.cpu.linear_weights import Weights, read_weights
 from sparsefx.backends.cpu.plan import Buffer, Step
-from sparsefx.backends.cpu.values import Octets, Rows, Value
+from sparsefx.backends.cpu.rates import BUILT_IN, faster, measured_rates
+from sparsefx.backends.cpu.values import Octets, Rows
 from sparsefx.backends.cpu.weights import FORMATS, Format, Packed, pack
 
 if TYPE_CHECKING:
@@ -63,15 +65,6 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """A weight [rows, columns] with what turns sums into values."""
-
-    matrix: NDArray[Any]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class _Tail:
     """Nodes after a linear that its kernel computes as well."""
 
@@ -95,13 +88,13 @@ class LinearLowering:
         if source is None:
             return "its input is computed outside the plan"
         group = self._siblings(node)
-        weights = [self._weights(n, source) for n in group]
+        weights = [read_weights(walk, n, source) for n in group]
         known = [w for w in weights if w is not None]
         if len(known) < len(group):
             return "its weight depends on an input"
         if len({w.matrix.dtype for w in known}) > 1:
             group, known = [node], known[:1]
-        joined = _Weights(
+        joined = Weights(
             np.concatenate([w.matrix for w in known]),
             np.concatenate([w.scale for w in known]),
             np.concatenate([w.bias for w in known]),
@@ -146,39 +139,6 @@ class LinearLowering:
         group = [n for n in group if (self._snapped(n)[1] is not None) == snapped]
         fresh = [n for n in group if n not in self._walk.values]
         return fresh if node in fresh else [node]
-
-    def _weights(self, node: fx.Node, source: Value) -> _Weights | None:
-        """Weight, scales and bias of a linear; int8 if it and its input are quantized."""
-        _, weight, bias = (*node.args, None)[:3]
-        assert isinstance(weight, fx.Node)
-        constant = self._walk.host.constant
-        matrix, scale = None, None
-        if isinstance(source, Octets) and weight.target is _DEQUANTIZE:
-            matrix, scale = self._integers(weight)
-        if matrix is None:
-            full = constant(weight)
-            if full is None:
-                return None
-            matrix, scale = full.detach().float().numpy(), np.ones(1, np.float32)
-        assert scale is not None
-        rows = matrix.shape[0]
-        offset: Tensor | None = constant(bias) if isinstance(bias, fx.Node) else None
-        if offset is None and isinstance(bias, fx.Node):
-            return None
-        added = np.zeros(rows, np.float32) if offset is None else offset.detach().float().numpy()
-        factor = source.scale if matrix.dtype == np.int8 and isinstance(source, Octets) else 1.0
-        wide = np.broadcast_to(scale.astype(np.float32) * np.float32(factor), (rows,))
-        return _Weights(matrix, np.ascontiguousarray(wide), added)
-
-    def _integers(self, node: fx.Node) -> tuple[NDArray[Any] | None, NDArray[np.float32] | None]:
-        """int8 weight and its scales behind a symmetric dequantize, else (None, None)."""
-        q, scale, zero = (self._walk.host.constant(n) for n in node.args[:3])  # type: ignore[arg-type]
-        axis = node.args[3] if len(node.args) > 3 else node.kwargs.get("axis")
-        if q is None or scale is None or zero is None or q.dtype != torch.int8:
-            return None, None
-        if bool(zero.any()) or axis not in (None, 0):
-            return None, None
-        return q.numpy(), scale.float().reshape(-1).numpy()
 
     def _snapped(self, node: fx.Node) -> tuple[fx.Node, tuple[float, int] | None]:
         """The dequantize that follows a node, with its quantizer; the node itself if none does.
@@ -232,14 +192,14 @@ class LinearLowering:
         self,
         group: list[fx.Node],
         source: Rows | Octets,
-        weights: _Weights,
+        weights: Weights,
         tail: _Tail,
         *,
         as_codes: bool = False,
     ) -> Buffer:
         """Add the step; gives the buffer of fp32 (whether or not it is written), or of codes."""
         walk, last = self._walk, tail.last
-        rows, columns = weights.matrix.shape
+        rows = len(weights.matrix)
         space = source.buffer.space
         floats, quantizes, octets = self.sinks(last, rows, space)
         if len(group) > 1:
@@ -287,15 +247,27 @@ class LinearLowering:
             del words["output"]
             epilogue = replace(epilogue, snap=False, floats=False, octets=True, codes=True)
         operation = catalog.linear(packed.format, epilogue)
-        names = tuple(n.name for n in group)
-        layer = _layer(names, weights.matrix, space, packed, choice)
-        facts = {"macs": float(layer.nonzeros), "dense_macs": float(rows * columns)}
-        walk.steps.append(Step(operation, words, "+".join(names), facts))
+        self._record(group, last, Step(operation, words, _joined(group)), weights, packed, choice)
+        return target
+
+    def _record(
+        self,
+        group: list[fx.Node],
+        last: fx.Node,
+        step: Step,
+        weights: Weights,
+        packed: Packed,
+        choice: Choice,
+    ) -> None:
+        """Add a step with what is told of it, and take the nodes that it computes."""
+        walk, names = self._walk, tuple(n.name for n in group)
+        layer = _layer(names, weights.matrix, step, packed, choice)
+        facts = {"macs": float(layer.nonzeros), "dense_macs": float(weights.matrix.size)}
+        walk.steps.append(replace(step, facts=facts))
         walk.layers.append(layer)
         walk.taken |= {*group, last, *self._between(group[0], last)}
         for node in group:
             walk.taken |= set(self._between(node, self._snapped(node)[0]))
-        return target
 
     def _between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
         """Nodes from a linear to the end of its tail, whose values are never written."""
@@ -306,7 +278,7 @@ class LinearLowering:
         return found
 
     def _snaps(
-        self, group: list[fx.Node], weights: _Weights, tail: _Tail
+        self, group: list[fx.Node], weights: Weights, tail: _Tail
     ) -> NDArray[np.float32] | None:
         """The quantizer of every row, fp32 [rows, 4] (see `Epilogue.snap`); None without any."""
         found = [(tail.snap, len(weights.bias))]
@@ -336,7 +308,7 @@ class LinearLowering:
     def _share(
         self,
         group: list[fx.Node],
-        weights: list[_Weights],
+        weights: list[Weights],
         target: Buffer,
         codes: tuple[tuple[float, int], ...],
     ) -> None:
@@ -374,9 +346,13 @@ class LinearLowering:
         self, group: list[fx.Node], matrix: NDArray[Any], zero_point: int
     ) -> tuple[Packed, Choice]:
         walk = self._walk
-        choice = choose_format(matrix, walk.isa)
+        measured = walk.options.measured and walk.options.pack
+        rates = measured_rates(walk.isa) if measured else BUILT_IN
+        choice = choose_format(matrix, walk.isa, rates)
+        if measured:
+            choice = tuned(choice, matrix, walk.isa, faster)
         chosen = choice.format
-        if walk.options.format in FORMATS and walk.options.format in choice.cycles:
+        if walk.options.format in FORMATS and walk.options.format in choice.costs:
             chosen = next(f for f in FORMATS if f == walk.options.format)
         if not walk.options.pack:
             return Packed(chosen, {}), choice
@@ -386,11 +362,14 @@ class LinearLowering:
         return self._packed[key], choice
 
 
+def _joined(group: list[fx.Node]) -> str:
+    return "+".join(node.name for node in group)
+
+
 def _layer(
-    nodes: tuple[str, ...], matrix: NDArray[Any], space: int, packed: Packed, choice: Choice
+    nodes: tuple[str, ...], matrix: NDArray[Any], step: Step, packed: Packed, choice: Choice
 ) -> Layer:
-    rows, columns = matrix.shape
     integer, nonzeros = matrix.dtype == np.int8, int(np.count_nonzero(matrix))
-    return Layer(
-        nodes, rows, columns, nonzeros, integer, space, packed.format, choice, packed.stored_bytes
-    )
+    (rows, columns), space = matrix.shape, int(step.words["space"])  # type: ignore[arg-type]
+    stored = packed.stored_bytes
+    return Layer(nodes, rows, columns, nonzeros, integer, space, packed.format, choice, stored)

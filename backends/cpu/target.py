@@ -32,6 +32,8 @@ class CpuTarget(Target):
         threads: Threads per call; 0 takes every core of this process.
         attention: "auto" multiplies in int8 where query, key and value come from int8 linears;
             "fp32" never does.
+        rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
+            figures of one machine, so that the choice is the same everywhere.
         format: "" chooses the cheapest for every layer; else quads, rows, dense_i8 or dense_f32.
     """
 
@@ -40,6 +42,7 @@ class CpuTarget(Target):
     threads: int = 0
     attention: str = "auto"
     format: str = ""
+    rates: str = "measured"
 
     def __post_init__(self) -> None:
         if self.attention not in ("auto", "fp32"):
@@ -51,6 +54,10 @@ class CpuTarget(Target):
                 f"there is no format {self.format!r}",
                 who=self.name,
                 hint=did_you_mean(self.format, FORMATS),
+            )
+        if self.rates not in ("measured", "built-in"):
+            raise TargetError(
+                f"rates must be 'measured' or 'built-in', not {self.rates!r}", who=self.name
             )
         if self.threads < 0:
             raise TargetError(f"threads must be 0 or more, not {self.threads}", who=self.name)
@@ -79,11 +86,18 @@ class CpuTarget(Target):
         lowered = self._lower(own)
         engine = shared_engine(self._isa(own))
         pool = shared_pool(engine, self._threads())
-        return CpuCompiled(own, lowered, Runtime(lowered.plan, engine, pool))
+        return CpuCompiled(
+            own,
+            lowered,
+            Runtime(lowered.plan, engine, pool),
+            measured=self.rates == "measured",
+        )
 
     def _lower(self, program: Program, *, pack: bool = True) -> Lowered:
         chosen = self._isa(program)
-        options = LoweringOptions(chosen, self.format, self.attention, pack)
+        options = LoweringOptions(
+            chosen, self.format, self.attention, self.rates == "measured", pack
+        )
         return lower_program(program, options)
 
     def _isa(self, program: Program) -> Isa:

@@ -28,12 +28,14 @@ class LoweringOptions:
         isa: Instruction set.
         format: One format for every linear that can have it, "" for the cheapest.
         attention: "auto" takes int8 products where q, k, v come from int8 linears; or "fp32".
+        measured: Whether formats are chosen by what this machine was measured to take.
         pack: Whether weights are packed; the walk's decisions need none.
     """
 
     isa: Isa
     format: str = ""
     attention: str = "auto"
+    measured: bool = True
     pack: bool = True
 
 

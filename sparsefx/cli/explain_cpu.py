@@ -20,6 +20,9 @@ def command(
     target: Annotated[
         str, typer.Option("--target", "-t", help="The cpu target with its options.")
     ] = "cpu",
+    timed: Annotated[
+        bool, typer.Option("--timed", help="Run every step and show the rate it reaches.")
+    ] = False,
 ) -> None:
     """Show for every linear what was chosen, what else would cost, and when zeros pay."""
     from sparsefx import registry
@@ -32,6 +35,8 @@ def command(
             f"{target!r} is not the cpu target", who="explain-cpu", hint="e.g. -t cpu{isa='avx2'}"
         )
     model = open_program(program).eval()
-    stdout.print(str(chosen.compile(model).explain(batch, tokens)), markup=False, end="")
+    stdout.print(
+        str(chosen.compile(model).explain(batch, tokens, timed=timed)), markup=False, end=""
+    )
     for reason in chosen.unsupported(model):
         stderr.print(f"outside the plan: {reason}", markup=False)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu.costs import choose_format
+from sparsefx.backends.cpu import rates
+from sparsefx.backends.cpu.costs import choose_format, tuned
 from sparsefx.backends.cpu.isa import ISAS, IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
@@ -45,7 +46,7 @@ def test_rows_with_one_weight_fill_no_dot_product() -> None:
 @pytest.mark.parametrize("isa", RUNNABLE)
 def test_costs_follow_the_tokens(isa: IsaName) -> None:
     program = quantized(sparse_(captured("bert-cls"), 0.1), example_batch())
-    compiled = CpuTarget(isa=isa).lower(program)
+    compiled = CpuTarget(isa=isa, rates="built-in").lower(program)
     one, two = compiled.explain(1, 64), compiled.explain(2, 64)
     per_token = [i for i, layer in enumerate(one.layers) if layer.layer.rows > 64]
     assert per_token
@@ -59,9 +60,54 @@ def test_costs_follow_the_tokens(isa: IsaName) -> None:
 
 def test_a_format_that_was_asked_for_says_what_it_costs() -> None:
     program = sparse_(captured("bert-cls"), 0.1)
-    explained = str(CpuTarget(isa=RUNNABLE[0], format="dense_f32").lower(program).explain())
+    explained = str(
+        CpuTarget(isa=RUNNABLE[0], format="dense_f32", rates="built-in").lower(program).explain()
+    )
     assert "-> dense_f32" in explained
     assert "asked for; rows would be" in explained
+
+
+def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "cache_folder", lambda: tmp_path / "kept")
+    isa = ISAS[RUNNABLE[0]]
+    found = rates._measure(isa)
+    assert min(found.nonzero, found.channel, found.peak, found.peak_f32) > 0
+    assert (found.quad > 0) == isa.has_dot
+    monkeypatch.setattr(rates, "_measure", lambda _: found)
+    rates.measured_rates.cache_clear()
+    assert rates.measured_rates(isa) == found
+    monkeypatch.delattr(rates, "_measure")
+    rates.measured_rates.cache_clear()
+    assert rates.measured_rates(isa) == found
+    rates.measured_rates.cache_clear()
+
+
+def test_close_formats_are_timed_on_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "cache_folder", lambda: tmp_path / "kept")
+    isa = ISAS["avx2"]
+    close = weight(
+        choose_format(weight(1.0, 60, 96, np.float32), isa).break_even, 60, 96, np.float32
+    )
+    choice = tuned(choose_format(close, isa), close, isa, rates.faster)
+    assert choice.timed
+    assert choice.costs[choice.format] == min(choice.costs.values())
+    monkeypatch.delattr(rates, "_linear_seconds")
+    assert tuned(choose_format(close, isa), close, isa, rates.faster) == choice
+    far = weight(0.05, 60, 96, np.float32)
+    assert not tuned(choose_format(far, isa), far, isa, rates.faster).timed
+
+
+def test_steps_are_timed_against_the_peak() -> None:
+    program = quantized(sparse_(captured("bert-cls"), 0.1), example_batch())
+    explained = (
+        CpuTarget(isa=RUNNABLE[0], rates="built-in").lower(program).explain(2, 40, timed=True)
+    )
+    text = str(explained)
+    assert text.count("% of the core's peak") == len(explained.layers)
+    assert "\nattention: " in text
+    assert all(layer.measured is not None for layer in explained.layers)
 
 
 @pytest.fixture
