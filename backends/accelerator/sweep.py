@@ -14,13 +14,13 @@ from typing import Literal
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
 from sparsefx.backends.accelerator.programs import workload_of
-from sparsefx.backends.accelerator.report.svg import COLOURS, Axis, Canvas
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import Workload
 from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
 from sparsefx.report.page import Page, paragraph, table
+from sparsefx.report.svg import COLOURS, Axis, Canvas
 
 __all__ = [
     "Pattern",

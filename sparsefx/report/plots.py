@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from sparsefx.report.svg import COLOURS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -18,8 +20,6 @@ __all__ = ["accuracy_plot", "bar_plot", "curve_plot"]
 
 Point = tuple[float, float]
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,22 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 Skips = Literal["weight", "activation"]
 
-__all__ = ["BoolArray", "Engine", "Gemm", "IntArray", "Skips", "Timing", "ceil_div", "group_sum"]
+__all__ = [
+    "BOTH",
+    "WEIGHTS",
+    "BoolArray",
+    "Engine",
+    "Gemm",
+    "IntArray",
+    "Skips",
+    "Timing",
+    "ceil_div",
+    "group_sum",
+]
+
+WEIGHTS: Final[frozenset[Skips]] = frozenset({"weight"})
+BOTH: Final[frozenset[Skips]] = frozenset({"weight", "activation"})
+"""What engines skip: zeros of the weights, or of both operands."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Gemm:
     @property
     def effectual_macs(self) -> int:
         """Multiplications whose operands are both non-zero."""
-        return self.macs(frozenset({"weight", "activation"}))
+        return self.macs(BOTH)
 
 
 @dataclass(frozen=True)

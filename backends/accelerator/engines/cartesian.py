@@ -7,13 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsefx.backends.accelerator.engines.base import (
-    Engine,
-    Gemm,
-    Skips,
-    Timing,
-    group_sum,
-)
+from sparsefx.backends.accelerator.engines.base import BOTH, Engine, Gemm, Skips, Timing, group_sum
 from sparsefx.backends.accelerator.engines.channel_product import interleaved_counts
 
 __all__ = ["Cartesian"]
@@ -34,7 +28,7 @@ class Cartesian(Engine):
     """
 
     kind: ClassVar[str] = "cartesian"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight", "activation"})
+    skips: ClassVar[frozenset[Skips]] = BOTH
     elements: int = 64
     inputs: int = 4
     weights: int = 4

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import (
+    BOTH,
     Engine,
     Gemm,
     IntArray,
@@ -41,7 +42,7 @@ class ChannelProduct(Engine):
     """
 
     kind: ClassVar[str] = "channel-product"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight", "activation"})
+    skips: ClassVar[frozenset[Skips]] = BOTH
     rows: int = 1
     columns: int = 1
     simd: int = 1

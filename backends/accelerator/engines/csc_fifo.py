@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import (
+    BOTH,
     Engine,
     Gemm,
     IntArray,
@@ -36,7 +37,7 @@ class CscFifo(Engine):
     """
 
     kind: ClassVar[str] = "csc-fifo"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight", "activation"})
+    skips: ClassVar[frozenset[Skips]] = BOTH
     elements: int = 64
     depth: int = 8
     run_bits: int = 4

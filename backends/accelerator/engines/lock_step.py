@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import (
+    WEIGHTS,
     Engine,
     Gemm,
     IntArray,
@@ -44,7 +45,7 @@ def by_group(work: IntArray, elements: int) -> IntArray:
 class RowArray(Engine):
     """`elements` weight rows side by side with `lanes` MACs each; zero weights take no time."""
 
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
+    skips: ClassVar[frozenset[Skips]] = WEIGHTS
     elements: int = 32
     lanes: int = 16
 

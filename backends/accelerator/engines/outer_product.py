@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import (
+    BOTH,
     Engine,
     Gemm,
     IntArray,
@@ -34,7 +35,7 @@ class OuterProduct(Engine):
     """
 
     kind: ClassVar[str] = "outer-product"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight", "activation"})
+    skips: ClassVar[frozenset[Skips]] = BOTH
     units: int = 1
     tile: int = 32
     height: int = 8

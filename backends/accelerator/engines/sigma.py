@@ -8,7 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Skips, Timing, ceil_div
+from sparsefx.backends.accelerator.engines.base import (
+    WEIGHTS,
+    Engine,
+    Gemm,
+    Skips,
+    Timing,
+    ceil_div,
+)
 
 __all__ = ["Sigma", "leaving_adder", "pack_rows"]
 
@@ -82,7 +89,7 @@ class Sigma(Engine):
     """
 
     kind: ClassVar[str] = "sigma"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
+    skips: ClassVar[frozenset[Skips]] = WEIGHTS
     multipliers: int = 128
     bandwidth: int = 128
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsefx.backends.accelerator.engines.base import Gemm, Skips, Timing, ceil_div
+from sparsefx.backends.accelerator.engines.base import WEIGHTS, Gemm, Skips, Timing, ceil_div
 from sparsefx.backends.accelerator.engines.systolic import Systolic
 from sparsefx.backends.formats.n_of_m import group_counts
 
@@ -29,7 +29,7 @@ class SystolicNM(Systolic):
     """
 
     kind: ClassVar[str] = "systolic-n-of-m"
-    skips: ClassVar[frozenset[Skips]] = frozenset({"weight"})
+    skips: ClassVar[frozenset[Skips]] = WEIGHTS
     group: int = 4
     slots: int = 0
 

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 
 from sparsefx.backends.accelerator.energy import LEVELS
-from sparsefx.backends.accelerator.report.svg import COLOURS, Axis, Canvas, short
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import WATERFALL, OpResult, Simulation
 from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.report.svg import COLOURS, Axis, Canvas, short
 
 __all__ = [
     "ANTON_POINTS",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from sparsefx.backends.accelerator.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
-from sparsefx.backends.accelerator.report.svg import short
 from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import OpResult, Simulation
 from sparsefx.report.page import Page, paragraph, table
+from sparsefx.report.svg import short
 
 __all__ = ["build_page", "write_page"]
 

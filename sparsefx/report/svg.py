@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["COLOURS", "Axis", "Canvas", "short"]
 
+# Colours that stay apart for colour-blind readers (Okabe and Ito), and three quieter ones.
 COLOURS = (
-    "#2f6fb0", "#d9822b", "#6b9e3f", "#b5483d", "#7d5ba6", "#8a6d4f", "#c7649b", "#7a8087",
-    "#2a9d9d",
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7d5ba6", "#8a6d4f",
+    "#7a8087",
 )  # fmt: skip
 
 
