@@ -42,6 +42,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",
         "pool-sentences": "sparsefx.passes.structure.pool_sentences:PoolSentences",
+        "prune-neurons": "sparsefx.passes.structure.prune_neurons:PruneNeurons",
         "quantize-convert": "sparsefx.passes.quantize.convert:QuantizeConvert",
         "quantize-embeddings": "sparsefx.passes.quantize.embeddings:QuantizeEmbeddings",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
