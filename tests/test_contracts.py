@@ -43,6 +43,7 @@ CASES: dict[str, Case] = {
     "fold-masks": Case("fold-masks", before="magnitude-prune"),
     "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
+    "prune-neurons": Case("prune-neurons{ratio=1.0}"),
     "quantize-convert": Case("quantize-convert", before="quantize-prepare"),
     "reweighted-l1": Case("reweighted-l1{shrink=1e-6}"),
     "take-successors": Case("take-successors", before="replace-modules"),

@@ -45,14 +45,14 @@ class PruneNeurons(Pass):
     >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2,
     ...                     num_attention_heads=2, intermediate_size=16)
     >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
-    >>> small = Pipeline.parse("prune-neurons{fraction=0.75}").run(program)
+    >>> small = Pipeline.parse("prune-neurons{ratio=0.5}").run(program)
     >>> small.config["intermediate_size"]
     4
     >>> tuple(small.tensor("encoder.layer.1.output.dense.weight").shape)
     (8, 4)
 
     Attributes:
-        fraction: Share of the neurons to remove, above 0 and below 1.
+        ratio: Neurons that stay, for each feature of the hidden states; BERT has 4.
         multiple: The number that stays is rounded up to a multiple of it.
     """
 
@@ -67,13 +67,13 @@ class PruneNeurons(Pass):
         }
     )
 
-    fraction: float = 0.5
+    ratio: float = 2.0
     multiple: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.fraction < 1.0:
-            raise self.refuse("fraction", "expected a share between 0 and 1")
+        if not 0.0 < self.ratio < math.inf:
+            raise self.refuse("ratio", "expected a number above 0")
         if self.multiple < 1:
             raise self.refuse("multiple", "expected at least 1")
 
@@ -82,32 +82,35 @@ class PruneNeurons(Pass):
         found = program.facts(EncoderStructure)
         if not found.layers:
             return PassReport(0, (Skip("layers", found.reason),))
-        reasons = {layer.index: _unfit(program, layer) for layer in found.layers}
+        count = self._count(program, found.layers[0])
+        reasons = {layer.index: _unfit(program, layer, count) for layer in found.layers}
         skipped = tuple(Skip(f"layer {index}", why) for index, why in reasons.items() if why)
         if skipped:
             return PassReport(0, skipped)
-        widths = {program.tensor(layer.down.weight).shape[1] for layer in found.layers}
         for layer in found.layers:
-            _cut(ctx.rewriter, layer, self._kept(program, layer))
-        left = {program.tensor(layer.down.weight).shape[1] for layer in found.layers}
+            _cut(ctx.rewriter, layer, _strongest(program, layer, count))
         for key in _WIDTHS:
             if key in program.config:
-                program.config[key] = max(left)
+                program.config[key] = count
         program.changed()
-        note = f"{max(left)} of {max(widths)} neurons stay in each of {len(found.layers)} layers"
+        note = f"{count} neurons stay in each of {len(found.layers)} layers"
         return PassReport(len(found.layers), notes=(note,))
 
-    @torch.no_grad()
-    def _kept(self, program: Program, layer: EncoderLayer) -> Tensor:
-        up, down = program.tensor(layer.up[0].weight), program.tensor(layer.down.weight)
-        total = up.shape[0]
-        wanted = round(total * (1.0 - self.fraction), 6)
-        count = min(total, max(1, math.ceil(wanted / self.multiple)) * self.multiple)
-        scores = up.norm(dim=1) * down.norm(dim=0)
-        return scores.topk(count).indices.sort().values
+    def _count(self, program: Program, layer: EncoderLayer) -> int:
+        wanted = round(program.tensor(layer.down.weight).shape[0] * self.ratio, 6)
+        return max(1, math.ceil(wanted / self.multiple)) * self.multiple
 
 
-def _unfit(program: Program, layer: EncoderLayer) -> str:
+@torch.no_grad()
+def _strongest(program: Program, layer: EncoderLayer, count: int) -> Tensor:
+    """Return which neurons stay, ascending."""
+    up, down = program.tensor(layer.up[0].weight), program.tensor(layer.down.weight)
+    scores = torch.linalg.vector_norm(up, dim=1) * torch.linalg.vector_norm(down, dim=0)
+    kept: Tensor = scores.topk(count).indices.sort().values
+    return kept
+
+
+def _unfit(program: Program, layer: EncoderLayer, count: int) -> str:
     """Return why a block cannot shrink; empty when it can."""
     if len(layer.up) != 1:
         return "its feed-forward block has a gate"
@@ -115,8 +118,11 @@ def _unfit(program: Program, layer: EncoderLayer) -> str:
         (node,) = program.graph.find_nodes(op="get_attr", target=name)
         if len(node.users) > 1:
             return f"{name} is used {len(node.users)} times"
-    if program.tensor(layer.up[0].weight).shape[0] != program.tensor(layer.down.weight).shape[1]:
+    made, read = program.tensor(layer.up[0].weight), program.tensor(layer.down.weight)
+    if made.shape[0] != read.shape[1]:
         return "its feed-forward block has a gate"
+    if made.shape[0] <= count:
+        return f"it has {made.shape[0]} neurons, and {count} are to stay"
     return why_order_matters(program, [layer.up[0].node], layer.down.node)
 
 

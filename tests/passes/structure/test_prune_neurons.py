@@ -36,7 +36,7 @@ def bert() -> Any:
     return made.eval()
 
 
-def narrow(program: Program, text: str = "prune-neurons") -> Program:
+def narrow(program: Program, text: str = "prune-neurons{ratio=0.75}") -> Program:
     return Pipeline.parse(text).run(program).eval()
 
 
@@ -62,7 +62,8 @@ def test_equals_the_wide_model_with_the_weakest_neurons_at_zero(tmp_path: Path) 
 
 
 def test_the_narrow_model_trains_and_passes_go_on() -> None:
-    small = narrow(sparsefx.capture(HandwrittenEncoder().eval(), example_batch())).train()
+    program = sparsefx.capture(HandwrittenEncoder().eval(), example_batch())
+    small = narrow(program, "prune-neurons{ratio=1.0}").train()
     pruned = Pipeline.parse("magnitude-prune{sparsity=0.5}").run(small)
     torch.autograd.backward(pruned(**example_batch())["output"].sum())
     gradient = pruned.tensor("blocks.0.down.weight").grad
@@ -72,9 +73,15 @@ def test_the_narrow_model_trains_and_passes_go_on() -> None:
 
 def test_counts_are_rounded_up() -> None:
     program = sparsefx.capture(bert(), example_batch(), dynamic=False)
-    small = narrow(program, "prune-neurons{fraction=0.6,multiple=8}")
+    small = narrow(program, "prune-neurons{ratio=0.6,multiple=8}")
     assert small.config["intermediate_size"] == 16
-    assert small.history[-1].notes == ("16 of 24 neurons stay in each of 2 layers",)
+    assert small.history[-1].notes == ("16 neurons stay in each of 2 layers",)
+
+
+def test_blocks_that_are_narrow_enough_stay() -> None:
+    program = sparsefx.capture(bert(), example_batch(), dynamic=False)
+    entry = narrow(program, "prune-neurons{ratio=1.5}").history[-1]
+    assert {skip.reason for skip in entry.skipped} == {"it has 24 neurons, and 24 are to stay"}
 
 
 def test_gated_blocks_are_skipped() -> None:
@@ -93,7 +100,7 @@ def test_no_encoder_is_skipped() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["fraction=1.0", "multiple=0"])
+@pytest.mark.parametrize("text", ["ratio=0.0", "multiple=0"])
 def test_mistakes_are_named(text: str) -> None:
     with pytest.raises((PassError, SpecError), match=text.replace(".", r"\.")):
         Pipeline.parse(f"prune-neurons{{{text}}}")
