@@ -16,6 +16,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels import (
     attention,
     attention_i8,
+    blocks,
     convert,
     dense_f32,
     dense_i8,
@@ -72,12 +73,18 @@ def _emitted(kernel: Kernel, isa: Isa, width: int) -> tuple[str, str]:
     return function.name, function.text()
 
 
-_LINEARS = {"quads": quads, "rows": rows, "dense_i8": dense_i8, "dense_f32": dense_f32}
+_LINEARS = {
+    "quads": quads,
+    "blocks": blocks,
+    "rows": rows,
+    "dense_i8": dense_i8,
+    "dense_f32": dense_f32,
+}
 
 
 @cache
 def linear(kind: str, epilogue: Epilogue) -> Kernel:
-    """A linear layer in one of the formats quads, rows, dense_i8, dense_f32."""
+    """A linear layer in one of the formats (see `weights.FORMATS`)."""
     module = _LINEARS[kind]
     return Kernel(
         ("linear", kind, asdict(epilogue)),
@@ -152,6 +159,9 @@ _OTHERS = {
             lambda words, longest: attention_i8.scratch_bytes(longest, int(words["head_size"])),
         ),
         Kernel(("other", "quantize"), "quantize", convert.QUANTIZE_FIELDS, convert.emit_quantize),
+        Kernel(
+            ("other", "interleave"), "interleave", blocks.INTERLEAVE_FIELDS, blocks.emit_interleave
+        ),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
         Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
@@ -160,7 +170,7 @@ _OTHERS = {
 
 
 def other(kind: str) -> Kernel:
-    """A kernel without options: attention, attention_i8, quantize, expand, pick, unpack."""
+    """A kernel without options: attention, quantize, interleave, expand, ..."""
     return _OTHERS[kind]
 
 

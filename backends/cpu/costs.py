@@ -47,10 +47,11 @@ class Choice:
     @property
     def reason(self) -> str:
         """Why, in one sentence."""
-        other = min((c for f, c in self.costs.items() if f != self.format), default=0.0)
-        gain = other / self.costs[self.format]
+        chosen = self.costs[self.format]
+        dense = next(c for f, c in self.costs.items() if f.startswith("dense"))
+        gain = min(c for f, c in self.costs.items() if f != self.format) / chosen
         if not self.format.startswith("dense"):
-            return f"{gain:.1f}x cheaper than visiting every weight"
+            return f"{dense / chosen:.1f}x cheaper than visiting every weight"
         sparsity, needed = 1 - self.density, 1 - self.break_even
         if sparsity <= needed:
             return f"zeros do not pay: {sparsity:.1%} of the weights are zero, {needed:.1%} needed"
@@ -67,8 +68,12 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
     tiles = -(-rows // _TILE_ROWS)
     sparse: Format
     dense: Format
+    others: dict[Format, float] = {}
     if matrix.dtype == np.int8 and isa.has_dot:
         sparse, dense = "quads", "dense_i8"
+        padded = np.pad(matrix != 0, ((0, 0), (0, -columns % 4)))
+        aligned = int(padded.reshape(rows, -1, 4).any(2).sum())
+        others = {"blocks": fixed + rates.block * aligned}
         visited = rates.quad * float(((counts + 3) // 4).sum())
         every = rates.quad * rows * (columns / 4)
         tiled = rates.group * tiles * -(-columns // 4)
@@ -77,16 +82,18 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
         visited = rates.nonzero * float(counts.sum())
         every = rates.nonzero * float(rows * columns)
         tiled = rates.channel * tiles * columns
-    costs = {sparse: fixed + visited, dense: fixed + tiled}
+    costs = {sparse: fixed + visited, **others, dense: fixed + tiled}
     density = float(counts.sum()) / max(1, matrix.size)
     break_even = min(1.0, tiled / max(every, 1e-9))
     return Choice(min(costs, key=lambda f: costs[f]), costs, density, break_even)
 
 
 def tuned(choice: Choice, matrix: NDArray[Any], isa: Isa, timer: Timer) -> Choice:
-    """The choice after timing both formats on the weights, if the model finds them close."""
-    low, high = sorted(choice.costs.values())
-    if high > _CLOSE * low:
+    """The choice after timing those formats on the weights that the model finds close."""
+    least = min(choice.costs.values())
+    close = tuple(f for f, cost in choice.costs.items() if cost <= _CLOSE * least)
+    if len(close) < 2:
         return choice
-    costs = timer(matrix, tuple(choice.costs), isa)
-    return replace(choice, format=min(costs, key=lambda f: costs[f]), costs=costs, timed=True)
+    costs = choice.costs | timer(matrix, close, isa)
+    best = min(close, key=lambda f: costs[f])
+    return replace(choice, format=best, costs=costs, timed=True)

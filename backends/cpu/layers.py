@@ -216,6 +216,8 @@ class LinearLowering:
         buffer = source.buffer
         if integer and isinstance(source, Octets) and packed.format in ("rows", "dense_f32"):
             buffer = walk.integers(source)
+        if packed.format == "blocks" and isinstance(source, Octets):
+            buffer = walk.interleaved(source)
         words: dict[str, Any] = {
             **packed.words,
             "rows": rows,

@@ -38,7 +38,7 @@ _TOKENS = 128
 _PANELS = 2
 _COLD_BYTES = 6 << 20
 _RUNS = 25
-_VERSION = "1"
+_VERSION = "2"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Rates:
 
     Attributes:
         quad: Four non-zeros of a row (quads).
+        block: Four neighbouring weights of a row (blocks).
         nonzero: One non-zero (rows).
         group: Six rows times four channels (dense_i8).
         channel: Six rows times one channel (dense_f32).
@@ -57,6 +58,7 @@ class Rates:
     """
 
     quad: float
+    block: float
     nonzero: float
     group: float
     channel: float
@@ -68,6 +70,7 @@ class Rates:
 
 BUILT_IN = Rates(
     quad=2.44,
+    block=1.25,
     nonzero=2.19,
     group=6.85,
     channel=6.85,
@@ -119,12 +122,14 @@ def _measure(isa: Isa) -> Rates:
     rows, wide, narrow = 384, 768, 192
     nonzero, row = _slope("rows", isa, [_sparse(rows, wide, n, np.float32) for n in (32, 160)])
     cell, _ = _slope("dense_f32", isa, _dense(rows, (narrow, wide), np.float32))
-    quad = byte_cell = 0.0
+    quad = block = byte_cell = 0.0
     if isa.has_dot:
         quad, row = _slope("quads", isa, [_sparse(rows, wide, n, np.int8) for n in (32, 160)])
+        block, _ = _slope("blocks", isa, [_blocked(rows, wide, n) for n in (8, 40)])
         byte_cell, _ = _slope("dense_i8", isa, _dense(rows, (narrow, wide), np.int8))
     return Rates(
         quad=quad,
+        block=block,
         nonzero=nonzero,
         group=24 * byte_cell,
         channel=6 * cell,
@@ -142,6 +147,12 @@ def _sparse(rows: int, columns: int, each: int, dtype: Any) -> tuple[NDArray[Any
     for row in matrix:
         row[rng.choice(columns, each, replace=False)] = 1
     return matrix, each / 4 if dtype is np.int8 else each
+
+
+def _blocked(rows: int, columns: int, each: int) -> tuple[NDArray[Any], float]:
+    """An int8 matrix with `each` aligned groups of four in every row, and that number."""
+    groups, _ = _sparse(rows, columns // 4, each, np.float32)
+    return np.repeat(groups.astype(np.int8), 4, axis=1), each
 
 
 def _dense(rows: int, columns: tuple[int, int], dtype: Any) -> list[tuple[NDArray[Any], float]]:
@@ -178,7 +189,7 @@ def _copied(packed: Packed) -> Packed:
 def _step(matrix: NDArray[Any], packed: Packed) -> Step:
     rows, columns = matrix.shape
     integer = matrix.dtype == np.int8
-    item = 1 if packed.format in ("quads", "dense_i8") else 4
+    item = 4 if packed.format in ("rows", "dense_f32") else 1
     words: dict[str, Word] = {
         **packed.words,
         "rows": rows,

@@ -34,7 +34,8 @@ class CpuTarget(Target):
             "fp32" never does.
         rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
             figures of one machine, so that the choice is the same everywhere.
-        format: "" chooses the cheapest for every layer; else quads, rows, dense_i8 or dense_f32.
+        format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8
+            or dense_f32.
     """
 
     name: ClassVar[str] = "cpu"

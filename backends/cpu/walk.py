@@ -53,7 +53,7 @@ class Walk:
     layers: list[Layer] = field(default_factory=list)
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
-    expanded: dict[Buffer, Buffer] = field(default_factory=dict)
+    rewritten: dict[tuple[Buffer, str], Buffer] = field(default_factory=dict)
 
     @property
     def isa(self) -> Isa:
@@ -84,12 +84,30 @@ class Walk:
 
     def integers(self, value: Octets) -> Buffer:
         """The bytes themselves as fp32, for arithmetic without a dot product; written once."""
-        if value.buffer not in self.expanded:
+        key = (value.buffer, "integers")
+        if key not in self.rewritten:
             name = f"{value.buffer.name}.integers"
             target = Buffer(name, value.buffer.rows, 4, value.buffer.space)
             self.expand(value, target, 1.0, 0)
-            self.expanded[value.buffer] = target
-        return self.expanded[value.buffer]
+            self.rewritten[key] = target
+        return self.rewritten[key]
+
+    def interleaved(self, value: Octets) -> Buffer:
+        """The bytes with four channels together, for weights in aligned groups; written once."""
+        key = (value.buffer, "interleaved")
+        if key not in self.rewritten:
+            columns, space = value.buffer.rows, value.buffer.space
+            target = Buffer(f"{value.buffer.name}.interleaved", -(-columns // 4) * 4, 1, space)
+            words: dict[str, Word] = {
+                "rows": target.rows,
+                "columns": columns,
+                "input": value.buffer,
+                "output_bytes": target,
+                "space": space,
+            }
+            self.steps.append(Step(catalog.other("interleave"), words, target.name))
+            self.rewritten[key] = target
+        return self.rewritten[key]
 
     def expand(self, value: Octets, target: Buffer, scale: float, zero_point: int) -> None:
         """Add a step that widens uint8 rows to fp32."""

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.kernels import dense_f32, dense_i8
 from sparsefx.backends.cpu.kernels.rows import BLOCK, CHUNK_ROWS
-from sparsefx.backends.formats.quads import pack_quads
+from sparsefx.backends.formats.quads import pack_blocks, pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
 __all__ = ["FORMATS", "Format", "Packed", "pack", "splits"]
 
-Format = Literal["quads", "rows", "dense_i8", "dense_f32"]
-FORMATS: tuple[Format, ...] = ("quads", "rows", "dense_i8", "dense_f32")
+Format = Literal["quads", "rows", "dense_i8", "dense_f32", "blocks"]
+FORMATS: tuple[Format, ...] = ("quads", "rows", "dense_i8", "dense_f32", "blocks")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
 
     Args:
         matrix: int8 (integer arithmetic) or fp32.
-        format: quads and dense_i8 take int8 only.
+        format: quads, blocks and dense_i8 take int8 only.
         zero_point: Zero point of the uint8 activations; it enters the start of the sums.
     """
     integer = matrix.dtype == np.int8
@@ -54,6 +54,11 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
         packed = pack_quads(matrix)
         words |= {"row_start": packed.row_start, "index": packed.index, "weights": packed.weights}
         work = 4 * np.diff(packed.row_start) + 4
+    elif format == "blocks":
+        aligned = pack_blocks(matrix)
+        words |= {"row_start": aligned.row_start, "index": aligned.index}
+        words |= {"weights": aligned.weights}
+        work = 2 * np.diff(aligned.row_start) + 4
     elif format == "rows":
         compressed = pack_rows(matrix, BLOCK, CHUNK_ROWS)
         words |= {

@@ -1,4 +1,6 @@
-"""Quads: the non-zeros of each row of an int8 matrix, four by four (kernel `cpu/kernels/quads`).
+"""The non-zeros of each row of an int8 matrix, four by four.
+
+Quads hold any four (kernel `cpu/kernels/quads`), blocks four neighbours (`cpu/kernels/blocks`).
 
 row 3:  0 0 5 0 0 0 -2 0 7 0 1 ... 4   ->   index (2 6 8 10) (15 2 2 2)
                                             weights (5 -2 7 1) (4 0 0 0)
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Quads", "pack_quads"]
+__all__ = ["Blocks", "Quads", "pack_blocks", "pack_quads"]
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,36 @@ def pack_quads(matrix: NDArray[np.int8]) -> Quads:
     index[place] = column
     weights[place] = matrix[owner, column]
     return Quads(row_start, index.reshape(-1, 4), weights.reshape(-1, 4))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An int8 matrix [rows, columns] as aligned groups of four columns.
+
+    Attributes:
+        row_start: int32[rows + 1], first block of each row.
+        index: uint16[blocks], column / 4.
+        weights: int8[blocks, 4].
+    """
+
+    row_start: NDArray[np.int32]
+    index: NDArray[np.uint16]
+    weights: NDArray[np.int8]
+
+
+def pack_blocks(matrix: NDArray[np.int8]) -> Blocks:
+    """Pack a matrix; columns are filled with zeros to a multiple of four.
+
+    Example:
+        >>> packed = pack_blocks(np.array([[0, 0, 0, 0, 1, 2], [3, 0, 0, 4, 0, 0]], np.int8))
+        >>> packed.row_start.tolist(), packed.index.tolist(), packed.weights.tolist()
+        ([0, 1, 2], [1, 0], [[1, 2, 0, 0], [3, 0, 0, 4]])
+    """
+    rows, columns = matrix.shape
+    if columns > 1 << 18:
+        raise ValueError(f"uint16 cannot index blocks of {columns} columns")
+    groups = np.pad(matrix, ((0, 0), (0, -columns % 4))).reshape(rows, -1, 4)
+    owner, column = np.nonzero(groups.any(2))
+    counts = np.bincount(owner, minlength=rows)
+    row_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return Blocks(row_start, column.astype(np.uint16), np.ascontiguousarray(groups[owner, column]))

@@ -90,6 +90,11 @@ class LinearCase:
             words = {"rows": columns, "input": octets, "output": wide, "scale": 1.0}
             steps.append(Step(catalog.other("expand"), words, "e"))
             source = wide
+        if self.format == "blocks":
+            mixed = Buffer("m", -(-columns // 4) * 4, 1)
+            words = {"rows": mixed.rows, "columns": columns, "input": octets, "output_bytes": mixed}
+            steps.append(Step(catalog.other("interleave"), words, "m"))
+            source = mixed
         packed = pack(self.w, self.format, self.zero_point if integer else 0)
         words = {
             **packed.words,

@@ -24,7 +24,7 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = ["FIELDS", "emit", "symbol"]
@@ -49,30 +49,8 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    sink = Sink(frame, epilogue)
-    source = frame.buffer("input", frame.word("space"))
-    most = 2 if width == 64 else 1
-    for first, count in each_panel_group(frame, most):
-        _rows(frame, sink, source, first, count)
+    each_sparse_row(frame, Sink(frame, epilogue), frame.word("columns"), _quad)
     return frame.f
-
-
-def _rows(frame: Frame, sink: Sink, source: Value, first: Value, count: int) -> None:
-    """All rows of this part for `count` panels from panel number `first`."""
-    f, panel = frame.f, frame.panel
-    panel_bytes = frame.word("columns") * panel.width
-    inputs = [f.offset(source, panel_bytes * (first + n)) for n in range(count)]
-    starts, initial = frame.pointer("row_start"), frame.pointer("initial")
-    start, stop = row_range(frame)
-    for row in f.loop(start, stop):
-        begin = f.convert("zext", f.load("i32", f.offset(starts, row * 4)), "i64")
-        end = f.convert("zext", f.load("i32", f.offset(starts, row * 4 + 4)), "i64")
-        seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
-        sums = [[f.var(seed) for _ in range(4)] for _ in range(count)]
-        for quad in f.loop(begin, end):
-            _quad(frame, inputs, quad, sums)
-        for n in range(count):
-            sink.finish([s.get() for s in sums[n]], row, first + n)
 
 
 def _quad(frame: Frame, inputs: list[Value], quad: Value, sums: list[list[Var]]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from sparsefx.backends.cpu.epilogue import Sink
 from sparsefx.backends.cpu.frame import Frame
-from sparsefx.backends.cpu.ir import Value
+from sparsefx.backends.cpu.ir import Value, Var
 
-__all__ = ["each_panel_group", "row_range"]
+__all__ = ["each_panel_group", "each_sparse_row", "row_range"]
+
+Unit = Callable[[Frame, list[Value], Value, list[list[Var]]], None]
+"""Emits one unit (a quad or block): frame, panels of the input, number of the unit, their sums."""
 
 
 def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
@@ -42,3 +46,25 @@ def row_range(frame: Frame) -> tuple[Value, Value]:
     skip = f.select(whole, f.i64(0), f.i64(16) + frame.job("part") * 8)
     place = f.offset(frame.pointer("splits"), skip)
     return f.load("i64", place), f.load("i64", f.offset(place, 8))
+
+
+def each_sparse_row(frame: Frame, sink: Sink, columns: Value, unit: Unit) -> None:
+    """Loop over this part's rows of int8 weights in units, for one or two panels of tokens.
+
+    `row_start` counts the units of each row, `initial` starts the sums.
+    """
+    f, panel = frame.f, frame.panel
+    source = frame.buffer("input", frame.word("space"))
+    starts, initial = frame.pointer("row_start"), frame.pointer("initial")
+    for first, count in each_panel_group(frame, 2 if panel.width == 64 else 1):
+        inputs = [f.offset(source, columns * panel.width * (first + n)) for n in range(count)]
+        start, stop = row_range(frame)
+        for row in f.loop(start, stop):
+            begin = f.convert("zext", f.load("i32", f.offset(starts, row * 4)), "i64")
+            end = f.convert("zext", f.load("i32", f.offset(starts, row * 4 + 4)), "i64")
+            seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
+            sums = [[f.var(seed) for _ in range(4)] for _ in range(count)]
+            for number in f.loop(begin, end):
+                unit(frame, inputs, number, sums)
+            for n in range(count):
+                sink.finish([s.get() for s in sums[n]], row, first + n)
