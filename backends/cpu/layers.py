@@ -213,18 +213,13 @@ class LinearLowering:
         snaps = self._snaps(group, weights, tail)
         table = self._table(tail, octets) if not floats and tail.residual is None else None
         target = Buffer(last.name, rows, 4, space)
-        buffer = source.buffer
-        if integer and isinstance(source, Octets) and packed.format in ("rows", "dense_f32"):
-            buffer = walk.integers(source)
-        if packed.format == "blocks" and isinstance(source, Octets):
-            buffer = walk.interleaved(source)
         words: dict[str, Any] = {
             **packed.words,
             "rows": rows,
             "scale": weights.scale,
             "bias": weights.bias,
             "space": space,
-            "input": buffer,
+            "input": walk.read_as(source, packed.format, integer=integer),
         }
         if tail.residual is not None:
             words["residual"] = tail.residual

@@ -70,7 +70,7 @@ class Rates:
 
 BUILT_IN = Rates(
     quad=2.44,
-    block=1.25,
+    block=1.95,
     nonzero=2.19,
     group=6.85,
     channel=6.85,

@@ -15,6 +15,7 @@ from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
+from sparsefx.backends.cpu.weights import Format
 from sparsefx.program import Program
 
 __all__ = ["LoweringOptions", "Walk"]
@@ -81,6 +82,14 @@ class Walk:
         if isinstance(value, Rows) and value.whole:
             return value
         return None
+
+    def read_as(self, value: Rows | Octets, format: Format, *, integer: bool) -> Buffer:
+        """A value as the kernel of a format reads it."""
+        if isinstance(value, Octets) and integer and format in ("rows", "dense_f32"):
+            return self.integers(value)
+        if isinstance(value, Octets) and format == "blocks":
+            return self.interleaved(value)
+        return value.buffer
 
     def integers(self, value: Octets) -> Buffer:
         """The bytes themselves as fp32, for arithmetic without a dot product; written once."""

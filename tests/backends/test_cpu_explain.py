@@ -27,7 +27,7 @@ def weight(density: float, rows: int, columns: int, dtype: Any) -> Any:
 def test_the_break_even_is_where_the_choice_changes(isa: IsaName, dtype: Any, rows: int) -> None:
     found = choose_format(weight(1.0, rows, 768, dtype), ISAS[isa]).break_even
     less = choose_format(weight(found - 0.05, rows, 768, dtype), ISAS[isa])
-    assert less.format in ("quads", "rows")
+    assert less.format in ("quads", "rows", "blocks")
     assert "cheaper than visiting every weight" in less.reason
     if found < 0.95:
         more = choose_format(weight(found + 0.05, rows, 768, dtype), ISAS[isa])
@@ -141,3 +141,9 @@ def test_mistakes(
 ) -> None:
     assert run("explain-cpu", saved, *arguments) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_aligned_groups_get_blocks() -> None:
+    matrix = np.repeat(weight(0.1, 60, 192, np.int8), 4, axis=1)
+    assert choose_format(matrix, ISAS["avx512_vnni"]).format == "blocks"
+    assert choose_format(weight(0.1, 60, 768, np.int8), ISAS["avx512_vnni"]).format == "quads"
