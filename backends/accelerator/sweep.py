@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
@@ -245,13 +245,39 @@ def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
     if failed:
         told = [f"{r.point.arch}, {r.point.size}, {r.point.ratio:g}x: {r.error}" for r in failed]
         page.section("Not simulated", *(paragraph(text) for text in told))
-    shown = [[_cell(row[c]) for c in columns] for row in rows]
-    page.section("Results", table(columns, shown))
+    page.section("Results", table(list(_SHOWN), [_shown(result) for result in results]))
     return sheet, page.write(folder / "sweep.html")
 
 
-def _cell(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+_SHOWN: Final = (
+    "architecture", "model", "compression", "zeros", "batch x tokens", "ms", "sequences/s", "mJ",
+    "external MB", "multipliers busy",
+)  # fmt: skip
+
+
+def _shown(result: Result) -> list[str]:
+    """The row of one result, as under `_SHOWN`; the CSV file has every figure in full."""
+    point = result.point
+    figures = (
+        f"{result.milliseconds:,.4g}",
+        f"{result.sequences_per_second:,.1f}",
+        f"{result.millijoules:,.3f}",
+        f"{result.dram_megabytes:,.3f}",
+        f"{result.utilisation:.1%}",
+    )
+    return [
+        point.arch,
+        _model(point),
+        f"{point.ratio:g}x",
+        point.pattern,
+        f"{point.batch} x {point.tokens}",
+        *(figures if not result.error else ("",) * len(figures)),
+    ]
+
+
+def _model(point: Point) -> str:
+    """The size, or the last two parts of a saved Program's path."""
+    return "/".join(Path(point.size).parts[-2:]) if point.pattern == "saved" else point.size
 
 
 def _curves(results: list[Result]) -> str:
@@ -283,7 +309,7 @@ def _bars(results: list[Result]) -> str:
     x = Axis(0, max(result.sequences_per_second for result in results), 330, 780)
     for row, result in enumerate(results):
         point, y = result.point, 8 + 20 * row
-        name = f"{Path(point.size).name} ({point.ratio:g}x) on {point.arch}"
+        name = f"{_model(point)} ({point.ratio:g}x) on {point.arch}"
         canvas.text(324, y + 12, name[-52:], "end")
         colour = COLOURS[archs.index(point.arch) % len(COLOURS)]
         canvas.rect(330, y, x(result.sequences_per_second) - 330, 14, colour, point.size)
