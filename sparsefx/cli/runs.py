@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from sparsefx.recipe import Recipe
     from sparsefx.timing import Latency
     from sparsefx.train.evaluation import SessionData
-    from sparsefx.train.results import RunResult
+    from sparsefx.train.results import RunResult, StageResult
 
-__all__ = ["train_and_report"]
+__all__ = ["Timed", "chosen_stages", "train_and_report"]
+
+Timed = Literal["all", "ends", "last"]
 
 
 def train_and_report(
@@ -31,8 +33,13 @@ def train_and_report(
     title: str,
     target: str = "onnxruntime",
     tensorboard: bool = False,
+    timed: Timed = "all",
 ) -> RunResult:
-    """Run a recipe to its end and leave table, page, exported model and Hugging Face folder."""
+    """Run a recipe to its end and leave table, page, exported model and Hugging Face folder.
+
+    ``timed`` says which of the scored stages are lowered and timed; an export takes about as long
+    as 30 training steps of a small model.
+    """
     from sparsefx import registry
     from sparsefx.cli.progress import SessionProgress
     from sparsefx.train.events import Listener, TensorBoard
@@ -45,22 +52,23 @@ def train_and_report(
             listeners.append(TensorBoard(folder / "tensorboard"))
         result = Session(recipe, model, data, folder, listeners=listeners).run()
     stderr.print("exporting and timing")
-    latencies, timed_on = _export(result, folder, target)
+    latencies, timed_on = _export(result, folder, target, timed)
     _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
     _report(result, latencies, timed_on, title, recipe.description)
     return result
 
 
-def _export(result: RunResult, folder: Path, target: str) -> tuple[dict[str, Latency], str]:
-    """Lower every evaluated stage, save the last and time all of them in turns."""
+def _export(
+    result: RunResult, folder: Path, target: str, timed: Timed
+) -> tuple[dict[str, Latency], str]:
+    """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     place = registry.parse_target(target)
     compiled = {}
-    for stage in result.stages:
-        if stage.score is None:
-            continue
+    scored = [stage for stage in result.stages if stage.score is not None]
+    for stage in chosen_stages(scored, timed):
         try:
             compiled[stage.name] = place.compile(_without_masks(stage.program()))
         except SparsefxError as error:
@@ -75,6 +83,13 @@ def _export(result: RunResult, folder: Path, target: str) -> tuple[dict[str, Lat
     latencies = time_in_turns(compiled, batch, runs=31)
     timed_on = f"Timed on {target}: one sentence of 32 tokens, 31 runs in turns; {machine()}."
     return latencies, timed_on
+
+
+def chosen_stages(scored: list[StageResult], timed: Timed) -> list[StageResult]:
+    """Return the stages that are lowered and timed."""
+    if timed == "last":
+        return scored[-1:]
+    return scored if timed == "all" or len(scored) < 2 else [scored[0], scored[-1]]
 
 
 def _without_masks(program: Program) -> Program:
@@ -106,6 +121,8 @@ def _report(
     for row in rows:
         shown.add_row(*cells(row))
     stdout.print(shown)
+    if rows:
+        stdout.print(f"Scored on {rows[0].score.count:,} held-back examples.")
     if timed_on:
         stdout.print(timed_on, markup=False)
     page = run_page(result, rows, title=title, lead=lead, timed_on=timed_on)

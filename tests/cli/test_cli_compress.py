@@ -11,6 +11,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx.cli import main
+from sparsefx.cli.runs import Timed, chosen_stages
+from sparsefx.train.results import StageResult
 from tests.train.tiny_run import LETTERS, texts, tokenizer
 
 RECIPE = """
@@ -68,11 +70,21 @@ def compress(place: Path, **changed: str) -> Any:
     return run("compress", place / "short.yaml", *data, *flat)
 
 
+@pytest.mark.parametrize(
+    ("timed", "names"), [("all", ["a", "b", "c"]), ("ends", ["a", "c"]), ("last", ["c"])]
+)
+def test_which_stages_are_timed(timed: Timed, names: list[str], tmp_path: Path) -> None:
+    stages = [StageResult(name, tmp_path, 1, None, {}, None, ()) for name in "abc"]
+    assert [stage.name for stage in chosen_stages(stages, timed)] == names
+    assert chosen_stages(stages[:1], timed) == stages[:1]
+
+
 def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress(place) == 0
     shown = capsys.readouterr().out
     assert "sparse" in shown
     assert "50.0%" in shown
+    assert "Scored on 40 held-back examples." in shown
     page = (place / "run" / "report.html").read_text()
     assert page.count("<svg") == 4
     model = BertForSequenceClassification.from_pretrained(place / "run" / "huggingface")
