@@ -147,3 +147,32 @@ def test_a_wrong_key_of_a_recipe_is_named_with_its_path(
     shown = capsys.readouterr().err
     assert "stages[1].training.precison" in shown
     assert "did you mean 'precision'?" in shown
+
+
+def test_text_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "self.yaml").write_text("""
+name: self
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: sparse
+  teacher: model
+  pipeline: ["magnitude-prune{sparsity=0.5,end=2}", "distill{logits=0,hidden=1}"]
+  training: {steps: 3, precision: fp32}
+  after: [strip-distillation, fold-masks]
+""")
+    (place / "more.txt").write_text("\n".join(texts(20, 5)) + "\n")
+    found = run(
+        "compress", place / "self.yaml", "--model", place / "model", "--unlabelled",
+        place / "more.txt", "--unlabelled", place / "train.csv", "--text", "words",
+        "--folder", place / "run", "--target", "reference",
+    )  # fmt: skip
+    assert found == 2
+    assert "no column 'words'" in capsys.readouterr().err
+    found = run(
+        "compress", place / "self.yaml", "--model", place / "model", "--unlabelled",
+        place / "more.txt", "--folder", place / "run", "--target", "reference",
+    )  # fmt: skip
+    assert found == 0
+    shown = capsys.readouterr().out
+    assert "Scored on 1 held-back examples." in shown
+    assert (place / "run" / "huggingface" / "model.safetensors").exists()
