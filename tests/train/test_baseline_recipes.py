@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
 from sparsefx.properties import Property
-from sparsefx.recipe import Recipe, Stage
+from sparsefx.recipe import DataSettings, Recipe, Stage
+from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, text_task
+from sparsefx.train.tasks import Examples, Task, text_task
 from tests.train import tiny_run
 
+BATCH = 8
 TINY_TOKENS = "masked-lm{special=(0,1,2,3),mask_token=1}"  # BERT's ids are none of this model's
 
 
@@ -36,7 +39,34 @@ def program(layers: int) -> Program:
         "max_position_embeddings": 32,
     }
     made: Any = BertForSequenceClassification(BertConfig(**sizes))
-    return capture(made.eval(), tiny_run.example_inputs(tiny_run.data()))
+    coded = encode(tiny_run.tokenizer(), Examples("drawn", texts(BATCH, 0)), 16)
+    # Fixed sizes: shapes are inferred much faster.
+    return capture(made.eval(), coded.collate(range(BATCH)), dynamic=False)
+
+
+def texts(count: int, seed: int) -> tuple[str, ...]:
+    """Random texts of seven letters, so that all batches have one shape."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(tiny_run.LETTERS), (count, 7), generator=generator).tolist()
+    return tuple(" ".join(tiny_run.LETTERS[letter] for letter in row) for row in drawn)
+
+
+def data() -> SessionData:
+    """Texts by whether their first letter is one of the first half, and some without labels."""
+
+    def examples(seed: int) -> Examples:
+        some = texts(3 * BATCH, seed)
+        return Examples("drawn", some, labels=tuple(int(text[0] in "abcd") for text in some))
+
+    splits = {"train": examples(0), "test": examples(1)}
+    task = Task("first letter", "classification", ("late", "early"), "accuracy", splits)
+    return SessionData(task, tiny_run.tokenizer(), Examples("more", texts(2 * BATCH, 2)))
+
+
+def small(recipe: Recipe, stages: Iterable[Stage]) -> Recipe:
+    """The recipe in its short form: few steps, batches of one size."""
+    settings = DataSettings(max_length=16, batch_size=BATCH, eval_batch_size=BATCH)
+    return recipe.model_copy(update={"stages": tuple(map(shortened, stages)), "data": settings})
 
 
 def shortened(stage: Stage) -> Stage:
@@ -54,8 +84,8 @@ def run(name: str, folder: Path, *, left_out: str = "") -> Program:
     recipe = Recipe.shipped(name)
     without = tuple(left_out.split())
     kept = [each for each in recipe.stages if not (without and each.name.startswith(without))]
-    recipe = recipe.model_copy(update={"stages": tuple(map(shortened, kept))})
-    given = tiny_run.data(unlabelled=20)
+    recipe = small(recipe, kept)
+    given = data()
     layers = 4 if name == "bert-pkd" else 2  # which leaves the last layer out
     result = Session(recipe, program(layers), given, folder, device="cpu").run()
     assert result.stages[-1].score is not None
@@ -96,9 +126,9 @@ def test_models_that_are_pruned_while_pre_training(name: str, tmp_path: Path) ->
 
 def test_a_sentence_encoder_needs_no_labels(tmp_path: Path) -> None:
     recipe = Recipe.shipped("sparse-sentence-encoder")
-    recipe = recipe.model_copy(update={"stages": tuple(map(shortened, recipe.stages))})
-    texts = Examples("drawn", tiny_run.texts(40, 0))
-    given = SessionData(text_task(texts), tiny_run.tokenizer())
+    recipe = small(recipe, recipe.stages)
+    some = Examples("drawn", texts(6 * BATCH, 0))
+    given = SessionData(text_task(some, test_share=1 / 6), tiny_run.tokenizer())
     result = Session(recipe, program(2), given, tmp_path, device="cpu").run()
     found = result.program
     assert found.signature.outputs == ("sentence_embedding",)
