@@ -40,7 +40,8 @@ class MaskedLm(Pass):
     so run ``distill`` first. Adds ``weight * L`` to the output ``loss``, which it makes when there
     is none, and returns L as ``loss.masked_lm``. ``strip-masked-lm`` takes it out again.
 
-    Establishes nothing. Skips a Program whose tokens are hidden already.
+    Establishes nothing. Skips a Program whose tokens are hidden already; refuses a model whose
+    padding token, which its configuration tells, is not among ``special``.
 
     >>> import torch
     >>> from sparsefx import Pipeline, capture
@@ -100,6 +101,7 @@ class MaskedLm(Pass):
                 where="mask_token",
                 hint="give the id of the mask token of the model's tokenizer",
             )
+        self._check_padding(program)
         drawn, chosen = self._hide(rw, tokens, rows)
         with rw.before(program.graph.output_node()):
             known = rw.call(aten.where.ScalarOther, chosen, tokens, _IGNORED)
@@ -110,6 +112,17 @@ class MaskedLm(Pass):
         rw.set_output("loss", total)
         rw.set_output(LOSS, term)
         return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
+
+    def _check_padding(self, program: Program) -> None:
+        """Refuse ids of another vocabulary, which the padding token gives away."""
+        padding = program.config.get("pad_token_id")
+        if padding is not None and padding not in self.special:
+            raise PassError(
+                f"the model pads with token {padding}, which special={self.special} does not name",
+                who=self.name,
+                where="special",
+                hint="give mask_token and special of the model's own tokenizer",
+            )
 
     def _hide(self, rw: Rewriter, tokens: fx.Node, rows: int) -> tuple[fx.Node, fx.Node]:
         """Let all readers of the tokens see what is shown; return the draw and who was chosen."""

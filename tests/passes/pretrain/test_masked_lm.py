@@ -148,6 +148,7 @@ def test_a_teacher_that_was_joined_sees_the_same_tokens() -> None:
     [
         ("masked-lm{mask_token=4}", "no output predicts tokens; it returns logits"),
         ("mlm-head,masked-lm{mask_token=100}", "mask_token=100 is none of the 100 tokens"),
+        ("mlm-head,masked-lm{mask_token=4,special=(1,)}", "the model pads with token 0"),
         ("masked-lm{probability=0.0}", "expected a share above 0"),
         ("masked-lm{weight=0.0}", "expected a number above 0"),
         ("keep-outputs{outputs=logit}", r"there is no output 'logit'(.|\n)*did you mean 'logits'"),
