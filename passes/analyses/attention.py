@@ -17,11 +17,11 @@ from sparsefx.passes.analyses.dataflow import (
     previous_nodes,
     products,
 )
+from sparsefx.passes.analyses.operators import SOFTMAXES
 
 __all__ = ["AttentionCore", "NoCore", "find_attention", "linears_behind"]
 
 _SDPA = aten.scaled_dot_product_attention.default
-_SOFTMAX = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find_attention(graph: fx.Graph) -> Iterator[AttentionCore | NoCore]:
     for node in graph.nodes:
         if node.target is _SDPA:
             yield _fused(node)
-        elif node.target in _SOFTMAX:
+        elif node.target in SOFTMAXES:
             for context in next_nodes(node, _is_product, through=_passes_on):
                 yield _spelled(node, context)
 

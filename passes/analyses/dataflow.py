@@ -14,6 +14,15 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
+from sparsefx.passes.analyses.operators import (
+    CASTS,
+    COPIES,
+    DROPOUTS,
+    PARTS,
+    REORDERS,
+    RESHAPES,
+)
+
 __all__ = [
     "carried",
     "data_graph",
@@ -30,37 +39,7 @@ __all__ = [
 
 aten = torch.ops.aten
 
-_LAYOUT = {
-    aten.alias.default,
-    aten.chunk.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.dropout.default,
-    aten.expand.default,
-    aten.feature_dropout.default,
-    aten.flatten.using_ints,
-    aten.lift_fresh_copy.default,
-    aten.permute.default,
-    aten.reshape.default,
-    aten.select.int,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.t.default,
-    aten.to.device,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.transpose.int,
-    aten.type_as.default,
-    aten.unbind.int,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.view.default,
-    operator.getitem,
-}
+_CARRIES = COPIES | CASTS | DROPOUTS | RESHAPES | REORDERS | PARTS | {operator.getitem}
 _SHAPE_ONLY = {
     aten.arange.default,
     aten.empty_like.default,
@@ -92,7 +71,7 @@ def carried(node: fx.Node) -> fx.Node | None:
     """
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
         return None
-    if node.target in _LAYOUT or "quant" in _name(node):
+    if node.target in _CARRIES or "quant" in _name(node):
         return node.args[0]
     return None
 

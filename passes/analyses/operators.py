@@ -15,7 +15,6 @@ __all__ = [
     "REORDERS",
     "RESHAPES",
     "SOFTMAXES",
-    "aten",
 ]
 
 aten = torch.ops.aten

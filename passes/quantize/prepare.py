@@ -14,7 +14,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.prune.selection import check_selection, unmatched
-from sparsefx.passes.quantize.sites import LinearSite, find_linears, is_requantized_in_paper
+from sparsefx.passes.quantize.sites import QuantizableLinear, find_linears, is_requantized_in_paper
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class QuantizePrepare(Pass):
         """Count the step, on which ``begin`` and ``freeze`` depend."""
         program.tensor(STEP).add_(1)
 
-    def _left_out(self, program: Program, site: LinearSite) -> str:
+    def _left_out(self, program: Program, site: QuantizableLinear) -> str:
         role = program.facts(EncoderStructure).roles.get(site.weight, Role.OTHER)
         barred = [pattern for pattern in self.exclude if re.search(pattern, site.weight)]
         if role not in self.roles:
@@ -169,7 +169,7 @@ class QuantizePrepare(Pass):
         dtype = program.tensor(site.weight).dtype
         return "" if dtype == torch.float32 else f"its weight is {dtype}, expected float32"
 
-    def requantizes(self, site: LinearSite) -> bool:
+    def requantizes(self, site: QuantizableLinear) -> bool:
         """Return whether the output of this linear is quantized again."""
         if self.requantize in ("all", "none"):
             return self.requantize == "all"
@@ -193,7 +193,7 @@ class _Placer:
         self._step = rewriter.add_buffer(STEP, torch.zeros((), dtype=torch.int64, device=device))
         self._training = rewriter.training()
 
-    def quantize(self, site: LinearSite) -> None:
+    def quantize(self, site: QuantizableLinear) -> None:
         """Quantize the operands of a linear, and its output if so asked."""
         value = site.node.args[0]
         assert isinstance(value, fx.Node)
@@ -206,7 +206,7 @@ class _Placer:
         if self._options.requantizes(site):
             self._quantize_output(site)
 
-    def _quantize_weight(self, site: LinearSite) -> fx.Node:
+    def _quantize_weight(self, site: QuantizableLinear) -> fx.Node:
         self.weights += 1
         low, high = WEIGHT_RANGES[self._options.weight_range]
         axis = (0,) if self._options.weights == "channel" else ()
@@ -215,14 +215,14 @@ class _Placer:
             *(site.operand, self._step, self._options.begin, low, high, *axis),
         )
 
-    def _quantize_input(self, site: LinearSite, value: fx.Node) -> fx.Node:
+    def _quantize_input(self, site: QuantizableLinear, value: fx.Node) -> fx.Node:
         if value.target is _ops.fake_quantize.default:
             return value
         minimum, maximum = self._range(f"{site.module}.input", site)
         self._observe(value, minimum, maximum)
         return self._fake_quantize(value, minimum, maximum)
 
-    def _quantize_output(self, site: LinearSite) -> None:
+    def _quantize_output(self, site: QuantizableLinear) -> None:
         with self._rewriter.after(site.node):
             minimum, maximum = self._range(f"{site.module}.output", site)
             quantized = self._fake_quantize(site.node, minimum, maximum)
@@ -231,7 +231,7 @@ class _Placer:
             self._observe(site.node, minimum, maximum)
         self._quantized[quantized] = quantized
 
-    def _range(self, name: str, site: LinearSite) -> tuple[fx.Node, fx.Node]:
+    def _range(self, name: str, site: QuantizableLinear) -> tuple[fx.Node, fx.Node]:
         """Add the buffers of one observer; a linear that is called again gets a number."""
         base, count = name, 1
         while f"{name}_minimum" in self._held:

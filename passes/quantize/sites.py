@@ -11,37 +11,35 @@ from torch import fx
 
 from sparsefx.masks import MASK_SUFFIX, find_masks
 from sparsefx.passbase import Skip
+from sparsefx.passes.analyses.operators import (
+    CASTS,
+    COPIES,
+    DROPOUTS,
+    PARTS,
+    REORDERS,
+    RESHAPES,
+    SOFTMAXES,
+)
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["LinearSite", "find_linears", "is_requantized_in_paper"]
+__all__ = ["QuantizableLinear", "find_linears", "is_requantized_in_paper"]
 
 aten = torch.ops.aten
 
 # What only moves values, scales them by a constant or hides some of them: a quantizer before it
 # serves as well as one behind it.
-_MOVES = {
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.transpose.int,
-    aten.permute.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.expand.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.alias.default,
-    aten.repeat.default,
-    aten.to.dtype,
-    aten.dropout.default,
-    aten.mul.Scalar,
-    aten.div.Scalar,
-}
+_MOVES = (
+    COPIES
+    | CASTS
+    | DROPOUTS
+    | RESHAPES
+    | REORDERS
+    | PARTS
+    | {aten.repeat.default, aten.mul.Scalar, aten.div.Scalar}
+)
 _SCALES = {aten.mul.Tensor, aten.div.Tensor}
 _SHIFTS = {
     aten.add.Tensor,
@@ -59,13 +57,15 @@ _ACTIVATIONS = {
     aten.sigmoid.default,
 }
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
-_SOFTMAXES = {aten.softmax.int, aten._softmax.default, aten._safe_softmax.default}
 _SDPA = aten.scaled_dot_product_attention.default
 
 
 @dataclass(frozen=True)
-class LinearSite:
-    """One linear that can be quantized.
+class QuantizableLinear:
+    """One linear that can be quantized, of an encoder or not.
+
+    Unlike a ``LinearSite`` of the encoder it says what it multiplies with, and not its bias, which
+    stays as it is.
 
     Attributes:
         node: The ``aten.linear`` node.
@@ -83,7 +83,7 @@ class LinearSite:
         return self.weight.removesuffix(".weight")
 
 
-def find_linears(program: Program) -> tuple[list[LinearSite], list[Skip]]:
+def find_linears(program: Program) -> tuple[list[QuantizableLinear], list[Skip]]:
     """Return the linears of ``program`` in graph order, and those that cannot be quantized.
 
     Those of a teacher that distillation joined to the graph are in neither.
@@ -104,7 +104,7 @@ def find_linears(program: Program) -> tuple[list[LinearSite], list[Skip]]:
             reason = f"{names} reads it too (tied to an embedding), and stays float32"
             skipped.append(Skip(weight, reason))
             continue
-        sites.append(LinearSite(node, weight, operand))
+        sites.append(QuantizableLinear(node, weight, operand))
     return sites, skipped
 
 
@@ -171,7 +171,7 @@ def _reaches_softmax(node: fx.Node) -> bool:
     stack, seen = [node], {node}
     while stack:
         for user in stack.pop().users:
-            if user.target in _SOFTMAXES:
+            if user.target in SOFTMAXES:
                 return True
             passes = user.target in _SHIFTS or user.target in _SCALES or _moves(user)
             if passes and user not in seen:

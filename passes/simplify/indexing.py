@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.passes.analyses.operators import CASTS, COPIES, RESHAPES
+
 if TYPE_CHECKING:
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
@@ -19,17 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["plain_index", "plain_mask"]
 
 aten = torch.ops.aten
-_VIEWS = {
-    aten.contiguous.default,
-    aten.expand.default,
-    aten.reshape.default,
-    aten.slice.Tensor,
-    aten.to.device,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.unsqueeze.default,
-    aten.view.default,
-}
+_VIEWS = COPIES | CASTS | RESHAPES | {aten.slice.Tensor}
 _ANDS = {
     aten.__and__.Tensor,
     aten.bitwise_and.Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from sparsefx.ops import dropout_rate
+from sparsefx.passes.analyses.operators import CASTS, COPIES, DROPOUTS, RESHAPES
 from sparsefx.passes.simplify.effects import may_alias, writes
 
 if TYPE_CHECKING:
@@ -18,25 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["out_of_place", "settled_value", "unchanged_input"]
 
 aten = torch.ops.aten
-_DROPOUTS = {aten.dropout.default, aten.feature_dropout.default}
-_SHAPE_ONLY = {
-    aten.expand.default,
-    aten.flatten.using_ints,
-    aten.reshape.default,
-    aten.slice.Tensor,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.unflatten.int,
-    aten.view.default,
-}
-_CASTS = {
-    aten.to.device,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.other,
-    aten.type_as.default,
-}
-_COPIES = {aten.alias.default, aten.clone.default, aten.lift_fresh_copy.default}
+_KEEP_ORDER = RESHAPES | {aten.slice.Tensor}
+_IDLE_COPIES = COPIES - {aten.contiguous.default, aten.detach.default}
 # The number that leaves the other operand as it is. x + 0 turns -0.0 into 0.0, which are equal.
 _NEUTRAL: dict[object, float] = {
     aten.add.Scalar: 0.0,
@@ -64,10 +48,10 @@ def unchanged_input(program: Program, node: fx.Node, *, inference: bool) -> fx.N
         return None
     source = node.args[0]
     rules: tuple[tuple[bool, Callable[[], bool]], ...] = (
-        (node.target in _DROPOUTS, lambda: inference or node.args[1] in (0, 0.0)),
-        (node.target in _SHAPE_ONLY, lambda: _same_shape(program, node, source)),
-        (node.target in _CASTS, lambda: _is_idle_cast(program, node, source, inference)),
-        (node.target in _COPIES, lambda: _is_idle_copy(node)),
+        (node.target in DROPOUTS, lambda: inference or node.args[1] in (0, 0.0)),
+        (node.target in _KEEP_ORDER, lambda: _same_shape(program, node, source)),
+        (node.target in CASTS, lambda: _is_idle_cast(program, node, source, inference)),
+        (node.target in _IDLE_COPIES, lambda: _is_idle_copy(node)),
         (node.target in _NEUTRAL, lambda: _is_neutral(program, node, source)),
         (node.target is aten.permute.default, lambda: _is_identity_order(node)),
         (node.target is aten.contiguous.default, lambda: _feeds_reshapes_alone(node)),

@@ -18,7 +18,6 @@ from sparsefx.passes.analyses.operators import (
     PARTS,
     REORDERS,
     RESHAPES,
-    aten,
 )
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["why_order_matters"]
 
+aten = torch.ops.aten
 _ops = torch.ops.sparsefx
 _KEEPS = COPIES | CASTS | DROPOUTS
 _MOVES = RESHAPES | REORDERS | PARTS
