@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates
 from sparsefx.backends.cpu.weights import Format
 
 __all__ = ["Choice", "choose_format", "tuned"]
 
-_TILE_ROWS = 6
+
 _CLOSE = 1.3
 """Formats whose modelled costs differ by less than this factor are timed."""
 
@@ -65,7 +66,7 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
     rows, columns = matrix.shape
     counts = np.count_nonzero(matrix, axis=1)
     fixed = rates.row * rows
-    tiles = -(-rows // _TILE_ROWS)
+    tiles = -(-rows // TILE_ROWS)
     sparse: Format
     dense: Format
     others: dict[Format, float] = {}

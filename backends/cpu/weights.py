@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu.kernels import dense_f32, dense_i8
 from sparsefx.backends.cpu.kernels.rows import BLOCK, CHUNK_ROWS
+from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS
 from sparsefx.backends.formats.quads import pack_blocks, pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
@@ -72,13 +72,13 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
         work = np.add.reduceat(np.count_nonzero(matrix, axis=1) + 8, chunks)
         unit = CHUNK_ROWS
     elif format == "dense_i8":
-        words["weights"] = pack_groups(matrix, dense_i8.TILE_ROWS)
-        work = np.full(-(-rows // dense_i8.TILE_ROWS), columns)
+        words["weights"] = pack_groups(matrix, TILE_ROWS)
+        work = np.full(-(-rows // TILE_ROWS), columns)
     else:
-        words["weights"] = pack_tiles(matrix, dense_f32.TILE_ROWS)
-        work = np.full(-(-rows // dense_f32.TILE_ROWS), columns)
+        words["weights"] = pack_tiles(matrix, TILE_ROWS)
+        work = np.full(-(-rows // TILE_ROWS), columns)
     if integer:
-        padded = np.zeros(-(-rows // dense_i8.TILE_ROWS) * dense_i8.TILE_ROWS, np.int32)
+        padded = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.int32)
         padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
         words["initial"] = padded
     return Packed(format, words | {"work": work.astype(np.int64), "unit": unit})

@@ -14,17 +14,15 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.kernels import tiles
+from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS, each_tile, initial_sums
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["FIELDS", "TILE_ROWS", "emit", "symbol"]
-
-TILE_ROWS = 6
-"""Rows whose sums stay in registers together."""
+__all__ = ["FIELDS", "emit", "symbol"]
 
 _EXACT_BLOCK = 512
 
-FIELDS = (*EPILOGUE_FIELDS, "splits", "input", "columns", "weights", "initial")
+FIELDS = (*EPILOGUE_FIELDS, *tiles.FIELDS)
 
 
 def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
@@ -35,24 +33,9 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    f, panel = frame.f, frame.panel
-    sink = Sink(frame, epilogue)
-    source = frame.buffer("input", frame.word("space"))
-    panel_bytes = frame.word("columns") * panel.row_bytes
-    start, stop = row_range(frame)
-    # 16 registers hold 6 x 2 sums, 32 hold 6 x 4.
-    together = min(panel.vectors, 2 if isa.vector_bytes == 32 else 4)
-    for number, _ in each_panel_group(frame, 1):
-        values = f.offset(source, panel_bytes * number)
-        for tile in f.loop(start, stop):
-            for first in range(0, panel.vectors, together):
-                shifted = f.offset(values, first * panel.lanes * 4)
-                total = (_integers if epilogue.integer else _floats)(frame, shifted, tile, together)
-                for n in range(TILE_ROWS):
-                    row = tile * TILE_ROWS + n
-                    with f.when(f.compare(row, "<", sink.rows)):
-                        sink.finish([s.get() for s in total[n]], row, number, first)
-    return f
+    together = min(frame.panel.vectors, 2 if isa.vector_bytes == 32 else 4)
+    each_tile(frame, Sink(frame, epilogue), 4, together, _integers if epilogue.integer else _floats)
+    return frame.f
 
 
 def _floats(frame: Frame, values: Value, tile: Value, together: int) -> list[list[Var]]:
@@ -65,11 +48,7 @@ def _integers(frame: Frame, values: Value, tile: Value, together: int) -> list[l
     """int32 sums of six rows, from blocks that are exact in fp32."""
     f, panel = frame.f, frame.panel
     columns = frame.word("columns")
-    totals = []
-    for n in range(TILE_ROWS):
-        initial = f.offset(frame.pointer("initial"), (tile * TILE_ROWS + n) * 4)
-        seed = f.splat(f.load("i32", initial), panel.lanes)
-        totals.append([f.var(seed) for _ in range(together)])
+    totals = initial_sums(frame, tile, together)
     for start in f.loop(0, columns, _EXACT_BLOCK):
         wanted = start + _EXACT_BLOCK
         stop = f.select(f.compare(wanted, "<", columns), wanted, columns)

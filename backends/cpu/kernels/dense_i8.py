@@ -15,15 +15,13 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.kernels import tiles
+from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS, each_tile, initial_sums
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["FIELDS", "TILE_ROWS", "emit", "symbol"]
+__all__ = ["FIELDS", "emit", "symbol"]
 
-TILE_ROWS = 6
-"""Rows whose sums stay in registers together: 24 accumulators of 32 registers."""
-
-FIELDS = (*EPILOGUE_FIELDS, "splits", "input", "columns", "weights", "initial")
+FIELDS = (*EPILOGUE_FIELDS, *tiles.FIELDS)
 
 
 def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
@@ -34,33 +32,17 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    f, panel = frame.f, frame.panel
-    sink = Sink(frame, epilogue)
-    source = frame.buffer("input", frame.word("space"))
-    panel_bytes = frame.word("columns") * panel.width
-    start, stop = row_range(frame)
-    for number, _ in each_panel_group(frame, 1):
-        values = f.offset(source, panel_bytes * number)
-        for tile in f.loop(start, stop):
-            sums = _tile(frame, values, tile)
-            for n in range(TILE_ROWS):
-                row = tile * TILE_ROWS + n
-                with f.when(f.compare(row, "<", sink.rows)):
-                    sink.finish([s.get() for s in sums[n]], row, number)
-    return f
+    each_tile(frame, Sink(frame, epilogue), 1, frame.panel.vectors, _tile)
+    return frame.f
 
 
-def _tile(frame: Frame, values: Value, tile: Value) -> list[list[Var]]:
+def _tile(frame: Frame, values: Value, tile: Value, together: int) -> list[list[Var]]:
     """The sums of six rows over all channels of one panel."""
-    f, panel = frame.f, frame.panel
+    f = frame.f
     columns = frame.word("columns")
     groups = (columns + 3) // 4
     weights = f.offset(frame.pointer("weights"), tile * groups * (4 * TILE_ROWS))
-    sums = []
-    for n in range(TILE_ROWS):
-        initial = f.offset(frame.pointer("initial"), (tile * TILE_ROWS + n) * 4)
-        seed = f.splat(f.load("i32", initial), panel.lanes)
-        sums.append([f.var(seed) for _ in range(4)])
+    sums = initial_sums(frame, tile, together)
     whole = columns // 4
     for group in f.loop(0, whole):
         channels = [group * 4 + n for n in range(4)]
