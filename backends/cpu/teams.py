@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 __all__ = ["Team", "Teams"]
 
-_FIRST = 3
+_FIRST = 4
 """Runs of each way before the fastest is kept; the first one may have cold caches."""
 
-_AGAIN = 64
+_FASTER, _SLOWER = 0.5, 0.1
+"""How far a run moves what is known of its way: other work on the machine makes runs slower only."""
+
+_AGAIN = 32
 """One in so many runs tries another way, because the machine may have changed."""
 
 
@@ -73,8 +76,11 @@ class Teams:
         return min(self._records, key=lambda way: self._records[way].seconds)
 
     def took(self, way: Team, seconds: float) -> None:
-        """Note a run; later runs count more, so that a change of the machine is seen."""
+        """Note a run; what is known follows a change of the machine."""
         record = self._records[way]
         record.runs += 1
-        usual = record.seconds if record.runs > 2 else seconds
-        record.seconds = 0.75 * usual + 0.25 * seconds
+        if record.runs <= 2:
+            record.seconds = min(record.seconds, seconds)
+            return
+        share = _FASTER if seconds < record.seconds else _SLOWER
+        record.seconds += share * (seconds - record.seconds)
