@@ -15,7 +15,7 @@ _FIRST = 4
 """Runs of each way before the fastest is kept; the first one may have cold caches."""
 
 _FASTER, _SLOWER = 0.5, 0.1
-"""How far a run moves what is known of its way: other work on the machine makes runs slower only."""
+"""How far a run moves what is known of its way: other work only makes runs slower."""
 
 _AGAIN = 32
 """One in so many runs tries another way, because the machine may have changed."""
