@@ -107,11 +107,15 @@ class _Lowerer:
             self.source[node] = (op.name,)
         if self.floats:
             listed = "".join(f"\n  - {name}" for name in self.floats)
+            hint = "run quantize-prepare, calibrate and quantize-convert first"
+            if self.weights:
+                hint = (
+                    "quantize-convert left them out: excluded, or tied to an embedding; untie them"
+                )
             raise TargetError(
                 f"{len(self.floats)} linears have float weights, int8 is needed:{listed}",
                 who="accelerator",
-                hint="run quantize-prepare, calibrate and quantize-convert first, or choose an "
-                "architecture that computes in fp16",
+                hint=f"{hint}, or choose an architecture that computes in fp16",
             )
         del shapes
         batch = self.how.sizes.get("batch", 1)

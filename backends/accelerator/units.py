@@ -23,7 +23,10 @@ _VECTOR: Final = {
     "aten.layer_norm": "layer-norm", "aten.native_layer_norm": "layer-norm",
     "aten.embedding": "embedding", "aten.where": "elementwise", "aten.masked_fill": "elementwise",
     "aten.cat": "elementwise", "aten.clamp": "elementwise", "aten.index": "embedding",
-    "aten.gather": "embedding", "sparsefx.quantize": "quantize",
+    "aten.gather": "embedding", "sparsefx.quantize": "quantize", "aten.log": "tanh",
+    "aten.cos": "tanh", "aten.sin": "tanh", "aten.erf": "tanh", "aten.abs": "elementwise",
+    "aten.ceil": "elementwise", "aten.floor": "elementwise", "aten.sign": "elementwise",
+    "aten.maximum": "elementwise", "aten.minimum": "elementwise",
 }  # fmt: skip
 
 _FREE: Final = {
@@ -37,11 +40,11 @@ _FREE: Final = {
 
 
 def op_name(node: fx.Node) -> str:
-    """The operator without its overload, such as `aten.add`."""
+    """The operator without its overload, such as `aten.add`; `aten.add_` is the same to us."""
     if node.op != "call_function":
         return node.op
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target).rpartition(".")[0].replace("::", ".")
+        return str(node.target).rpartition(".")[0].replace("::", ".").removesuffix("_")
     target = node.target
     if callable(target):
         module = getattr(target, "__module__", "")

@@ -16,23 +16,25 @@ from torch import fx
 
 import sparsefx
 from sparsefx import Pipeline, Program
+from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
+from sparsefx.backends.accelerator.programs import workload_of
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
 from sparsefx.backends.accelerator.sensitivity import sensitivity
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
 from sparsefx.backends.accelerator.units import op_name
-from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
 from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.quantize.calibrate import calibrate
 from tests.int8 import int8
-from tests.programs import captured
+from tests.programs import captured, shared
 from tests.tiny_models import example_batch
 
 Array = npt.NDArray[np.generic]
@@ -269,6 +271,22 @@ def test_a_float_program_is_refused_on_an_integer_machine() -> None:
     with pytest.raises(TargetError, match=r"14 linears have float weights, int8 is needed") as e:
         target.compile(captured("bert-cls"))
     assert "quantize-convert" in str(e.value)
+
+
+def test_a_linear_that_stays_float_is_named_with_the_reason() -> None:
+    # The decoder of masked-language modelling shares the embedding's table.
+    with pytest.raises(
+        TargetError, match=r"(?s)1 linears have float weights.*tied to an embedding"
+    ):
+        Accelerator(arch="anton", sequence=16).compile(int8("bert-mlm"))
+
+
+@pytest.mark.parametrize("model", ["mpnet", "modernbert"])
+def test_position_encodings_need_no_host(model: str) -> None:
+    arch = load_architecture("a100-fp16")
+    workload = workload_of(shared(model), integers=False, batch=1, tokens=16)
+    assert [op.name for op in workload.ops if isinstance(op, HostOp)] == []
+    assert simulate(workload, arch).waterfall["launch and host"] > 0
 
 
 def test_a_float_program_runs_on_an_fp16_machine() -> None:
