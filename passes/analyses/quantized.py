@@ -141,8 +141,8 @@ def quantized_operand(node: object) -> QuantizedOperand | None:
         moves.insert(0, node)
         node = node.args[0]
     read = _dequantized(node)
-    if read is None or read[0].op == "get_attr":
-        return None
+    if read is None or read[0].op == "get_attr" or read[1].op != "get_attr":
+        return None  # float, a weight, or rows of a table with a scale each
     integers, scale, zero_point = read
     return QuantizedOperand(integers, str(scale.target), str(zero_point.target), tuple(moves))
 
