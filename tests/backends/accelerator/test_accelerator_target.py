@@ -208,6 +208,7 @@ def test_float_products_run_on_the_vector_unit_and_are_listed() -> None:
     listed = Accelerator(arch="anton").unsupported(machine.program)
     assert [item.where for item in listed] == [f"%{op.name}" for op in floats]
     assert all("vector unit" in item.instead for item in listed)
+    machine(**example_batch(2, 16, seed=3))
     assert list(machine.executor.attention) == [
         op.name for op in run.ops if op.name.startswith("matmul") and op.kind == "matmul"
     ]
