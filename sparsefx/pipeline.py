@@ -168,6 +168,7 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     baseline = Baseline.of(program)
     contract = item.contract()
     rewriter = Rewriter(program, item.name)
+    rewriter.wired.update(baseline.wired)
     report = item.run(program, PassContext(rewriter, programs))
     rewriter.finish()
     if report.applied:
@@ -175,7 +176,8 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     else:
         _no_match(item, report)
     signature = None if contract.changes_signature else baseline.signature
-    verify(program, signature=signature, before=baseline, who=item.name)
+    verified = replace(baseline, wired=rewriter.wired)
+    verify(program, signature=signature, before=verified, who=item.name)
     after = program.fingerprint()
     entry = HistoryEntry(
         str(item), report.applied, report.skipped, report.notes, before != after, after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
 from sparsefx.ops import MODE, Mode
+from sparsefx.shapes import is_wired_as, wiring
 from sparsefx.signature import InputSpec, Signature
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Rewriter:
         self._anchor: fx.Node | None = None
         self._last_tensor: fx.Node | None = None
         self._shapes = program.shapes
+        self.wired: dict[fx.Node, tuple[object, ...]] = {}
+        """What values were inferred from; the verifier looks at nodes that are wired otherwise."""
 
     # -- nodes -----------------------------------------------------------------------------------
 
@@ -81,6 +84,7 @@ class Rewriter:
         if self.author:
             node.meta["by"] = self.author
         self._shapes.infer_node(self.program.module, node)
+        self.wired[node] = wiring(node)
         return node
 
     def replace(
@@ -99,16 +103,25 @@ class Rewriter:
             ProgramError: When the two differ in dtype or shape, for any size of the dynamic
                 dimensions.
         """
-        if same_type:
-            self._check_same_type(old, new)
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        users = [user for user in old.users if user is not new]
+        with self._same_values(old, new, users if same_type else ()):
+            old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         if erase and not old.users:
             self.erase(old)
 
     def replace_input(self, user: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let ``user`` alone use ``new`` instead of ``old``; errors as in :meth:`replace`."""
-        self._check_same_type(old, new)
-        user.replace_input_with(old, new)
+        with self._same_values(old, new, (user,)):
+            user.replace_input_with(old, new)
+
+    @contextmanager
+    def _same_values(self, old: fx.Node, new: fx.Node, users: Sequence[fx.Node]) -> Iterator[None]:
+        """Hold the two to one type; then what the users give stays known."""
+        if users:
+            self._check_same_type(old, new)
+        known = [user for user in users if is_wired_as(user, self.wired.get(user))]
+        yield
+        self.wired.update((user, wiring(user)) for user in known)
 
     def _check_same_type(self, old: fx.Node, new: fx.Node) -> None:
         before, after = old.meta.get("val"), new.meta.get("val")
@@ -128,6 +141,7 @@ class Rewriter:
         node.args = args
         node.kwargs = kwargs
         self._shapes.infer_node(self.program.module, node)
+        self.wired[node] = wiring(node)
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node.
@@ -223,7 +237,11 @@ class Rewriter:
             module.register_buffer(leaf, tensor.detach())
         self.program._digests.pop(name, None)
         for node in self.program.graph.find_nodes(op="get_attr", target=name):
+            before = node.meta.get("val")
             self._shapes.infer_node(self.program.module, node)
+            same_device = getattr(before, "device", None) == node.meta["val"].device
+            if same_device and self._shapes.agree(before, node.meta["val"]):
+                node.meta["val"] = before  # so that what reads it counts as unchanged
 
     def remove_tensor(self, name: str) -> None:
         """Remove a tensor and the nodes that read it; nothing may use them."""

@@ -7,6 +7,7 @@ looks for them. They are only a cache: :meth:`Shapes.infer` makes them anew from
 from __future__ import annotations
 
 import copy
+import operator
 import re
 import weakref
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from sparsefx.errors import ProgramError
 from sparsefx.signature import Dim, InputSpec, Signature, format_type
 
-__all__ = ["ShapeFact", "Shapes", "static_size"]
+__all__ = ["ShapeFact", "Shapes", "is_wired_as", "static_size", "wiring"]
 
 # Example sizes for dynamic dimensions: distinct, so that two dimensions are never taken for one,
 # and unlike any size that models have, so that none is taken for a static dimension.
@@ -242,6 +243,18 @@ class Shapes:
             return known
         text = re.sub(r"\w+", lambda found: self._names.get(found[0], found[0]), str(size))
         return int(text) if text.isdigit() else text
+
+
+def wiring(node: fx.Node) -> tuple[object, ...]:
+    """Return the objects that the value of a node was inferred from: call and recorded inputs."""
+    values = (source.meta.get("val") for source in node.all_input_nodes)
+    return (node.target, node.args, node.kwargs, *values)
+
+
+def is_wired_as(node: fx.Node, known: tuple[object, ...] | None) -> bool:
+    """Whether a node calls the same with the same inputs as when ``known`` was taken."""
+    now = wiring(node)
+    return known is not None and len(now) == len(known) and all(map(operator.is_, now, known))
 
 
 def static_size(size: int | torch.SymInt) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sparsefx.errors import ProgramError, VerifyError
 from sparsefx.masks import find_masks
 from sparsefx.memory import overlaps
 from sparsefx.properties import Property
+from sparsefx.shapes import is_wired_as, wiring
 from sparsefx.signature import Signature
 
 if TYPE_CHECKING:
@@ -33,24 +33,19 @@ class Baseline:
     Attributes:
         signature: Its signature.
         outputs: The value of each output, as inferred.
-        wiring: For each node the objects that its value was inferred from.
+        wired: For each node what its value was inferred from.
     """
 
     signature: Signature
     outputs: Mapping[str, Any]
-    wiring: Mapping[fx.Node, tuple[object, ...]]
+    wired: Mapping[fx.Node, tuple[object, ...]]
 
     @classmethod
     def of(cls, program: Program) -> Baseline:
         """Return the baseline of ``program`` as it is now."""
         _ = program.shapes
-        wiring = {node: _wiring(node) for node in program.graph.nodes}
-        return cls(program.signature, _output_values(program), wiring)
-
-
-def _wiring(node: fx.Node) -> tuple[object, ...]:
-    values = (source.meta.get("val") for source in node.all_input_nodes)
-    return (node.target, node.args, node.kwargs, *values)
+        wired = {node: wiring(node) for node in program.graph.nodes}
+        return cls(program.signature, _output_values(program), wired)
 
 
 def verify(
@@ -111,8 +106,7 @@ def _untrue_types(program: Program, before: Baseline | None) -> Iterable[str]:
     for node in program.graph.nodes:
         if node.op != "call_function" or "val" not in node.meta:
             continue
-        old = before.wiring.get(node) if before else None
-        if old is not None and _identical(old, _wiring(node)):
+        if before is not None and is_wired_as(node, before.wired.get(node)):
             continue
         try:
             found = shapes.call(node)
@@ -124,10 +118,6 @@ def _untrue_types(program: Program, before: Baseline | None) -> Iterable[str]:
                 f"%{node.name} ({node.target}) is recorded as {shapes.describe(node.meta['val'])}, "
                 f"but gives {shapes.describe(found)}: its inputs were changed behind the Rewriter"
             )
-
-
-def _identical(first: tuple[object, ...], second: tuple[object, ...]) -> bool:
-    return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
 def lint(program: Program) -> Iterable[str]:
