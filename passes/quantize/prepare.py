@@ -218,13 +218,13 @@ class _Placer:
     def _quantize_input(self, site: QuantizableLinear, value: fx.Node) -> fx.Node:
         if value.target is _ops.fake_quantize.default:
             return value
-        minimum, maximum = self._range(f"{site.module}.input", site)
+        minimum, maximum = self._range(f"{site.prefix}input", site)
         self._observe(value, minimum, maximum)
         return self._fake_quantize(value, minimum, maximum)
 
     def _quantize_output(self, site: QuantizableLinear) -> None:
         with self._rewriter.after(site.node):
-            minimum, maximum = self._range(f"{site.module}.output", site)
+            minimum, maximum = self._range(f"{site.prefix}output", site)
             quantized = self._fake_quantize(site.node, minimum, maximum)
         self._rewriter.replace(site.node, quantized, erase=False)
         with self._rewriter.before(quantized):

@@ -79,8 +79,14 @@ class QuantizableLinear:
 
     @property
     def module(self) -> str:
-        """Name of the module that holds the weight."""
-        return self.weight.removesuffix(".weight")
+        """Name of the module that holds the weight; empty at the root."""
+        return self.weight.rpartition(".")[0]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its quantizers' tensors begin with: the weight's, less ``weight``."""
+        owner, dot, leaf = self.weight.rpartition(".")
+        return owner + dot if leaf == "weight" else f"{self.weight}_"
 
 
 def find_linears(program: Program) -> tuple[list[QuantizableLinear], list[Skip]]:

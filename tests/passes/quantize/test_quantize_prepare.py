@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefx import Pipeline, Program
+from sparsefx import Pipeline, Program, registry
 from sparsefx.errors import PassError, PipelineError, SpecError
 from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.passes.quantize.prepare import STEP, QuantizePrepare
 from sparsefx.passes.quantize.sites import find_linears, is_requantized_in_paper
 from sparsefx.properties import Property
@@ -80,6 +81,33 @@ def test_matches_nothing_without_linears() -> None:
     program = small_program(lambda x: torch.tanh(x), x=torch.randn(2, 4))
     after = "%tanh = aten.tanh(%x)\nreturn {output: %tanh}"
     assert_pass(QuantizePrepare(), program, after, applied=0, skipped=[])
+
+
+class Joined(nn.Module):
+    """A weight under another name than ``weight``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.in_proj_weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "scale"),
+    [(nn.Linear(4, 3), "input_scale"), (Joined(), "in_proj_weight_input_scale")],
+)
+def test_weights_at_the_root_and_under_other_names(model: nn.Module, scale: str) -> None:
+    batch = {"x" if isinstance(model, Joined) else "input": torch.randn(2, 4)}
+    program = Pipeline.parse("quantize-prepare").run(small_program(model, **batch))
+    calibrate(program, [batch])
+    converted = Pipeline.parse("quantize-convert").run(program)
+    assert scale in converted.named_tensors()
+    reference = registry.parse_target("reference").compile(converted)
+    torch.testing.assert_close(
+        reference(**batch)["output"], model(*batch.values()), atol=0.05, rtol=0.05
+    )
 
 
 def test_computed_weight_is_skipped_with_a_reason() -> None:
