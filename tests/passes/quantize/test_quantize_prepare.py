@@ -90,8 +90,8 @@ class Joined(nn.Module):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.randn(3, 4))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.in_proj_weight)
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.in_proj_weight)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,15 @@ class Joined(nn.Module):
     [(nn.Linear(4, 3), "input_scale"), (Joined(), "in_proj_weight_input_scale")],
 )
 def test_weights_at_the_root_and_under_other_names(model: nn.Module, scale: str) -> None:
-    batch = {"x" if isinstance(model, Joined) else "input": torch.randn(2, 4)}
-    program = Pipeline.parse("quantize-prepare").run(small_program(model, **batch))
+    batch = {"input": torch.randn(2, 4)}
+    small = small_program(model, input=batch["input"])
+    program = Pipeline.parse("quantize-prepare").run(small)
     calibrate(program, [batch])
     converted = Pipeline.parse("quantize-convert").run(program)
     assert scale in converted.named_tensors()
     reference = registry.parse_target("reference").compile(converted)
     torch.testing.assert_close(
-        reference(**batch)["output"], model(*batch.values()), atol=0.05, rtol=0.05
+        reference(**batch)["output"], model(batch["input"]), atol=0.05, rtol=0.05
     )
 
 
