@@ -68,6 +68,11 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     config = _config(place)
     _check_files(place)
     if labels is not None:
+        if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
+            logger.warning(
+                "%s: its head of %d outputs is replaced by a new one of %d",
+                *(place, len(config.id2label), labels),
+            )
         config.num_labels = labels
         cls: Any = transformers.AutoModelForSequenceClassification
     else:
@@ -122,9 +127,20 @@ def capture_pretrained(place: str, *, labels: int | None = None) -> Program:
 
 
 def capture_tokens(model: nn.Module) -> Program:
-    """Capture a model that takes tokens, with every token input that it makes use of."""
+    """Capture a model that takes tokens, with every token input that it makes use of.
+
+    Raises:
+        CaptureError: When it takes no tokens, or cannot be captured.
+    """
     config: Any = model.config
-    ids = torch.full((2, 8), min(5, config.vocab_size - 1))
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None:
+        raise CaptureError(
+            f"{type(model).__name__} has no vocabulary: it is not an encoder of text",
+            who="capture",
+            hint="capture other models in Python: sparsefx.capture(model, example_inputs)",
+        )
+    ids = torch.full((2, 8), min(5, vocabulary - 1))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(ids)

@@ -9,7 +9,12 @@ import torch
 import transformers
 
 from sparsefx import errors
-from sparsefx.huggingface import capture_pretrained, load_pretrained, save_pretrained
+from sparsefx.huggingface import (
+    capture_pretrained,
+    capture_tokens,
+    load_pretrained,
+    save_pretrained,
+)
 from tests.programs import captured
 from tests.tiny_models import example_batch, tiny
 
@@ -85,3 +90,23 @@ def test_a_decoder_is_refused(tmp_path: Path) -> None:
         cls(config).save_pretrained(tmp_path / cls.__name__)
         with pytest.raises(errors.CaptureError, match=f"{cls.__name__} is not an encoder"):
             load_pretrained(str(tmp_path / cls.__name__))
+
+
+def test_a_model_of_images_is_refused() -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    with pytest.raises(errors.CaptureError, match="ResNetModel has no vocabulary"):
+        capture_tokens(transformers.ResNetModel(config))
+
+
+def test_a_head_that_is_replaced_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = transformers.BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=50,
+    )
+    config.num_labels = 5
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    load_pretrained(str(tmp_path), labels=3)
+    assert "its head of 5 outputs is replaced by a new one of 3" in caplog.text

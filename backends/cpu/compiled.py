@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CpuCompiled"]
 
@@ -175,13 +178,20 @@ class CpuCompiled:
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.
 
-        That part is left out, and an older one removed, where nodes run outside the plan or an
-        index is computed in a way of its own: then lower what `Program.load` gives.
+        That part is left out with a warning, and an older one removed, where nodes run outside the
+        plan or an index is computed in a way of its own: then lower what `Program.load` gives.
         """
         folder = self._program.save(Path(path))
         interface = self._interface()
         if interface is not None:
             write(folder, interface, self._runtime)
+            return folder
+        outside = "; ".join(f"%{node.name}: {why}" for node, why in self._lowered.reasons)
+        logger.warning(
+            "%s holds the Program without its code, as a part runs in PyTorch (%s); "
+            "run it with CpuTarget().lower(Program.load(folder))",
+            *(folder, outside or "an index or output is computed in a way of its own"),
+        )
         return folder
 
     def _interface(self) -> Interface | None:

@@ -62,6 +62,7 @@ def command(
             who="data",
             hint="give --data FILE, or for a recipe that needs no labels --unlabelled FILE",
         )
+    show_classes(task)
     seed_everything(found.seed)
     outputs = {"classification": len(task.classes), "regression": 1, "text": None}
     network = load_pretrained(model, labels=outputs[task.kind])
@@ -75,6 +76,18 @@ def command(
         target=target,
         tensorboard=tensorboard,
     )
+
+
+def show_classes(task: Task) -> None:
+    """Print each class with its number of training examples: a stray label is one too."""
+    from collections import Counter
+
+    from sparsefx.cli.console import stderr
+
+    if task.classes:
+        counts = Counter(int(label) for label in task.split("train").labels or ())
+        listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
+        stderr.print(f"{len(task.classes)} classes, with their training examples: {listed}")
 
 
 def name_classes(model: nn.Module, task: Task) -> None:

@@ -177,12 +177,15 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     >>> low, high = wilson(0.84, 1500)
     >>> round(low, 4), round(high, 4)
     (0.8206, 0.8577)
+    >>> wilson(1.0, 40)[1]
+    1.0
     """
     square = _Z * _Z
     scale = 1 + square / count
     centre = (share + square / (2 * count)) / scale
     half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not put the share outside its own interval.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:

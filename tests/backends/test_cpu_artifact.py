@@ -92,10 +92,13 @@ def test_the_program_is_there_too(program: Program, saved: Path) -> None:
     assert "outside" not in CpuTarget().lower(loaded).listing()
 
 
-def test_what_needs_pytorch_is_saved_as_a_program(tmp_path: Path) -> None:
+def test_what_needs_pytorch_is_saved_as_a_program(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     program = captured("albert")
     compiled = CpuTarget().compile(program)
     folder = compiled.save(tmp_path / "m")
+    assert "a part runs in PyTorch" in caplog.text
     if (folder / "cpu").exists():
         pytest.fail("albert runs partly in PyTorch")
     with pytest.raises(ArtifactError, match="no plan was saved here"):
