@@ -112,7 +112,7 @@ class CpuCompiled:
                 f"index {low if low < 0 else high} into an embedding of {rows} rows",
                 who="cpu",
                 where=name,
-                hint="the tokenizer has to be the model's own, and no text longer than its positions",
+                hint="the tokenizer has to be the model's own, and no text longer than it takes",
             )
 
     def _table_rows(self, node: fx.Node) -> int:
