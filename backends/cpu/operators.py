@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,13 +22,14 @@ from sparsefx.backends.cpu.graphs import (
 )
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
-from sparsefx.backends.cpu.values import Embedded, Heads, Octets, Rows, Scores
+from sparsefx.backends.cpu.values import Embedded, Heads, Octets, Parts, Rows, Scores
 from sparsefx.backends.cpu.walk import Walk
 
 __all__ = ["handlers"]
 
 aten = torch.ops.aten
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+_CUTS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default)
 _OUTSIDE = "its input is computed outside the plan"
 
 Handler = Callable[[fx.Node], str | None]
@@ -38,6 +40,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
     operators = _Operators(walk)
     table: dict[Any, Handler] = dict.fromkeys(_VIEWS, operators.view)
     table |= dict.fromkeys(IDENTITIES, operators.same)
+    table |= dict.fromkeys(_CUTS, operators.cut)
     names = (aten.gelu.default, aten.relu.default, aten.tanh.default)
     table |= dict.fromkeys(names, operators.activation)
     table |= {
@@ -50,6 +53,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.transpose.int: operators.transpose,
         aten.permute.default: operators.permute,
         aten.select.int: operators.select,
+        operator.getitem: operators.part,
         aten.scaled_dot_product_attention.default: operators.attention,
         aten.matmul.default: operators.matmul,
         aten.softmax.int: operators.softmax,
@@ -110,6 +114,27 @@ class _Operators:
             return _OUTSIDE if value is None else "a permute of something else than heads"
         order = "".join(value.order[int(d)] for d in node.args[1])  # type: ignore[union-attr, arg-type]
         self._walk.values[node] = replace(value, order=order)
+        return None
+
+    def cut(self, node: fx.Node) -> str | None:
+        """Channels cut into parts."""
+        value, dim = self._walk.value(node.args[0]), (*node.args[2:], 0)[0]
+        if not isinstance(value, Rows):
+            return _OUTSIDE if value is None else "a cut of something else than channels"
+        sizes = [part.shape[-1] for part in node.meta["val"]]
+        if dim not in (-1, node.meta["val"][0].dim() - 1):
+            return "a cut along something else than the channels"
+        starts = [value.first + sum(sizes[:index]) for index in range(len(sizes))]
+        parts = [replace(value, first=a, count=n) for a, n in zip(starts, sizes, strict=True)]
+        self._walk.values[node] = Parts(tuple(parts))
+        return None
+
+    def part(self, node: fx.Node) -> str | None:
+        """One part of a cut."""
+        value, index = self._walk.value(node.args[0]), node.args[1]
+        if not isinstance(value, Parts) or not isinstance(index, int):
+            return _OUTSIDE
+        self._walk.values[node] = value.rows[index]
         return None
 
     def select(self, node: fx.Node) -> str | None:

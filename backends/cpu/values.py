@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.plan import Buffer
 
-__all__ = ["Embedded", "Heads", "Octets", "Rows", "Scores", "Value"]
+__all__ = ["Embedded", "Heads", "Octets", "Parts", "Rows", "Scores", "Value"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Rows:
         """Whether it is all of its buffer."""
         complete = self.first == 0 and self.count in (0, self.buffer.rows)
         return complete and self.code is None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Rows cut along the channels, as a fused query, key and value linear is."""
+
+    rows: tuple[Rows, ...]
 
 
 @dataclass(frozen=True)
@@ -76,4 +83,4 @@ class Embedded:
     indices: tuple[fx.Node, ...]
 
 
-Value = Rows | Octets | Heads | Scores | Embedded
+Value = Rows | Parts | Octets | Heads | Scores | Embedded

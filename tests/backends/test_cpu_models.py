@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu import layers
 from sparsefx.backends.cpu.compiled import CpuCompiled
@@ -15,6 +17,7 @@ from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
+from sparsefx.passes.quantize.calibrate import calibrate
 from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
 from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
@@ -147,6 +150,43 @@ def test_errors_say_what_to_do() -> None:
     empty = {n: torch.zeros(0, 5, dtype=torch.long) for n in program.signature.input_names}
     with pytest.raises(ProgramError, match="empty"):
         CpuTarget().lower(program)(**empty)
+
+
+class Joined(nn.Module):
+    """One linear for query, key and value, cut in three."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.words, self.qkv = nn.Embedding(50, 32), nn.Linear(32, 96)
+        self.out, self.norm, self.head = nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 2)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(input_ids)
+        joined = self.qkv(x)
+        cut = joined.chunk(3, -1) if self.how == "chunk" else joined.split([32, 32, 32], dim=2)
+        q, k, v = (part.view(*part.shape[:2], 4, 8).transpose(1, 2) for part in cut)
+        mask = (1.0 - attention_mask[:, None, None, :].float()) * -10000.0
+        mixed = ((q @ k.transpose(-1, -2)) / 8**0.5 + mask).softmax(-1) @ v
+        x = self.norm(x + self.out(mixed.transpose(1, 2).reshape(x.shape)))
+        scores: torch.Tensor = self.head(x[:, 0])
+        return scores
+
+
+@pytest.mark.parametrize("how", ["chunk", "split"])
+def test_a_fused_query_key_and_value_linear_is_taken_whole(how: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 50, (2, 8))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    program = sparsefx.capture(Joined(how).eval(), given)
+    batch = padded_batch(program, 3, 21)
+    batch["input_ids"] %= 50
+    prepared = Pipeline.parse("quantize-prepare").run(program)
+    calibrate(prepared, [batch])
+    integers = Pipeline.parse("quantize-convert").run(prepared)
+    for item, tolerance in ((program, 1e-5), (integers, 1e-2)):
+        assert CpuTarget().unsupported(item) == ()
+        assert difference(item, CpuTarget().lower(item), batch) < tolerance
 
 
 @pytest.mark.parametrize("architecture", ["bert-mlm", "deberta", "mpnet", "modernbert"])
