@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import ArtifactError
 
-__all__ = ["check_hash", "file_hash", "read_json", "take_place", "write_json"]
+__all__ = ["check_files", "check_hash", "file_hash", "read_json", "take_place", "write_json"]
 
 
 def take_place(work: Path, folder: Path, old: Path) -> None:
@@ -26,6 +27,31 @@ def take_place(work: Path, folder: Path, old: Path) -> None:
             os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_files(manifest: Path, version: int, names: Iterable[str], missing: str) -> None:
+    """Check the files beside a manifest: their format's version, and their hashes.
+
+    Args:
+        manifest: A JSON file with ``format``, ``sha256`` (of each file by name) and ``sparsefx``.
+        version: The format that can be read.
+        names: The files.
+        missing: What it means if there is no manifest.
+
+    Raises:
+        ArtifactError: A file is missing, cut, altered or of another version.
+    """
+    found = read_json(manifest, missing)
+    if found.get("format") != version:
+        raise ArtifactError(
+            f"format {found.get('format')!r}; this version reads {version}",
+            who="load",
+            where=str(manifest),
+            hint=f"it was written by sparsefx {found.get('sparsefx')}",
+        )
+    hashes = found.get("sha256")
+    for name in names:
+        check_hash(manifest.parent / name, hashes.get(name) if isinstance(hashes, dict) else None)
 
 
 def check_hash(path: Path, expected: str | None) -> None:

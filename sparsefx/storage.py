@@ -20,7 +20,7 @@ import sparsefx
 from sparsefx import registry
 from sparsefx.callables import callable_name, resolve_callable
 from sparsefx.errors import ArtifactError
-from sparsefx.files import check_hash, file_hash, read_json, take_place, write_json
+from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.ops import MODE, Mode
 from sparsefx.passbase import Skip
 from sparsefx.program import HistoryEntry, Program
@@ -68,17 +68,8 @@ def load_program(folder: Path) -> Program:
     Raises:
         ArtifactError: When a file is missing, cut, altered or of another version.
     """
-    manifest = read_json(folder / _MANIFEST, "this is not a saved Program, or the save was cut")
-    if manifest.get("format") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"format {manifest.get('format')!r}; this version reads {FORMAT_VERSION}",
-            who="load",
-            where=str(folder / _MANIFEST),
-            hint=f"it was written by sparsefx {manifest.get('sparsefx')}",
-        )
-    hashes = manifest.get("sha256")
-    for name in (_GRAPH, _TENSORS):
-        check_hash(folder / name, hashes.get(name) if isinstance(hashes, dict) else None)
+    missing = "this is not a saved Program, or the save was cut"
+    check_files(folder / _MANIFEST, FORMAT_VERSION, (_GRAPH, _TENSORS), missing)
     try:
         tensors = load_file(folder / _TENSORS)
         return _decode_program(read_json(folder / _GRAPH, ""), tensors)

@@ -28,7 +28,7 @@ import sparsefx
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.driver import driver_text
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.indices import Rule, index_of
+from sparsefx.backends.cpu.indices import Rule, check_index, index_of
 from sparsefx.backends.cpu.isa import ISAS, Isa, missing_features, with_extras
 from sparsefx.backends.cpu.panel import WIDTHS
 from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
@@ -36,7 +36,7 @@ from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.private import sign
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError
-from sparsefx.files import check_hash, file_hash, read_json, take_place, write_json
+from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
@@ -89,7 +89,7 @@ class LoadedModel:
         indices = {}
         for name, rule in interface.indices.items():
             index = index_of(rule, inputs)
-            _check_range(name, index, interface.rows[name])
+            check_index(name, index, interface.rows[name])
             indices[name] = np.broadcast_to(index, shape).astype(np.int32)
         mask = np.ones(shape, np.bool_)
         if interface.padding is not None:
@@ -118,17 +118,6 @@ def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDAr
     if wrong:
         raise ProgramError(f"expected integers, got {inputs[wrong[0]].dtype}", where=wrong[0])
     return inputs
-
-
-def _check_range(name: str, index: NDArray[Any], rows: int) -> None:
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= rows:
-        raise ProgramError(
-            f"index {low if low < 0 else high} into an embedding of {rows} rows",
-            who="cpu",
-            where=name,
-            hint="the tokenizer has to be the model's own, and no text longer than its positions",
-        )
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -241,17 +230,8 @@ def load(path: str | Path, *, threads: int = 0) -> LoadedModel:
             if this machine lacks the instruction set: then lower the Program that is there.
     """
     place = Path(path) / _PART
-    manifest = read_json(place / _MANIFEST, "no plan was saved here, or the save was cut")
-    if manifest.get("format") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"format {manifest.get('format')!r}; this version reads {FORMAT_VERSION}",
-            who="load",
-            where=str(place / _MANIFEST),
-            hint=f"it was written by sparsefx {manifest.get('sparsefx')}",
-        )
-    hashes = manifest.get("sha256")
-    for name in (_PLAN, _WEIGHTS):
-        check_hash(place / name, hashes.get(name) if isinstance(hashes, dict) else None)
+    missing = "no plan was saved here, or the save was cut"
+    check_files(place / _MANIFEST, FORMAT_VERSION, (_PLAN, _WEIGHTS), missing)
     found = read_json(place / _PLAN, "")
     isa = _isa(found, place)
     try:

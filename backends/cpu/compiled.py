@@ -17,13 +17,12 @@ from torch import Tensor, fx, nn
 from sparsefx.backends.cpu.artifact import Interface, write
 from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
-from sparsefx.backends.cpu.indices import Arrays, Rule, find_rule
+from sparsefx.backends.cpu.indices import Arrays, Rule, check_index, find_rule
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.plan import Step
 from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
-from sparsefx.errors import ProgramError
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow
 
@@ -97,23 +96,11 @@ class CpuCompiled:
             return self._fixed[key]
         value = self._lowered.host.evaluate([node], known)[node]
         wide = value.cpu().numpy()
-        self._check_index(name, node, wide)
+        check_index(name, wide, self._table_rows(node))
         index = np.broadcast_to(wide, shape).astype(np.int32)
         if self._lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
-
-    def _check_index(self, name: str, node: fx.Node, index: NDArray[Any]) -> None:
-        """Refuse rows that a table does not have: generated code reads without asking."""
-        rows = self._table_rows(node)
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= rows:
-            raise ProgramError(
-                f"index {low if low < 0 else high} into an embedding of {rows} rows",
-                who="cpu",
-                where=name,
-                hint="the tokenizer has to be the model's own, and no text longer than it takes",
-            )
 
     def _table_rows(self, node: fx.Node) -> int:
         """Rows of the smallest table that an index reads."""

@@ -12,11 +12,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "Rule", "find_rule", "index_of"]
+from sparsefx.errors import ProgramError
+
+__all__ = ["Arrays", "Rule", "check_index", "find_rule", "index_of"]
 
 Arrays = Mapping[str, NDArray[Any]]
 Rule = dict[str, str | int]
 """`{"kind": "input" | "positions" | "constant" | "counted", ...}`, see `index_of`."""
+
+
+def check_index(name: str, index: NDArray[Any], rows: int) -> None:
+    """Refuse rows that a table does not have: generated code reads without asking.
+
+    Raises:
+        ProgramError: An index is negative, or `rows` or more.
+    """
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= rows:
+        raise ProgramError(
+            f"index {low if low < 0 else high} into an embedding of {rows} rows",
+            who="cpu",
+            where=name,
+            hint="the tokenizer has to be the model's own, and no text longer than its positions",
+        )
 
 
 def index_of(rule: Rule, inputs: Arrays) -> NDArray[np.int64]:

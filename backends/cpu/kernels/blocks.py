@@ -12,25 +12,16 @@ int8[blocks][4]. `initial` int32[rows] starts the sums (it holds -zero_point * s
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.epilogue import Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
 from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = ["FIELDS", "INTERLEAVE_FIELDS", "emit", "emit_interleave", "symbol"]
 
-FIELDS = (
-    *EPILOGUE_FIELDS,
-    "splits",
-    "input",
-    "columns",
-    "row_start",
-    "index",
-    "weights",
-    "initial",
-)
 INTERLEAVE_FIELDS = ("rows", "columns", "input", "output_bytes", "space")
 
 

@@ -20,25 +20,15 @@ sums (it holds -zero_point * sum of weights).
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.epilogue import Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
 from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = ["FIELDS", "emit", "symbol"]
-
-FIELDS = (
-    *EPILOGUE_FIELDS,
-    "splits",
-    "input",
-    "columns",
-    "row_start",
-    "index",
-    "weights",
-    "initial",
-)
 
 
 def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:

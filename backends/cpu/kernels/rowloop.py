@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sparsefx.backends.cpu.epilogue import Sink
+from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Sink
 from sparsefx.backends.cpu.frame import Frame
 from sparsefx.backends.cpu.ir import Value, Var
 
-__all__ = ["each_panel_group", "each_sparse_row", "row_range"]
+__all__ = ["SPARSE_FIELDS", "each_panel_group", "each_sparse_row", "row_range"]
+
+SPARSE_FIELDS = (
+    *EPILOGUE_FIELDS,
+    "splits",
+    "input",
+    "columns",
+    "row_start",
+    "index",
+    "weights",
+    "initial",
+)
+"""What a kernel of :func:`each_sparse_row` is given in its step."""
 
 Unit = Callable[[Frame, list[Value], Value, list[list[Var]]], None]
 """Emits one unit (a quad or block): frame, panels of the input, number of the unit, their sums."""
