@@ -200,7 +200,8 @@ class Pass(ABC):
     def after_step(self, program: Program, step: int) -> None:  # noqa: B027  # most passes do not train
         """Move masks or observers on, after optimizer step number ``step`` (1 for the first).
 
-        Called for passes that are in ``program.active``.
+        Called for passes that are in ``program.active``. Parameters still have the gradients that
+        the optimizer has just used: accumulated and clipped, if the loop does so.
         """
 
     def mask_window(self, steps: int) -> Window | None:

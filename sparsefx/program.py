@@ -43,8 +43,8 @@ class Program:
     """A graph of ATen operators with its tensors, signature, properties and history.
 
     Call it with the inputs by name; it returns a dict from output name to tensor. It trains in any
-    PyTorch loop; after each ``optimizer.step()`` call :meth:`step`, which lets masks and observers
-    that passes put into the graph move on.
+    PyTorch loop; after each ``optimizer.step()``, and before ``optimizer.zero_grad()``, call
+    :meth:`step`, which lets masks and observers that passes put into the graph move on.
 
     Attributes:
         module: The ``fx.GraphModule``; tensors are attributes under their state_dict names.
@@ -115,7 +115,11 @@ class Program:
         return self.module.training
 
     def step(self) -> None:
-        """Let masks and schedules move on; call it after each ``optimizer.step()``."""
+        """Let masks and schedules move on; call it after each ``optimizer.step()``.
+
+        And before ``optimizer.zero_grad()``: some passes learn from the gradients of the step.
+        Where gradients are accumulated over several batches, it is called once for all of them.
+        """
         # Fused optimizers leave `_version` as it is, by which facts and fingerprints are cached.
         torch.autograd.graph.increment_version(p for p in self.parameters() if p.requires_grad)
         self.steps += 1

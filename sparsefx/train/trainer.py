@@ -142,8 +142,8 @@ class StageTrainer:
         self._pending.append(self._note(rows, numbers, rate))
         known = self.known() if self._device.type == "cpu" or len(self._pending) == _MANY else []
         self._optimizer.step()
-        self._optimizer.zero_grad()
         self.program.step()
+        self._optimizer.zero_grad()
         if self.done % _FLUSH_EVERY == 0:
             flush_tiny(self._optimizer)
         self.seconds += time.perf_counter() - began

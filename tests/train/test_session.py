@@ -130,8 +130,8 @@ def test_equals_a_plain_loop(tmp_path: Path) -> None:
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
         optimizer.step()
-        optimizer.zero_grad()
         ours.step()
+        optimizer.zero_grad()
     for name, tensor in ours.named_tensors().items():
         torch.testing.assert_close(program.tensor(name), tensor, rtol=0, atol=1e-7)
 
