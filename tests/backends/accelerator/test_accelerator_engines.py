@@ -37,6 +37,7 @@ ENGINES: list[Engine] = [
     OuterProduct(2, 8, 2, 4),
     Cartesian(4, 2, 2, 4),
     Sigma(16, 16),
+    Sigma(16, 4, "as-given"),
 ]
 
 
@@ -141,8 +142,15 @@ def test_two_of_four_hardware_runs_other_patterns_dense() -> None:
 
 
 def test_a_row_longer_than_the_multipliers_is_cut() -> None:
-    # The middle piece holds 7 new values and the partial sum that comes back.
-    assert pack_rows([20], 8) == [[8], [8], [5]]
+    # The middle piece holds 7 new values and the partial sum that comes back, the last one 5.
+    assert pack_rows([20], 8) == [[8], [8], [6]]
+    assert pack_rows([16, 1], 8) == [[8], [8], [2], [1]]
+
+
+def test_rows_in_order_of_length_fill_more_of_sigma() -> None:
+    rng = np.random.default_rng(0)
+    gemm = Gemm(64, 64, 64, rng.random((64, 64)) < 0.5)
+    assert Sigma(order="largest-first").run(gemm).cycles < Sigma(order="as-given").run(gemm).cycles
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
