@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 import re
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +49,8 @@ class Shapes:
         self._mode = FakeTensorMode(
             shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=False
         )
-        self._constants: dict[int, tuple[weakref.ref[torch.Tensor], FakeTensor]] = {}
+        self._constants: dict[Hashable, FakeTensor] = {}
+        self._calls: dict[Hashable, Any] = {}
         self._names: dict[str, str] = {}
         self._inputs: dict[str, FakeTensor] = self._make_inputs()
 
@@ -66,6 +66,7 @@ class Shapes:
         shapes._signature = signature
         shapes._mode = next(iter(values.values())).fake_mode
         shapes._constants = {}
+        shapes._calls = {}
         shapes._names = {}
         shapes._inputs = dict(values)
         for spec in signature.inputs:
@@ -138,6 +139,8 @@ class Shapes:
         for node in module.graph.nodes:
             if not (missing and "val" in node.meta):
                 self.infer_node(module, node)
+            elif node.op == "call_function":
+                self._learn(node)
 
     def infer_node(self, module: fx.GraphModule, node: fx.Node) -> None:
         """Fill ``node.meta["val"]`` from the values of the node's inputs."""
@@ -151,27 +154,56 @@ class Shapes:
             node.meta["val"] = self.call(node)
 
     def _constant(self, tensor: torch.Tensor) -> FakeTensor:
-        cached = self._constants.get(id(tensor))
-        if cached is None or cached[0]() is not tensor:
-            with torch.no_grad():
-                fake = self._mode.from_tensor(tensor.detach(), static_shapes=True)
-            cached = self._constants[id(tensor)] = (weakref.ref(tensor), fake)
-        return cached[1]
+        key = (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+        known = self._constants.get(key)
+        if known is None:
+            with self._mode:
+                fake: Any = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                )
+            known = self._constants[key] = fake
+        return known
 
     def call(self, node: fx.Node) -> Any:
         """Return what a call gives for the recorded values of its inputs, as fake tensors.
 
+        Calls of one operator on equal types give the same object: the layers of an encoder repeat
+        each other, and an operator takes a hundred times as long as the look-up.
+
         Raises:
             ProgramError: When the operator refuses its inputs.
         """
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        args, kwargs = _recorded(node)
+        key = _call_key(node.target, args, kwargs)
+        if key in self._calls:
+            return self._calls[key]
         try:
             with self._mode, torch.no_grad():
-                return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
+                result = node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception as error:
             raise ProgramError(
                 f"{node.target} refuses its inputs: {error}", who="shapes", where=f"%{node.name}"
             ) from error
+        self._remember(key, result)
+        return result
+
+    def _learn(self, node: fx.Node) -> None:
+        """Take over what a node's value was inferred to be by torch.export."""
+        self._remember(_call_key(node.target, *_recorded(node)), node.meta["val"])
+
+    def _remember(self, key: Hashable, result: Any) -> None:
+        if key is not None and self._is_settled(result):
+            self._calls.setdefault(key, result)
+
+    def _is_settled(self, value: Any) -> bool:
+        """Whether a value's sizes follow from the inputs' types: no size depends on values."""
+        if isinstance(value, torch.Tensor):
+            return all(map(self._is_settled, value.shape))
+        if isinstance(value, (list, tuple)):
+            return all(map(self._is_settled, value))
+        if isinstance(value, torch.SymInt):
+            return {*map(str, value.node.expr.free_symbols)} <= self._names.keys()
+        return isinstance(value, int)
 
     def fact(self, node: fx.Node) -> ShapeFact | None:
         """Return dtype and dimensions of a node, or None when its value is not a tensor."""
@@ -243,6 +275,33 @@ class Shapes:
             return known
         text = re.sub(r"\w+", lambda found: self._names.get(found[0], found[0]), str(size))
         return int(text) if text.isdigit() else text
+
+
+def _recorded(node: fx.Node) -> tuple[Any, Any]:
+    """Return the arguments of a call with the recorded value of each node."""
+    found: tuple[Any, Any] = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    return found
+
+
+def _call_key(target: object, args: Any, kwargs: Mapping[str, Any]) -> Hashable:
+    """Return what the type of a call's result depends on; None when that has no key."""
+    key = (target, _type_key(args), tuple((k, _type_key(v)) for k, v in kwargs.items()))
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _type_key(value: Any) -> Hashable:
+    if isinstance(value, FakeTensor):
+        sizes = (*value.shape, *value.stride())
+        return (value.dtype, value.device, value.constant, *map(_type_key, sizes))
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value.node.expr  # type: ignore[no-any-return]  # a sympy expression
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_type_key, value))
+    return type(value), value  # True, 1 and 1.0 are equal
 
 
 def wiring(node: fx.Node) -> tuple[object, ...]:

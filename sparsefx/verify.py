@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 from sparsefx.errors import ProgramError, VerifyError
 from sparsefx.masks import find_masks
@@ -167,11 +168,18 @@ def shapes_known(program: Program) -> Iterable[str]:
             yield f"%{node.name} has no inferred shape: it was not made through the Rewriter"
 
 
+_SOUND: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Mask -> its version, its weight, the weight's version, whether locked: found to be sound then."""
+
+
 def locked_zeros(program: Program) -> Iterable[str]:
     """Masks are 0 or 1 and fit their weights; once locked, what they drop is zero."""
     locked = Property.LOCKED in program.properties
     for site in find_masks(program):
         weight, mask = program.tensor(site.weight), program.tensor(site.mask)
+        state = (mask._version, WeakIdRef(weight), weight._version, locked)
+        if _SOUND.get(mask) == state:
+            continue
         if weight.shape != mask.shape:
             shapes = f"{tuple(mask.shape)} and {tuple(weight.shape)}"
             yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
@@ -179,6 +187,8 @@ def locked_zeros(program: Program) -> Iterable[str]:
             yield f"{site.mask} holds values other than 0 and 1"
         elif locked and (count := int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))):
             yield f"{count} locked weights of {site.weight} are not zero"
+        else:
+            _SOUND[mask] = state
 
 
 def weight_zeros_stay(program: Program) -> Iterable[str]:

@@ -213,7 +213,8 @@ class _Builder:
 
     def _given_teacher(self) -> Program:
         teacher = self.ctx.program(self.item.teacher, who=self.item.name)
-        if _NEEDS_SCORES & set(self.item.terms):
+        needs = bool(_NEEDS_SCORES & set(self.item.terms))
+        if needs and Property.EXPLICIT_ATTENTION not in teacher.properties:
             explicit = DecomposeAttention(on_no_match="ignore")
             teacher = Pipeline((explicit,)).run(teacher)
         return teacher
