@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.prune.lock import PatternLock
-from sparsefx.passes.prune.masking import bake, without_owners
+from sparsefx.passes.prune.masking import bake, end_owners
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -49,12 +49,11 @@ class FoldMasks(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Fold all masks."""
+        end_owners(ctx.rewriter)
         sites = find_masks(program)
         for site in sites:
             bake(program, site)
             ctx.rewriter.replace(site.product, ctx.rewriter.get(site.weight))
             ctx.rewriter.remove_tensor(site.mask)
-        program.active = tuple(
-            item for item in without_owners(program.active) if not isinstance(item, PatternLock)
-        )
+        program.active = tuple(i for i in program.active if not isinstance(i, PatternLock))
         return PassReport(len(sites))

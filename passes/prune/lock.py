@@ -13,7 +13,7 @@ from sparsefx.passes.prune.masking import (
     add_mask,
     assert_none_revived,
     bake,
-    without_owners,
+    end_owners,
     zero_masked,
 )
 from sparsefx.passes.prune.selection import check_selection, select_weights
@@ -99,7 +99,8 @@ class PatternLock(Pass):
             add_mask(ctx.rewriter, name, pattern, owner=str(self))
             added += 1
         if taken or added:
-            program.active = (*without_owners(program.active), self)
+            end_owners(ctx.rewriter)
+            program.active = (*program.active, self)
         note = f"{len(taken)} masks taken over, {added} made from zeros"
         return PassReport(len(taken) + added, tuple(skipped), (note,))
 

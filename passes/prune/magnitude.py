@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
-from sparsefx.errors import PassError
 from sparsefx.masks import MaskSite
-from sparsefx.passbase import Pass, PassContext, PassReport, Skip, Window
-from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
-from sparsefx.passes.prune.patterns import (
-    GroupWise,
-    Pattern,
-    Ties,
-    mask_for,
-    masks_together,
-    parse_pattern,
-    unfit,
-)
-from sparsefx.passes.prune.schedule import Schedule
-from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.passes.prune.scheduled import ScheduledPrune
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -34,7 +17,7 @@ __all__ = ["MagnitudePrune"]
 
 
 @dataclass(frozen=True)
-class MagnitudePrune(Pass):
+class MagnitudePrune(ScheduledPrune):
     """Multiplies weights by masks that are zero where magnitudes are smallest.
 
     Establishes ``masked``: each chosen ``weight`` is read as ``weight * weight_mask``. The masks
@@ -84,167 +67,7 @@ class MagnitudePrune(Pass):
     """
 
     name: ClassVar[str] = "magnitude-prune"
-    establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})
-    destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
 
-    sparsity: float = 0.9
-    initial_sparsity: float = 0.0
-    begin: int = 0
-    end: int = 0
-    exponent: float = 3.0
-    frequency: int = 1
-    update_end: int = 0
-    scope: Literal["tensor", "global"] = "tensor"
-    pattern: str = "unstructured"
-    mask: Literal["hard", "soft"] = "hard"
-    ties: Ties = "keep"
-    roles: tuple[str, ...] = ("encoder",)
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    start: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_schedule()
-        try:
-            pattern = parse_pattern(self.pattern)
-        except (TypeError, ValueError) as error:
-            raise self.refuse("pattern", str(error)) from error
-        if isinstance(pattern, GroupWise) and self.scope == "global":
-            raise self.refuse("scope", f"the pattern {pattern} decides in each group by itself")
-        check_selection(self)
-
-    def _check_schedule(self) -> None:
-        if not 0.0 <= self.sparsity < 1.0:
-            raise self.refuse(
-                "sparsity", "expected 0 <= sparsity < 1", hint="0.9 is nine zeros in ten"
-            )
-        if not 0.0 <= self.initial_sparsity <= self.sparsity:
-            raise self.refuse("initial_sparsity", f"expected 0 to sparsity={self.sparsity}")
-        if self.begin < 0:
-            raise self.refuse("begin", "expected a step >= 0")
-        if self.end < self.begin:
-            raise self.refuse("end", f"expected a step >= begin={self.begin}")
-        if self.update_end and self.update_end < self.end:
-            raise self.refuse("update_end", f"expected a step >= end={self.end}")
-        if self.frequency < 1:
-            raise self.refuse("frequency", "expected at least 1 step")
-        if self.exponent <= 0:
-            raise self.refuse("exponent", "expected a number > 0")
-
-    @property
-    def schedule(self) -> Schedule:
-        """The ramp, in steps since the pass ran."""
-        return Schedule(
-            self.sparsity,
-            self.initial_sparsity,
-            self.begin,
-            self.end,
-            self.exponent,
-            self.frequency,
-            self.update_end,
-        )
-
-    @property
-    def last_step(self) -> int:
-        """The step at which the masks are chosen for the last time."""
-        return self.schedule.last_update
-
-    def mask_window(self, steps: int) -> Window:
-        """Return the ramp; what lies behind since an earlier stage is over."""
-        passed = steps - (self.start or 0)
-        return Window(max(0, self.begin - passed), max(0, self.end - passed), self.frequency)
-
-    def run(self, program: Program, ctx: PassContext) -> PassReport:
-        """Add the masks, and prune already where the schedule begins at step 0."""
-        selection = select_weights(program, self.roles, self.include, self.exclude)
-        skipped = (
-            *(Skip(name, "it has a mask already") for name in selection.masked),
-            *selection.skipped,
-        )
-        self._refuse_unreachable(program, selection.chosen)
-        if not selection.chosen:
-            return PassReport(0, skipped)
-        item = self
-        if self.start is None and program.steps:
-            item = dataclasses.replace(self, start=program.steps)
-        sites = []
-        for name in selection.chosen:
-            ones = torch.ones_like(program.tensor(name), dtype=torch.bool)
-            sites.append(add_mask(ctx.rewriter, name, ones, owner=str(item)))
-        program.active = (*program.active, item)
-        if item.schedule.updates(program.steps - (item.start or 0)):
-            item._choose(program, sites, program.steps)
-        return PassReport(len(sites), skipped, (item._note(program, sites),))
-
-    def after_step(self, program: Program, step: int) -> None:
-        """Choose masks anew where the schedule says so; zero the weights when ``mask='hard'``."""
-        moves = self.schedule.updates(step - (self.start or 0))
-        if not moves and self.mask == "soft":
-            return
-        sites = self.own_masks(program)
-        if moves:
-            self._choose(program, sites, step)
-        else:
-            zero_masked(program, sites)
-
-    def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
-        """Return the masks that this pass put in; another magnitude-prune may hold further ones."""
-        return masks_of(program, self)
-
-    @torch.no_grad()
-    def _choose(self, program: Program, sites: Sequence[MaskSite], step: int) -> None:
-        sparsity = self.schedule.sparsity(step - (self.start or 0))
-        pattern = parse_pattern(self.pattern)
-        if self.scope == "global":
-            scores = [self._scores(program, site) for site in sites]
-            chosen = masks_together(scores, sparsity, pattern, self.ties)
-            for site, mask in zip(sites, chosen, strict=True):
-                self._set(program, site, mask)
-            return
-        for site in sites:
-            mask = mask_for(self._scores(program, site), sparsity, pattern, self.ties)
-            self._set(program, site, mask)
-
-    def _scores(self, program: Program, site: MaskSite) -> Tensor:
-        scores = program.tensor(site.weight).abs()
-        return scores * program.tensor(site.mask) if self.mask == "hard" else scores
-
-    def _set(self, program: Program, site: MaskSite, chosen: Tensor) -> None:
-        mask = program.tensor(site.mask)
-        if self.mask == "soft":
-            mask.copy_(chosen)
-            return
-        mask.mul_(chosen)
-        program.tensor(site.weight).mul_(mask)
-
-    def _refuse_unreachable(self, program: Program, names: Sequence[str]) -> None:
-        pattern = parse_pattern(self.pattern)
-        for name in names:
-            weight = program.tensor(name)
-            if not bool(torch.isfinite(weight).all()):
-                raise PassError("it holds NaN or infinite values", who=self.name, where=name)
-            reason = unfit(tuple(weight.shape), self._share(pattern), pattern)
-            if reason:
-                raise PassError(
-                    reason,
-                    who=self.name,
-                    where=name,
-                    hint=f"choose another pattern or sparsity, or leave it out: exclude='{name}'",
-                )
-
-    def _share(self, pattern: Pattern) -> float:
-        """Return the sparsity that each single weight has to reach."""
-        shared = self.scope == "global" and not isinstance(pattern, GroupWise)
-        return 0.0 if shared else self.sparsity
-
-    def _note(self, program: Program, sites: Sequence[MaskSite]) -> str:
-        masks = [program.tensor(site.mask) for site in sites]
-        total = sum(mask.numel() for mask in masks)
-        zeros = total - sum(int(torch.count_nonzero(mask)) for mask in masks)
-        when = f", {self.sparsity:.2%} from step {self.end} on" if self.end else ""
-        share = f"{zeros:,} of {total:,} weights are zero ({zeros / total:.2%})"
-        return f"{share}, pattern {self.pattern}{when}"
+    def scores(self, program: Program, site: MaskSite) -> Tensor:
+        """Return the magnitudes."""
+        return program.tensor(site.weight).abs()

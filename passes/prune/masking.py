@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MaskOwner",
+    "StateOwner",
     "add_mask",
     "assert_none_revived",
     "bake",
+    "end_owners",
     "masks_of",
     "revived_weights",
-    "without_owners",
     "zero_masked",
 ]
 
@@ -36,15 +37,27 @@ class MaskOwner(Protocol):
         """Return the masks that this pass put in."""
 
 
+@runtime_checkable
+class StateOwner(MaskOwner, Protocol):
+    """A pass that keeps more than masks in the graph while it moves them."""
+
+    def drop_state(self, rewriter: Rewriter) -> None:
+        """Take everything but the masks out of the graph."""
+
+
 def masks_of(program: Program, owner: Pass) -> tuple[MaskSite, ...]:
     """Return the masks that :func:`add_mask` put in for ``owner``; others may hold further ones."""
     text = str(owner)
     return tuple(site for site in find_masks(program) if site.product.meta.get("by") == text)
 
 
-def without_owners(active: Sequence[Pass]) -> tuple[Pass, ...]:
-    """Return the active passes without those that hold masks."""
-    return tuple(item for item in active if not isinstance(item, MaskOwner))
+def end_owners(rewriter: Rewriter) -> None:
+    """End the passes that hold masks, and remove what else they put in; the masks stay."""
+    program = rewriter.program
+    for item in program.active:
+        if isinstance(item, StateOwner):
+            item.drop_state(rewriter)
+    program.active = tuple(item for item in program.active if not isinstance(item, MaskOwner))
 
 
 def add_mask(rewriter: Rewriter, weight: str, mask: Tensor, *, owner: str) -> MaskSite:

@@ -60,6 +60,28 @@ class Schedule:
             return False
         return (step - self.begin) % self.frequency == 0 or step in (self.end, last)
 
+    def next_update(self, step: int) -> int | None:
+        """Return the first step from ``step`` on at which masks are chosen; None after the last.
+
+        >>> ramp = Schedule(0.9, begin=2, end=9, frequency=3)
+        >>> [ramp.next_update(step) for step in (0, 3, 8, 9, 10)]
+        [2, 5, 8, 9, None]
+        """
+        rounds = max(0, -(-(step - self.begin) // self.frequency))
+        chosen = (self.begin + rounds * self.frequency, self.end, self.last_update)
+        return min((each for each in chosen if step <= each <= self.last_update), default=None)
+
+    def former_update(self, step: int) -> int:
+        """Return the last step before ``step`` at which masks are chosen; 0 before the first.
+
+        >>> ramp = Schedule(0.9, begin=2, end=9, frequency=3)
+        >>> [ramp.former_update(step) for step in (0, 2, 3, 9, 20)]
+        [0, 0, 2, 8, 9]
+        """
+        rounds = (min(step, self.last_update + 1) - 1 - self.begin) // self.frequency
+        chosen = (self.begin + rounds * self.frequency, self.end, self.last_update)
+        return max((each for each in chosen if self.begin <= each < step), default=0)
+
     @property
     def last_update(self) -> int:
         """The step after which the masks stay as they are."""

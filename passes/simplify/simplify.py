@@ -204,11 +204,14 @@ class _Work:
             self._replace("constants", node, new)
 
     def _remove_dead(self) -> None:
+        active = {item.name for item in self.program.active}
         for node in reversed(list(self.program.graph.nodes)):
             if node.users or node.op in ("placeholder", "output") or writes(node):
                 continue
             if node.target == MODE and not self.inference:
                 continue  # later passes may put something in that follows the mode
+            if node.op == "get_attr" and node.meta.get("by") in active:
+                continue  # state of a pass that works while the Program trains
             self._count("dead code", node)
             if node.op == "get_attr":
                 self.rewriter.remove_tensor(str(node.target))

@@ -111,6 +111,11 @@ def test_tickets_in_two_of_seven_rounds(tmp_path: Path) -> None:
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.7, abs=0.02)
 
 
+def test_weights_that_the_loss_misses_least(tmp_path: Path) -> None:
+    found = run("obert", tmp_path)
+    assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.01)
+
+
 def test_weights_that_shrank_to_zero_stay_zero(tmp_path: Path) -> None:
     found = run("rpp", tmp_path)
     assert 0.1 < found.facts(SparsityStats).encoder.sparsity < 0.9
