@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean
+from sparsefx.failures import explained
 from sparsefx.printing import dump
 from sparsefx.properties import Property
 from sparsefx.shapes import ShapeFact, Shapes
@@ -86,8 +87,8 @@ class Program:
         """Run the graph on inputs that are given by name.
 
         Raises:
-            ProgramError: When an input is missing, unknown, given without its name, or of a wrong
-                dtype or shape.
+            ProgramError: When an input is missing, unknown, given without its name, of a wrong
+                dtype or shape, longer than the model's positions, or outside its vocabulary.
         """
         if unnamed:
             names = self.signature.input_names
@@ -98,7 +99,8 @@ class Program:
                 "given as program(**batch)",
             )
         self.signature.check(batch)
-        outputs: dict[str, Tensor] = self.module(**batch)
+        with explained(self, batch):
+            outputs: dict[str, Tensor] = self.module(**batch)
         return outputs
 
     def train(self, mode: bool = True) -> Program:

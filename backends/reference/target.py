@@ -15,6 +15,7 @@ from sparsefx.backends.reference.integer import integer_linear, integer_product
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import TargetError
+from sparsefx.failures import explained
 from sparsefx.passes.analyses.quantized import (
     QuantizedLinear,
     QuantizedLinears,
@@ -145,7 +146,7 @@ class ReferenceCompiled:
         """Return the outputs, the value of each node, and its seconds."""
         self.program.signature.check(batch)
         runner = _Runner(self.program, self._sites)
-        with torch.no_grad():
+        with torch.no_grad(), explained(self.program, batch):
             outputs: dict[str, Tensor] = runner.run(
                 *(batch[name] for name in self.program.signature.input_names)
             )

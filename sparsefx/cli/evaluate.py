@@ -31,8 +31,8 @@ def command(
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
     from sparsefx import registry
-    from sparsefx.huggingface import check_length, load_tokenizer
-    from sparsefx.train.batches import encode
+    from sparsefx.huggingface import load_tokenizer
+    from sparsefx.train.batches import check_tokens, encode
     from sparsefx.train.evaluation import predict
     from sparsefx.train.metrics import evaluate
     from sparsefx.train.tasks import load_task
@@ -47,7 +47,7 @@ def command(
     )
     if examples.labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
-    check_length(program.config, int(examples.lengths.max()))
+    check_tokens(examples, program.config)
     compiled = None if target == "reference" else registry.parse_target(target).compile(program)
     logits = predict(program, examples, batch_size, compiled)
     chosen = task.metric if metric is None else metric

@@ -41,10 +41,10 @@ def command(
 
     ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
     """
-    from sparsefx.huggingface import check_length, load_tokenizer
+    from sparsefx.huggingface import load_tokenizer
     from sparsefx.passes.prune.loss_curves import write_loss_curves
     from sparsefx.passes.prune.sensitivity import measure_sensitivity
-    from sparsefx.train.batches import encode, evaluation_batches
+    from sparsefx.train.batches import check_tokens, encode, evaluation_batches
     from sparsefx.train.evaluation import inputs_for, logits_name
     from sparsefx.train.optimization import label_loss
     from sparsefx.train.tasks import load_task
@@ -57,7 +57,7 @@ def command(
     held = task.split("test")
     some = held.select(range(min(examples, len(held))))
     coded = encode(load_tokenizer(tokenizer or tokenizer_of(model)), some, max_length)
-    check_length(program.config, int(coded.lengths.max()))
+    check_tokens(coded, program.config)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     kind, output = task.kind, logits_name(program)
 

@@ -16,9 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
+from sparsefx.huggingface import check_length
 from sparsefx.train.tasks import Examples
 
-__all__ = ["UNLABELLED", "Batches", "Encoded", "Position", "encode", "evaluation_batches"]
+__all__ = [
+    "UNLABELLED",
+    "Batches",
+    "Encoded",
+    "Position",
+    "check_tokens",
+    "encode",
+    "evaluation_batches",
+]
 
 UNLABELLED = -100  # the class index that torch.nn.functional.cross_entropy ignores
 Batch = dict[str, torch.Tensor]
@@ -126,6 +135,27 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         labels=_label_tensor(examples.labels),
         pad=int(tokenizer.pad_token_id),
     )
+
+
+def check_tokens(data: Encoded, config: Mapping[str, Any]) -> None:
+    """Refuse token sequences that the model has no table rows for.
+
+    Args:
+        data: Any token sequences.
+        config: Hugging Face configuration of the model; an empty one allows everything.
+
+    Raises:
+        DataError: A sequence is longer than the positions, or an id outside the vocabulary.
+    """
+    check_length(config, int(data.lengths.max()))
+    rows = config.get("vocab_size")
+    highest = max(int(ids.max()) for ids in data.tokens if len(ids))
+    if isinstance(rows, int) and highest >= rows:
+        raise DataError(
+            f"the tokenizer gives the id {highest}; the model's vocabulary has {rows} entries",
+            who="tokens",
+            hint="take the tokenizer that the model was trained with",
+        )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from sparsefx.errors import TrainingError
 from sparsefx.frontend import capture
-from sparsefx.huggingface import capture_pretrained, check_length
+from sparsefx.huggingface import capture_pretrained
 from sparsefx.program import Program
+from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
 
 __all__ = ["open_folder", "starting_model"]
@@ -24,7 +25,7 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
 
     Raises:
         TrainingError: The run in ``folder`` began with another model.
-        DataError: A text has more tokens than the model has positions.
+        DataError: A text has more tokens than the model has positions, or unknown ones.
     """
     saved = folder / "model"
     if (saved / "manifest.json").exists():
@@ -32,8 +33,8 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
         _check_same_model(model, found, folder)
         return found
     config = model.config if isinstance(model, Program) else _config_of(model)
-    splits = (data.everything, data.test)
-    check_length(config, max(int(split.lengths.max()) for split in splits))
+    for split in (data.everything, data.test):
+        check_tokens(split, config)
     if isinstance(model, Program):
         return model
     taken = set(_parameters_of(model))

@@ -27,6 +27,9 @@ def place(tmp_path: Path) -> Path:
     BertForSequenceClassification(config).save_pretrained(folder)
     BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
     rows = [f"{word} film {index},{index % 2}" for index in range(20) for word in ("good", "bad")]
+    more = [*WORDS[:5], "other", "words", "here", *WORDS[5:]]
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(more)})
+    tokenizer.save_pretrained(tmp_path / "words")
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
     (tmp_path / "scores.csv").write_text("text,label\ngood,0.9\nbad,0.1\n")
@@ -45,6 +48,7 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data data.csv --batch-size 0", "--batch-size"),
         ("evaluate model --data data.csv --max-length 0", "--max-length"),
         ("evaluate model --data data.csv --tokenizer ./none", "no tokenizer can be loaded"),
+        ("evaluate model --data data.csv --tokenizer words", "the model's vocabulary has 8"),
         ("evaluate model --data long.csv", "the model has positions for 16"),
         ("evaluate model --data scores.csv", "a regression needs one output"),
         ("evaluate model --data nan.csv", "line 3: column 'label' holds 'nan', not a number"),

@@ -1,0 +1,89 @@
+"""Why a graph could not run: what PyTorch says of an index becomes what is wrong with an input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from sparsefx.errors import DataError, ProgramError
+
+if TYPE_CHECKING:
+    from sparsefx.program import Program
+
+__all__ = ["explained"]
+
+_HINT = "the tokenizer has to be the model's own, and no text longer than the model takes"
+
+
+@contextmanager
+def explained(program: Program, batch: Mapping[str, Tensor]) -> Iterator[None]:
+    """Turn failures to run ``program`` that its inputs are the reason of into errors that say so.
+
+    Checking before each call would cost every call; the graph is looked at only once it failed.
+
+    Raises:
+        ProgramError: An id outside a table, with the input, the table and its rows; or sequences
+            longer than the model has positions for.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        found = _outside_table(program, batch) or _too_long(program, batch)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _outside_table(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
+    """Look up every embedding as far as the graph runs; None when all rows are there."""
+    try:
+        with torch.no_grad():
+            _Lookups(program.module).run(*(batch[name] for name in program.signature.input_names))
+    except ProgramError as error:
+        return error
+    except (IndexError, RuntimeError):
+        return None
+    return None
+
+
+class _Lookups(fx.Interpreter):
+    """Runs a graph and refuses rows that a table does not have."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is torch.ops.aten.embedding.default:
+            table, index = (self.map_nodes_to_values(each, n) for each in n.args[:2])
+            _check_rows(n, table, index)  # type: ignore[arg-type]  # tensors, as the schema says
+        return super().run_node(n)
+
+
+def _check_rows(lookup: fx.Node, table: Tensor, index: Tensor) -> None:
+    low, high, rows = int(index.min()), int(index.max()), table.shape[0]
+    if low < 0 or high >= rows:
+        name, asked = (_told(node) for node in lookup.args[:2])
+        raise ProgramError(
+            f"{low if low < 0 else high} is outside the table {name!r}, which has {rows} rows",
+            who="program",
+            where=asked,
+            hint=_HINT,
+        )
+
+
+def _told(node: object) -> str:
+    """Return the name of an input or tensor, and of what is computed the node's."""
+    named = isinstance(node, fx.Node) and node.op in ("placeholder", "get_attr")
+    return str(node.target) if named else f"%{node}"  # type: ignore[attr-defined]  # a node
+
+
+def _too_long(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
+    from sparsefx.huggingface import check_length
+
+    tokens = max((value.shape[1] for value in batch.values() if value.dim() > 1), default=0)
+    try:
+        check_length(program.config, tokens)
+    except DataError as error:
+        return ProgramError(error.why, who="program", where="sequence", hint=error.hint)
+    return None
