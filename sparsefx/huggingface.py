@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +33,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_PLACES = (
+    "name a folder with config.json, or a model of the Hugging Face hub, e.g. "
+    "google/bert_uncased_L-4_H-256_A-4, while there is a network"
+)
+_COPY_AGAIN = "the folder may be cut or altered: copy or download it again"
 # RoBERTa counts positions from behind the padding token's id.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _TOKENIZER_FILES = (
@@ -65,6 +70,14 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     """
     import transformers
 
+    _check_place(place)
+    if (Path(place) / "manifest.json").exists():
+        raise ArtifactError(
+            "it holds a saved Program; a Hugging Face model is needed here",
+            who="load",
+            where=place,
+            hint="in Python a Session starts from Program.load(folder) too",
+        )
     config = _config(place)
     _check_files(place)
     if labels is not None:
@@ -80,15 +93,29 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
         cls = getattr(transformers, names[0], None) if names else None
         cls = cls or transformers.AutoModel
     try:
-        model: nn.Module = cls.from_pretrained(
+        model, report = cls.from_pretrained(
             place,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=labels is not None,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{_first_line(error)}", who="load", where=place) from error
-    return model.eval()
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise ArtifactError(
+            f"the weights cannot be loaded: {_first_line(error)}",
+            who="load",
+            where=", ".join(map(str, Path(place).glob("*.bin"))) or place,
+            hint=_COPY_AGAIN,
+        ) from error
+    body = f"{model.base_model_prefix}." if labels is not None else ""
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(body))
+    if missing:
+        logger.warning(
+            "%s: %d weights are not in the files and begin with random values: %s",
+            *(place, len(missing), ", ".join(missing[:5])),
+        )
+    found: nn.Module = model.eval()
+    return found
 
 
 def check_length(config: Mapping[str, Any], tokens: int) -> None:
@@ -155,6 +182,7 @@ def load_tokenizer(place: str) -> Any:
     """
     import transformers
 
+    _check_place(place, "tokenizer_config.json")
     hint = "give a folder with tokenizer.json or vocab.txt, or the id of a model"
     try:
         found: Any = transformers.AutoTokenizer.from_pretrained(place)
@@ -262,12 +290,14 @@ def _config(place: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"no model can be loaded: {_first_line(error)}",
-            who="load",
-            where=place,
-            hint="give a folder with config.json, or an id while a network is there",
-        ) from error
+        if Path(place).exists():
+            if not (Path(place) / "config.json").exists():
+                raise ArtifactError(
+                    "the folder has no config.json", who="load", where=place, hint=_PLACES
+                ) from error
+            why, hint = _first_line(error), _COPY_AGAIN
+            raise ArtifactError(why, who="load", where=place, hint=hint) from error
+        raise _no_such_place(place, error) from error
     names: Sequence[str] = config.architectures or []
     decodes = any("CausalLM" in name or "LMHead" in name for name in names)
     decodes = decodes or _only_decodes(config.model_type)
@@ -290,6 +320,36 @@ def _only_decodes(model_type: str) -> bool:
     return model_type in causal and model_type not in masked
 
 
+def _check_place(place: str, asked: str = "config.json") -> None:
+    """Refuse what is neither a folder nor the id of a model; say so when the hub will be asked.
+
+    Args:
+        place: What the user named.
+        asked: The file that is looked for first.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    folder = Path(place)
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise ArtifactError("a file; a folder is needed", who="load", where=place, hint=_PLACES)
+    try:
+        cached = try_to_load_from_cache(place, asked)
+    except HFValidationError as error:
+        raise _no_such_place(place) from error
+    if not isinstance(cached, str):
+        logger.warning("%s: no such folder; asking the Hugging Face hub for it", place)
+
+
+def _no_such_place(place: str, error: Exception | None = None) -> ArtifactError:
+    also = f", and the hub gives no model of this name: {_first_line(error)}" if error else ""
+    return ArtifactError(
+        f"there is no such file or folder{also}", who="load", where=place, hint=_PLACES
+    )
+
+
 def _check_files(place: str) -> None:
     """Read the headers of local weight files, so that a cut file is named."""
     for path in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
@@ -298,7 +358,10 @@ def _check_files(place: str) -> None:
                 _touch(file.keys())
         except (SafetensorError, OSError) as error:
             raise ArtifactError(
-                f"the file is cut or altered: {error}", who="load", where=str(path)
+                f"the file is cut or altered: {error}",
+                who="load",
+                where=str(path),
+                hint=_COPY_AGAIN,
             ) from error
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from sparsefx import errors
 from sparsefx.huggingface import (
     capture_pretrained,
     capture_tokens,
     load_pretrained,
+    load_tokenizer,
     save_pretrained,
 )
 from tests.programs import captured
@@ -80,8 +82,50 @@ def test_cut_weights_are_named(folder: Path) -> None:
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
-    with pytest.raises(errors.ArtifactError, match="no model can be loaded"):
+    with pytest.raises(errors.ArtifactError, match=r"the folder has no config\.json"):
         load_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("place", ["./none", "../no/model", "nö", "/no/such/place"])
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(place: str) -> None:
+    for load in (load_pretrained, load_tokenizer):
+        with pytest.raises(errors.ArtifactError, match="there is no such file or folder") as caught:
+            load(place)
+        assert "model of the Hugging Face hub" in caught.value.hint
+
+
+def test_a_file_in_place_of_a_folder(folder: Path) -> None:
+    with pytest.raises(errors.ArtifactError, match="a file; a folder is needed"):
+        load_pretrained(str(folder / "config.json"))
+
+
+def test_a_saved_program_in_place_of_a_model(tmp_path: Path) -> None:
+    captured("bert-cls").save(tmp_path / "program")
+    with pytest.raises(errors.ArtifactError, match="it holds a saved Program"):
+        load_pretrained(str(tmp_path / "program"))
+
+
+def test_a_cut_pickle_is_named(folder: Path) -> None:
+    path = folder / "pytorch_model.bin"
+    torch.save(load_pretrained(str(folder)).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(errors.ArtifactError, match=r"pytorch_model\.bin: the weights cannot"):
+        load_pretrained(str(folder))
+
+
+def test_weights_that_the_files_lack_are_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("bert.pooler.dense.bias", "classifier.bias"):
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    load_pretrained(str(folder))
+    assert "2 weights are not in the files and begin with random values" in caplog.text
+    caplog.clear()
+    load_pretrained(str(folder), labels=5)
+    assert "random values: bert.pooler.dense.bias" in caplog.text
 
 
 def test_a_decoder_is_refused(tmp_path: Path) -> None:

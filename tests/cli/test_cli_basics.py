@@ -48,7 +48,7 @@ def test_bench_times_in_turns(saved: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["opt", "nowhere", "--passes", "simplify"], "no model can be loaded"),
+        (["opt", "nowhere", "--passes", "simplify"], "there is no such file or folder"),
         (["opt", "SAVED", "--passes", "fixpont"], "did you mean 'fixpoint'?"),
         (["opt", "SAVED", "--passes", "", "--program", "x"], "expected NAME=FOLDER"),
         (["passes", "nothing"], "there is no pass 'nothing'"),
