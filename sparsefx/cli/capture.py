@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsefx.cli.console import stdout
+from sparsefx.cli.programs import warn_not_finite
 
 __all__ = ["command"]
 
@@ -20,5 +21,6 @@ def command(
     from sparsefx.huggingface import capture_pretrained
 
     program = capture_pretrained(model)
+    warn_not_finite(program, model)
     program.save(out)
     stdout.print(f"{out}: {program!r}", markup=False)

@@ -5,20 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparsefx.cli.console import stderr
 from sparsefx.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["open_program"]
+__all__ = ["open_program", "warn_not_finite"]
 
 
 def open_program(place: str) -> Program:
     """Return a saved Program, the final one of a run folder, or a Hugging Face model captured.
 
+    Weights that are no numbers are warned of.
+
     Raises:
         ArtifactError: When it is none of these.
     """
+    program = _open(place)
+    warn_not_finite(program, place)
+    return program
+
+
+def warn_not_finite(program: Program, place: str) -> None:
+    """Print a warning that names weights which are no numbers."""
+    from sparsefx.finite import not_finite, told
+
+    if names := not_finite(program):
+        stderr.print(f"warning: {place} holds {told(names)}", markup=False)
+
+
+def _open(place: str) -> Program:
     from sparsefx.program import Program
 
     folder = Path(place)

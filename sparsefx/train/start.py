@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import TrainingError
+from sparsefx.finite import not_finite, told
 from sparsefx.frontend import capture
 from sparsefx.huggingface import capture_pretrained
 from sparsefx.program import Program
@@ -24,7 +25,7 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
     """Return what a run starts from: the model captured, or what a former session saved of it.
 
     Raises:
-        TrainingError: The run in ``folder`` began with another model.
+        TrainingError: The run in ``folder`` began with another model, or a weight is NaN.
         DataError: A text has more tokens than the model has positions, or unknown ones.
     """
     saved = folder / "model"
@@ -36,9 +37,20 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
     for split in (data.everything, data.test):
         check_tokens(split, config)
     if isinstance(model, Program):
-        return model
+        return _checked(model)
     taken = set(_parameters_of(model))
-    return capture(model, {n: t for n, t in data.example().items() if n in taken})
+    return _checked(capture(model, {n: t for n, t in data.example().items() if n in taken}))
+
+
+def _checked(program: Program) -> Program:
+    if names := not_finite(program):
+        raise TrainingError(
+            f"the model holds {told(names)}",
+            who="session",
+            where=names[0],
+            hint="nothing can be learnt from them: take another checkpoint of the model",
+        )
+    return program
 
 
 def open_folder(folder: str) -> Program:

@@ -90,3 +90,14 @@ def test_inspect_shows_layers_zeros_and_size(
     assert "2 layers, 4 heads" in shown
     assert "properties masked" in shown
     assert "90." in shown
+
+
+def test_weights_that_are_no_numbers_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        layer.weight[1, 2] = torch.nan
+    place = small_program(layer, input=torch.randn(3, 4)).save(tmp_path / "p")
+    assert run("inspect", str(place)) == 0
+    assert "weights that are NaN or infinite: weight" in capsys.readouterr().err

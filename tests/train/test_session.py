@@ -257,6 +257,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         session(tmp_path / "run").run()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_with_weights_that_are_no_numbers_is_refused(tmp_path: Path, value: float) -> None:
+    name = "classifier.weight"
+    broken = tiny_run.program().copy()
+    with torch.no_grad():
+        broken.tensor(name)[0, 0] = value
+    with pytest.raises(TrainingError, match="NaN or infinite: classifier") as caught:
+        session(tmp_path / "run", model=broken).run()
+    assert caught.value.where == name
+    assert not (tmp_path / "run" / "model").exists()
+
+
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     calls = []
 
