@@ -218,8 +218,9 @@ class Recipe(_Settings):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else f"not YAML: {error}"
             raise RecipeError(
-                f"the recipe cannot be read: {error}",
+                f"the recipe cannot be read: {reason}",
                 who=str(path),
                 hint=f"shipped recipes: {', '.join(cls.names())}",
             ) from error

@@ -13,7 +13,15 @@ from sparsefx.errors import RecipeError, did_you_mean
 
 __all__ = ["explain", "flow_style_dumper", "path_of", "read_yaml"]
 
-_MESSAGES = {"missing": "this key is missing", "extra_forbidden": "this key is not known"}
+_KEY_MESSAGES = {"missing": "this key is missing", "extra_forbidden": "this key is not known"}
+_VALUE_MESSAGES = {
+    "string_type": "expected a text",
+    "tuple_type": "expected a list",
+    "model_type": "expected keys with values",
+    "invalid_key": "expected a word as key",
+}
+_KINDS = {dict: "keys with values", list: "a list", str: "a text", int: "a number"}
+_KINDS |= {float: "a number", bool: "true or false"}
 _SYNONYMS = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -31,6 +39,10 @@ class _Loader(yaml.SafeLoader):
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is a list or a mapping", key_node.start_mark
+            )
         if key_node.value in seen and key_node.value != "<<":
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {key_node.value!r} stands here twice", key_node.start_mark
@@ -47,7 +59,7 @@ def read_yaml(text: str, who: str) -> dict[str, Any]:
     """Return the mapping that a YAML text holds.
 
     Raises:
-        RecipeError: It is not YAML, with line and column; or it is no mapping.
+        RecipeError: It is not YAML, with line and column; or it is empty or no mapping.
     """
     try:
         found = yaml.load(text, Loader=_Loader)  # a SafeLoader
@@ -57,11 +69,15 @@ def read_yaml(text: str, who: str) -> dict[str, Any]:
         raise RecipeError(
             f"not YAML: {getattr(error, 'problem', None) or error}", who=who, where=where
         ) from error
-    if not isinstance(found, dict):
-        raise RecipeError(
-            f"expected keys such as 'name' and 'stages', found {type(found).__name__}", who=who
-        )
-    return found
+    if isinstance(found, dict):
+        return found
+    kind = _KINDS.get(type(found), repr(found))
+    why = "it is empty" if found is None else f"it holds {kind}"
+    raise RecipeError(
+        f"{why}; expected keys with values, such as 'name' and 'stages'",
+        who=who,
+        hint="docs/recipes.md has all keys, and shipped recipes are examples",
+    )
 
 
 def flow_style_dumper() -> type[yaml.SafeDumper]:
@@ -103,9 +119,10 @@ def explain(error: ValidationError, model: type[BaseModel], who: str) -> RecipeE
 
 
 def _finding(item: Any, model: type[BaseModel]) -> tuple[str, str, str]:
-    about_key = item["type"] in _MESSAGES
+    about_key = item["type"] in _KEY_MESSAGES
     location = _readable(item["loc"], model, about_key=about_key)
-    message = _MESSAGES.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
+    messages = _KEY_MESSAGES | _VALUE_MESSAGES
+    message = messages.get(item["type"], str(item["msg"]).removeprefix("Value error, "))
     hint = ""
     if item["type"] == "extra_forbidden":
         hint = _hint_for(str(location[-1]), _model_at(location[:-1], model))

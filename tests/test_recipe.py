@@ -47,6 +47,7 @@ def stages(text: str) -> str:
     return f"name: a\nstages:\n- {{name: x, {text}}}"
 
 
+EXAMPLES = "docs/recipes.md has all keys, and shipped recipes are examples"
 REFUSED = [
     ("name: a", "stages", "this key is missing", ""),
     ("name: a\nstages: []", "stages", "at least one stage", ""),
@@ -72,7 +73,14 @@ REFUSED = [
     ("name: a\nstages:\n- name: a/b", "stages[0].name", "pattern", ""),
     ("name: a\nname: b", "line 2, column 1", "stands here twice", ""),
     ("name: [", "line 1, column 8", "not YAML", ""),
-    ("- a", "", "found list", ""),
+    ("- a", "", "it holds a list; expected keys with values", EXAMPLES),
+    ("3", "", "it holds a number; expected keys with values", EXAMPLES),
+    ("words alone", "", "it holds a text; expected keys with values", EXAMPLES),
+    ("", "", "it is empty", EXAMPLES),
+    ("# nothing", "", "it is empty", EXAMPLES),
+    ("name: x\n? [1]\n: 2", "line 2, column 3", "a key is a list or a mapping", ""),
+    ("name: x\nstages: [1]", "stages[0]", "expected keys with values (found 1)", ""),
+    ("name: x\nstages: 5", "stages", "expected a list (found 5)", ""),
 ]  # fmt: skip
 
 UNCHECKED = [
