@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from torch import Tensor
 
 from sparsefx.errors import TargetError
+from sparsefx.option_types import wrong_types
 from sparsefx.spec import format_spec
 
 if TYPE_CHECKING:
@@ -78,11 +80,24 @@ class Compiled(Protocol):
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """Somewhere a Program can run; its fields are its options, as with passes."""
+    """Somewhere a Program can run; its fields are its options, as with passes.
+
+    ``__post_init__`` holds them to the types of the fields; a target that checks more calls it.
+    """
 
     name: ClassVar[str]
     saves_as: ClassVar[str] = "compiled"
     """Name that a run gives to what :meth:`Compiled.save` writes: a folder, or a file."""
+
+    def __post_init__(self) -> None:
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        for wrong in wrong_types(type(self), values):
+            raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
+
+    def refuse(self, option: str, why: str, *, hint: str = "") -> TargetError:
+        """Return the error for a wrong option; the value is put into the message."""
+        value = getattr(self, option)
+        return TargetError(f"{option}={value!r}: {why}", who=self.name, where=option, hint=hint)
 
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""

@@ -164,6 +164,28 @@ def test_options_of_a_target_are_held_to_their_types() -> None:
         registry.parse_target("reference{batch=many}")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("cpu", {"threads": "2"}, "threads='2': expected a whole number"),
+        ("cpu", {"threads": -1}, "threads=-1: expected 0 or more"),
+        ("cpu", {"attention": "int8"}, "attention='int8': expected 'auto' or 'fp32'"),
+        ("cpu", {"format": "rowz"}, "format='rowz': there is no such format"),
+        ("onnxruntime", {"optimize": 1}, "optimize=1: expected True or False"),
+        ("onnxruntime", {"repeats": 0}, "repeats=0: expected at least 1"),
+        ("reference", {"arithmetic": "int"}, "arithmetic='int': expected 'float' or 'integer'"),
+        ("reference", {"batch": 0}, "batch=0: expected at least 1"),
+        ("accelerator", {"arch": None}, "arch=None: expected a text"),
+    ],
+)
+def test_options_of_a_target_are_checked_in_python_too(
+    name: str, options: dict[str, object], expected: str
+) -> None:
+    with pytest.raises(errors.TargetError, match=expected) as caught:
+        registry.target_class(name)(**options)
+    assert (caught.value.who, caught.value.where) == (name, next(iter(options)))
+
+
 def test_unknown_pass_suggests_a_name() -> None:
     with pytest.raises(errors.SpecError, match="did you mean 'fixpoint'"):
         Pipeline.parse("fixpont")

@@ -21,7 +21,6 @@ from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.units import op_name, units_of
 from sparsefx.backends.accelerator.workload import Workload
-from sparsefx.errors import TargetError
 from sparsefx.passbase import Pass
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.quantize.gather_integers import GatherIntegers
@@ -54,13 +53,10 @@ class Accelerator(Target):
     sequence: int = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for option in ("batch", "sequence"):
             if getattr(self, option) < 1:
-                raise TargetError(
-                    f"{option}={getattr(self, option)}: at least 1 is needed",
-                    who=self.name,
-                    where=option,
-                )
+                raise self.refuse(option, "expected at least 1")
 
     @property
     def architecture(self) -> Architecture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -16,7 +16,7 @@ from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.walk import LoweringOptions
 from sparsefx.backends.cpu.weights import FORMATS
-from sparsefx.errors import TargetError, did_you_mean
+from sparsefx.errors import did_you_mean
 from sparsefx.program import Program
 from sparsefx.target import Target, Unsupported
 
@@ -41,27 +41,17 @@ class CpuTarget(Target):
     name: ClassVar[str] = "cpu"
     isa: str = "native"
     threads: int = 0
-    attention: str = "auto"
+    attention: Literal["auto", "fp32"] = "auto"
     format: str = ""
-    rates: str = "measured"
+    rates: Literal["measured", "built-in"] = "measured"
 
     def __post_init__(self) -> None:
-        if self.attention not in ("auto", "fp32"):
-            raise TargetError(
-                f"attention must be 'auto' or 'fp32', not {self.attention!r}", who=self.name
-            )
+        super().__post_init__()
         if self.format not in ("", *FORMATS):
-            raise TargetError(
-                f"there is no format {self.format!r}",
-                who=self.name,
-                hint=did_you_mean(self.format, FORMATS),
-            )
-        if self.rates not in ("measured", "built-in"):
-            raise TargetError(
-                f"rates must be 'measured' or 'built-in', not {self.rates!r}", who=self.name
-            )
+            hint = did_you_mean(self.format, FORMATS)
+            raise self.refuse("format", "there is no such format", hint=hint)
         if self.threads < 0:
-            raise TargetError(f"threads must be 0 or more, not {self.threads}", who=self.name)
+            raise self.refuse("threads", "expected 0 or more")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch."""

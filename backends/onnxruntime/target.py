@@ -75,12 +75,10 @@ class OnnxRuntime(Target):
     repeats: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for option, least in (("threads", 0), ("batch", 1), ("sequence", 1), ("repeats", 1)):
-            value = getattr(self, option)
-            if value < least:
-                raise TargetError(
-                    f"{option}={value!r}: expected at least {least}", who=self.name, where=option
-                )
+            if getattr(self, option) < least:
+                raise self.refuse(option, f"expected at least {least}")
 
     def pipeline(self) -> Pipeline:
         """Look up integers in int8 tables, and simplify: each node takes time to translate."""

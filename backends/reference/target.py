@@ -14,7 +14,6 @@ from torch import Tensor, fx
 from sparsefx.backends.reference.integer import integer_linear, integer_product
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
-from sparsefx.errors import TargetError
 from sparsefx.failures import explained
 from sparsefx.passes.analyses.quantized import (
     QuantizedLinear,
@@ -58,12 +57,10 @@ class Reference(Target):
     sequence: int = 128
 
     def __post_init__(self) -> None:
-        if self.arithmetic not in ("float", "integer"):
-            raise TargetError(
-                f"arithmetic={self.arithmetic!r}: expected 'float' or 'integer'",
-                who=self.name,
-                where="arithmetic",
-            )
+        super().__post_init__()
+        for option in ("batch", "sequence"):
+            if getattr(self, option) < 1:
+                raise self.refuse(option, "expected at least 1")
 
     def pipeline(self) -> Pipeline:
         """Look up integers in int8 tables, so that no call dequantizes whole tables."""

@@ -315,7 +315,7 @@ def test_tag_writes_units_and_lists_host_nodes() -> None:
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(TargetError, match="batch=0: at least 1 is needed"):
+    with pytest.raises(TargetError, match="batch=0: expected at least 1"):
         Accelerator(batch=0)
     with pytest.raises(TargetError, match="did you mean 'anton'"):
         Accelerator(arch="antom").lower(quantized())
