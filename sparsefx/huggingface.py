@@ -328,7 +328,7 @@ def _check_place(place: str, asked: str = "config.json") -> None:
         asked: The file that is looked for first.
     """
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     folder = Path(place)
     if folder.is_dir():
