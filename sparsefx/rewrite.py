@@ -37,6 +37,7 @@ class Rewriter:
         self.author = author
         self._anchor: fx.Node | None = None
         self._last_tensor: fx.Node | None = None
+        self._reads: dict[str, fx.Node] | None = None
         self._shapes = program.shapes
         self.wired: dict[fx.Node, tuple[object, ...]] = {}
         """What values were inferred from; the verifier looks at nodes that are wired otherwise."""
@@ -200,9 +201,17 @@ class Rewriter:
     def get(self, name: str) -> fx.Node:
         """Return the node that reads a tensor; there is one for each tensor, above all calls."""
         name = self.program.canonical(name)
-        existing: list[fx.Node] = self.program.graph.find_nodes(op="get_attr", target=name)
-        if existing:
-            return existing[0]
+        return self._reader(name) or self._read(name)
+
+    def _reader(self, name: str) -> fx.Node | None:
+        """Return the node that reads a tensor; FX would look at all tensors for each one."""
+        if self._reads is None:
+            nodes = self.program.graph.find_nodes(op="get_attr")
+            self._reads = {str(node.target): node for node in nodes}
+        node = self._reads.get(name)
+        return None if node is None or node._erased else node
+
+    def _read(self, name: str) -> fx.Node:
         self.program.tensor(name)
         last = self._last_tensor
         if last is None or last._erased:  # found once: a search for every tensor is quadratic
@@ -211,6 +220,8 @@ class Rewriter:
         with self.program.graph.inserting_after(last):
             node = self.program.graph.get_attr(name)
         self._last_tensor = node
+        if self._reads is not None:
+            self._reads[name] = node
         return self._adopt(node, self._anchor or last)
 
     def add_parameter(self, name: str, tensor: Tensor) -> fx.Node:
@@ -236,7 +247,7 @@ class Rewriter:
             delattr(module, leaf)
             module.register_buffer(leaf, tensor.detach())
         self.program._digests.pop(name, None)
-        for node in self.program.graph.find_nodes(op="get_attr", target=name):
+        if (node := self._reader(name)) is not None:
             before = node.meta.get("val")
             self._shapes.infer_node(self.program.module, node)
             same_device = getattr(before, "device", None) == node.meta["val"].device
@@ -244,17 +255,17 @@ class Rewriter:
                 node.meta["val"] = before  # so that what reads it counts as unchanged
 
     def remove_tensor(self, name: str) -> None:
-        """Remove a tensor and the nodes that read it; nothing may use them."""
+        """Remove a tensor and the node that reads it; nothing may use it."""
         name = self.program.canonical(name)
         self.program.tensor(name)
-        for node in self.program.graph.find_nodes(op="get_attr", target=name):
+        if (node := self._reader(name)) is not None:
             self.erase(node)
         module, leaf = self._place(name)
         delattr(module, leaf)
         self.program._digests.pop(name, None)
 
     def rename_tensor(self, name: str, new: str) -> None:
-        """Give a tensor another name; the nodes that read it follow.
+        """Give a tensor another name; the node that reads it follows.
 
         Raises:
             ProgramError: There is no tensor ``name``, or there is one called ``new``.
@@ -269,8 +280,9 @@ class Rewriter:
         former, former_leaf = self._place(old)
         delattr(former, former_leaf)
         self.program._digests.pop(old, None)
-        for node in self.program.graph.find_nodes(op="get_attr", target=old):
+        if (node := self._reader(old)) is not None:
             node.target = new
+            self._reads = None
         self.program.ties = tuple(
             tuple(new if each == old else each for each in group) for group in self.program.ties
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ def shapes_known(program: Program) -> Iterable[str]:
             yield f"%{node.name} has no inferred shape: it was not made through the Rewriter"
 
 
-_SOUND: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_SOUND: MutableMapping[torch.Tensor, tuple[object, ...]] = WeakIdKeyDictionary()
 """Mask -> its version, its weight, the weight's version, whether locked: found to be sound then."""
 
 
