@@ -17,6 +17,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates
 from sparsefx.backends.cpu.weights import Format
+from sparsefx.backends.formats.quads import aligned_words
 
 __all__ = ["Choice", "choose_format", "tuned"]
 
@@ -72,8 +73,7 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
     others: dict[Format, float] = {}
     if matrix.dtype == np.int8 and isa.has_dot:
         sparse, dense = "quads", "dense_i8"
-        padded = np.pad(matrix != 0, ((0, 0), (0, -columns % 4)))
-        aligned = int(padded.reshape(rows, -1, 4).any(2).sum())
+        aligned = int(np.count_nonzero(aligned_words(matrix)))
         others = {"blocks": fixed + rates.block * aligned}
         visited = rates.quad * float(((counts + 3) // 4).sum())
         every = rates.quad * rows * (columns / 4)

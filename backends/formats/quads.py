@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Blocks", "Quads", "pack_blocks", "pack_quads"]
+__all__ = ["Blocks", "Quads", "aligned_words", "pack_blocks", "pack_quads"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,15 @@ class Blocks:
     weights: NDArray[np.int8]
 
 
+def aligned_words(matrix: NDArray[np.int8]) -> NDArray[np.uint32]:
+    """Each aligned group of four columns as one word, [rows, columns / 4 rounded up].
+
+    A word is zero exactly when its four weights are, and one comparison tells.
+    """
+    padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % 4)))
+    return np.ascontiguousarray(padded).view(np.uint32)
+
+
 def pack_blocks(matrix: NDArray[np.int8]) -> Blocks:
     """Pack a matrix; columns are filled with zeros to a multiple of four.
 
@@ -96,8 +105,9 @@ def pack_blocks(matrix: NDArray[np.int8]) -> Blocks:
     rows, columns = matrix.shape
     if columns > 1 << 18:
         raise ValueError(f"uint16 cannot index blocks of {columns} columns")
-    groups = np.pad(matrix, ((0, 0), (0, -columns % 4))).reshape(rows, -1, 4)
-    owner, column = np.nonzero(groups.any(2))
+    words = aligned_words(matrix)
+    owner, column = np.nonzero(words)
     counts = np.bincount(owner, minlength=rows)
     row_start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return Blocks(row_start, column.astype(np.uint16), np.ascontiguousarray(groups[owner, column]))
+    weights = words[owner, column].view(np.int8).reshape(-1, 4)
+    return Blocks(row_start, column.astype(np.uint16), weights)
