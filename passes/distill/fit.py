@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparsefx.errors import PassError
@@ -33,7 +34,7 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
         teacher: None when the teacher's logits come with the batch.
 
     Raises:
-        PassError: Names what does not fit: an output, an input, a table or a layer.
+        PassError: Names what does not fit: outputs, inputs and tables together, or a layer.
     """
     for program in (student, teacher):
         _ = program and program.shapes  # which the nodes then carry
@@ -51,10 +52,11 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
         _check_labels(item, student)
     if teacher is None:
         return
-    check_inputs(student, teacher, item.teacher_inputs)
-    check_vocabulary(student, teacher)
-    if item.logits:
-        match_heads(student, teacher, item.outputs)
+    _check_all(
+        lambda: check_inputs(student, teacher, item.teacher_inputs),
+        lambda: check_vocabulary(student, teacher),
+        lambda: match_heads(student, teacher, item.outputs) if item.logits else None,
+    )
     if NEEDS_LAYERS & set(item.terms):
         _check_layers(item, student.facts(EncoderStructure), teacher.facts(EncoderStructure))
 
@@ -74,6 +76,23 @@ def paired_layers(
         for low, high in pair_layers(item.layers, len(ours), len(theirs))
     )
     return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
+
+
+def _check_all(*checks: Callable[[], object]) -> None:
+    """Run all checks and raise what they found as one error: mending one alone would not help."""
+    found = []
+    for check in checks:
+        try:
+            check()
+        except PassError as error:
+            found.append(error)
+    if not found:
+        return
+    first, *others = found
+    for other in others:
+        first.why += f"\n  also at {other.where}: {other.why}"
+        first.hint += f"; {other.where}: {other.hint}"
+    raise first
 
 
 def _check_soft_targets(item: Distill, student: Program) -> None:

@@ -176,6 +176,17 @@ def test_teachers_that_do_not_fit(text: str, changed: dict[str, Any], message: s
         distilled(text, teacher=program_of(1, **changed))
 
 
+def test_everything_that_does_not_fit_is_told_at_once() -> None:
+    with pytest.raises(PassError) as caught:
+        distilled("distill", without_segments(0), program_of(1, num_labels=2, vocab_size=120))
+    assert caught.value.where == "token_type_ids"
+    text = str(caught.value)
+    assert "the teacher needs the input 'token_type_ids'" in text
+    assert "also at input_ids: the teacher has another vocabulary" in text
+    assert "also at logits: the teacher has another head" in text
+    assert "share one tokenizer" in caught.value.hint
+
+
 def test_a_model_that_is_no_encoder() -> None:
     plain = small_program(nn.Linear(3, 2), input=torch.ones(4, 3))
     with pytest.raises(PassError, match=r"not an encoder that sparsefx understands: it has no att"):
