@@ -7,6 +7,7 @@ import pytest
 
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SpecError
+from sparsefx.passes.distill.distill import Distill
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.recipe import (
@@ -234,6 +235,14 @@ def test_shipped_recipes_are_right(name: str) -> None:
     assert recipe.description
     assert recipe.source
     assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("name", Recipe.names())
+def test_shipped_recipes_leave_the_loss_of_logits_to_the_task(name: str) -> None:
+    for stage in Recipe.shipped(name).stages:
+        for item in parse_pipeline(stage.pipeline, 100).passes:
+            if isinstance(item, Distill):
+                assert item.logits_loss in ("auto", "cosine")
 
 
 def test_shares_become_steps() -> None:
