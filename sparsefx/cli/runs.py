@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
-from sparsefx.errors import SparsefxError
+from sparsefx.errors import ArtifactError, SparsefxError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from sparsefx.program import Program
     from sparsefx.recipe import Recipe
+    from sparsefx.report.run import ReportRow
     from sparsefx.timing import Latency
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.results import RunResult, StageResult
@@ -39,6 +42,9 @@ def train_and_report(
 
     ``timed`` says which of the scored stages are lowered and timed; an export takes about as long
     as 30 training steps of a small model.
+
+    Raises:
+        ArtifactError: Something beside the run's own results could not be written; all else is.
     """
     from sparsefx import registry
     from sparsefx.cli.progress import SessionProgress
@@ -52,10 +58,47 @@ def train_and_report(
             listeners.append(TensorBoard(folder / "tensorboard"))
         result = Session(recipe, model, data, folder, listeners=listeners).run()
     stderr.print("exporting and timing")
-    latencies, timed_on = _export(result, folder, target, timed)
-    _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
-    _report(result, latencies, timed_on, title, recipe.description)
+    rest = _Afterwards(folder)
+    latencies: dict[str, Latency] = {}
+    timed_on = ""
+    with rest.part("the export"):
+        latencies, timed_on = _export(result, folder, target, timed)
+    with rest.part("the Hugging Face folder"):
+        _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
+    rows = _show(result, latencies, timed_on)
+    with rest.part("the report"):
+        _report(result, rows, timed_on, title, recipe.description)
+    rest.finish()
     return result
+
+
+class _Afterwards:
+    """What follows a finished run: a part that cannot be written does not take others along."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._failed: list[str] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Note why the part ``name`` could not be written."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError, SparsefxError) as error:
+            self._failed.append(f"{name}: {error}")
+
+    def finish(self) -> None:
+        """Raise what was noted."""
+        if self._failed:
+            listed = "".join(f"\n  - {why}" for why in self._failed)
+            raise ArtifactError(
+                f"the run is finished and its results are saved, but not written was{listed}",
+                who="run",
+                where=str(self._folder),
+                hint="run the same command again when it can be: it trains nothing anew",
+            )
 
 
 def _export(
@@ -82,6 +125,8 @@ def _export(
     batch = random_batch(result.program, 1, 32)
     latencies = time_in_turns(compiled, batch, runs=31)
     timed_on = f"Timed on {target}: one sentence of 32 tokens, 31 runs in turns; {machine()}."
+    if len(compiled) < len(scored):
+        timed_on += " What was not exported is not timed: sparsefx bench times any Program."
     return latencies, timed_on
 
 
@@ -109,12 +154,12 @@ def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
         return
     save_pretrained(program, folder)
     tokenizer.save_pretrained(folder)
+    stderr.print(f"Hugging Face folder {folder}", markup=False)
 
 
-def _report(
-    result: RunResult, latencies: dict[str, Latency], timed_on: str, title: str, lead: str
-) -> None:
-    from sparsefx.report.run import HEAD, cells, report_rows, run_page
+def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tuple[ReportRow, ...]:
+    """Print the table of the run and return its rows."""
+    from sparsefx.report.run import HEAD, cells, report_rows
 
     rows = report_rows(result, latencies)
     shown = Table(*HEAD, box=None)
@@ -125,8 +170,15 @@ def _report(
         stdout.print(f"Scored on {rows[0].score.count:,} held-back examples.")
     if timed_on:
         stdout.print(timed_on, markup=False)
+    stdout.print(f"results {result.folder / 'result.json'}", markup=False)
+    return rows
+
+
+def _report(
+    result: RunResult, rows: tuple[ReportRow, ...], timed_on: str, title: str, lead: str
+) -> None:
+    from sparsefx.report.run import run_page
+
     page = run_page(result, rows, title=title, lead=lead, timed_on=timed_on)
     path = page.write(result.folder / "report.html", "Made by sparsefx.")
-    stdout.print(
-        f"report {path}\nHugging Face folder {result.folder / 'huggingface'}", markup=False
-    )
+    stdout.print(f"report {path}", markup=False)

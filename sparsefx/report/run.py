@@ -130,7 +130,7 @@ def cells(row: ReportRow) -> tuple[str, ...]:
         f"{size.model_bytes / 1e6:.1f}",
         format_ratio(size.stored_ratio),
         format_ratio(size.paper_ratio),
-        "" if row.latency is None else str(row.latency),
+        "not timed" if row.latency is None else str(row.latency),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,23 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress(place) == 0
     assert "finished before: dense, sparse" in capsys.readouterr().err
 
+    (place / "run" / "report.html").unlink()
+    (place / "run" / "report.html").mkdir()
+    shutil.rmtree(place / "run" / "huggingface")
+    (place / "run" / "huggingface").write_text("in the way")
+    assert compress(place) == 2
+    said = capsys.readouterr()
+    assert "Scored on 40 held-back examples." in said.out
+    assert "the run is finished and its results are saved" in said.err
+    assert "the Hugging Face folder: [Errno" in said.err
+    assert "the report: [Errno" in said.err
+
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
         ({"--label": "kid"}, "did you mean 'kind'?"),
-        ({"--model": "nowhere/at-all"}, "no model can be loaded"),
+        ({"--model": "nowhere/at-all"}, "there is no such file or folder"),
         ({"--folder": "FILE/run"}, "Not a directory"),
         ({"--target": "refrence"}, "did you mean 'reference'?"),
     ],
