@@ -29,7 +29,7 @@ from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.driver import driver_text
 from sparsefx.backends.cpu.engine import shared_engine
 from sparsefx.backends.cpu.indices import Rule, check_index, index_of
-from sparsefx.backends.cpu.isa import ISAS, Isa, missing_features, with_extras
+from sparsefx.backends.cpu.isa import ISAS, Isa, obstacle, with_extras
 from sparsefx.backends.cpu.panel import WIDTHS
 from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import shared_pool
@@ -252,13 +252,14 @@ def _isa(found: Mapping[str, Any], place: Path) -> Isa:
     """The instruction set of a plan, if this machine has all of it."""
     name = found.get("isa")
     chosen = next((isa for isa in ISAS.values() if isa.name == name), None)
-    lacking = missing_features(chosen.name) if chosen else (str(name),)
-    if chosen is not None and not lacking:
+    why = obstacle(chosen.name) if chosen else f"it lacks {name}"
+    if chosen is not None and not why:
         chosen = with_extras(chosen)
-        lacking = tuple(f for f in found.get("features", ()) if f not in chosen.features)
-    if chosen is None or lacking:
+        lacking = [f for f in found.get("features", ()) if f not in chosen.features]
+        why = f"it lacks {', '.join(lacking)}" if lacking else ""
+    if chosen is None or why:
         raise ArtifactError(
-            f"this machine lacks {', '.join(lacking)}, which the plan was made for",
+            f"this machine cannot run the plan, which was made for {name}: {why}",
             who="load",
             where=str(place),
             hint="lower the Program in the same folder: CpuTarget().compile(Program.load(...))",

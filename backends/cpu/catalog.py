@@ -18,9 +18,11 @@ from sparsefx.backends.cpu.kernels import (
     attention_i8,
     blocks,
     convert,
+    dense_amx,
     dense_f32,
     dense_i8,
     embed,
+    masked_amx,
     norm,
     peak,
     quads,
@@ -79,7 +81,17 @@ _LINEARS = {
     "rows": rows,
     "dense_i8": dense_i8,
     "dense_f32": dense_f32,
+    "dense_amx": dense_amx,
+    "masked_amx": masked_amx,
 }
+
+
+def _linear_scratch(kind: str, words: Mapping[str, Any]) -> int:
+    if kind == "rows":
+        # Partial sums of the rows of one panel wait there between blocks of channels.
+        return 256 * int(words["rows"])
+    tiled = {"dense_amx": dense_amx, "masked_amx": masked_amx}.get(kind)
+    return tiled.scratch_bytes(words) if tiled else 0
 
 
 @cache
@@ -91,8 +103,7 @@ def linear(kind: str, epilogue: Epilogue) -> Kernel:
         f"{kind} {epilogue.symbol}",
         module.FIELDS,
         lambda isa, width: module.emit(isa, width, epilogue),
-        # Partial sums of the rows of one panel wait there between blocks of channels.
-        lambda words, longest: 256 * int(words["rows"]) if kind == "rows" else 0,
+        lambda words, longest: _linear_scratch(kind, words),
     )
 
 
@@ -130,13 +141,13 @@ def embedding(tables: int) -> Kernel:
 
 
 @cache
-def peak_kernel(*, dots: bool) -> Kernel:
+def peak_kernel(unit: peak.Unit) -> Kernel:
     """Products on registers alone."""
     return Kernel(
-        ("peak", dots),
+        ("peak", unit),
         "peak",
         peak.FIELDS,
-        lambda isa, width: peak.emit(isa, width, dots=dots),
+        lambda isa, width: peak.emit(isa, width, unit),
         lambda words, longest: 64 * (peak.CHAINS + 2),
     )
 

@@ -41,15 +41,23 @@ class CpuCompiled:
         lowered: Its plan.
         runtime: The plan's executor.
         measured: Whether its formats were chosen by the measured rates of the machine.
+        note: Why its instruction set is not a wider one, or "".
     """
 
     def __init__(
-        self, program: Program, lowered: Lowered, runtime: Runtime, *, measured: bool
+        self,
+        program: Program,
+        lowered: Lowered,
+        runtime: Runtime,
+        *,
+        measured: bool,
+        note: str = "",
     ) -> None:
         self._program = program
         self._lowered = lowered
         self._runtime = runtime
         self._measured = measured
+        self._note = note
         self._lock = threading.Lock()
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
 
@@ -159,8 +167,9 @@ class CpuCompiled:
                 times = runtime.time_steps(np.ones(shape, np.bool_), indices)
             seconds = _by_kind(self._lowered.plan.steps, times)
         rates = measured_rates(runtime.isa) if self._measured else BUILT_IN
-        layers = self._lowered.layers
-        return explain_layers(layers, runtime.isa.name, (batch, tokens), rates, seconds)
+        layers, isa = self._lowered.layers, runtime.isa.name
+        described = f"{isa} ({self._note})" if self._note else isa
+        return explain_layers(layers, described, (batch, tokens), rates, seconds)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.

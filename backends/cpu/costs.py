@@ -17,6 +17,8 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates
 from sparsefx.backends.cpu.weights import Format
+from sparsefx.backends.formats.amx_tiles import STRIP_ROWS, TILE_COLUMNS
+from sparsefx.backends.formats.amx_tiles import TILE_ROWS as AMX_ROWS
 from sparsefx.backends.formats.quads import aligned_words
 
 __all__ = ["Choice", "choose_format", "tuned"]
@@ -47,11 +49,18 @@ class Choice:
     timed: bool = False
 
     @property
+    def dense(self) -> float:
+        """Cost of the cheapest format that visits every weight."""
+        return min(c for f, c in self.costs.items() if f.startswith("dense"))
+
+    @property
     def reason(self) -> str:
         """Why, in one sentence."""
         chosen = self.costs[self.format]
-        dense = next(c for f, c in self.costs.items() if f.startswith("dense"))
+        dense = self.dense
         gain = min(c for f, c in self.costs.items() if f != self.format) / chosen
+        if self.format == "masked_amx":
+            return f"{dense / chosen:.1f}x cheaper than reading every weight; all are multiplied"
         if not self.format.startswith("dense"):
             return f"{dense / chosen:.1f}x cheaper than visiting every weight"
         sparsity, needed = 1 - self.density, 1 - self.break_even
@@ -66,27 +75,36 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
     """The format that the model says is cheapest for a weight [rows, columns], int8 or fp32."""
     rows, columns = matrix.shape
     counts = np.count_nonzero(matrix, axis=1)
-    fixed = rates.row * rows
     tiles = -(-rows // TILE_ROWS)
-    sparse: Format
-    dense: Format
-    others: dict[Format, float] = {}
+    work: dict[Format, float]
     if matrix.dtype == np.int8 and isa.has_dot:
-        sparse, dense = "quads", "dense_i8"
         aligned = int(np.count_nonzero(aligned_words(matrix)))
-        others = {"blocks": fixed + rates.block * aligned}
-        visited = rates.quad * float(((counts + 3) // 4).sum())
+        work = {
+            "quads": rates.quad * float(((counts + 3) // 4).sum()),
+            "blocks": rates.block * aligned,
+            "dense_i8": rates.group * tiles * -(-columns // 4),
+        }
+        if isa.has_tiles:
+            amx = _whole_tiles(rows, columns)
+            work |= {"masked_amx": rates.masked_tile * amx, "dense_amx": rates.tile * amx}
         every = rates.quad * rows * (columns / 4)
-        tiled = rates.group * tiles * -(-columns // 4)
     else:
-        sparse, dense = "rows", "dense_f32"
-        visited = rates.nonzero * float(counts.sum())
+        work = {
+            "rows": rates.nonzero * float(counts.sum()),
+            "dense_f32": rates.channel * tiles * columns,
+        }
         every = rates.nonzero * float(rows * columns)
-        tiled = rates.channel * tiles * columns
-    costs = {sparse: fixed + visited, **others, dense: fixed + tiled}
+    costs = {format: rates.row * rows + cost for format, cost in work.items()}
     density = float(counts.sum()) / max(1, matrix.size)
-    break_even = min(1.0, tiled / max(every, 1e-9))
+    dense = min(cost for format, cost in work.items() if format.startswith("dense"))
+    break_even = min(1.0, dense / max(every, 1e-9))
     return Choice(min(costs, key=lambda f: costs[f]), costs, density, break_even)
+
+
+def _whole_tiles(rows: int, columns: int) -> int:
+    """Tiles of AMX that hold a weight: whole strips, whole rows of tiles."""
+    strips = -(-rows // STRIP_ROWS)
+    return strips * (STRIP_ROWS // AMX_ROWS) * -(-columns // TILE_COLUMNS)
 
 
 def tuned(choice: Choice, matrix: NDArray[Any], isa: Isa, timer: Timer) -> Choice:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.plan import SEQUENCES
 from sparsefx.backends.cpu.rates import Rates
-from sparsefx.backends.cpu.weights import Format
+from sparsefx.backends.cpu.weights import TILED, Format
 
 __all__ = ["Explanation", "LayerCosts", "explain_layers"]
 
@@ -45,7 +45,7 @@ class LayerCosts:
     @property
     def dense(self) -> float:
         """Nanoseconds when every weight is visited."""
-        return next(c for name, c in self.costs.items() if name.startswith("dense"))
+        return min(c for name, c in self.costs.items() if name.startswith("dense"))
 
     @property
     def why(self) -> str:
@@ -86,7 +86,7 @@ class Explanation:
 
     Attributes:
         shape: Sequences of the batch and tokens of each, without padding.
-        isa: Instruction set.
+        isa: Instruction set, and why it is not a wider one where that is to be told.
         rates: What the costs were computed with.
         layers: One entry for each linear kernel, in order.
         others: Nanoseconds of the other steps by kind, if they were timed.
@@ -139,16 +139,16 @@ def explain_layers(
     found, known = [], dict((seconds or {}).get("linear", {}))
     for layer in layers:
         pooled = layer.space == SEQUENCES
-        weights = layer.rows * layer.columns if layer.format.startswith("dense") else layer.nonzeros
+        every = layer.format.startswith("dense") or layer.format in TILED
+        weights = layer.rows * layer.columns if every else layer.nonzeros
         took = known.get("+".join(layer.nodes))
-        fast = layer.format in ("quads", "dense_i8")
         found.append(
             LayerCosts(
                 layer,
                 {name: cost * panels[pooled] for name, cost in layer.choice.costs.items()},
                 weights * (batch if pooled else batch * tokens),
                 None if took is None else took * 1e9,
-                rates.peak if fast else rates.peak_f32,
+                _peak(layer.format, rates),
             )
         )
     others = {
@@ -157,3 +157,10 @@ def explain_layers(
         if kind != "linear"
     }
     return Explanation(shape, isa, rates, tuple(found), others)
+
+
+def _peak(format: Format, rates: Rates) -> float:
+    """Multiply-adds per nanosecond of one core at most, with the instructions of a format."""
+    if format in TILED:
+        return rates.peak_tiles
+    return rates.peak_f32 if format in ("rows", "dense_f32") else rates.peak

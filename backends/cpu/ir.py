@@ -246,6 +246,19 @@ class Function:
         slot.set(initial)
         return slot
 
+    def room(self, size: int) -> Value:
+        """Uninitialised memory of the function's own, `size` bytes from a cache line on."""
+        name = self._fresh()
+        self._slots.append(f"  {name} = alloca [{size} x i8], align 64")
+        return Value(name, "ptr", self)
+
+    def constant_bytes(self, name: str, content: bytes) -> Value:
+        """The address of constant bytes that start at a cache line."""
+        octets = ", ".join(f"i8 {octet}" for octet in content)
+        type_ = f"[{len(content)} x i8]"
+        self.declare(name, f"@{name} = internal constant {type_} [{octets}], align 64")
+        return Value(f"@{name}", "ptr", self)
+
     def prefetch(self, pointer: Value, *, level: int = 3) -> None:
         """Ask for the cache line of `pointer` (read; 3 = every cache level)."""
         self._declared["llvm.prefetch.p0"] = (

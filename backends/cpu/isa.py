@@ -12,16 +12,27 @@ from typing import Literal, get_args
 
 from sparsefx.errors import TargetError
 
-IsaName = Literal["avx2", "avx512", "avx512_vnni", "avx512_fp16", "amx", "neon", "neon_dotprod"]
+IsaName = Literal[
+    "avx2",
+    "avx512",
+    "avx512_vnni",
+    "avx512_fp16",
+    "amx",
+    "amx_emulated",
+    "neon",
+    "neon_dotprod",
+]
 
 __all__ = [
     "ISAS",
+    "NATIVE",
     "Isa",
     "IsaName",
     "best_isa",
     "host_features",
     "isa",
     "missing_features",
+    "obstacle",
     "with_extras",
 ]
 
@@ -36,6 +47,8 @@ class Isa:
         cpu: LLVM cpu that gives the base level; everything above it comes from `features`.
         features: LLVM feature names that the kernels use and the host must have.
         vector_bytes: Width of one vector register that the kernels use.
+        tiles: Tile registers: none, those of AMX, or a model of them in ordinary code, which is
+            slow and for tests.
     """
 
     name: IsaName
@@ -43,6 +56,7 @@ class Isa:
     cpu: str
     features: tuple[str, ...]
     vector_bytes: int
+    tiles: Literal["", "hardware", "model"] = ""
 
     @property
     def lanes(self) -> int:
@@ -60,6 +74,11 @@ class Isa:
         return "avx512vnni" in self.features
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether there are products of tiles (AMX)."""
+        return self.tiles != ""
+
+    @property
     def has_byte_table(self) -> bool:
         """Whether bytes can be looked up in a table of 128 entries (`vpermi2b`)."""
         return "avx512vbmi" in self.features
@@ -73,7 +92,8 @@ class Isa:
 _AVX2 = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
 _VNNI = (*_AVX512, "avx512vnni")
-_AMX = (*_VNNI, "avx512vbmi", "avx512vbmi2", "amx-tile", "amx-int8", "amx-bf16")
+_VBMI = (*_VNNI, "avx512vbmi", "avx512vbmi2")
+_AMX = (*_VBMI, "amx-tile", "amx-int8")
 _X86 = "x86_64-unknown-linux-gnu"
 _ARM = "aarch64-unknown-linux-gnu"
 
@@ -82,10 +102,14 @@ ISAS: dict[IsaName, Isa] = {
     "avx512": Isa("avx512", _X86, "x86-64-v4", _AVX512, 64),
     "avx512_vnni": Isa("avx512_vnni", _X86, "x86-64-v4", _VNNI, 64),
     "avx512_fp16": Isa("avx512_fp16", _X86, "x86-64-v4", (*_VNNI, "avx512fp16"), 64),
-    "amx": Isa("amx", _X86, "x86-64-v4", _AMX, 64),
+    "amx": Isa("amx", _X86, "x86-64-v4", _AMX, 64, "hardware"),
+    "amx_emulated": Isa("amx_emulated", _X86, "x86-64-v4", _VBMI, 64, "model"),
     "neon": Isa("neon", _ARM, "generic", ("neon",), 16),
     "neon_dotprod": Isa("neon_dotprod", _ARM, "generic", ("neon", "dotprod"), 16),
 }
+
+NATIVE: tuple[IsaName, ...] = ("amx", "avx512_vnni", "avx512", "avx2")
+"""What `"native"` chooses from, the best first."""
 
 
 @cache
@@ -101,6 +125,19 @@ def missing_features(name: IsaName) -> tuple[str, ...]:
     return tuple(f for f in ISAS[name].features if f not in host_features())
 
 
+def obstacle(name: IsaName) -> str:
+    """Why this process cannot run the kernels of `name` ("it lacks ..."); "" if it can.
+
+    AMX needs more than features: see `amx_host`.
+    """
+    if ISAS[name].tiles == "hardware":
+        from sparsefx.backends.cpu.amx_host import refusal
+
+        return refusal()
+    lacking = missing_features(name)
+    return f"it lacks {', '.join(lacking)}" if lacking else ""
+
+
 def with_extras(chosen: Isa) -> Isa:
     """An instruction set with the optional features that this machine has on top of it."""
     if chosen.name != "avx512_vnni":
@@ -111,11 +148,11 @@ def with_extras(chosen: Isa) -> Isa:
 
 def best_isa() -> Isa:
     """The widest instruction set of this machine for which whole models are lowered."""
-    for name in ("avx512_vnni", "avx512", "avx2"):
-        if not missing_features(name):
+    for name in NATIVE:
+        if not obstacle(name):
             return with_extras(ISAS[name])
     raise TargetError(
-        "this machine has none of avx512_vnni, avx512, avx2",
+        f"this machine has none of {', '.join(NATIVE)}",
         hint="use the target 'reference' or 'onnxruntime' here",
     )
 
@@ -134,10 +171,10 @@ def isa(name: str) -> Isa:
             hint=f"choose one of native, {', '.join(ISAS)}",
         )
     chosen = next(found for found in ISAS.values() if found.name == name)
-    lacking = missing_features(chosen.name)
-    if lacking:
+    why = obstacle(chosen.name)
+    if why:
         raise TargetError(
-            f"this machine cannot run {name!r}: it lacks {', '.join(lacking)}",
+            f"this machine cannot run {name!r}: {why}",
             hint="isa='native' takes the best that the machine has",
         )
     return with_extras(chosen)

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.ir import Function, Value, lane_type, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS
 
-__all__ = ["WIDTHS", "Panel", "pack_order", "widest"]
+__all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "widest"]
 
 WIDTHS = (64, 32, 16)
 """Panel widths in tokens, widest first."""
@@ -43,6 +44,12 @@ def widest(isa: Isa) -> int:
     quarters of a 32 KB cache, and none of its sets twice as much as another.
     """
     return 64 if isa.has_dot else 32
+
+
+def interleaved_rows(columns: int, isa: Isa) -> int:
+    """Channels of the interleaved layout: filled to whole groups of four, or to whole tiles."""
+    whole = TILE_COLUMNS if isa.has_tiles else 4
+    return -(-columns // whole) * whole
 
 
 def pack_order(width: int, isa: Isa) -> NDArray[np.intp]:

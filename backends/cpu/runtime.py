@@ -11,7 +11,6 @@ all threads share one slab and divide the rows of every layer by non-zeros.
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,30 +23,18 @@ from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK
+from sparsefx.backends.cpu.memory import aligned
 from sparsefx.backends.cpu.panel import widest
 from sparsefx.backends.cpu.plan import Arena, Plan, Step, pack_arena, word_bits
 from sparsefx.backends.cpu.pool import MOST_PARTS, Pool
 from sparsefx.backends.cpu.teams import Teams
 from sparsefx.backends.cpu.weights import splits
 
-__all__ = ["Runtime", "aligned"]
+__all__ = ["Runtime"]
 
 _SLAB_TOKENS = 256
 _PARTS = 2
 """Parts of a step for each thread that shares it: who is held up takes fewer of them."""
-_LINE = 64
-
-
-def aligned(size: int) -> NDArray[np.uint8]:
-    """Zeroed bytes that start at a cache line, backed by huge pages where they are large."""
-    if size >= 1 << 21:
-        memory = mmap.mmap(-1, size + _LINE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        raw = np.frombuffer(memory, np.uint8)
-    else:
-        raw = np.zeros(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + size]
 
 
 @dataclass(frozen=True)

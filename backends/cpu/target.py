@@ -10,7 +10,7 @@ import torch
 
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import ISAS, Isa, isa
+from sparsefx.backends.cpu.isa import ISAS, Isa, isa, obstacle
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -28,14 +28,15 @@ class CpuTarget(Target):
     """Lowers to machine code for sparse weights, through LLVM.
 
     Attributes:
-        isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni.
+        isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni, amx;
+            amx_emulated runs the kernels of amx on a slow model of its tiles, for tests.
         threads: Threads per call; 0 takes every core of this process.
         attention: "auto" multiplies in int8 where query, key and value come from int8 linears;
             "fp32" never does.
         rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
             figures of one machine, so that the choice is the same everywhere.
-        format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8
-            or dense_f32.
+        format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8,
+            dense_f32, dense_amx or masked_amx.
     """
 
     name: ClassVar[str] = "cpu"
@@ -81,15 +82,24 @@ class CpuTarget(Target):
             own,
             lowered,
             Runtime(lowered.plan, engine, pool),
-            measured=self.rates == "measured",
+            measured=self._measured(engine.isa),
+            note=self._note(engine.isa),
         )
 
     def _lower(self, program: Program, *, pack: bool = True) -> Lowered:
         chosen = self._isa(program)
-        options = LoweringOptions(
-            chosen, self.format, self.attention, self.rates == "measured", pack
-        )
+        options = LoweringOptions(chosen, self.format, self.attention, self._measured(chosen), pack)
         return lower_program(program, options)
+
+    def _measured(self, chosen: Isa) -> bool:
+        """Whether formats are timed; on emulated tiles times would mean nothing."""
+        return self.rates == "measured" and chosen.tiles != "model"
+
+    def _note(self, chosen: Isa) -> str:
+        """Why the native instruction set is not a wider one; "" where it is or was asked for."""
+        if self.isa != "native" or not chosen.has_dot or chosen.has_tiles:
+            return ""
+        return f"not amx: {obstacle('amx')}"
 
     def _isa(self, program: Program) -> Isa:
         """The instruction set; one without dot products where nothing is quantized."""

@@ -13,9 +13,10 @@ from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
+from sparsefx.backends.cpu.panel import interleaved_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
-from sparsefx.backends.cpu.weights import Format
+from sparsefx.backends.cpu.weights import TILED, Format
 from sparsefx.program import Program
 
 __all__ = ["LoweringOptions", "Walk"]
@@ -87,7 +88,7 @@ class Walk:
         """A value as the kernel of a format reads it."""
         if isinstance(value, Octets) and integer and format in ("rows", "dense_f32"):
             return self.integers(value)
-        if isinstance(value, Octets) and format == "blocks":
+        if isinstance(value, Octets) and (format == "blocks" or format in TILED):
             return self.interleaved(value)
         return value.buffer
 
@@ -102,11 +103,12 @@ class Walk:
         return self.rewritten[key]
 
     def interleaved(self, value: Octets) -> Buffer:
-        """The bytes with four channels together, for weights in aligned groups; written once."""
+        """The bytes with four channels together, for blocks and tiles; written once."""
         key = (value.buffer, "interleaved")
         if key not in self.rewritten:
             columns, space = value.buffer.rows, value.buffer.space
-            target = Buffer(f"{value.buffer.name}.interleaved", -(-columns // 4) * 4, 1, space)
+            rows = interleaved_rows(columns, self.isa)
+            target = Buffer(f"{value.buffer.name}.interleaved", rows, 1, space)
             words: dict[str, Word] = {
                 "rows": target.rows,
                 "columns": columns,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.kernels.rows import BLOCK, CHUNK_ROWS
 from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS
+from sparsefx.backends.cpu.memory import aligned_copy
+from sparsefx.backends.formats.amx_tiles import STRIP_ROWS, pack_amx_tiles, pack_masked_tiles
 from sparsefx.backends.formats.quads import pack_blocks, pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
-__all__ = ["FORMATS", "Format", "Packed", "pack", "splits"]
+__all__ = ["FORMATS", "TILED", "Format", "Packed", "pack", "splits"]
 
-Format = Literal["quads", "rows", "dense_i8", "dense_f32", "blocks"]
-FORMATS: tuple[Format, ...] = ("quads", "rows", "dense_i8", "dense_f32", "blocks")
+Format = Literal["quads", "rows", "dense_i8", "dense_f32", "blocks", "dense_amx", "masked_amx"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+TILED: frozenset[Format] = frozenset(("dense_amx", "masked_amx"))
+"""Formats whose kernels work on the tiles of AMX."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
 
     Args:
         matrix: int8 (integer arithmetic) or fp32.
-        format: quads, blocks and dense_i8 take int8 only.
+        format: All but rows and dense_f32 take int8 only.
         zero_point: Zero point of the uint8 activations; it enters the start of the sums.
     """
     integer = matrix.dtype == np.int8
@@ -71,6 +75,14 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
         chunks = np.arange(0, rows, CHUNK_ROWS)
         work = np.add.reduceat(np.count_nonzero(matrix, axis=1) + 8, chunks)
         unit = CHUNK_ROWS
+    elif format == "masked_amx":
+        masked = pack_masked_tiles(matrix)
+        words |= {"masks": aligned_copy(masked.masks), "starts": masked.starts}
+        words |= {"weights": masked.weights}
+        work = np.full(-(-rows // STRIP_ROWS), columns)
+    elif format == "dense_amx":
+        words["weights"] = aligned_copy(pack_amx_tiles(matrix))
+        work = np.full(-(-rows // STRIP_ROWS), columns)
     elif format == "dense_i8":
         words["weights"] = pack_groups(matrix, TILE_ROWS)
         work = np.full(-(-rows // TILE_ROWS), columns)

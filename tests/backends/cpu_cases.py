@@ -15,17 +15,19 @@ from sparsefx import Program
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.isa import ISAS, IsaName, missing_features
+from sparsefx.backends.cpu.isa import ISAS, NATIVE, IsaName, obstacle
+from sparsefx.backends.cpu.panel import interleaved_rows
 from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import Pool
 from sparsefx.backends.cpu.runtime import Runtime
-from sparsefx.backends.cpu.weights import Format, pack
+from sparsefx.backends.cpu.weights import TILED, Format, pack
 from sparsefx.rewrite import Rewriter
 
-RUNNABLE: list[IsaName] = [
-    name for name in ("avx512_vnni", "avx512", "avx2") if not missing_features(name)
-]
+RUNNABLE: list[IsaName] = [name for name in NATIVE if not obstacle(name)]
 """Instruction sets that lower whole models and that this machine has."""
+
+EMULATED: list[IsaName] = [] if obstacle("amx_emulated") else ["amx_emulated"]
+"""AMX on a model of its tiles, where the machine has all else that it needs."""
 
 _QUANTIZE = torch.ops.sparsefx.quantize.default
 _DEQUANTIZE = torch.ops.sparsefx.dequantize.default
@@ -90,8 +92,8 @@ class LinearCase:
             words = {"rows": columns, "input": octets, "output": wide, "scale": 1.0}
             steps.append(Step(catalog.other("expand"), words, "e"))
             source = wide
-        if self.format == "blocks":
-            mixed = Buffer("m", -(-columns // 4) * 4, 1)
+        if self.format == "blocks" or self.format in TILED:
+            mixed = Buffer("m", interleaved_rows(columns, ISAS[self.isa]), 1)
             words = {"rows": mixed.rows, "columns": columns, "input": octets, "output_bytes": mixed}
             steps.append(Step(catalog.other("interleave"), words, "m"))
             source = mixed

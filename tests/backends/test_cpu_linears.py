@@ -7,12 +7,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.isa import ISAS, IsaName
-from sparsefx.backends.cpu.weights import FORMATS, Format
+from sparsefx.backends.cpu.weights import FORMATS, TILED, Format
 from sparsefx.backends.formats.quads import pack_quads
-from tests.backends.cpu_cases import RUNNABLE, LinearCase
+from tests.backends.cpu_cases import EMULATED, RUNNABLE, LinearCase
 
-INTEGER = [(i, f) for i in RUNNABLE for f in FORMATS if ISAS[i].has_dot or f in FORMATS[1::2]]
-FLOAT = [(i, f) for i in RUNNABLE for f in ("rows", "dense_f32")]
+FLOATS: tuple[Format, ...] = ("rows", "dense_f32")
+TILED_LAYOUT: tuple[Format, ...] = ("blocks", "dense_amx", "masked_amx")
+
+
+def formats(isa: IsaName) -> tuple[Format, ...]:
+    """Formats of int8 weights on an instruction set; emulated, those that tiles bear upon."""
+    if isa in EMULATED:
+        return TILED_LAYOUT
+    known = FORMATS if ISAS[isa].has_dot else FLOATS
+    return tuple(f for f in known if ISAS[isa].has_tiles or f not in TILED)
+
+
+INTEGER = [(i, f) for i in (*RUNNABLE, *EMULATED) for f in formats(i)]
+FLOAT = [(i, f) for i in RUNNABLE for f in FLOATS]
 
 
 def integers(

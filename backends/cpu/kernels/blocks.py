@@ -6,6 +6,8 @@ step `interleave` writes that layout once for all rows:
 
     [panels] [channels / 4] [4 vectors] [tokens of a vector] [4 channels]
 
+AMX tiles read the same layout, filled to a multiple of 64 channels there.
+
 Weights: `row_start` int32[rows + 1] in blocks; `index` uint16[blocks], channel / 4; `weights`
 int8[blocks][4]. `initial` int32[rows] starts the sums (it holds -zero_point * sum of weights).
 """
@@ -18,7 +20,7 @@ from sparsefx.backends.cpu.ir import Function, Value, Var
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
 from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.panel import Panel, interleaved_rows
 
 __all__ = ["FIELDS", "INTERLEAVE_FIELDS", "emit", "emit_interleave", "symbol"]
 
@@ -33,7 +35,8 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    columns = (frame.word("columns") + 3) // 4 * 4
+    whole = interleaved_rows(1, isa)
+    columns = (frame.word("columns") + (whole - 1)) // whole * whole
     each_sparse_row(frame, Sink(frame, epilogue), columns, _block)
     return frame.f
 

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.amx_tiles import full_tiles, tiles_of
 from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
 
-__all__ = ["CHAINS", "FIELDS", "emit"]
+__all__ = ["CHAINS", "FIELDS", "Unit", "emit", "products"]
 
 CHAINS = 10
 """Sums that do not wait for each other: latency times products per cycle, and some."""
 
 FIELDS = ("rounds", "space")
 
+Unit = Literal["fmas", "dots", "tiles"]
+"""fp32 multiply-adds, int8 dot products of vectors, int8 products of tiles."""
 
-def emit(isa: Isa, width: int, *, dots: bool) -> Function:
-    """`rounds` times CHAINS products of one vector: int8 dot products, or fp32 multiply-adds."""
-    kind = "dots" if dots else "fmas"
-    frame = open_frame(f"peak_{isa.name}_w{width}_{kind}", Panel(isa, width), FIELDS)
-    f, panel = frame.f, frame.panel
+TILE_SUMS = 4
+"""Sums of tiles that do not wait for each other."""
+
+
+def products(isa: Isa, unit: Unit) -> int:
+    """Multiply-adds of one round."""
+    if unit == "tiles":
+        return TILE_SUMS * TILE_ROWS * TILE_COLUMNS * 16
+    return CHAINS * isa.lanes * (4 if unit == "dots" else 1)
+
+
+def emit(isa: Isa, width: int, unit: Unit) -> Function:
+    """`rounds` times the products of one unit on registers alone."""
+    frame = open_frame(f"peak_{isa.name}_w{width}_{unit}", Panel(isa, width), FIELDS)
+    if unit == "tiles":
+        _tiles(frame)
+        return frame.f
+    f, panel, dots = frame.f, frame.panel, unit == "dots"
     type_ = panel.ints if dots else panel.floats
     source = frame.job("scratch")
     a, b = (f.load(type_, f.offset(source, n * 64)) for n in (0, 1))
@@ -30,6 +49,19 @@ def emit(isa: Isa, width: int, *, dots: bool) -> Function:
     for n, total in enumerate(sums):
         f.store(total.get(), f.offset(source, (n + 2) * 64))
     return f
+
+
+def _tiles(frame: Frame) -> None:
+    """Products of tiles that are zero: what is in them does not change their time."""
+    f = frame.f
+    tiles = tiles_of(f, frame.panel.isa)
+    tiles.configure(f.constant_bytes("amx.config", full_tiles()))
+    for n in range(8):
+        tiles.zero(n)
+    for _ in f.loop(0, frame.word("rounds")):
+        for n in range(TILE_SUMS):
+            tiles.dot(n, TILE_SUMS + n // 2, TILE_SUMS + 2 + n % 2)
+    tiles.release()
 
 
 def _product(frame: Frame, total: Value, a: Value, b: Value, *, dots: bool) -> Value:

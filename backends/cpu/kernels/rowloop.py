@@ -8,7 +8,7 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Sink
 from sparsefx.backends.cpu.frame import Frame
 from sparsefx.backends.cpu.ir import Value, Var
 
-__all__ = ["SPARSE_FIELDS", "each_panel_group", "each_sparse_row", "row_range"]
+__all__ = ["SPARSE_FIELDS", "each_panel_group", "each_sparse_row", "panel_range", "row_range"]
 
 SPARSE_FIELDS = (
     *EPILOGUE_FIELDS,
@@ -33,11 +33,7 @@ def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
     emitted for each size. Weights are decoded once per group.
     """
     f = frame.f
-    panels = frame.job("panels", frame.word("space"))
-    own = frame.share(panels)
-    by_panel = f.compare(frame.job("by_panel"), "==", 1)
-    done = f.select(by_panel, own[0], f.i64(0))
-    stop = f.select(by_panel, own[1], panels)
+    done, stop = panel_range(frame)
     if most > 1:
         whole = done + (stop - done) // most * most
         for group in f.loop(done, whole, most):
@@ -45,6 +41,15 @@ def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
         done = whole
     for number in f.loop(done, stop):
         yield number, 1
+
+
+def panel_range(frame: Frame) -> tuple[Value, Value]:
+    """This part's panels of the step's space: all of them, unless parts are panels."""
+    f = frame.f
+    panels = frame.job("panels", frame.word("space"))
+    own = frame.share(panels)
+    by_panel = f.compare(frame.job("by_panel"), "==", 1)
+    return f.select(by_panel, own[0], f.i64(0)), f.select(by_panel, own[1], panels)
 
 
 def row_range(frame: Frame) -> tuple[Value, Value]:

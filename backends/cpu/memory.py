@@ -1,0 +1,34 @@
+"""Memory that starts at a cache line."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["aligned", "aligned_copy"]
+
+_LINE = 64
+
+
+def aligned(size: int) -> NDArray[np.uint8]:
+    """Zeroed bytes that start at a cache line, backed by huge pages where they are large."""
+    if size >= 1 << 21:
+        memory = mmap.mmap(-1, size + _LINE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(memory, np.uint8)
+    else:
+        raw = np.zeros(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size]
+
+
+def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy that starts at a cache line: lines of it are never split."""
+    raw = np.zeros(array.nbytes + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    copy: NDArray[Any] = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -1,0 +1,312 @@
+"""AMX without AMX: its kernels on a model of the tiles, and the assembly of the real ones."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparsefx.backends.cpu import catalog, rates
+from sparsefx.backends.cpu.costs import choose_format
+from sparsefx.backends.cpu.engine import Engine, assembly
+from sparsefx.backends.cpu.epilogue import Epilogue
+from sparsefx.backends.cpu.ir import Function
+from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.kernels import dense_amx, masked_amx, peak
+from sparsefx.backends.cpu.kernels.amx_tiles import ModelTiles, full_tiles
+from sparsefx.backends.cpu.panel import interleaved_rows
+from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
+from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.backends.cpu.vmath import ACTIVATIONS
+from sparsefx.backends.cpu.weights import Format, pack
+from sparsefx.backends.formats.amx_tiles import pack_amx_tiles, pack_masked_tiles
+from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, quantized, sparse_
+from tests.programs import captured
+
+TILED: list[Format] = ["dense_amx", "masked_amx"]
+emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpandb")
+
+
+# -- the model of the tiles ------------------------------------------------------------------------
+
+
+def configuration(shapes: dict[int, tuple[int, int]]) -> NDArray[np.uint8]:
+    """64 bytes that give tiles their rows and bytes per row."""
+    config = np.zeros(64, np.uint8)
+    config[0] = 1
+    for tile, (rows, row_bytes) in shapes.items():
+        config[16 + 2 * tile], config[48 + tile] = row_bytes, rows
+    return config
+
+
+def emit_product(tiles_of: Callable[[Function], ModelTiles]) -> Function:
+    """C = A x B on tiles 0 = 1 x 2; the words are addresses of the configuration, A, B, C."""
+    f = Function("product", ("words",))
+    tiles = tiles_of(f)
+    config, a, b, c = (f.index("ptr", f.argument("words"), n) for n in range(4))
+    tiles.configure(config)
+    tiles.zero(0)
+    tiles.load(1, a, f.i64(64))
+    tiles.load(2, b, f.i64(128))
+    tiles.dot(0, 1, 2)
+    tiles.dot(0, 1, 2)
+    tiles.store(0, c, f.i64(64))
+    tiles.release()
+    return f
+
+
+@emulated
+@pytest.mark.parametrize(("m", "k", "n"), [(16, 16, 16), (1, 1, 1), (5, 3, 11), (16, 7, 2)])
+def test_the_model_follows_the_manual(m: int, k: int, n: int) -> None:
+    rng = np.random.default_rng(m)
+    a = rng.integers(-128, 128, (16, 64)).astype(np.int8)
+    b = rng.integers(0, 256, (16, 128)).astype(np.uint8)
+    c = np.full((16, 16), 77, np.int32)
+    config = configuration({0: (m, 4 * n), 1: (m, 4 * k), 2: (k, 4 * n)})
+    words = np.array([array.ctypes.data for array in (config, a, b, c)], np.int64)
+    text = emit_product(ModelTiles).text()
+    address = Engine(ISAS["amx_emulated"], None).address("product", text)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(words.ctypes.data)
+    left = a[:m, : 4 * k].reshape(m, k, 4).astype(np.int64)
+    right = b[:k, : 4 * n].reshape(k, n, 4).astype(np.int64)
+    expected = np.full((16, 16), 77)
+    expected[:m, :n] = 2 * np.einsum("mkb,knb->mn", left, right)
+    np.testing.assert_array_equal(c, expected)
+
+
+CHILD = """
+import ctypes, sys
+import numpy as np
+from sparsefx.backends.cpu.engine import Engine
+from sparsefx.backends.cpu.isa import ISAS
+config = np.frombuffer(bytes.fromhex(sys.argv[1]), np.uint8)
+arrays = [config, *(np.zeros(4096, np.uint8) for _ in range(3))]
+words = np.array([array.ctypes.data for array in arrays], np.int64)
+address = Engine(ISAS["amx_emulated"], None).address("product", sys.stdin.read())
+ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(words.ctypes.data)
+"""
+
+
+@emulated
+@pytest.mark.parametrize(("rows", "code"), [(4, 0), (3, -signal.SIGILL), (0, -signal.SIGILL)])
+def test_the_model_dies_where_the_processor_does(rows: int, code: int) -> None:
+    config = configuration({0: (4, 16), 1: (4, 16), 2: (rows, 16)})
+    ended = subprocess.run(
+        [sys.executable, "-c", CHILD, config.tobytes().hex()],
+        input=emit_product(ModelTiles).text(),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == code
+
+
+# -- kernels on the model --------------------------------------------------------------------------
+
+
+def outputs(
+    format: Format, epilogue: Epilogue, x: NDArray[np.int64], w: NDArray[np.int8]
+) -> dict[str, NDArray[np.float32]]:
+    """What a linear writes as fp32 and as bytes, each [tokens, rows]."""
+    rng = np.random.default_rng(1)
+    name = EMULATED[0]
+    (tokens, columns), rows = x.shape, len(w)
+    steps: list[Step] = []
+
+    def embed(target: Buffer, values: NDArray[np.float32]) -> None:
+        table = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)))
+        words: dict[str, Word] = {"output": target, "rows": target.rows, "table0": table}
+        words |= {"stride": table.shape[1], "indices0": 2}
+        steps.append(Step(catalog.embedding(1), words, target.name))
+
+    source, octets = Buffer("x", columns, 4), Buffer("q", columns, 1)
+    mixed, rest = Buffer("m", interleaved_rows(columns, ISAS[name]), 1), Buffer("r", rows, 4)
+    wide, narrow, widened = Buffer("y", rows, 4), Buffer("b", rows, 1), Buffer("w", rows, 4)
+    embed(source, (x - 7).astype(np.float32))
+    embed(rest, rng.standard_normal((tokens, rows)).astype(np.float32))
+    quantize: dict[str, Word] = {"rows": columns, "input": source, "output_bytes": octets}
+    quantize |= {"inverse_scale": 1.0, "zero_point": 7}
+    steps.append(Step(catalog.other("quantize"), quantize, "q"))
+    mix: dict[str, Word] = {"rows": mixed.rows, "columns": columns, "input": octets}
+    steps.append(Step(catalog.other("interleave"), mix | {"output_bytes": mixed}, "m"))
+    snap = np.tile(np.array((20.0, 0.05, -120, 135), np.float32), (rows, 1))
+    snap[::3, 0] = 0 if epilogue.snap else 20
+    words: dict[str, Word] = {
+        **pack(w, format, 7).words,
+        "rows": rows,
+        "input": octets if format == "quads" else mixed,
+        "residual": rest,
+        "scale": rng.uniform(1e-4, 3e-4, rows).astype(np.float32),
+        "bias": rng.standard_normal(rows).astype(np.float32),
+        "inverse_scale": 30.0,
+        "zero_point": 120,
+        "snap": snap,
+        "table": rng.integers(0, 256, 256).astype(np.uint8),
+        "output": wide,
+        "output_bytes": narrow,
+    }
+    steps.append(Step(catalog.linear(format, epilogue), words, "y"))
+    results = {}
+    if epilogue.floats:
+        unpack: dict[str, Word] = {"rows": rows, "input": wide, "origin": 0, "result": 3}
+        steps.append(Step(catalog.other("unpack"), unpack, "y"))
+        results["floats"] = (3, rows, 0)
+    if epilogue.octets:
+        expand: dict[str, Word] = {"rows": rows, "input": narrow, "output": widened}
+        steps.append(Step(catalog.other("expand"), expand | {"scale": 1.0}, "w"))
+        place = 3 + len(results)
+        unpack = {"rows": rows, "input": widened, "origin": 0, "result": place}
+        steps.append(Step(catalog.other("unpack"), unpack, "w"))
+        results["octets"] = (place, rows, 0)
+    runtime = Runtime(Plan(tuple(steps), ("index",), results), engine(name), pool(name, 2))
+    index = np.arange(tokens, dtype=np.int32)[None]
+    return runtime.run(np.ones((1, tokens), np.bool_), {"index": index})
+
+
+EPILOGUES = [
+    *(Epilogue(True, activation) for activation in ("", *ACTIVATIONS)),
+    Epilogue(True, residual=True),
+    Epilogue(True, octets=True),
+    Epilogue(True, floats=False, octets=True),
+    Epilogue(True, snap=True, residual=True, octets=True),
+    Epilogue(True, floats=False, octets=True, table=True),
+    Epilogue(True, floats=False, octets=True, codes=True),
+]
+
+
+@emulated
+@pytest.mark.parametrize("format", TILED)
+@pytest.mark.parametrize("epilogue", EPILOGUES, ids=lambda e: e.symbol)
+def test_every_epilogue_gives_the_bits_of_quads(format: Format, epilogue: Epilogue) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (130, 70))
+    w = rng.integers(-128, 128, (45, 70)) * (rng.random((45, 70)) < 0.3)
+    found = outputs(format, epilogue, x, w.astype(np.int8))
+    expected = outputs("quads", epilogue, x, w.astype(np.int8))
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert np.ptp(values) > 1
+        np.testing.assert_array_equal(found[name], values)
+
+
+@emulated
+@pytest.mark.parametrize("format", TILED)
+def test_models_have_the_bits_of_avx512_vnni(format: Format) -> None:
+    program = sparse_(captured("bert-cls"), 0.2)
+    program = quantized(program, padded_batch(program, 4, 32))
+    plain = CpuTarget(isa="avx512_vnni", rates="built-in", threads=2).lower(program)
+    tiled = CpuTarget(isa="amx_emulated", format=format, threads=2).lower(program)
+    assert tiled.listing().count(format) > 8
+    for rows, length in ((1, 5), (2, 40), (3, 70)):
+        batch = padded_batch(program, rows, length)
+        np.testing.assert_array_equal(tiled(**batch)["logits"], plain(**batch)["logits"])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 64), (70, 130)])
+def test_masked_tiles_hold_the_matrix(shape: tuple[int, int], density: float) -> None:
+    rng = np.random.default_rng(0)
+    matrix = (rng.integers(-128, 128, shape) * (rng.random(shape) < density)).astype(np.int8)
+    dense, masked = pack_amx_tiles(matrix), pack_masked_tiles(matrix)
+    np.testing.assert_array_equal(masked.tiles(), dense)
+    rows, depth = dense.shape[:2]
+    flat = dense.transpose(0, 2, 1, 3).reshape(16 * rows, 64 * depth)
+    np.testing.assert_array_equal(flat[: shape[0], : shape[1]], matrix)
+    assert not flat[shape[0] :].any()
+    assert not flat[:, shape[1] :].any()
+
+
+# -- the instructions ------------------------------------------------------------------------------
+
+TILE_LINE = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\t?(.*)")
+
+
+def tile_lines(text: str) -> list[tuple[str, str]]:
+    """Names and operands of all instructions on tiles, in order."""
+    found = (TILE_LINE.match(line.split("#")[0].rstrip()) for line in text.splitlines())
+    return [(match[1], match[2]) for match in found if match]
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+@pytest.mark.parametrize("kernel", [dense_amx, masked_amx], ids=["dense", "masked"])
+def test_instructions_of_the_kernels(kernel: object, width: int) -> None:
+    assert kernel in (dense_amx, masked_amx)
+    emit = dense_amx.emit if kernel is dense_amx else masked_amx.emit
+    text = assembly(emit(ISAS["amx"], width, Epilogue(True, "gelu")).text(), ISAS["amx"])
+    lines = tile_lines(text)
+    names = [name for name, _ in lines]
+    sums = 2 if width == 16 else 4
+    assert names[0] == "ldtilecfg"
+    assert names[-1] == "tilerelease"
+    assert names.count("ldtilecfg") == names.count("tilerelease") == 1
+    assert text.index("tilerelease") < text.index("retq")
+    assert "callq" not in text
+    # Every tile operation is one that was asked for: none is spilled to the stack or copied.
+    assert names.count("tdpbsud") == names.count("tilestored") == names.count("tilezero") == sums
+    assert names.count("tileloadd") == 2 + (1 if width == 16 else 2)
+    assert not any("rsp" in operands for _, operands in lines)
+    # Operands in the order of the assembler: activations (unsigned), weights (signed), sums.
+    products = [operands for name, operands in lines if name == "tdpbsud"]
+    wide = ["%tmm6, %tmm4, %tmm0", "%tmm7, %tmm4, %tmm1"]
+    wide += ["%tmm6, %tmm5, %tmm2", "%tmm7, %tmm5, %tmm3"]
+    assert products == (wide if width > 16 else ["%tmm6, %tmm4, %tmm0", "%tmm6, %tmm5, %tmm1"])
+    expanded = 16 * (2 + (1 if width == 64 else 2))
+    assert text.count("vpexpandb") == (expanded if kernel is masked_amx else 0)
+
+
+def test_emulated_kernels_have_no_tiles() -> None:
+    text = assembly(
+        masked_amx.emit(ISAS["amx_emulated"], 64, Epilogue(True)).text(), ISAS["amx_emulated"]
+    )
+    assert tile_lines(text) == []
+
+
+def test_the_peak_is_four_sums_at_a_time() -> None:
+    text = assembly(peak.emit(ISAS["amx"], 64, "tiles").text(), ISAS["amx"])
+    assert [name for name, _ in tile_lines(text)].count("tdpbsud") == peak.TILE_SUMS
+    assert peak.products(ISAS["amx"], "tiles") == 4 * 16 * 16 * 64
+
+
+def test_the_configuration_is_full() -> None:
+    expected = configuration({tile: (16, 64) for tile in range(8)})
+    assert full_tiles() == expected.tobytes()
+
+
+# -- choice of formats -----------------------------------------------------------------------------
+
+
+def sparse(density: float, rows: int, columns: int) -> NDArray[np.int8]:
+    rng = np.random.default_rng(0)
+    return (rng.random((rows, columns)) < density).astype(np.int8)
+
+
+def test_every_format_has_its_place_on_amx() -> None:
+    def chosen(matrix: NDArray[np.int8], found: rates.Rates = rates.BUILT_IN) -> str:
+        return choose_format(matrix, ISAS["amx"], found).format
+
+    assert chosen(sparse(1.0, 768, 768)) == "dense_amx"
+    assert chosen(sparse(0.1, 768, 768)) == "dense_amx"
+    assert chosen(sparse(0.02, 768, 768)) == "quads"
+    assert chosen(np.repeat(sparse(0.05, 768, 192), 4, axis=1)) == "blocks"
+    assert chosen(sparse(1.0, 2, 768)) == "blocks"
+    overlapped = replace(rates.BUILT_IN, masked_tile=30.0)
+    assert chosen(sparse(0.1, 768, 768), overlapped) == "masked_amx"
+    choice = choose_format(sparse(0.1, 768, 768), ISAS["amx"], overlapped)
+    assert choice.reason == "1.2x cheaper than reading every weight; all are multiplied"
+    assert choose_format(sparse(0.1, 768, 768), ISAS["amx"]).reason.startswith("zeros do not pay")
+
+
+@emulated
+def test_kernels_can_be_timed() -> None:
+    for format in TILED:
+        assert rates._linear_seconds(sparse(0.1, 32, 64), format, ISAS["amx_emulated"]) > 0
+    assert rates._peak(ISAS["amx_emulated"], "tiles", rounds=1) > 0
