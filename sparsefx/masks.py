@@ -1,4 +1,8 @@
-"""How masks stand in a graph: ``masked = weight * mask``, the mask a buffer beside its weight."""
+"""How masks stand in a graph: ``masked = weight * mask``, the mask a buffer beside its weight.
+
+The product is ``aten.mul``, or one of the two ops of :mod:`sparsefx.ops` that have other
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+import sparsefx.ops  # noqa: F401  # registers the ops that are looked for here
+
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["MASK_SUFFIX", "MaskSite", "find_masks"]
+
+_PRODUCTS = (
+    torch.ops.aten.mul.Tensor,
+    torch.ops.sparsefx.straight_through.default,
+    torch.ops.sparsefx.scored_mask.default,
+)
 
 MASK_SUFFIX = "_mask"
 """A weight ``layer.weight`` has its mask in the buffer ``layer.weight_mask``."""
@@ -29,12 +41,12 @@ class MaskSite:
 def find_masks(program: Program) -> tuple[MaskSite, ...]:
     """Return the masked tensors in graph order, each once."""
     found = []
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor):
-        if len(node.args) != 2 or not all(
+    for node in program.graph.nodes:
+        if node.target not in _PRODUCTS or not all(
             isinstance(arg, fx.Node) and arg.op == "get_attr" for arg in node.args
         ):
             continue
-        weight, mask = (str(arg.target) for arg in node.args)
+        weight, mask = (str(arg.target) for arg in node.args[:2])
         if mask == weight + MASK_SUFFIX:
             found.append(MaskSite(weight, mask, node))
     return tuple(found)

@@ -6,12 +6,15 @@ written. Their meaning is ONNX QuantizeLinear and DequantizeLinear:
     q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)
     y = (q - zero_point) * scale
 
-``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides, ``sparsefx::draw``
-one choice for a whole batch.
+``sparsefx::straight_through`` and ``sparsefx::scored_mask`` are masks whose gradients are not those
+of a product. ``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides,
+``sparsefx::draw`` one choice for a whole batch.
 The ops that imitate quantization in training are in :mod:`sparsefx.fake_quantization`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,9 @@ __all__ = [
     "draw_masked",
     "dropout_rate",
     "quantize",
+    "scored_mask",
     "storage_dtype",
+    "straight_through",
 ]
 
 MODE = "mode"
@@ -161,3 +166,58 @@ def draw(rate: Tensor, training: bool) -> Tensor:
 @draw.register_fake
 def _(rate: Tensor, training: bool) -> Tensor:
     return torch.empty_like(rate, dtype=torch.bool)
+
+
+@torch.library.custom_op("sparsefx::straight_through", mutates_args=())
+def straight_through(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return ``weight * mask``; the gradient of the product goes to the whole weight.
+
+    Args:
+        weight: float tensor.
+        mask: 0 or 1, shaped and typed as ``weight``.
+    """
+    return weight * mask
+
+
+@straight_through.register_fake
+def _(weight: Tensor, mask: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _to_the_weight(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    return gradient, None
+
+
+straight_through.register_autograd(_to_the_weight)
+
+
+@torch.library.custom_op("sparsefx::scored_mask", mutates_args=())
+def scored_mask(weight: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+    """Return ``weight * mask``, where the mask was chosen by ``scores``.
+
+    With g the gradient of the product, the weight gets ``g * mask`` and the scores ``g * weight``,
+    as if they were the mask: the straight-through estimator of movement pruning.
+
+    Args:
+        weight: float tensor.
+        mask: 0 or 1, shaped and typed as ``weight``.
+        scores: Shaped and typed as ``weight``; only their gradient matters here.
+    """
+    return weight * mask
+
+
+@scored_mask.register_fake
+def _(weight: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
+    return torch.empty_like(weight)
+
+
+def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _to_weight_and_scores(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+    weight, mask = ctx.saved_tensors
+    return gradient * mask, None, gradient * weight
+
+
+scored_mask.register_autograd(_to_weight_and_scores, setup_context=_save_factors)

@@ -39,6 +39,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "magnitude-prune": "sparsefx.passes.prune.magnitude:MagnitudePrune",
         "masked-lm": "sparsefx.passes.pretrain.masked_lm:MaskedLm",
         "mlm-head": "sparsefx.passes.pretrain.mlm_head:MlmHead",
+        "movement-prune": "sparsefx.passes.prune.movement:MovementPrune",
         "obert-prune": "sparsefx.passes.prune.obert:ObertPrune",
         "pattern-lock": "sparsefx.passes.prune.lock:PatternLock",
         "permute-rows": "sparsefx.passes.structure.permute_rows:PermuteRows",

@@ -42,6 +42,7 @@ CASES: dict[str, Case] = {
     "fixpoint": Case("fixpoint{passes=simplify}"),
     "fold-masks": Case("fold-masks", before="magnitude-prune"),
     "magnitude-prune": Case("magnitude-prune{sparsity=0.5,begin=2,end=9,pattern='1x4'}"),
+    "movement-prune": Case("movement-prune{sparsity=0.5,begin=2,end=9}"),
     "obert-prune": Case("obert-prune{block=4}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
     "prune-neurons": Case("prune-neurons{ratio=1.0}"),

@@ -11,6 +11,7 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
+from sparsefx.passes.loss_terms import add_term
 from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
 from sparsefx.rewrite import Rewriter
 
@@ -106,11 +107,7 @@ class MaskedLm(Pass):
         with rw.before(program.graph.output_node()):
             known = rw.call(aten.where.ScalarOther, chosen, tokens, _IGNORED)
             term = _cross_entropy(rw, rw.outputs()[output], known)
-            scaled = term if self.weight == 1 else rw.call(aten.mul.Tensor, term, self.weight)
-            before = rw.outputs().get("loss")
-            total = scaled if before is None else rw.call(aten.add.Tensor, before, scaled)
-        rw.set_output("loss", total)
-        rw.set_output(LOSS, term)
+            add_term(rw, LOSS, term, self.weight)
         return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
 
     def _check_padding(self, program: Program) -> None:

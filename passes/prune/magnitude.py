@@ -58,7 +58,8 @@ class MagnitudePrune(ScheduledPrune):
         pattern: ``unstructured``, a block ``RxC`` (R outputs by C inputs), or ``N:M``.
         mask: ``hard``: weights are zeroed in place after every step and never come back
             (SparseBERT); ``soft``: they keep their value and come back when others become smaller
-            (Prune OFA). Gradients of masked weights are zero in both.
+            (Prune OFA). Gradients of masked weights are zero in both. ``straight-through``: as
+            soft, but masked weights go on learning, from the gradients of their places.
         ties: Whether a score equal to the threshold is kept or dropped; see ``patterns.Ties``.
         roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
         include: Regular expressions; a weight must match one of them, when there are any.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsefx.errors import TrainingError
 from sparsefx.masks import MASK_SUFFIX, MaskSite, find_masks
@@ -23,6 +23,7 @@ __all__ = [
     "assert_none_revived",
     "bake",
     "end_owners",
+    "make_plain",
     "masks_of",
     "revived_weights",
     "zero_masked",
@@ -60,7 +61,15 @@ def end_owners(rewriter: Rewriter) -> None:
     program.active = tuple(item for item in program.active if not isinstance(item, MaskOwner))
 
 
-def add_mask(rewriter: Rewriter, weight: str, mask: Tensor, *, owner: str) -> MaskSite:
+def add_mask(
+    rewriter: Rewriter,
+    weight: str,
+    mask: Tensor,
+    *,
+    owner: str,
+    product: Callable[..., Any] = torch.ops.aten.mul.Tensor,
+    scores: tuple[fx.Node, ...] = (),
+) -> MaskSite:
     """Multiply a weight by a mask wherever the graph reads it.
 
     The mask gets the dtype of the weight: a product of two float32 tensors takes half the time of
@@ -70,17 +79,30 @@ def add_mask(rewriter: Rewriter, weight: str, mask: Tensor, *, owner: str) -> Ma
         rewriter: Of the pass that adds the mask.
         weight: Name of the weight.
         mask: bool, shaped as the weight.
-        owner: Text form of the pass, kept in the product's ``meta["by"]``; see ``MagnitudePrune``.
+        owner: Text form of the pass, kept in the product's ``meta["by"]``; see ``ScheduledPrune``.
+        product: What multiplies: see :mod:`sparsefx.masks`.
+        scores: What ``product`` is given besides weight and mask.
     """
     value = rewriter.program.tensor(weight)
     node = rewriter.get(weight)
     mask_name = rewriter.program.canonical(weight) + MASK_SUFFIX
     mask_node = rewriter.add_buffer(mask_name, mask.to(value.dtype))
     with rewriter.before(min(node.users)):
-        product = rewriter.call(torch.ops.aten.mul.Tensor, node, mask_node)
-    product.meta["by"] = owner
-    rewriter.replace(node, product, erase=False)
-    return MaskSite(str(node.target), mask_name, product)
+        masked = rewriter.call(product, node, mask_node, *scores)
+    masked.meta["by"] = owner
+    rewriter.replace(node, masked, erase=False)
+    return MaskSite(str(node.target), mask_name, masked)
+
+
+def make_plain(rewriter: Rewriter, site: MaskSite) -> None:
+    """Let a mask be a plain product, whose gradients are that of a product."""
+    plain = torch.ops.aten.mul.Tensor
+    if site.product.target is plain:
+        return
+    with rewriter.before(site.product):
+        new = rewriter.call(plain, *site.product.args[:2])
+    new.meta["by"] = site.product.meta["by"]
+    rewriter.replace(site.product, new)
 
 
 @torch.no_grad()

@@ -92,10 +92,7 @@ class ObertPrune(ScheduledPrune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.end < 1:
-            raise self.refuse("end", "expected a step >= 1: no gradient is there before it")
-        if self.begin < 1 and self.initial_sparsity:
-            raise self.refuse("begin", "with initial_sparsity, expected a step >= 1")
+        self.check_gradients_are_there()
         if self.mask != "hard":
             raise self.refuse("mask", "weights without gradients cannot be scored; expected 'hard'")
         if self.gradients < 1:
@@ -122,6 +119,7 @@ class ObertPrune(ScheduledPrune):
 
     def drop_state(self, rewriter: Rewriter) -> None:
         """Remove the buffers."""
+        super().drop_state(rewriter)
         for site in self.own_masks(rewriter.program):
             rewriter.remove_tensor(site.weight + _SUFFIX)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsefx.errors import PassError
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip, Window
-from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
+from sparsefx.passes.prune.masking import add_mask, make_plain, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import (
     GroupWise,
     Pattern,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sparsefx.rewrite import Rewriter
 
 __all__ = ["ScheduledPrune"]
+
+_STRAIGHT = torch.ops.sparsefx.straight_through.default
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class ScheduledPrune(Pass):
         pattern: ``unstructured``, a block ``RxC`` (R outputs by C inputs), or ``N:M``.
         mask: ``hard``: weights are zeroed in place after every step and never come back
             (SparseBERT); ``soft``: they keep their value and come back when others become smaller
-            (Prune OFA). Gradients of masked weights are zero in both.
+            (Prune OFA). Gradients of masked weights are zero in both. ``straight-through``: as
+            soft, but masked weights go on learning, from the gradients of their places.
         ties: Whether a score equal to the threshold is kept or dropped; see ``patterns.Ties``.
         roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
         include: Regular expressions; a weight must match one of them, when there are any.
@@ -82,7 +85,7 @@ class ScheduledPrune(Pass):
     update_end: int = 0
     scope: Literal["tensor", "global"] = "tensor"
     pattern: str = "unstructured"
-    mask: Literal["hard", "soft"] = "hard"
+    mask: Literal["hard", "soft", "straight-through"] = "hard"
     ties: Ties = "keep"
     roles: tuple[str, ...] = ("encoder",)
     include: tuple[str, ...] = ()
@@ -99,6 +102,13 @@ class ScheduledPrune(Pass):
         if isinstance(pattern, GroupWise) and self.scope == "global":
             raise self.refuse("scope", f"the pattern {pattern} decides in each group by itself")
         check_selection(self)
+
+    def check_gradients_are_there(self) -> None:
+        """Refuse a schedule that prunes when the pass runs; for scores that come from gradients."""
+        if self.end < 1:
+            raise self.refuse("end", "expected a step >= 1: no gradient is there before it")
+        if self.begin < 1 and self.initial_sparsity:
+            raise self.refuse("begin", "with initial_sparsity, expected a step >= 1")
 
     def _check_schedule(self) -> None:
         if not 0.0 <= self.sparsity < 1.0:
@@ -150,7 +160,24 @@ class ScheduledPrune(Pass):
     def masked(self, rewriter: Rewriter, weight: str) -> MaskSite:
         """Put a mask of ones in for ``weight``, with the state that the pass keeps for it."""
         ones = torch.ones_like(rewriter.program.tensor(weight), dtype=torch.bool)
-        return add_mask(rewriter, weight, ones, owner=str(self))
+        product = _STRAIGHT if self.mask == "straight-through" else torch.ops.aten.mul.Tensor
+        return add_mask(rewriter, weight, ones, owner=str(self), product=product)
+
+    def drop_state(self, rewriter: Rewriter) -> None:
+        """Leave nothing but masks and plain products; called when another pass takes them over."""
+        for site in self.own_masks(rewriter.program):
+            make_plain(rewriter, site)
+
+    def kept(self, program: Program, site: MaskSite, sparsity: float) -> Tensor:
+        """Return which weights stay, as a bool tensor, when each tensor has its own threshold."""
+        return mask_for(
+            self._scores(program, site), sparsity, parse_pattern(self.pattern), self.ties
+        )
+
+    @property
+    def goal(self) -> str:
+        """What the schedule leads to, for the report; empty when it is there at once."""
+        return f"{self.sparsity:.2%} from step {self.end} on" if self.end else ""
 
     def dropped(self, program: Program, site: MaskSite, gone: Tensor) -> None:
         """Let the other weights answer for those that a hard mask is about to drop.
@@ -185,7 +212,7 @@ class ScheduledPrune(Pass):
     def after_step(self, program: Program, step: int) -> None:
         """Choose masks anew where the schedule says so; zero the weights when ``mask='hard'``."""
         moves = self.schedule.updates(self.passed(step))
-        if not moves and self.mask == "soft":
+        if not moves and self.mask != "hard":
             return
         sites = self.own_masks(program)
         if moves:
@@ -204,16 +231,14 @@ class ScheduledPrune(Pass):
     @torch.no_grad()
     def _choose(self, program: Program, sites: Sequence[MaskSite], step: int) -> None:
         sparsity = self.schedule.sparsity(self.passed(step))
-        pattern = parse_pattern(self.pattern)
         if self.scope == "global":
             scores = [self._scores(program, site) for site in sites]
-            chosen = masks_together(scores, sparsity, pattern, self.ties)
+            chosen = masks_together(scores, sparsity, parse_pattern(self.pattern), self.ties)
             for site, mask in zip(sites, chosen, strict=True):
                 self._set(program, site, mask)
             return
         for site in sites:
-            mask = mask_for(self._scores(program, site), sparsity, pattern, self.ties)
-            self._set(program, site, mask)
+            self._set(program, site, self.kept(program, site, sparsity))
 
     def _scores(self, program: Program, site: MaskSite) -> Tensor:
         scores = self.scores(program, site)
@@ -221,7 +246,7 @@ class ScheduledPrune(Pass):
 
     def _set(self, program: Program, site: MaskSite, chosen: Tensor) -> None:
         mask = program.tensor(site.mask)
-        if self.mask == "soft":
+        if self.mask != "hard":
             mask.copy_(chosen)
             return
         self.dropped(program, site, ~chosen & (mask != 0))
@@ -252,6 +277,5 @@ class ScheduledPrune(Pass):
         masks = [program.tensor(site.mask) for site in sites]
         total = sum(mask.numel() for mask in masks)
         zeros = total - sum(int(torch.count_nonzero(mask)) for mask in masks)
-        when = f", {self.sparsity:.2%} from step {self.end} on" if self.end else ""
         share = f"{zeros:,} of {total:,} weights are zero ({zeros / total:.2%})"
-        return f"{share}, pattern {self.pattern}{when}"
+        return f"{share}, pattern {self.pattern}{self.goal and ', ' + self.goal}"

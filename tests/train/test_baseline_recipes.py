@@ -111,8 +111,9 @@ def test_tickets_in_two_of_seven_rounds(tmp_path: Path) -> None:
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.7, abs=0.02)
 
 
-def test_weights_that_the_loss_misses_least(tmp_path: Path) -> None:
-    found = run("obert", tmp_path)
+@pytest.mark.parametrize("name", ["movement", "obert"])
+def test_weights_that_gradients_choose(name: str, tmp_path: Path) -> None:
+    found = run(name, tmp_path)
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.01)
 
 
