@@ -121,16 +121,8 @@ def _translations() -> dict[Any, Any]:
             return op.DequantizeLinear(q, scale, zero)
         return op.DequantizeLinear(q, scale, zero, axis=axis)
 
-    def masked(weight: Any, mask: Any, scores: Any = None) -> Any:
-        return op.Mul(weight, mask)
-
     ops = torch.ops.sparsefx
-    return {
-        ops.quantize.default: quantize,
-        ops.dequantize.default: dequantize,
-        ops.straight_through.default: masked,
-        ops.scored_mask.default: masked,
-    }
+    return {ops.quantize.default: quantize, ops.dequantize.default: dequantize}
 
 
 def _tidy(model: ModelProto, program: Program) -> None:
