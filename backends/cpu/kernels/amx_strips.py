@@ -10,8 +10,14 @@ channels as `blocks` and `vpdpbusd` read them, so one layout of activations serv
 Two tiles of A times two of B fill four of C: a tile is loaded per product. With one strip at a
 time its weights are read once for all tokens.
 
-    for strip:  for panel:  for 32 tokens:  for 64 channels:  4 loads, 4 products, `between`
-                            store C; rows from C through the epilogue
+    for strip:  for panel:  for 32 tokens:  for 64 channels:  4 loads, 4 products, `between`,
+                                                              a few rows of the panel before
+                            store C
+                            these sums wait
+
+Products take 16 cycles each and few other resources of the core, so the rest is done beside them:
+what `between` does for the next strip, and the epilogue of the sums before, of which there are
+enough rows to each round that all are finished when the next ones come.
 """
 
 from __future__ import annotations
@@ -35,8 +41,9 @@ __all__ = ["FIELDS", "SUMS_BYTES", "Between", "Place", "each_strip", "strip_dept
 
 FIELDS = ("splits", "input", "columns", "initial")
 
-SUMS_BYTES = STRIP_ROWS * 64 * 4
-"""Start of the scratch memory: int32 sums of a strip for one panel of 64 tokens."""
+_HALF_BYTES = STRIP_ROWS * 64 * 4
+SUMS_BYTES = 2 * _HALF_BYTES
+"""Start of the scratch memory: int32 sums of a strip for two panels of 64 tokens."""
 
 _A, _B = (4, 5), (6, 7)
 """Tiles of weights and of activations; 0 to 3 hold the sums."""
@@ -87,25 +94,32 @@ def each_strip(
     """
     f, panel = frame.f, frame.panel
     tiles = tiles_of(f, panel.isa)
-    depth = strip_depth(frame)
+    depth, groups = strip_depth(frame), max(1, panel.width // 32)
     source = frame.buffer("input", frame.word("space"))
     panel_bytes = depth * (TILE_COLUMNS * panel.width)
     first, end = panel_range(frame)
     start, last = row_range(frame)
+    rounds = depth * groups
+    waiting = _Waiting(frame, sink, (rounds + (STRIP_ROWS - 1)) // rounds)
+    half = f.var(f.i64(0))
     tiles.configure(f.constant_bytes("amx.config", full_tiles()))
     for strip in f.loop(start, last):
         origin = weights(strip)
         for number in f.loop(0, end - first):
             activations = f.offset(source, panel_bytes * (first + number))
-            for group in f.loop(0, max(1, panel.width // 32)):
+            sums = f.offset(frame.job("scratch"), half.get() * _HALF_BYTES)
+            for group in f.loop(0, groups):
                 tokens = f.offset(activations, group * (2 * _B_BYTES))
                 for n in range(2 * _token_tiles(frame)):
                     tiles.zero(n)
                 for k in f.loop(0, depth):
                     _products(frame, tiles, origin, tokens, k)
                     between(Place(strip, last, number, group, k))
-                _store_sums(frame, tiles, group)
-            _finish(frame, sink, strip, first + number)
+                    waiting.some()
+                _store_sums(frame, tiles, f.offset(sums, group * (2 * _B_BYTES)))
+            waiting.put(sums, strip, first + number)
+            half.set(f.i64(1) - half.get())
+    waiting.rest()
     tiles.release()
 
 
@@ -128,25 +142,57 @@ def _products(frame: Frame, tiles: TileRegisters, weights: Value, tokens: Value,
             tiles.dot(row * count + n, tile, _B[n])
 
 
-def _store_sums(frame: Frame, tiles: TileRegisters, group: Value) -> None:
-    """Sums of a strip as int32 rows of one panel, at the start of the scratch memory."""
+def _store_sums(frame: Frame, tiles: TileRegisters, place: Value) -> None:
+    """Store the sums of a strip and 32 tokens into int32 rows of one panel."""
     f, row_bytes = frame.f, frame.panel.row_bytes
     count = _token_tiles(frame)
-    place = f.offset(frame.job("scratch"), group * (2 * _B_BYTES))
     for row in range(len(_A)):
         for n in range(count):
             target = f.offset(place, row * TILE_ROWS * row_bytes + n * _B_BYTES)
             tiles.store(row * count + n, target, f.i64(row_bytes))
 
 
-def _finish(frame: Frame, sink: Sink, strip: Value, panel_number: Value) -> None:
-    """Take the rows that exist through the epilogue."""
-    f, panel = frame.f, frame.panel
-    begin, sums = strip * STRIP_ROWS, frame.job("scratch")
-    left = sink.rows - begin
-    count = f.select(f.compare(left, "<", STRIP_ROWS), left, f.i64(STRIP_ROWS))
-    for n in f.loop(0, count):
-        row = begin + n
-        seed = f.splat(f.load("i32", f.offset(frame.pointer("initial"), row * 4)), panel.lanes)
-        values = panel.load(f, f.offset(sums, n * panel.row_bytes), panel.ints)
-        sink.finish([value + seed for value in values], row, panel_number)
+class _Waiting:
+    """The sums of one strip and panel on their way through the epilogue, a few rows at a time.
+
+    Args:
+        frame: The kernel.
+        sink: The epilogue.
+        few: Rows to take at a time.
+    """
+
+    def __init__(self, frame: Frame, sink: Sink, few: Value) -> None:
+        f = frame.f
+        self._frame, self._sink, self._few = frame, sink, few
+        self._next, self._stop, self._first, self._panel = (f.var(f.i64(0)) for _ in range(4))
+        self._sums = f.var(frame.job("scratch"))
+
+    def put(self, sums: Value, strip: Value, panel_number: Value) -> None:
+        """Take over the sums at `sums`; those before are finished."""
+        f, first = self._frame.f, strip * STRIP_ROWS
+        stop = first + STRIP_ROWS
+        self._first.set(first)
+        self._next.set(first)
+        self._stop.set(f.select(f.compare(stop, "<", self._sink.rows), stop, self._sink.rows))
+        self._panel.set(panel_number)
+        self._sums.set(sums)
+
+    def some(self) -> None:
+        """Finish a few rows."""
+        f, stop = self._frame.f, self._stop.get()
+        enough = self._next.get() + self._few
+        self._until(f.select(f.compare(enough, "<", stop), enough, stop))
+
+    def rest(self) -> None:
+        """Finish all rows that are left."""
+        self._until(self._stop.get())
+
+    def _until(self, limit: Value) -> None:
+        f, panel = self._frame.f, self._frame.panel
+        initial = self._frame.pointer("initial")
+        for row in f.loop(self._next.get(), limit):
+            seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
+            place = f.offset(self._sums.get(), (row - self._first.get()) * panel.row_bytes)
+            sums = [value + seed for value in panel.load(f, place, panel.ints)]
+            self._sink.finish(sums, row, self._panel.get())
+        self._next.set(limit)
