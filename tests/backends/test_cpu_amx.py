@@ -263,6 +263,18 @@ def test_instructions_of_the_kernels(kernel: object, width: int) -> None:
     assert text.count("vpexpandb") == (expanded if kernel is masked_amx else 0)
 
 
+def test_products_are_encoded_as_in_the_manual() -> None:
+    """VEX.128.F3.0F38.W0 5E: sums in ModRM.reg, signed tile in ModRM.rm, unsigned in VEX.vvvv."""
+
+    def encoded(total: int, signed: int, unsigned: int) -> bytes:
+        return bytes((0xC4, 0xE2, (~unsigned & 15) << 3 | 2, 0x5E, 0xC0 | total << 3 | signed))
+
+    text = dense_amx.emit(ISAS["amx"], 64, Epilogue(True)).text()
+    code = Engine(ISAS["amx"], None).object(text)[1]
+    for tiles in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)):
+        assert code.count(encoded(*tiles)) == 1
+
+
 def test_emulated_kernels_have_no_tiles() -> None:
     text = assembly(
         masked_amx.emit(ISAS["amx_emulated"], 64, Epilogue(True)).text(), ISAS["amx_emulated"]

@@ -4,10 +4,10 @@ Eight registers of 16 rows x 64 bytes. A kernel numbers them itself: it configur
 releases them on exit, so no tile is alive outside a kernel, and no thread sleeps with live tiles.
 All tiles have the full shape; weights and activations are filled with zeros instead.
 
-The model stands in where there is no AMX, for tests. It follows the operations and the conditions
-for #UD of Intel's manual (Software Developer's Manual 2, LDTILECFG, TILELOADD, TDPBSUD, TILESTORED,
-TILEZERO, TILERELEASE) for any configuration, and dies as the processor does, of an illegal
-instruction. It computes byte by byte and shares nothing with the other kernels.
+The model stands in where there is no AMX, for tests. It follows the operations of Intel's manual
+(Software Developer's Manual 2: LDTILECFG, TILELOADD, TDPBSUD, TILESTORED, TILEZERO, TILERELEASE)
+for any configuration, and where the processor raises #UD or #GP it dies of an illegal instruction.
+It computes byte by byte and shares nothing with the other kernels.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class ModelTiles:
         self._clear(self._config, _CONFIG_BYTES)
 
     def configure(self, config: Value) -> None:
-        """LDTILECFG: #UD unless the palette is 1 and no tile exceeds 16 rows x 64 bytes."""
+        """LDTILECFG: #GP unless the palette is 1 and no tile exceeds 16 rows x 64 bytes."""
         f = self._f
         self._require(f.compare(f.load("i8", config), "==", 1))
         for n in f.loop(0, _CONFIG_BYTES):
@@ -201,7 +201,7 @@ class ModelTiles:
         self._require(f.compare(self._rows(tile) * self._row_bytes(tile), ">", 0))
 
     def _require(self, condition: Value) -> None:
-        """The processor raises #UD unless this holds."""
+        """The processor raises #UD (#GP for a configuration) unless this holds."""
         f = self._f
         with f.when(f.operate("xor", condition, f.const("i1", 1))):
             f.intrinsic("llvm.trap", "void")
