@@ -184,13 +184,11 @@ class AllocateSparsity(Pass):
         gemm = Gemm(self.rows, rows, columns, mask)
         if self.measure == "cycles":
             return float(machine.engine.run(gemm).cycles)
-        size = rows * columns
-        if machine.form.fits(mask):
-            size = min(size, machine.form.measure(mask).bytes)
+        size = machine.form.measure(mask).bytes if machine.form.compresses(mask) else mask.size
         if self.measure == "bytes":
             return float(size)
         table = machine.architecture.energy
-        products = gemm.macs(machine.engine.skips)
+        products = machine.engine.run(gemm).macs
         work: float = products * (table.mac.value + table.operand_registers.value)
         moved: float = size * table.dram.value
         return work + moved

@@ -36,10 +36,14 @@ def balanced_mask(
     rows: int, columns: int, ratio: float, rng: np.random.Generator, bank: int = 64
 ) -> BoolArray:
     """Non-zeros at random places, as many in every row of a bank: `bank / ratio` on average."""
-    edges = np.round(np.arange(columns // bank + 1) * bank / ratio).astype(np.int64)
+    banks = -(-columns // bank)
+    ends = np.minimum(np.arange(banks + 1) * bank, columns)  # the last bank may be narrower
+    edges = np.round(ends / ratio).astype(np.int64)
     keep = np.diff(edges)[None, :, None]
-    order = rng.random((rows, columns // bank, bank), dtype=np.float32).argsort(axis=2)
-    mask: BoolArray = (order < keep).reshape(rows, columns)
+    drawn = rng.random((rows, banks * bank), dtype=np.float32)
+    drawn[:, columns:] = 2  # comes last and is cut off
+    order = drawn.reshape(rows, banks, bank).argsort(axis=2)
+    mask: BoolArray = (order < keep).reshape(rows, banks * bank)[:, :columns]
     return mask
 
 

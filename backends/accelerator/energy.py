@@ -11,7 +11,7 @@ from sparsefx.backends.accelerator.plan import MatmulPlan
 from sparsefx.backends.accelerator.schedule import Traffic
 from sparsefx.backends.accelerator.workload import MatmulOp, Op, VectorOp
 
-__all__ = ["LEVELS", "MacCount", "count_macs", "energy_of"]
+__all__ = ["LEVELS", "MacCount", "energy_of"]
 
 LEVELS: Final = ("mac", "gated", "registers", "sram", "dram", "metadata", "vector", "idle")
 
@@ -29,16 +29,6 @@ class MacCount:
     dense: int
     executed: int
     effectual: int
-
-
-def count_macs(op: MatmulOp, machine: Machine) -> MacCount:
-    """Count a product's multiplications from its real non-zeros."""
-    gemm = op.gemm
-    return MacCount(
-        op.dense_macs,
-        gemm.macs(machine.engine.skips) * op.copies,
-        gemm.effectual_macs * op.copies,
-    )
 
 
 def energy_of(

@@ -119,7 +119,7 @@ class StreamExecutor(fx.Interpreter):
         if name is None or name in self.streams:
             return
         weight = self.program.tensor(name).detach().numpy()
-        form = self.form if self.form.fits(weight != 0) else Dense()
+        form = self.form if self.form.compresses(weight != 0) else Dense()
         self.streams[name] = form.encode(weight)
         self._decoded[name] = _read(form, self.streams[name])
 

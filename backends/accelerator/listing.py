@@ -60,7 +60,8 @@ def mapping_table(run: Simulation, most: int = 5) -> str:
             continue
         seen.add(sizes)
         lines.append(f"%{op.name}:{_sizes(op)}")
-        lines += [f"  {option}" for option in mapping_options(op, run.machine)[:most]]
+        options = mapping_options(op, run.machine, streamed=not run.schedule.resident)
+        lines += [f"  {option}" for option in options[:most]]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from sparsefx.backends.accelerator.architecture import Architecture, Sram
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format
 from sparsefx.backends.accelerator.engines.base import Engine
 from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
-from sparsefx.backends.formats.encoding import SparseFormat
+from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.mapper import Mapping
@@ -35,7 +35,7 @@ class Machine:
         return build_format(self.architecture.weights, self.architecture.name)
 
     @cached_property
-    def mappings(self) -> dict[tuple[int, int, int, int, float], Mapping]:
+    def mappings(self) -> dict[tuple[int, int, int, int, int], Mapping]:
         """Tile sizes chosen so far, by the product's sizes and density."""
         return {}
 
@@ -133,6 +133,29 @@ class Machine:
         """Cycles before each vector operation."""
         return self.architecture.vector.launch.value * self.clock
 
-    def weight_bytes(self, op: MatmulOp) -> float:
-        """Bytes of a layer's weights if all were stored dense."""
-        return op.n * op.k * self.value_bytes if op.has_weights else 0.0
+    def stored(self, op: MatmulOp) -> FormatSize:
+        """Exact size of a layer's weights; whole, zeros as values, where that is no larger."""
+        if op.name not in self._stored:
+            self._stored[op.name] = self._measure(op)
+        return self._stored[op.name]
+
+    @cached_property
+    def _stored(self) -> dict[str, FormatSize]:
+        return {}
+
+    def _measure(self, op: MatmulOp) -> FormatSize:
+        whole = FormatSize(self.form.value_width * op.n * op.k)
+        if op.nonzero is None or not self.form.fits(op.nonzero):
+            return whole
+        compressed = self.form.measure(op.nonzero)
+        return compressed if compressed.bits < whole.bits else whole
+
+    def bytes_of(self, size: FormatSize) -> tuple[float, float]:
+        """Bytes of stored weights: `(values, metadata)`; zeros that a format forces in are none."""
+        scale = self.value_bytes / self.form.value_width
+        metadata = size.padding_bits * scale + (size.index_bits + size.pointer_bits) / 8
+        return size.value_bits * scale, metadata
+
+    def bytes_a_weight(self, op: MatmulOp) -> float:
+        """Stored bytes over all weights of a product, zeros counted."""
+        return sum(self.bytes_of(self.stored(op))) / (op.n * op.k)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from sparsefx.backends.accelerator.engines.base import ceil_div
+from sparsefx.backends.accelerator.architecture import Operand
+from sparsefx.backends.accelerator.engines.base import Gemm, ceil_div
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.errors import TargetError
@@ -14,6 +14,11 @@ from sparsefx.errors import TargetError
 __all__ = ["Mapping", "choose_mapping", "mapping_options"]
 
 _ACCUMULATOR_BYTES = 4
+_NEAR = 1.15
+_TRIED = 12
+_A_BAND = 4
+"""How near an estimate must be to the best for the engine to be asked, how many of them are, and
+how many densities between one and its double are told apart."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +45,41 @@ class Mapping:
         )
 
 
-def mapping_options(op: MatmulOp, machine: Machine) -> list[Mapping]:
-    """All tile sizes that fit the core's memory, best first."""
-    density = _density(op, machine)
-    found = [
+def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> list[Mapping]:
+    """The tile sizes that fit the core's memory and look best, best first.
+
+    All that fit are estimated from counts alone. The largest of those that come close to the best
+    are then priced by the engine, on their first tile with its real non-zeros.
+
+    Args:
+        op: The product.
+        machine: What it runs on.
+        streamed: Whether weights come from external memory while the machine runs.
+    """
+    fitting = [
         mapping
         for tile_k in _halvings(op.k, 64)
         for tile_m in _steps(op.m, machine.engine.column_step)
         for tile_n in _row_tiles(op, machine)
-        if (mapping := _price(op, machine, density, (tile_m, tile_n, tile_k))) is not None
+        if (mapping := _estimate(op, machine, (tile_m, tile_n, tile_k))) is not None
     ]
-    return sorted(found, key=lambda m: (m.cycles, -m.tile_k, -m.tile_m, -m.tile_n))
+    limit = min((mapping.cycles for mapping in fitting), default=0.0) * _NEAR
+    near = [mapping for mapping in fitting if mapping.cycles <= limit]
+    near.sort(key=lambda m: -m.tile_m * m.tile_n * m.tile_k)
+    priced = [_priced(op, machine, mapping, streamed) for mapping in near[:_TRIED]]
+    return sorted(priced, key=lambda m: (m.cycles, -m.tile_k, -m.tile_m, -m.tile_n))
 
 
-def choose_mapping(op: MatmulOp, machine: Machine) -> Mapping:
-    """The best option.
+def choose_mapping(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> Mapping:
+    """The best option, the same for products of one size and about one density.
 
     Raises:
         TargetError: When not even the smallest tile fits.
     """
-    key = (op.m, op.n, op.k, op.copies, round(_density(op, machine), 2))
+    density = round(_A_BAND * math.log2(max(op.density, 1e-3)))
+    key = (op.m, op.n, op.k, op.copies, density)
     if key not in machine.mappings:
-        options = mapping_options(op, machine)
+        options = mapping_options(op, machine, streamed=streamed)
         if not options:
             raise _too_small(op, machine)
         machine.mappings[key] = options[0]
@@ -70,7 +88,7 @@ def choose_mapping(op: MatmulOp, machine: Machine) -> Mapping:
 
 def _too_small(op: MatmulOp, machine: Machine) -> TargetError:
     smallest = (1, min(op.n, machine.engine.row_step), min(op.k, 64))
-    needed = sum(_footprint(machine, _density(op, machine), smallest))
+    needed = sum(_footprint(op, machine, smallest))
     level = machine.architecture.innermost("weights")
     return TargetError(
         f"the smallest tile, {smallest[0]} x {smallest[1]} x {smallest[2]}, needs "
@@ -79,12 +97,6 @@ def _too_small(op: MatmulOp, machine: Machine) -> TargetError:
         where=op.name,
         hint=f"give {machine.architecture.name!r} a larger {level.name!r}, or smaller rows at once",
     )
-
-
-def _density(op: MatmulOp, machine: Machine) -> float:
-    if op.nonzero is None:
-        return 1.0
-    return max(int(np.count_nonzero(op.nonzero)) / op.nonzero.size, 1e-3)
 
 
 def _halvings(size: int, least: int) -> list[int]:
@@ -105,27 +117,25 @@ def _row_tiles(op: MatmulOp, machine: Machine) -> list[int]:
     return sorted({*_steps(op.n, step), min(op.n, per_core)}, reverse=True)
 
 
+def _copies(machine: Machine, operand: Operand) -> int:
+    return 2 if machine.architecture.innermost(operand).double_buffered else 1
+
+
 def _footprint(
-    machine: Machine, density: float, tile: tuple[int, int, int]
+    op: MatmulOp, machine: Machine, tile: tuple[int, int, int]
 ) -> tuple[float, float, float]:
+    """Bytes that the weights, the activations and the sums of a tile take."""
     tile_m, tile_n, tile_k = tile
-    arch = machine.architecture
-    copies = [
-        2 if arch.innermost(operand).double_buffered else 1
-        for operand in ("weights", "activations")
-    ]
-    stored = min(density * 1.25, 1.0) + 0.05
     return (
-        tile_n * tile_k * machine.value_bytes * stored * copies[0],
-        tile_m * tile_k * machine.value_bytes * copies[1],
+        tile_n * tile_k * machine.bytes_a_weight(op) * _copies(machine, "weights"),
+        tile_m * tile_k * machine.value_bytes * _copies(machine, "activations"),
         tile_m * tile_n * _ACCUMULATOR_BYTES,
     )
 
 
-def _price(
-    op: MatmulOp, machine: Machine, density: float, tile: tuple[int, int, int]
-) -> Mapping | None:
-    weights, active, accumulators = _footprint(machine, density, tile)
+def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Mapping | None:
+    """Estimate a mapping from its sizes and density; None where its tiles do not fit."""
+    weights, active, accumulators = _footprint(op, machine, tile)
     near_w = machine.architecture.innermost("weights")
     near_a = machine.architecture.innermost("activations")
     if near_w is near_a:
@@ -135,15 +145,38 @@ def _price(
         return None
     tile_m, tile_n, tile_k = tile
     engine = machine.engine
-    effective = density if "weight" in engine.skips else 1.0
+    effective = op.density if "weight" in engine.skips else 1.0
     rows = ceil_div(tile_n, engine.row_step) * engine.row_step
     compute = tile_m * rows * tile_k * effective / engine.peak
     compute = machine.compute_cycles(1, effective == 1.0) * (
         compute + engine.overhead(tile_m, tile_n, tile_k)
     )
     moved = (tile_m + tile_n * effective) * tile_k * machine.value_bytes
-    # A core sums up the tiles along k itself: only the others are shared out among the cores.
-    shared = op.copies * ceil_div(op.m, tile_m) * ceil_div(op.n, tile_n)
-    rounds = ceil_div(shared, machine.cores) * ceil_div(op.k, tile_k)
-    cycles = rounds * max(compute, moved / machine.feed_rate)
+    cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
     return Mapping(tile_m, tile_n, tile_k, weights + active + accumulators, cycles)
+
+
+def _rounds(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> int:
+    """Tiles that one core computes: it sums up those along k itself, the others are shared out."""
+    tile_m, tile_n, tile_k = tile
+    shared = op.copies * ceil_div(op.m, tile_m) * ceil_div(op.n, tile_n)
+    return ceil_div(shared, machine.cores) * ceil_div(op.k, tile_k)
+
+
+def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) -> Mapping:
+    """The mapping with the engine's own cycles, and with the transfers that they must cover."""
+    tile_m, tile_n, tile_k = tile = mapping.tile_m, mapping.tile_n, mapping.tile_k
+    mask = None if op.nonzero is None else op.nonzero[:tile_n, :tile_k]
+    timing = machine.engine.run(Gemm(tile_m, tile_n, tile_k, mask))
+    compute = machine.compute_cycles(timing.cycles, timing.macs == tile_m * tile_n * tile_k)
+    stored = tile_n * tile_k * machine.bytes_a_weight(op)
+    moved = tile_m * tile_k * machine.value_bytes + stored
+    cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
+    if streamed and op.has_weights:
+        # A row group is loaded whole; the others while one is computed, if there is a place.
+        group, groups = stored * ceil_div(op.k, tile_k), ceil_div(op.n, tile_n)
+        first = machine.dram_cycles(group)
+        others = (groups - 1) * first
+        double = machine.architecture.outermost("weights").double_buffered
+        cycles = first + (max(cycles, others) if double else cycles + others)
+    return replace(mapping, cycles=cycles)

@@ -10,7 +10,6 @@ from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.mapper import Mapping, choose_mapping
 from sparsefx.backends.accelerator.workload import MatmulOp
-from sparsefx.backends.formats.dense import Dense
 from sparsefx.backends.formats.encoding import FormatSize
 
 __all__ = ["MatmulPlan", "TileCost", "plan_matmul"]
@@ -57,11 +56,7 @@ class MatmulPlan:
 
     def group_bytes(self, group: int) -> tuple[float, float]:
         """Stored bytes of a group: `(values, metadata)`."""
-        size = self.sizes[group]
-        scale = self.machine.value_bytes / 8
-        values = (size.value_bits + size.padding_bits) * scale
-        padding = size.padding_bits * scale
-        return values - padding, padding + (size.index_bits + size.pointer_bits) / 8
+        return self.machine.bytes_of(self.sizes[group])
 
     @property
     def stored_bytes(self) -> tuple[float, float]:
@@ -115,29 +110,36 @@ class MatmulPlan:
         return Gemm(m1 - m0, n1 - n0, k1 - k0, weight, active)
 
 
-def plan_matmul(op: MatmulOp, machine: Machine) -> MatmulPlan:
+def plan_matmul(op: MatmulOp, machine: Machine, *, streamed: bool) -> MatmulPlan:
     """Choose a mapping for a product and measure its groups.
+
+    Args:
+        op: The product.
+        machine: What it runs on.
+        streamed: Whether weights come from external memory while the machine runs.
 
     Raises:
         TargetError: When no tile fits the machine.
     """
-    mapping = choose_mapping(op, machine)
+    mapping = choose_mapping(op, machine, streamed=streamed)
     rows = tuple((n, min(n + mapping.tile_n, op.n)) for n in range(0, op.n, mapping.tile_n))
-    sizes: tuple[FormatSize, ...] = ()
-    if op.has_weights:
-        sizes = tuple(_measured(op, machine, first, end) for first, end in rows)
+    sizes = _measured(op, machine, rows) if op.has_weights else ()
     plan = MatmulPlan(op, mapping, machine, rows, sizes, 1, 1)
     if op.has_weights:
         plan.weight_passes, plan.activation_passes = _passes(plan)
     return plan
 
 
-def _measured(op: MatmulOp, machine: Machine, first: int, end: int) -> FormatSize:
-    rows = None if op.nonzero is None else op.nonzero[first:end]
-    dense = isinstance(machine.form, Dense) or rows is None or not machine.form.fits(rows)
-    if dense or rows is None:
-        return FormatSize(8 * (end - first) * op.k)  # stored whole, zeros are values: no metadata
-    return machine.form.measure(rows)
+def _measured(
+    op: MatmulOp, machine: Machine, rows: tuple[tuple[int, int], ...]
+) -> tuple[FormatSize, ...]:
+    """Stored sizes of the row groups, in the form that `machine` stores the layer in."""
+    whole = tuple(machine.form.value_width * (end - first) * op.k for first, end in rows)
+    if op.nonzero is None or machine.stored(op).bits == sum(whole):
+        return tuple(FormatSize(bits) for bits in whole)
+    if len(rows) == 1:
+        return (machine.stored(op),)
+    return tuple(machine.form.measure(op.nonzero[first:end]) for first, end in rows)
 
 
 def _passes(plan: MatmulPlan) -> tuple[int, int]:

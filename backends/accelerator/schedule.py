@@ -39,14 +39,16 @@ class Traffic:
 
 @dataclass
 class Work:
-    """What the cores did for one product, added up: engine cycles, fill, and the heat map."""
+    """What the cores did for one product, added up: cycles, multiplications and the heat map."""
 
+    macs: int = 0
     engine_cycles: float = 0.0
     fill: float = 0.0
     heat: IntArray | None = None
 
     def add(self, cost: TileCost, copies: int) -> None:
         """Add one task's work; heat maps of other shapes (a ragged last tile) are left out."""
+        self.macs += cost.macs * copies
         self.engine_cycles += cost.engine_cycles * copies
         self.fill += cost.fill * copies
         if cost.load is None:
@@ -88,16 +90,17 @@ class _Builder:
     def build(self) -> Schedule:
         arch = self.machine.architecture
         self.chunks = self.chunk_count()
-        for index, op in enumerate(self.workload.ops):
-            if isinstance(op, MatmulOp):
-                self.plans[index] = plan_matmul(op, self.machine)
-        stored = sum(sum(plan.stored_bytes) for plan in self.plans.values())
         level_w, level_a = arch.outermost("weights"), arch.outermost("activations")
         self.room_a = arch.capacity(level_a)
         peak = max((op.out_elements for op in self.workload.ops), default=0)
         used = min(2 * peak * self.machine.value_bytes, self.room_a / 2)
         self.room_w = arch.capacity(level_w) - (used if level_a is level_w else 0)
+        layers = [op for op in self.workload.matmuls if op.has_weights]
+        stored = sum(sum(self.machine.bytes_of(self.machine.stored(op))) for op in layers)
         self.resident = 0 < stored <= self.room_w and not arch.dram.holds_activations
+        for index, op in enumerate(self.workload.ops):
+            if isinstance(op, MatmulOp):
+                self.plans[index] = plan_matmul(op, self.machine, streamed=not self.resident)
         self.buffered = level_w.double_buffered
         used_later = {name for op in self.workload.ops for name in op.inputs}
         self.traffic = [Traffic() for _ in self.workload.ops]

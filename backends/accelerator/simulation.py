@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.energy import LEVELS, MacCount, count_macs, energy_of
+from sparsefx.backends.accelerator.energy import LEVELS, MacCount, energy_of
 from sparsefx.backends.accelerator.engines.base import IntArray
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.schedule import Schedule, Traffic, schedule
@@ -132,7 +132,10 @@ def _results(workload: Workload, machine: Machine, planned: Schedule) -> tuple[O
     for index, op in enumerate(workload.ops):
         tasks = spans.get(index, [])
         plan = planned.plans.get(index)
-        macs = count_macs(op, machine) if isinstance(op, MatmulOp) else None
+        macs = None
+        if isinstance(op, MatmulOp):
+            effectual = op.gemm.effectual_macs * op.copies
+            macs = MacCount(op.dense_macs, planned.work[index].macs, effectual)
         work = [t for t in tasks if t.kind in ("compute", "vector", "host")]
         result = OpResult(
             name=op.name,

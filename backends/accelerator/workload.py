@@ -65,6 +65,13 @@ class MatmulOp:
             return mask
         return self.mask
 
+    @cached_property
+    def density(self) -> float:
+        """Share of the weights that are not zero."""
+        if self.nonzero is None:
+            return 1.0
+        return int(np.count_nonzero(self.nonzero)) / self.nonzero.size
+
     @property
     def has_weights(self) -> bool:
         """Whether one operand is stored in memory, not computed."""

@@ -95,6 +95,10 @@ class SparseFormat(ABC):
         """Whether the format can store these non-zeros at all."""
         return True
 
+    def compresses(self, mask: BoolArray) -> bool:
+        """Whether the format stores these non-zeros, in less than the whole matrix takes."""
+        return self.fits(mask) and self.measure(mask).bits < self.value_width * mask.size
+
     @abstractmethod
     def write(self, matrix: Int8Array, out: BitWriter) -> tuple[int, ...]:
         """Append the encoded `matrix` to `out`; returns the header numbers."""

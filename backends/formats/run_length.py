@@ -20,30 +20,30 @@ from sparsefx.backends.formats.encoding import (
 __all__ = ["RunLength", "padded_counts"]
 
 
-def padded_counts(mask: BoolArray, limit: int) -> tuple[IntArray, IntArray]:
-    """Count the entries of each line of `mask` when a zero run may not exceed `limit`.
+def padded_counts(mask: BoolArray, run_bits: int) -> tuple[IntArray, IntArray]:
+    """Count the entries of each line when a run of zeros is told in `run_bits` bits.
 
-    A run of `z` zeros before a value costs `z // (limit + 1)` padding entries, each of which stands
-    for `limit` zeros and one zero value. Zeros after a line's last value cost nothing.
+    A run of `z` zeros before a value costs `z >> run_bits` padding entries, each of which stands
+    for `2**run_bits - 1` zeros and one zero value. Zeros after a line's last value cost nothing.
 
     Args:
-        mask: `[lines, length]`, bool.
-        limit: The longest run that one entry can express, 15 for 4 bits.
+        mask: `[length, lines]`, bool: the lines lie side by side.
+        run_bits: Bits of a run's length.
 
     Returns:
         `(values, padding)`, int64 `[lines]` each.
     """
-    lines = mask.shape[0]
-    line, position = np.nonzero(mask)
-    values = np.bincount(line, minlength=lines).astype(np.int64)
-    previous = np.empty_like(position)
-    previous[1:] = position[:-1]
-    first = np.ones(line.size, bool)
-    first[1:] = line[1:] != line[:-1]
-    previous[first] = -1
-    extra = (position - previous - 1) // (limit + 1)
-    padding = np.bincount(line, weights=extra, minlength=lines).astype(np.int64)
-    return values, padding
+    length, lines = mask.shape
+    kind = np.min_scalar_type(length)  # no count exceeds it
+    values, padding, run, extra = np.zeros((4, lines), kind)
+    for present, absent in zip(mask, ~mask, strict=True):
+        np.right_shift(run, run_bits, out=extra)
+        extra *= present
+        padding += extra
+        values += present
+        run += 1
+        run *= absent
+    return values.astype(np.int64), padding.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,14 @@ class RunLength(SparseFormat):
         """The longest run of zeros that one entry expresses."""
         return (1 << self.run_bits) - 1
 
-    def lines(self, matrix: Int8Array | BoolArray) -> tuple[Int8Array, int]:
+    def side_by_side(self, mask: BoolArray) -> BoolArray:
+        """Lay out `[rows, columns]` as `[rows / interleave, interleave * columns]`."""
+        rows, columns = mask.shape
+        missing = -rows % self.interleave
+        padded = np.pad(mask, ((0, missing), (0, 0))) if missing else mask
+        return padded.reshape(-1, self.interleave * columns)
+
+    def lines(self, matrix: Int8Array) -> tuple[Int8Array, int]:
         """Lay out `[rows, columns]` as `[columns * interleave, rows / interleave]` lines."""
         rows, columns = matrix.shape
         depth = -(-rows // self.interleave)
@@ -78,14 +85,15 @@ class RunLength(SparseFormat):
 
     def measure(self, mask: BoolArray) -> FormatSize:
         """Count bits: 8 + `run_bits` an entry, padding entries apart, and a count a line."""
-        lines, depth = self.lines(mask)
-        values, padding = padded_counts(lines != 0, self.limit)
+        side_by_side = self.side_by_side(mask)
+        values, padding = padded_counts(side_by_side, self.run_bits)
         nonzero, extra = int(values.sum()), int(padding.sum())
+        depth, lines = side_by_side.shape
         return FormatSize(
             value_bits=self.value_width * nonzero,
             padding_bits=self.value_width * extra,
             index_bits=self.run_bits * (nonzero + extra),
-            pointer_bits=lines.shape[0] * width_of(depth + 1),
+            pointer_bits=lines * width_of(depth + 1),
         )
 
     def write(self, matrix: Int8Array, out: BitWriter) -> tuple[int, ...]:

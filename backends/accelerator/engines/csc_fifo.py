@@ -56,8 +56,8 @@ class CscFifo(Engine):
         """Entries of each column in each element, padding included, int64 `[k, elements]`."""
         mask = np.ones((gemm.n, gemm.k), bool) if gemm.weight is None else gemm.weight
         form = RunLength(self.run_bits, self.elements)
-        values, padding = padded_counts(form.lines(mask)[0] != 0, form.limit)
-        return (values + padding).reshape(gemm.k, self.elements)
+        values, padding = padded_counts(form.side_by_side(mask), self.run_bits)
+        return (values + padding).reshape(self.elements, gemm.k).T
 
     def run(self, gemm: Gemm) -> Timing:
         """Time every activation row through the queues."""
@@ -83,21 +83,30 @@ class CscFifo(Engine):
         order: IntArray,
         present: np.ndarray[tuple[int, int], np.dtype[np.bool_]],
     ) -> IntArray:
-        """Cycles of each activation row, int64 `[rows]`; `order[r, t]` is the t-th column."""
+        """Cycles of each activation row, int64 `[rows]`; `order[r, t]` is the t-th column.
+
+        The equations hold for `depth` steps at once, since a broadcast waits for none nearer:
+        with E the entries summed up to t, `f[p, t] = E[p, t] + max over u of (b[u] - E[p, u - 1])`.
+        """
         rows, steps = order.shape
         busy = np.maximum(entries, 1)
         done = np.zeros((rows, self.elements), np.int64)
         sent = np.full(rows, -1, np.int64)
-        taken = np.zeros((steps, rows), np.int64)
-        for t in range(steps):
-            sent = sent + present[:, t]
-            if t >= self.depth:
-                np.maximum(sent, taken[t - self.depth], out=sent)
-            start = np.maximum(done, sent[:, None])
-            taken[t] = start.max(axis=1)
-            done = np.where(present[:, t, None], start + busy[order[:, t]], done)
-        finish: IntArray = np.maximum(done.max(axis=1, initial=0), sent + 1)
-        return finish
+        taken = np.full((rows, self.depth), -1, np.int64)
+        for t in range(0, steps, self.depth):
+            here = present[:, t : t + self.depth]
+            count = np.cumsum(here, axis=1)
+            waits = np.maximum.accumulate(taken[:, : here.shape[1]] - count, axis=1)
+            broadcast = np.maximum(waits, sent[:, None]) + count
+            work = busy[order[:, t : t + self.depth]] * here[:, :, None]
+            total = np.cumsum(work, axis=1)
+            late = np.where(here, broadcast, -1)[:, :, None] - (total - work)
+            np.maximum.accumulate(late, axis=1, out=late)
+            finish = total + np.maximum(late, done[:, None])
+            taken = (finish - work).max(axis=2)
+            done, sent = finish[:, -1], broadcast[:, -1]
+        longest: IntArray = np.maximum(done.max(axis=1, initial=0), sent + 1)
+        return longest
 
 
 def _blocks(load: IntArray, most: int = 64) -> IntArray:

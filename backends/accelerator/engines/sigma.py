@@ -123,8 +123,8 @@ def last_write(spans: list[tuple[int, int]]) -> int:
 
     The memory takes half of the sums that wait, rounded up, in each cycle.
 
-    >>> last_write([(0, 8)]), last_write([(0, 8), (0, 8)]), last_write([(0, 4), (0, 8)])
-    (7, 8, 7)
+    >>> last_write([(0, 8)]), last_write([(0, 8), (0, 8)]), last_write([(0, 2), (0, 8)])
+    (7, 8, 8)
     """
     changes: dict[int, int] = defaultdict(int)
     for first, end in spans:

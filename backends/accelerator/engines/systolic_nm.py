@@ -38,6 +38,8 @@ class SystolicNM(Systolic):
         fullest = fullest_group(gemm, self.group)
         if self.slots:
             fullest = self.slots if fullest <= self.slots else self.group
-        k = max(ceil_div(gemm.k * fullest, self.group), 1) if fullest < self.group else gemm.k
+        if fullest >= self.group:
+            return super().run(gemm)
+        k = max(ceil_div(gemm.k * fullest, self.group), 1)
         cycles, fill = self.cycles(gemm.m, gemm.n, k)
         return Timing(cycles, gemm.macs(self.skips), fill)

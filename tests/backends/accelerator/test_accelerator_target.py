@@ -83,7 +83,7 @@ def test_integers_from_the_stream_equal_plain_integer_products(arch: str) -> Non
             continue
         weight_name = str(node.args[1].args[0].target)
         weight = program.tensor(weight_name).numpy()
-        decoded = executor.form if executor.form.fits(weight != 0) else None
+        decoded = executor.form if executor.form.compresses(weight != 0) else None
         if decoded is not None:
             assert np.array_equal(decoded.decode(executor.streams[weight_name]), weight)
         product = executor.products[node.name]
