@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, get_args
@@ -109,11 +110,20 @@ class Quantity:
             value = min(value, 1.0)
         return replace(self, value=value)
 
+    @property
+    def text(self) -> str:
+        """The number with the unit that makes it shortest; parsing it gives the number back."""
+        units = {u: factor for u, (name, factor) in _UNITS.items() if name == self.dimension}
+        written = {unit: f"{self.value / factor:.15g}" for unit, factor in units.items()}
+        exact = [u for u, number in written.items() if float(number) * units[u] == self.value]
+        if not exact:
+            unit = next(u for u, factor in units.items() if factor in (1.0, 0.01))
+            return f"{self.value / units[unit]!r} {unit}".strip()
+        best = min(exact, key=lambda u: (len(written[u]), abs(math.log(units[u]))))
+        return f"{written[best]} {best}".strip()
+
     def __str__(self) -> str:
-        unit = next(u for u, (d, f) in _UNITS.items() if d == self.dimension and f in (1.0, 0.01))
-        shown = round(self.value * 100, 12) if unit == "%" else self.value
-        text = f"{shown!r} {unit}".strip()
-        return " | ".join(part for part in (text, self.status, self.source) if part)
+        return " | ".join(part for part in (self.text, self.status, self.source) if part)
 
 
 def _reader(dimension: str, positive: bool, *, whole: bool = False) -> BeforeValidator:

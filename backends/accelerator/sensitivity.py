@@ -20,7 +20,7 @@ _UNSURE = ("assumed", "suspect", "fitted")
 class Swing:
     """Change of the result, relative, when one number is 20 % less and 20 % more.
 
-    NaN where the machine is no longer possible. `measure` says of what: the cycles, or for an entry
+    NaN where the machine is no longer possible. `measure` says of what: the time, or for an entry
     of the energy table the energy.
     """
 
@@ -28,7 +28,7 @@ class Swing:
     quantity: Quantity
     less: float
     more: float
-    measure: Literal["cycles", "energy"] = "cycles"
+    measure: Literal["time", "energy"] = "time"
 
     @property
     def size(self) -> float:
@@ -39,19 +39,21 @@ class Swing:
 def sensitivity(
     workload: Workload, architecture: Architecture, by: float = 0.2
 ) -> tuple[Swing, ...]:
-    """Move every assumed, suspect or fitted number that counts, largest effect first."""
+    """Move every assumed, suspect or fitted number that counts, largest effect first.
+
+    A number that stays what it is, 0 or a count of 1 or 2, is left out.
+    """
     base = simulate(workload, architecture)
     found = []
     for path, quantity in quantities(architecture):
         if quantity.status not in _UNSURE or path.startswith("value_bits"):
             continue
+        if quantity == quantity.scaled(1 - by) == quantity.scaled(1 + by):
+            continue
         if path.startswith("energy."):
             found.append(_energy_swing(base, path, quantity, by))
             continue
-        less, more = (
-            _change(workload, architecture, path, factor, base.cycles)
-            for factor in (1 - by, 1 + by)
-        )
+        less, more = (_change(base, path, factor) for factor in (1 - by, 1 + by))
         found.append(Swing(path, quantity, less, more))
     return tuple(sorted(found, key=lambda swing: -swing.size if swing.size == swing.size else 0))
 
@@ -63,13 +65,9 @@ def _energy_swing(base: Simulation, path: str, quantity: Quantity, by: float) ->
     return Swing(path, quantity, -more, more, "energy")
 
 
-def _change(
-    workload: Workload, architecture: Architecture, path: str, factor: float, base: float
-) -> float:
-    moved = perturbed(architecture, path, factor)
-    if moved == architecture:
-        return 0.0
+def _change(base: Simulation, path: str, factor: float) -> float:
+    moved = perturbed(base.architecture, path, factor)
     try:
-        return simulate(workload, moved).cycles / base - 1
+        return simulate(base.workload, moved).seconds / base.seconds - 1
     except TargetError:
         return float("nan")

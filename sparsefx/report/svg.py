@@ -50,8 +50,10 @@ class Axis:
     def ticks(self) -> list[float]:
         """Round numbers between the ends."""
         if self.log:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            return [10.0**power for power in range(first, last + 1)]
+            first, last = math.floor(math.log10(self.low)), math.floor(math.log10(self.high))
+            steps = (1, 2, 5) if self.high / self.low < 1000 else (1,)
+            found = [n * 10.0**power for power in range(first, last + 1) for n in steps]
+            return [value for value in found if self.low <= value <= self.high]
         step = 10 ** math.floor(math.log10((self.high - self.low or 1) / 2))
         while (self.high - self.low) / step > 7:
             step *= 2.5 if str(step)[0] == "2" else 2

@@ -55,7 +55,8 @@ def waterfall(run: Simulation) -> str:
         cycles, y = run.waterfall[cause], 10 + 26 * row
         canvas.text(160, y + 14, cause, "end")
         share = f"{short(cycles)} cycles, {cycles / run.cycles:.1%}"
-        canvas.rect(axis(at), y, axis(at + cycles) - axis(at), 18, COLOURS[row], share)
+        if cycles > 0:
+            canvas.rect(axis(at), y, axis(at + cycles) - axis(at), 18, COLOURS[row], share)
         canvas.text(axis(at + cycles) + 6, y + 14, share)
         at += cycles
     y = 10 + 26 * len(WATERFALL)
@@ -93,7 +94,10 @@ def gantt(run: Simulation, most_cores: int = 16) -> str:
     bottom = 8 + 17 * len(order)
     for value in axis.ticks():
         canvas.text(axis(value), bottom + 14, short(value), "middle", 10.5)
-    canvas.text(880, bottom + 34, "cycles", "end", 10.5)
+    left_out = (
+        f"cycles; {run.machine.cores - shown} more cores" if run.machine.cores > shown else ""
+    )
+    canvas.text(880, bottom + 34, left_out or "cycles", "end", 10.5)
     for column, (kind, colour) in enumerate(_KINDS.items()):
         canvas.rect(70 + 110 * column, bottom + 24, 11, 11, colour)
         canvas.text(86 + 110 * column, bottom + 34, kind, size=10.5)
@@ -104,7 +108,7 @@ def roofline_plot(run: Simulation) -> str:
     """Each product by its intensity and its rate, below the machine's two roofs.
 
     Weights that stay on chip are not read while a run lasts: external memory is then no roof, and
-    drawn dashed.
+    drawn dashed. A product lasts as long as its transfer, even where that was done ahead of it.
     """
     machine = run.machine
     on_chip = run.schedule.resident
@@ -114,8 +118,10 @@ def roofline_plot(run: Simulation) -> str:
     points = []
     for op in run.ops:
         if op.macs and op.macs.executed and bounds[op.name].bytes:
-            seconds = max(op.end - op.start, 1.0) / machine.clock
-            intensity = op.macs.executed / bounds[op.name].bytes
+            bound = bounds[op.name]
+            transfer = 0.0 if on_chip else bound.transfer
+            seconds = max(op.end - op.start, transfer, 1.0) / machine.clock
+            intensity = op.macs.executed / bound.bytes
             points.append((intensity, op.macs.executed / seconds, op))
     canvas = Canvas(880, 360, "roofline")
     if not points:

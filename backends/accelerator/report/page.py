@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from sparsefx.backends.accelerator.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
@@ -12,6 +13,14 @@ from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import short
 
 __all__ = ["build_page", "write_page"]
+
+_CAUSES: Final = (
+    "Every cycle of every core has one cause; the bars add up to the result. Ideal: the executed "
+    "multiplications at the peak. Imbalance: elements that wait for others, and slots that no work "
+    "fills. Overheads: what the machine's utilisation leaves for all that is not modelled, and "
+    "operands that come too slowly from the core's memory. The causes below these are times in "
+    "which a core stood still, by what it waited for; metadata is its share of the transfers."
+)
 
 
 def write_page(run: Simulation, path: Path, swings: tuple[Swing, ...] = ()) -> Path:
@@ -31,7 +40,7 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
     page.section("Result", _summary(run))
     page.section(
         "Where the cycles go",
-        paragraph("Every cycle of every core has one cause; the bars add up to the result."),
+        paragraph(_CAUSES),
         figures.waterfall(run),
     )
     page.section("Who works when", figures.gantt(run))
@@ -70,13 +79,13 @@ def _summary(run: Simulation) -> str:
 
 
 def _operations(run: Simulation, most: int = 60) -> str:
-    longest = sorted(run.ops, key=lambda op: op.start - op.end)[:most]
+    busiest = sorted(run.ops, key=lambda op: -op.busy)[:most]
     rows = [
         (
             f"%{op.name}",
             op.kind,
-            f"{op.end - op.start:,.0f}",
             f"{op.busy:,.0f}",
+            f"{op.end - op.start:,.0f}",
             short(op.macs.executed) if op.macs else "",
             _over_ideal(run, op),
             f"{op.traffic.total / 1e3:,.1f}",
@@ -84,14 +93,14 @@ def _operations(run: Simulation, most: int = 60) -> str:
             f"{sum(op.energy.values()) / 1e6:.3f}",
             op.mapping,
         )
-        for op in longest
+        for op in busiest
     ]
     head = [
-        "node", "kind", "cycles", "busy", "MACs", "array / ideal", "kB", "metadata kB", "uJ",
-        "tile",
+        "node", "kind", "busy cycles", "from start to end", "MACs", "array / ideal", "external kB",
+        "metadata kB", "uJ", "tile",
     ]  # fmt: skip
     left = len(run.ops) - len(rows)
-    more = paragraph(f"{left} shorter operations are left out.") if left else ""
+    more = paragraph(f"{left} operations with less work are left out.") if left else ""
     return f'<div class="scroll">{table(head, rows)}</div>{more}'
 
 
@@ -104,16 +113,23 @@ def _over_ideal(run: Simulation, op: OpResult) -> str:
 
 def _swings(swings: tuple[Swing, ...]) -> str:
     rows = [
-        (s.path, str(s.quantity), s.measure, f"{s.less:+.1%}", f"{s.more:+.1%}") for s in swings
+        (
+            s.path,
+            f"{s.quantity.text}, {s.quantity.status}",
+            s.measure,
+            f"{s.less:+.1%}",
+            f"{s.more:+.1%}",
+        )
+        for s in swings
     ]
-    told = paragraph("How the result moves when a number that nobody published moves by 20 %.")
+    told = paragraph("How time or energy moves when a number that nobody published does by 20 %.")
     return told + table(["number", "value", "moves", "20 % less", "20 % more"], rows)
 
 
 def _numbers(run: Simulation) -> str:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(run.architecture.statuses().items()))
     rows = [
-        (path, str(quantity).split(" | ")[0], quantity.status, quantity.source)
+        (path, quantity.text, quantity.status, quantity.source)
         for path, quantity in quantities(run.architecture)
     ]
     return paragraph(counts) + table(["number", "value", "status", "source"], rows)

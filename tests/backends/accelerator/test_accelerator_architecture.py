@@ -96,3 +96,16 @@ def test_a_number_can_be_moved() -> None:
     assert perturbed(arch, "cores", 1.2).cores.value == 10
     assert perturbed(arch, "sram.0.capacity", 2).sram[0].capacity.value == 112_000
     assert Quantity.parse("50 % | assumed").scaled(3).value == 1.0
+
+
+def test_numbers_are_shown_as_one_writes_them() -> None:
+    shown = {
+        "900 MHz": "900 MHz",
+        "0.00000005 s": "50 ns",
+        "262144 B": "256 KiB",
+        "0.8 GHz": "800 MHz",
+    }
+    for written, text in shown.items():
+        quantity = Quantity.parse(f"{written} | assumed")
+        assert quantity.text == text
+        assert Quantity.parse(str(quantity)) == quantity

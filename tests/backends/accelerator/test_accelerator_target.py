@@ -348,6 +348,7 @@ def test_sensitivity_orders_the_assumptions() -> None:
         (path, quantity.status)
         for path, quantity in quantities(machine.architecture)
         if quantity.status in ("assumed", "suspect", "fitted") and path != "value_bits"
+        if not quantity == quantity.scaled(0.8) == quantity.scaled(1.2)
     ]
     assert sorted(swing.path for swing in swings) == sorted(path for path, _ in unsure)
     by_path = {swing.path: swing for swing in swings}
@@ -355,7 +356,7 @@ def test_sensitivity_orders_the_assumptions() -> None:
     for path in ("clock", "dram.bandwidth", "vector.launch"):
         for factor, told in ((0.8, by_path[path].less), (1.2, by_path[path].more)):
             moved = simulate(small, perturbed(machine.architecture, path, factor))
-            assert told == pytest.approx(moved.cycles / base.cycles - 1)
+            assert told == pytest.approx(moved.seconds / base.seconds - 1)
     energy = by_path["energy.operand_registers"]
     less = simulate(small, perturbed(machine.architecture, energy.path, 0.8))
     change = sum(less.energy.values()) / sum(base.energy.values()) - 1
