@@ -35,7 +35,15 @@ from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.weights import Format, Packed, pack
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
 
-__all__ = ["BUILT_IN", "Rates", "faster", "machine_name", "measured_rates"]
+__all__ = [
+    "BUILT_IN",
+    "Rates",
+    "faster",
+    "linear_seconds",
+    "machine_name",
+    "measure",
+    "measured_rates",
+]
 
 _TOKENS = 128
 _PANELS = 2
@@ -105,7 +113,7 @@ def measured_rates(isa: Isa) -> Rates:
     kept = read_private(cache_folder(), name)
     if kept is not None:
         return Rates(**json.loads(kept))
-    found = _measure(isa)
+    found = measure(isa)
     write_private(cache_folder(), name, json.dumps(asdict(found)).encode())
     return found
 
@@ -119,7 +127,7 @@ def faster(matrix: NDArray[Any], formats: Sequence[Format], isa: Isa) -> dict[Fo
         known: dict[Format, float] = json.loads(kept)
         if set(formats) <= set(known):
             return {format: known[format] for format in formats}
-    found = {format: 1e9 * _linear_seconds(matrix, format, isa) for format in formats}
+    found = {format: 1e9 * linear_seconds(matrix, format, isa) / _PANELS for format in formats}
     write_private(cache_folder(), name, json.dumps(found).encode())
     return found
 
@@ -133,7 +141,7 @@ def machine_name(isa: Isa) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _measure(isa: Isa) -> Rates:
+def measure(isa: Isa) -> Rates:
     """Time each format at two numbers of units per row."""
     rows, wide, narrow = 384, 768, 192
     nonzero, row = _slope("rows", isa, [_sparse(rows, wide, n, np.float32) for n in (32, 160)])
@@ -187,18 +195,19 @@ def _slope(
 ) -> tuple[float, float]:
     """(nanoseconds of a unit, of a row besides) per panel, from two cases."""
     (few, less), (many, more) = (
-        (1e9 * _linear_seconds(matrix, format, isa) / len(matrix), units) for matrix, units in cases
+        (1e9 * linear_seconds(matrix, format, isa) / (_PANELS * len(matrix)), units)
+        for matrix, units in cases
     )
     unit = max(1e-3, (many - few) / (more - less))
     return unit, max(0.0, few - unit * less)
 
 
-def _linear_seconds(matrix: NDArray[Any], format: Format, isa: Isa) -> float:
-    """Seconds per panel of a linear whose weights are cold."""
+def linear_seconds(matrix: NDArray[Any], format: Format, isa: Isa, tokens: int = _TOKENS) -> float:
+    """Seconds that a linear whose weights are cold takes on one core."""
     packed = pack(matrix, format)
     copies = min(24, max(4, -(-_COLD_BYTES // max(1, packed.stored_bytes))))
     steps = [_step(matrix, _copied(packed), isa) for _ in range(copies)]
-    return _plan_seconds(steps, isa) / (copies * _PANELS)
+    return _plan_seconds(steps, isa, tokens) / copies
 
 
 def _copied(packed: Packed) -> Packed:
@@ -225,11 +234,11 @@ def _step(matrix: NDArray[Any], packed: Packed, isa: Isa) -> Step:
     return Step(catalog.linear(packed.format, Epilogue(integer)), words, "linear")
 
 
-def _plan_seconds(steps: Sequence[Step], isa: Isa) -> float:
+def _plan_seconds(steps: Sequence[Step], isa: Isa, tokens: int = _TOKENS) -> float:
     """The shortest time of one thread for some steps."""
     engine = shared_engine(isa)
     runtime = Runtime(Plan(tuple(steps), (), {}), engine, shared_pool(engine, 1))
-    mask = np.ones((1, _TOKENS), np.bool_)
+    mask = np.ones((1, tokens), np.bool_)
     seconds = []
     for _ in range(_RUNS):
         begin = time.perf_counter()

@@ -70,13 +70,13 @@ def test_a_format_that_was_asked_for_says_what_it_costs() -> None:
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "cache_folder", lambda: tmp_path / "kept")
     isa = ISAS[RUNNABLE[0]]
-    found = rates._measure(isa)
+    found = rates.measure(isa)
     assert min(found.nonzero, found.channel, found.peak, found.peak_f32) > 0
     assert (found.quad > 0) == isa.has_dot
-    monkeypatch.setattr(rates, "_measure", lambda _: found)
+    monkeypatch.setattr(rates, "measure", lambda _: found)
     rates.measured_rates.cache_clear()
     assert rates.measured_rates(isa) == found
-    monkeypatch.delattr(rates, "_measure")
+    monkeypatch.delattr(rates, "measure")
     rates.measured_rates.cache_clear()
     assert rates.measured_rates(isa) == found
     rates.measured_rates.cache_clear()
@@ -93,7 +93,7 @@ def test_close_formats_are_timed_on_the_weights(
     choice = tuned(choose_format(close, isa), close, isa, rates.faster)
     assert choice.timed
     assert choice.costs[choice.format] == min(choice.costs.values())
-    monkeypatch.delattr(rates, "_linear_seconds")
+    monkeypatch.delattr(rates, "linear_seconds")
     assert tuned(choose_format(close, isa), close, isa, rates.faster) == choice
     far = weight(0.05, 60, 96, np.float32)
     assert not tuned(choose_format(far, isa), far, isa, rates.faster).timed
