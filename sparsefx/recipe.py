@@ -126,7 +126,10 @@ class Training(_Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     """Course of the learning rate."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Examples in a batch; default: ``data.batch_size``."""
+    """Examples in a batch, of all processes together; default: ``data.batch_size``."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which each process computes its share of a batch, one after the other: less memory
+    for the same step."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of all gradients together; null for no clipping."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -280,10 +283,15 @@ class Recipe(_Settings):
         return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings as plain data, without what is there for readers alone."""
+        """Return all settings as plain data, without what is there for readers alone.
+
+        In how many parts a batch is computed is left out, like the number of processes: a run may
+        go on with another.
+        """
         plain: dict[str, Any] = self.model_dump(mode="json", exclude={"description", "source"})
         for stage in plain["stages"]:
             del stage["description"]
+            (stage["training"] or {}).pop("accumulate", None)
         return plain
 
     @classmethod

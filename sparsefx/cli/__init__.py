@@ -15,15 +15,18 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     from sparsefx.cli.app import app
+    from sparsefx.cli.console import LEADS
     from sparsefx.errors import SparsefxError, TrainingInterruptedError
 
     try:
         app(args=arguments, prog_name="sparsefx")
     except SparsefxError as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
-        console.print(str(error), markup=False)
-        sys.exit(130 if isinstance(error, TrainingInterruptedError) else 2)
+        interrupted = isinstance(error, TrainingInterruptedError)
+        if LEADS or not interrupted:
+            console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
+            console.print(str(error), markup=False)
+        sys.exit(130 if interrupted else 2)
     except OSError as error:
         if error.filename is None:
             raise

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rich.console import Console
 
-__all__ = ["format_bytes", "format_count", "stderr", "stdout"]
+__all__ = ["LEADS", "format_bytes", "format_count", "stderr", "stdout"]
+
+LEADS = os.environ.get("RANK", "0") == "0"
+"""Whether this is the process that reports; torchrun and accelerate number those they start."""
 
 # Files and pipes have no width of their own, and a table should not lose its names there.
 _WIDE = 160
 
-stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
-stderr = Console(
-    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else _WIDE
-)
+
+def _console(*, errors: bool) -> Console:
+    stream = sys.stderr if errors else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    return Console(stderr=errors, highlight=False, soft_wrap=True, width=width, quiet=not LEADS)
+
+
+stdout = _console(errors=False)
+stderr = _console(errors=True)
 
 
 def format_count(count: float) -> str:

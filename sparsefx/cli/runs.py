@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import LEADS, stderr, stdout
 from sparsefx.errors import ArtifactError, SparsefxError
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def train_and_report(
 ) -> RunResult:
     """Run a recipe to its end and leave table, page, exported model and Hugging Face folder.
 
+    Of several processes the first does all but the training.
+
     ``timed`` says which of the scored stages are lowered and timed; an export takes about as long
     as 30 training steps of a small model.
 
@@ -54,9 +56,11 @@ def train_and_report(
     registry.parse_target(target)  # a wrong name is refused before hours of training
     with SessionProgress() as progress:
         listeners: list[Listener] = [progress]
-        if tensorboard:
+        if tensorboard and LEADS:
             listeners.append(TensorBoard(folder / "tensorboard"))
         result = Session(recipe, model, data, folder, listeners=listeners).run()
+    if not LEADS:
+        return result
     stderr.print("exporting and timing")
     rest = _Afterwards(folder)
     latencies: dict[str, Latency] = {}

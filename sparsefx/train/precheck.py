@@ -18,7 +18,7 @@ from sparsefx.train import schedules
 from sparsefx.train.evaluation import logits_name
 from sparsefx.train.tasks import Task
 
-__all__ = ["check_stages", "check_teacher_folders", "within"]
+__all__ = ["check_parts", "check_stages", "check_teacher_folders", "within"]
 
 
 @contextmanager
@@ -45,6 +45,27 @@ def check_teacher_folders(recipe: Recipe) -> None:
                 who=recipe.name,
                 where=f"stages[{index}].teacher",
                 hint="name a saved Program, or a Hugging Face folder",
+            )
+
+
+def check_parts(recipe: Recipe, processes: int) -> None:
+    """Refuse batches of fewer examples than the parts in which they are computed.
+
+    Raises:
+        RecipeError: With ``where`` set to the path of the key.
+    """
+    for index, stage in enumerate(recipe.stages):
+        if stage.training is None:
+            continue
+        size = stage.training.batch_size or recipe.data.batch_size
+        parts = processes * stage.training.accumulate
+        if parts > size:
+            raise RecipeError(
+                f"a batch of {size} cannot be computed in {parts} parts: {processes} processes, "
+                f"each in {stage.training.accumulate}",
+                who=recipe.name,
+                where=f"stages[{index}].training",
+                hint="batch_size is that of all processes together; give a larger one",
             )
 
 

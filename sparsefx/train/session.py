@@ -24,7 +24,6 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +56,23 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
-from sparsefx.train.precheck import check_stages, check_teacher_folders, within
+from sparsefx.train.precheck import check_parts, check_stages, check_teacher_folders, within
+from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
 from sparsefx.train.start import open_folder, starting_model
 from sparsefx.train.trainer import StageTrainer
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 __all__ = ["Session"]
 
 
 class Session:
     """Runs a recipe; run again on the same folder, it goes on where it stopped.
+
+    Started in several processes (``torchrun``, ``accelerate launch``) it trains in all of them, on
+    a share of every batch each; the rest, writing and telling the listeners too, is done by process
+    0. The folder has to be on storage that all of them see.
 
     Args:
         recipe: What to do.
@@ -81,6 +82,7 @@ class Session:
         listeners: Called with every event, in order.
         device: ``cpu`` to stay on the CPU; by default what accelerate finds.
         checkpoint_seconds: Time between checkpoints.
+        patience_seconds: How long a process waits for the others: more than an evaluation takes.
 
     Example::
 
@@ -99,6 +101,7 @@ class Session:
         listeners: Iterable[Listener] = (),
         device: str | None = None,
         checkpoint_seconds: float = 60.0,
+        patience_seconds: float = 1800.0,
     ) -> None:
         self.recipe = recipe
         self.folder = Path(folder)
@@ -109,6 +112,7 @@ class Session:
         self._listeners: tuple[Listener, ...] = (self._metrics, *listeners)
         self._device = device
         self._checkpoint_seconds = checkpoint_seconds
+        self._patience_seconds = patience_seconds
 
     def run(self) -> RunResult:
         """Run all stages that are not finished yet.
@@ -118,17 +122,21 @@ class Session:
 
         Raises:
             RecipeError: The recipe is wrong; found before anything runs.
-            TrainingError: The folder holds another run, or the loss is not finite.
+            TrainingError: The folder holds another run, the loss is not finite, or another process
+                ended or differs.
             TrainingInterruptedError: SIGINT or SIGTERM came; a checkpoint was saved.
         """
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
         check_teacher_folders(self.recipe)
+        self._processes = Processes(self._device, self._patience_seconds)
+        check_parts(self.recipe, self._processes.count)
+        if not self._processes.leads:
+            return self._follow()
         model = starting_model(self._model, self.folder, self._data)
         self._check(model)
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
-            self._accelerator = _accelerator(self._device)
             finished = folder.finished()
             names = tuple(stage.name for stage in self.recipe.stages)
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
@@ -137,9 +145,36 @@ class Session:
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
             result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))
-            result.save(folder.machine)
+            result.save({**folder.machine, "processes": self._processes.count})
+            self._processes.announce(None)
             self._emit(RunFinished(result))
         return result
+
+    def _follow(self) -> RunResult:
+        """Train with process 0, which does everything else."""
+        self._listeners = ()
+        self._folder = RunFolder(self.folder, self.recipe, self._source)
+        with StopRequest() as self._stop:
+            while (index := self._processes.announced()) is not None:
+                stage, finished = self.recipe.stages[index], self._folder.finished()
+                program = self._start_of_leader(index)
+                steps = self._steps_of(stage)
+                assert stage.training is not None  # only such stages are announced
+                assert steps is not None
+                self._train(stage, stage.training, program, steps, finished)
+        return RunResult.read(self.folder)
+
+    def _start_of_leader(self, index: int) -> Program:
+        """Return what training begins with, which process 0 has saved."""
+        saved = self._folder.stage(index) / "start"
+        if not saved.exists():
+            raise TrainingError(
+                "process 0 has saved the start of the stage, and it is not there",
+                who=f"process {self._processes.rank}",
+                where=str(saved),
+                hint="the folder of the run has to be on storage that all of them see",
+            )
+        return Program.load(saved)
 
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
@@ -172,6 +207,7 @@ class Session:
         seconds["passes"] = time.perf_counter() - began
         sparsity = None
         if stage.training is not None and steps is not None:
+            self._processes.announce(index)
             trainer = self._train(stage, stage.training, program, steps, finished)
             seconds["training"], sparsity = trainer.seconds, trainer.sparsity
         else:
@@ -238,9 +274,9 @@ class Session:
         steps: int,
         finished: Mapping[str, StageResult],
     ) -> StageTrainer:
-        program.to(self._accelerator.device)
+        program.to(self._processes.device)
         data = self._taught(stage, training, program, finished, self._data.of(training))
-        if self._by_loss:
+        if self._by_loss and self._processes.leads:
             self._test = self._taught(stage, training, program, finished, self._data.test)
         seed = stage_seed(self.recipe.seed, stage.name)
         seed_everything(seed)
@@ -250,6 +286,7 @@ class Session:
             program,
             data,
             self._source.task.kind,
+            self._processes,
             steps=steps,
             batch_size=self.recipe.data.batch_size,
             seed=seed,
@@ -258,7 +295,9 @@ class Session:
         saved = checkpoints.latest()
         if saved is not None:
             trainer.restore(saved)
-        self._metrics.forget_after(tuple(finished), stage.name, trainer.done, trainer.steps)
+        trainer.check_start()
+        if self._processes.leads:
+            self._metrics.forget_after(tuple(finished), stage.name, trainer.done, trainer.steps)
         self._emit(StageStarted(stage.name, trainer.steps, trainer.done))
         self._loop(training, trainer, checkpoints)
         trainer.close()
@@ -275,7 +314,7 @@ class Session:
         """Return ``data`` with the teacher's outputs, if the Program takes them."""
         if stage.teacher is None or not takes_taught(program):
             return data
-        teacher = self._program(stage.teacher, finished).to(self._accelerator.device)
+        teacher = self._program(stage.teacher, finished).to(self._processes.device)
         size = self.recipe.data.eval_batch_size
         return with_teacher(program, teacher, data, size, bf16=training.precision == "bf16")
 
@@ -288,19 +327,17 @@ class Session:
             for event in trainer.advance():
                 self._emit(event)
             last = trainer.done == trainer.steps
+            (stop,) = self._processes.any([self._stop.asked])
+            if not self._processes.leads:
+                _interrupt(trainer, stop)
+                continue
             if evaluate_every and trainer.done % evaluate_every == 0 and not last:
                 self._evaluate(trainer.name, trainer.done, trainer.program)
             due = time.perf_counter() - saved >= self._checkpoint_seconds
-            if due or last or self._stop.asked:
+            if due or last or stop:
                 self._save(trainer, checkpoints)
                 saved = time.perf_counter()
-            if self._stop.asked:
-                raise TrainingInterruptedError(
-                    "training was interrupted; a checkpoint was saved",
-                    who=f"stage {trainer.name}",
-                    where=f"step {trainer.done} of {trainer.steps}",
-                    hint="run the same command again to go on from there",
-                )
+            _interrupt(trainer, stop)
 
     def _save(self, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         for event in trainer.known():
@@ -337,7 +374,7 @@ class Session:
         program.eval().save(place / "program")
         logits = labels = None
         if stage.evaluate and not self._by_loss:
-            event, logits = self._evaluate(stage.name, steps, program.to(self._accelerator.device))
+            event, logits = self._evaluate(stage.name, steps, program.to(self._processes.device))
             labels = self._data.test_labels
         found = None if event is None else event.score
         seconds["evaluation"] = 0.0 if event is None else event.seconds
@@ -352,14 +389,11 @@ class Session:
         return result
 
 
-def _accelerator(device: str | None) -> Accelerator:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            f"a session trains in one process, and {accelerator.num_processes} were started",
-            who="session",
-            hint="start it without torchrun or accelerate launch",
+def _interrupt(trainer: StageTrainer, asked: bool) -> None:
+    if asked:
+        raise TrainingInterruptedError(
+            "training was interrupted; a checkpoint was saved",
+            who=f"stage {trainer.name}",
+            where=f"step {trainer.done} of {trainer.steps}",
+            hint="run the same command again to go on from there",
         )
-    return accelerator

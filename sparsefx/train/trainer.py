@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +14,20 @@ from torch import Tensor, nn
 from sparsefx import registry
 from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.masks import find_masks
-from sparsefx.program import Program
+from sparsefx.program import Program, tensor_digest
 from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.batches import Batches, Encoded
 from sparsefx.train.checkpoints import Checkpoint
-from sparsefx.train.evaluation import inputs_for, logits_name
 from sparsefx.train.events import StepDone
 from sparsefx.train.labels import Kind
-from sparsefx.train.optimization import (
-    flush_tiny,
-    freeze,
-    label_loss,
-    make_optimizer,
-    trained_parameters,
-)
+from sparsefx.train.loss import BatchLoss
+from sparsefx.train.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
+from sparsefx.train.parts import PartedBatch
+from sparsefx.train.processes import Processes
 
 __all__ = ["StageTrainer"]
 
-_LOSS, _LABELS = "loss", "labels"
 _FLUSH_EVERY = 200  # steps
 _MANY = 16  # steps whose numbers are fetched together from a device that works asynchronously
 
@@ -61,6 +56,7 @@ class StageTrainer:
         program: Trained in place, on the device where it is.
         data: Training examples.
         kind: Of the task: what the labels mean.
+        processes: This one, and those that take a share of every batch.
         steps: Optimizer steps of the whole stage.
         batch_size: Unless the settings have one.
         seed: Of data order and dropout.
@@ -76,6 +72,7 @@ class StageTrainer:
         program: Program,
         data: Encoded,
         kind: Kind,
+        processes: Processes,
         *,
         steps: int,
         batch_size: int,
@@ -84,39 +81,26 @@ class StageTrainer:
         self.name = name
         self.program = program
         self._settings = settings
-        self._kind = kind
+        self._processes = processes
         self._batches = Batches(data, settings.batch_size or batch_size, seed)
         self.steps = steps
         self.done = 0
         self.seconds = 0.0
         self._session_start = (0, 0.0)
-        self._device = next(iter(program.named_tensors().values())).device
-        self._has_loss = _LOSS in program.signature.outputs
-        # A graph that takes labels, as distill{labels=...} makes it, has its own label loss.
-        takes_labels = _LABELS in program.signature.input_names
-        self._label_weight = 0.0 if takes_labels else settings.label_weight
-        supervised = self._label_weight > 0 and data.labels is not None
-        self._check_loss(supervised)
-        self._logits = logits_name(program) if supervised else ""
+        loss = BatchLoss(name, settings, program, data, kind)
+        self._device = loss.device
         self._frozen = freeze(program, settings.freeze)
         self._trained = trained_parameters(program)
         self._versions = {n: (id(t), t._version) for n, t in program.named_tensors().items()}
         self._optimizer = make_optimizer(self._trained, settings)
+        self._gradients = _gradients(loss, settings, self._trained, processes, seed)
+        self._watch = _Watch(program)
         self._factor = schedules.build(
             settings.schedule, self.steps, schedules.pruning_window(program)
         )
         self._sparsity = _SparsityMeter(program)
         self._pending: list[_Pending] = []
         program.train()
-
-    def _check_loss(self, supervised: bool) -> None:
-        if not supervised and not self._has_loss:
-            raise TrainingError(
-                "there is nothing to minimise: no labels are used and no pass put a loss in",
-                who="session",
-                where=f"stage {self.name}",
-                hint="set label_weight above 0, or add distill to the pipeline",
-            )
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -131,9 +115,7 @@ class StageTrainer:
         rate = self._settings.optimizer.learning_rate * self._factor(self.done)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, terms = self._loss(next(self._batches))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's
-        numbers = {"loss": loss, **terms}
+        numbers = self._gradients(next(self._batches), self.done)
         if self._settings.clip is not None:
             parameters = [parameter for _, parameter in self._trained]
             norm = nn.utils.clip_grad_norm_(parameters, self._settings.clip)
@@ -144,6 +126,8 @@ class StageTrainer:
         self._optimizer.step()
         self.program.step()
         self._optimizer.zero_grad()
+        if self._processes.count > 1:
+            self._check_same(self._watch.changed())
         if self.done % _FLUSH_EVERY == 0:
             flush_tiny(self._optimizer)
         self.seconds += time.perf_counter() - began
@@ -158,27 +142,21 @@ class StageTrainer:
         pending, self._pending = self._pending, []
         return [self._told(item) for item in pending]
 
-    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what is minimised, and its parts before weighting."""
-        labels = batch.get(_LABELS)
-        moved = {name: t.to(self._device) for name, t in inputs_for(self.program, batch).items()}
-        bf16 = self._settings.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            outputs = self.program.module(**moved)
-        parts = {
-            name.removeprefix(_LOSS).lstrip("._/"): value.detach().float()
-            for name, value in outputs.items()
-            if name.startswith(_LOSS) and name != _LOSS
-        }
-        total = outputs[_LOSS].float() if self._has_loss else None
-        weight = self._label_weight
-        if labels is not None and weight > 0:
-            supervised = label_loss(self._kind, outputs[self._logits], labels.to(self._device))
-            parts[_LABELS] = supervised.detach()
-            total = weight * supervised if total is None else total + weight * supervised
-        if total is None:
-            raise TrainingError("the batch has no labels", who=f"stage {self.name}")
-        return total, parts
+    def check_start(self) -> None:
+        """Hold what training begins with, or goes on from, to be the same in every process.
+
+        Raises:
+            TrainingError: Naming the process and the tensor that differs.
+        """
+        if self._processes.count > 1:
+            self._check_same(self.program.named_tensors())
+
+    def _check_same(self, tensors: Mapping[str, Tensor]) -> None:
+        self._processes.check_same(
+            {name: tensor_digest(tensor) for name, tensor in tensors.items()},
+            who=f"stage {self.name}",
+            where=f"step {self.done} of {self.steps}",
+        )
 
     def _note(self, rows: tuple[int, ...], numbers: Mapping[str, Tensor], rate: float) -> _Pending:
         values = torch.stack([value.detach().float() for value in numbers.values()])
@@ -288,6 +266,34 @@ def _copy_into(held: Mapping[str, Tensor], name: str, saved: Tensor) -> None:
         )
     with torch.no_grad():
         held[name].copy_(saved)
+
+
+def _gradients(
+    loss: BatchLoss,
+    settings: Training,
+    trained: Sequence[tuple[str, nn.Parameter]],
+    processes: Processes,
+    seed: int,
+) -> Callable[[dict[str, Tensor], int], dict[str, Tensor]]:
+    """Return what computes the gradients of a batch and returns the loss and its terms."""
+    if processes.count == 1 and settings.accumulate == 1:
+        return lambda batch, step: loss.backward(batch)
+    parameters = [parameter for _, parameter in trained]
+    return PartedBatch(loss, parameters, processes, settings.accumulate, seed).backward
+
+
+class _Watch:
+    """Tells which buffers have changed: masks and observers, mostly."""
+
+    def __init__(self, program: Program) -> None:
+        self._buffers = dict(sorted(program.module.named_buffers()))
+        self._versions = {name: buffer._version for name, buffer in self._buffers.items()}
+
+    def changed(self) -> dict[str, Tensor]:
+        """Return the buffers that have changed since this was last asked."""
+        versions = {name: buffer._version for name, buffer in self._buffers.items()}
+        last, self._versions = self._versions, versions
+        return {n: b for n, b in self._buffers.items() if versions[n] != last[n]}
 
 
 class _SparsityMeter:

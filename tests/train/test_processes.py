@@ -1,0 +1,324 @@
+"""Several processes, and batches in parts: the same run as one process with the whole batch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from sparsefx.errors import RecipeError, SparsefxError, TrainingError
+from sparsefx.frontend import capture
+from sparsefx.masks import find_masks
+from sparsefx.program import Program
+from sparsefx.recipe import Recipe
+from sparsefx.train.events import Event, StageStarted, StepDone
+from sparsefx.train.processes import Processes
+from sparsefx.train.session import Session
+from tests.train import tiny_run
+
+RECIPE = """
+name: tiny
+seed: 5
+data: {max_length: 16, batch_size: 7}
+stages:
+- name: one
+  teacher: model
+  pipeline:
+  - set-dropout
+  - magnitude-prune{sparsity=0.8,end=60%,frequency=2}
+  - distill{logits=1,hidden=1}
+  training: {steps: 9, data: labelled+unlabelled, precision: fp32, schedule: {kind: constant}}
+  after: strip-distillation
+"""
+"""The last of the 12 batches of an epoch, drawn as the sixth one, has three examples."""
+Listener = Callable[[Event], None]
+Make = Callable[[Path], Any]
+
+
+def session(folder: Path, recipe: str = RECIPE, **options: Any) -> Session:
+    given = tiny_run.data(unlabelled=20)
+    options = {"checkpoint_seconds": 1e9, "patience_seconds": 60.0, **options}
+    return Session(Recipe.parse(recipe), program(), given, folder, device="cpu", **options)
+
+
+@functools.cache
+def program() -> Program:
+    """A BERT of one layer."""
+    model = tiny_run.model(num_hidden_layers=1)
+    return capture(model, tiny_run.example_inputs(tiny_run.data()))
+
+
+def work(rank: int, port: int, folder: Path, make: Make) -> None:
+    """Be one of two processes, and leave the message of an error in the folder."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    AcceleratorState._reset_state(True)
+    try:
+        make(folder).run()
+    except SparsefxError as error:
+        (folder / f"error-{rank}").write_text(str(error), encoding="utf-8")
+        os._exit(2)
+    os._exit(0)
+
+
+def start(folder: Path, *makes: Make) -> list[Any]:
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork: Any = multiprocessing.get_context("fork")
+    program()
+    both = [
+        fork.Process(target=work, args=(rank, port, folder, makes[rank % len(makes)]))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    return both
+
+
+def run_two(folder: Path, *makes: Make) -> list[int]:
+    both = start(folder, *makes or (session,))
+    for process in both:
+        process.join(120)
+        process.kill()
+    return [process.exitcode for process in both]
+
+
+def errors(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("error-*"))]
+
+
+def steps(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
+    return [line for line in lines if "loss" in line]
+
+
+def result(folder: Path, stage: str) -> Program:
+    return Program.load(next(folder.glob(f"stages/*-{stage}/program")))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    session(folder).run()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    assert run_two(folder) == [0, 0], errors(folder)
+    return folder
+
+
+def assert_stage_close(folder: Path, other: Path) -> None:
+    """Hold the first stage to be the same to rounding: weights, masks and every step."""
+    ours, theirs = result(folder, "one"), result(other, "one")
+    for name, tensor in theirs.named_tensors().items():
+        torch.testing.assert_close(ours.tensor(name), tensor, rtol=0, atol=2e-6, msg=name)
+    for site in find_masks(theirs):
+        assert torch.equal(ours.tensor(site.mask), theirs.tensor(site.mask)), site.mask
+    for one, another in zip(steps(folder), steps(other), strict=True):
+        for key in ("step", "loss", "gradient_norm", "learning_rate", "sparsity"):
+            assert one[key] == pytest.approx(another[key], rel=1e-5), (one["step"], key)
+        assert one["terms"] == pytest.approx(another["terms"], rel=1e-5, abs=1e-6)
+
+
+def test_two_processes_follow_one(alone: Path, two: Path) -> None:
+    assert_stage_close(two, alone)
+
+
+def accumulated(parts: int, recipe: str = RECIPE) -> str:
+    return recipe.replace("precision: fp32", f"precision: fp32, accumulate: {parts}")
+
+
+def test_parts_follow_the_whole_batch(alone: Path, tmp_path: Path) -> None:
+    """Five parts, where the last batch of an epoch has three examples: some are empty."""
+    session(tmp_path, accumulated(5)).run()
+    assert_stage_close(tmp_path, alone)
+
+
+def interrupt(event: Event) -> None:
+    if isinstance(event, StepDone) and event.step == 4:
+        signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(folder: Path) -> Session:
+    return session(folder, RECIPE, listeners=[interrupt])
+
+
+def continued(folder: Path) -> Session:
+    return session(folder, accumulated(2), listeners=[remember(folder)])
+
+
+def remember(folder: Path) -> Listener:
+    def listen(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            (folder / "done").write_text(str(event.done), encoding="utf-8")
+
+    return listen
+
+
+def test_two_processes_go_on_as_one(alone: Path, tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", interrupted) == [2, 2]
+    assert all("interrupted" in error for error in errors(tmp_path / "run"))
+    continued(tmp_path / "run").run()
+    assert (tmp_path / "run" / "done").read_text() == "4"
+    assert_stage_close(tmp_path / "run", alone)
+
+
+def test_one_process_goes_on_as_two(alone: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="interrupted"):
+        interrupted(tmp_path / "run").run()
+    assert run_two(tmp_path / "run", continued) == [0, 0], errors(tmp_path / "run")
+    assert (tmp_path / "run" / "done").read_text() == "4"
+    assert_stage_close(tmp_path / "run", alone)
+
+
+# -- observers -------------------------------------------------------------------------------------
+
+QUANTIZED = """
+name: tiny
+data: {max_length: 16, batch_size: 7}
+stages:
+- name: one
+  pipeline: [set-dropout, "quantize-prepare{average=0.5}"]
+  training: {steps: 2, precision: fp32, accumulate: 1, freeze: [embeddings]}
+  evaluate: false
+"""
+
+
+def quantized(folder: Path) -> Session:
+    return session(folder, QUANTIZED.replace("accumulate: 1", "accumulate: 2"))
+
+
+def test_observers_move_once_for_a_batch(tmp_path: Path) -> None:
+    """What is seen before anything is quantized is exactly what the whole batch shows."""
+    wholes = session(tmp_path / "whole", QUANTIZED).run().program
+    assert run_two(tmp_path / "parts", quantized) == [0, 0], errors(tmp_path / "parts")
+    parts = result(tmp_path / "parts", "one")
+    names = [name for name in wholes.named_tensors() if name.endswith(("_minimum", "_maximum"))]
+    first = [name for name in names if "layer.0.attention.self.query.input" in name]
+    assert len(first) == 2
+    for name in names:
+        tolerance = 1e-6 if name in first else 0.02
+        torch.testing.assert_close(parts.tensor(name), wholes.tensor(name), rtol=0, atol=tolerance)
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_batch_is_not_cut_smaller_than_its_examples(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="a batch of 7 cannot be computed in 8 parts") as caught:
+        session(tmp_path / "run", accumulated(8)).run()
+    assert caught.value.where == "stages[0].training"
+
+
+PLAIN = """
+name: plain
+data: {max_length: 16, batch_size: 7}
+stages: [{name: one, training: {steps: 100000, precision: fp32}, evaluate: false}]
+"""
+
+
+def endless(folder: Path) -> Session:
+    return session(folder, PLAIN, listeners=[tell(folder)])
+
+
+def tell(folder: Path) -> Listener:
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 3:
+            (folder / "three").touch()
+
+    return listen
+
+
+def test_a_process_that_ends_ends_the_others(tmp_path: Path) -> None:
+    both = start(tmp_path / "run", endless)
+    end = time.monotonic() + 120
+    while not (tmp_path / "run" / "three").exists():
+        assert time.monotonic() < end, errors(tmp_path / "run")
+        time.sleep(0.01)
+    os.kill(both[1].pid, signal.SIGKILL)
+    both[0].join(60)
+    assert both[0].exitcode == 2
+    (message,) = errors(tmp_path / "run")
+    assert "process 0: another of the 2 processes ended, or does not answer" in message
+    assert "start all of them again" in message
+
+
+class Silent:
+    """In place of a session: process 1 never answers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self) -> None:
+        processes = Processes("cpu", patience=3.0)
+        if not processes.leads:
+            time.sleep(100)
+        processes.any([False])
+
+
+def test_a_process_that_hangs_ends_the_others(tmp_path: Path) -> None:
+    both = start(tmp_path / "run", Silent)
+    both[0].join(60)
+    both[1].kill()
+    assert both[0].exitcode == 2
+    assert "does not answer" in errors(tmp_path / "run")[0]
+
+
+MASKED = """
+name: masked
+data: {max_length: 16, batch_size: 7}
+stages:
+- name: one
+  pipeline: magnitude-prune{sparsity=0.8,end=9}
+  training: {steps: 9, precision: fp32}
+  evaluate: false
+"""
+
+
+def strayed(folder: Path) -> Session:
+    """Process 1 changes a mask after the second step."""
+    if os.environ["RANK"] == "1":
+        step = Program.step
+
+        def stray(program: Program) -> None:
+            step(program)
+            if program.steps == 2:
+                program.tensor(find_masks(program)[0].mask).zero_()
+
+        Program.step = stray  # type: ignore[assignment]  # in a process of its own
+    return session(folder, MASKED)
+
+
+def test_a_mask_that_differs_is_named(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", strayed) == [2, 2]
+    for message in errors(tmp_path / "run"):
+        assert message.startswith("stage one at step 2 of 9: process 1 of 2 has another bert.")
+        assert "_mask than process 0" in message
+
+
+def sharing_nothing(folder: Path) -> Session:
+    place = folder if os.environ["RANK"] == "0" else folder / "elsewhere"
+    return session(place, PLAIN)
+
+
+def test_the_folder_has_to_be_shared(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", sharing_nothing) == [2, 2]
+    assert "storage that all of them see" in errors(tmp_path / "run")[1]
