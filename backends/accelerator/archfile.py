@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -132,12 +132,24 @@ def _listed(error: ValidationError) -> str:
         # pydantic names the readers it tried in the path: no part of the file
         path = ".".join(str(part) for part in item["loc"] if "[" not in str(part))
         why = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "list_type":
+            why = "expected a list, each entry behind a '-'"
         if item["type"] == "unexpected_keyword_argument":
-            why = "there is no such key"
+            why = f"there is no such key; {_meant(path)}"
         found.setdefault(path, why)
     noun = "mistake" if len(found) == 1 else "mistakes"
     lines = "".join(f"\n  - {path}: {why}" for path, why in found.items())
     return f"{len(found)} {noun} in the architecture:{lines}"
+
+
+def _meant(path: str) -> str:
+    """Suggest a key for an unknown one, from the description's parts."""
+    *parents, key = path.split(".")
+    part: Any = Architecture
+    for name in (name for name in parents if not name.isdigit()):
+        kind = get_type_hints(part).get(name) if part else None
+        part = next((found for found in (kind, *get_args(kind)) if is_dataclass(found)), None)
+    return did_you_mean(key, [field.name for field in fields(part)] if part else [])
 
 
 def dump_architecture(architecture: Architecture) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import fields
-from typing import Any, Final
+from dataclasses import fields, is_dataclass
+from typing import Any, Final, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from sparsefx.backends.accelerator.architecture import EngineSpec, FormatSpec
 from sparsefx.backends.accelerator.engines.base import Engine
@@ -58,6 +60,12 @@ def _find(kind: str, table: dict[str, str], package: str, what: str, where: str)
 
 
 def _build(cls: type[Any], values: dict[str, Any], what: str, where: str) -> Any:
+    if not is_dataclass(cls):
+        raise TargetError(
+            f"{cls.__module__ + ':' + cls.__name__!r} is no dataclass",
+            who="accelerator",
+            where=f"{where}: {what}.kind",
+        )
     known = {field.name for field in fields(cls)}
     if unknown := sorted(set(values) - known):
         raise TargetError(
@@ -66,7 +74,18 @@ def _build(cls: type[Any], values: dict[str, Any], what: str, where: str) -> Any
             where=f"{where}: {what}.{unknown[0]}",
             hint=did_you_mean(unknown[0], known),
         )
-    return cls(**values)
+    kinds = get_type_hints(cls)
+    name = "kind"
+    try:
+        for name, value in values.items():
+            TypeAdapter(kinds[name]).validate_python(value, strict=True)
+        name = "numbers"
+        return cls(**values)
+    except ValidationError as error:
+        why = f"{values[name]!r}: {error.errors()[0]['msg']}"
+        raise TargetError(why, who="accelerator", where=f"{where}: {what}.{name}") from error
+    except ValueError as error:
+        raise TargetError(str(error), who="accelerator", where=f"{where}: {what}.{name}") from error
 
 
 def build_engine(spec: EngineSpec, where: str = "architecture") -> Engine:

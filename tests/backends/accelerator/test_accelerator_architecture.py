@@ -56,6 +56,20 @@ def test_the_s4_peak_is_the_published_one() -> None:
         ("weights: {kind: zip}", "there is no weights 'zip'"),
         ("energy: 3nm", "there is no energy table '3nm'"),
         ("sram: []", "no SRAM level holds weights"),
+        ("sram: big", "sram: expected a list, each entry behind a '-'"),
+        ("drm: {}", "drm: there is no such key; did you mean 'dram'?"),
+        ("sram: [{nam: L1}]", "sram.0.nam: there is no such key; did you mean 'name'?"),
+        ("vector: {lunch: 1 us | assumed}", "vector.lunch: there is no such key; did you mean"),
+        ("engine: {kind: systolic, numbers: {}, options: {dataflow: xs}}", "engine.dataflow: 'xs'"),
+        (
+            "engine: {numbers: {lanes: [8 | assumed]}}",
+            "engine.lanes: (8,): Input should be a valid",
+        ),
+        (
+            "engine: {kind: 'os.path:join', numbers: {}}",
+            "engine.kind: 'posixpath:join' is no dataclass",
+        ),
+        ("weights: {kind: n-of-m, numbers: {n: 9 | assumed, m: 4 | assumed}}", "0 < n <= m is"),
         (
             "engine: {numbers: {lanes: 0 | assumed}}",
             "- engine.numbers.lanes: must be more than zero",
@@ -101,7 +115,7 @@ def test_a_number_can_be_moved() -> None:
 def test_numbers_are_shown_as_one_writes_them() -> None:
     shown = {
         "900 MHz": "900 MHz",
-        "0.00000005 s": "50 ns",
+        "50 ns": "50 ns",
         "262144 B": "256 KiB",
         "0.8 GHz": "800 MHz",
     }
