@@ -182,8 +182,8 @@ def load_tokenizer(place: str) -> Any:
     """
     import transformers
 
-    _check_place(place, "tokenizer_config.json")
-    hint = "give a folder with tokenizer.json or vocab.txt, or the id of a model"
+    hint = "give a folder with tokenizer.json or vocab.txt, or a model of the Hugging Face hub"
+    _check_place(place, "tokenizer_config.json", hint)
     try:
         found: Any = transformers.AutoTokenizer.from_pretrained(place)
     except Exception as error:  # tokenizers raises bare Exceptions for files that it cannot read
@@ -297,7 +297,7 @@ def _config(place: str) -> Any:
                 ) from error
             why, hint = _first_line(error), _COPY_AGAIN
             raise ArtifactError(why, who="load", where=place, hint=hint) from error
-        raise _no_such_place(place, error) from error
+        raise _no_such_place(place, error=error) from error
     names: Sequence[str] = config.architectures or []
     decodes = any("CausalLM" in name or "LMHead" in name for name in names)
     decodes = decodes or _only_decodes(config.model_type)
@@ -320,12 +320,13 @@ def _only_decodes(model_type: str) -> bool:
     return model_type in causal and model_type not in masked
 
 
-def _check_place(place: str, asked: str = "config.json") -> None:
+def _check_place(place: str, asked: str = "config.json", hint: str = _PLACES) -> None:
     """Refuse what is neither a folder nor the id of a model; say so when the hub will be asked.
 
     Args:
         place: What the user named.
         asked: The file that is looked for first.
+        hint: What can be named.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -334,19 +335,21 @@ def _check_place(place: str, asked: str = "config.json") -> None:
     if folder.is_dir():
         return
     if folder.exists():
-        raise ArtifactError("a file; a folder is needed", who="load", where=place, hint=_PLACES)
+        raise ArtifactError("a file; a folder is needed", who="load", where=place, hint=hint)
     try:
         cached = try_to_load_from_cache(place, asked)
     except HFValidationError as error:
-        raise _no_such_place(place) from error
+        raise _no_such_place(place, hint) from error
     if not isinstance(cached, str):
         logger.warning("%s: no such folder; asking the Hugging Face hub for it", place)
 
 
-def _no_such_place(place: str, error: Exception | None = None) -> ArtifactError:
+def _no_such_place(
+    place: str, hint: str = _PLACES, error: Exception | None = None
+) -> ArtifactError:
     also = f", and the hub gives no model of this name: {_first_line(error)}" if error else ""
     return ArtifactError(
-        f"there is no such file or folder{also}", who="load", where=place, hint=_PLACES
+        f"there is no such file or folder{also}", who="load", where=place, hint=hint
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparsefx.errors import RecipeError, did_you_mean
 
-__all__ = ["explain", "flow_style_dumper", "path_of", "read_yaml"]
+__all__ = ["explain", "flow_style_dumper", "kind_of", "path_of", "read_yaml"]
 
 _KEY_MESSAGES = {"missing": "this key is missing", "extra_forbidden": "this key is not known"}
 _VALUE_MESSAGES = {
@@ -71,13 +71,22 @@ def read_yaml(text: str, who: str) -> dict[str, Any]:
         ) from error
     if isinstance(found, dict):
         return found
-    kind = _KINDS.get(type(found), repr(found))
-    why = "it is empty" if found is None else f"it holds {kind}"
     raise RecipeError(
-        f"{why}; expected keys with values, such as 'name' and 'stages'",
+        f"{kind_of(found)}, such as 'name' and 'stages'",
         who=who,
         hint="docs/recipes.md has all keys, and shipped recipes are examples",
     )
+
+
+def kind_of(found: object) -> str:
+    """Return what a file that should hold keys with values holds instead, in words.
+
+    >>> kind_of(None), kind_of([1])
+    ('it is empty; expected keys with values', 'it holds a list; expected keys with values')
+    """
+    kind = _KINDS.get(type(found), repr(found))
+    told = "it is empty" if found is None else f"it holds {kind}"
+    return f"{told}; expected keys with values"
 
 
 def flow_style_dumper() -> type[yaml.SafeDumper]:

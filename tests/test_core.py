@@ -168,7 +168,7 @@ def test_options_of_a_target_are_held_to_their_types() -> None:
     ("name", "options", "expected"),
     [
         ("cpu", {"threads": "2"}, "threads='2': expected a whole number"),
-        ("cpu", {"threads": -1}, "threads=-1: expected 0 or more"),
+        ("cpu", {"threads": -1}, "threads=-1: expected 0 to 1024"),
         ("cpu", {"attention": "int8"}, "attention='int8': expected 'auto' or 'fp32'"),
         ("cpu", {"format": "rowz"}, "format='rowz': there is no such format"),
         ("onnxruntime", {"optimize": 1}, "optimize=1: expected True or False"),

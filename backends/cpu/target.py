@@ -22,6 +22,8 @@ from sparsefx.target import Target, Unsupported
 
 __all__ = ["CpuTarget"]
 
+_MOST_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class CpuTarget(Target):
@@ -51,8 +53,8 @@ class CpuTarget(Target):
         if self.format not in ("", *FORMATS):
             hint = did_you_mean(self.format, FORMATS)
             raise self.refuse("format", "there is no such format", hint=hint)
-        if self.threads < 0:
-            raise self.refuse("threads", "expected 0 or more")
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise self.refuse("threads", f"expected 0 to {_MOST_THREADS}")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch."""

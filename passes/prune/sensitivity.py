@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
+from sparsefx.errors import PassError
 from sparsefx.passes.analyses.dataflow import aten, weight_of
 from sparsefx.passes.prune.loss_curves import LossCurve
-from sparsefx.passes.prune.patterns import mask_for, parse_pattern
+from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
 from sparsefx.passes.prune.selection import select_weights
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ __all__ = ["LEVELS", "Sensitivity", "measure_sensitivity"]
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Sparsities that are measured unless others are asked for."""
+_WHO = "sensitivity"
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Mapping[str, Tensor], int], Tensor]
 Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -69,6 +72,10 @@ def measure_sensitivity(
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
 
+    Raises:
+        PassError: The pattern is none, or does not fit a weight or a level; or the loss of the
+            untouched Program is not finite.
+
     >>> from sparsefx.testing import small_program
     >>> layer = torch.nn.Linear(4, 1, bias=False)
     >>> layer.weight = torch.nn.Parameter(torch.tensor([[4.0, 1.0, 2.0, 3.0]]))
@@ -85,7 +92,8 @@ def measure_sensitivity(
     flow = _flow(program.graph)
     readers = {name: _readers(program.graph, name) for name in chosen}
     places = {name: nodes for name, nodes in readers.items() if nodes}
-    changes: dict[float | None, Change] = {level: _pruned(level, pattern) for level in levels}
+    shape = _checked_pattern(program, places, levels, pattern)
+    changes: dict[float | None, Change] = {level: _pruned(level, shape) for level in levels}
     changes[None] = _quantized
     sums: dict[tuple[str, float | None], float] = dict.fromkeys(
         ((name, level) for name in places for level in changes), 0.0
@@ -102,6 +110,8 @@ def measure_sensitivity(
                     sums[name, level] += float(loss(outputs, count - 1))
     count = max(1, count)
     base /= count
+    if not math.isfinite(base):
+        raise PassError(f"the loss of the untouched model is {base}", who=_WHO)
 
     def increase(name: str, level: float | None) -> float:
         return sums[name, level] / count - base
@@ -148,9 +158,28 @@ class _Runner(fx.Interpreter):
         return torch.nn.functional.linear(value, weight, *args[2:])
 
 
-def _pruned(level: float, pattern: str) -> Change:
-    shape = parse_pattern(pattern)
+def _checked_pattern(
+    program: Program, names: Iterable[str], levels: Sequence[float], text: str
+) -> Pattern:
+    try:
+        pattern = parse_pattern(text)
+    except ValueError as error:
+        raise PassError(f"pattern={text!r}: {error}", who=_WHO, where="pattern") from error
+    most = pattern.sparsity if isinstance(pattern, GroupWise) else 1.0
+    if max(levels) > most:
+        raise PassError(
+            f"{pattern} ends at a sparsity of {most:g}, not {max(levels):g}",
+            who=_WHO,
+            where="levels",
+        )
+    for name in names:
+        end = most if isinstance(pattern, GroupWise) else 0.0
+        if why := unfit(program.tensor(name).shape, end, pattern):
+            raise PassError(why, who=_WHO, where=name)
+    return pattern
 
+
+def _pruned(level: float, shape: Pattern) -> Change:
     def change(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return value, weight * mask_for(weight.abs(), level, shape)
 

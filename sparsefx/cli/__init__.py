@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 __all__ = ["main"]
@@ -10,7 +11,8 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
 
-    A mistake of the user ends in one message and exit code 2, an interrupt in exit code 130.
+    A mistake of the user, and a machine without space or memory, end in one message and exit code
+    2, an interrupt in exit code 130.
     """
     from rich.console import Console
 
@@ -27,11 +29,23 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
             console.print(str(error), markup=False)
         sys.exit(130 if interrupted else 2)
-    except OSError as error:
-        if error.filename is None:
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = _of_the_machine(error)
+        if told is None:
             raise
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print("[bold red]error[/]", end=" ")
-        console.print(f"file at {error.filename}: {error.strerror}", markup=False)
-        console.print("  hint: check that the path exists, is of the right kind and writable")
+        console.print(told, markup=False)
         sys.exit(2)
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """Say what the machine refused, a file, space or memory; None for any other error."""
+    if isinstance(error, OSError) and error.filename is not None:
+        hint = "check that the path exists, is of the right kind and writable"
+        return f"file at {error.filename}: {error.strerror}\n  hint: {hint}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"a file cannot be written: {error.strerror}\n  hint: free some space"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "there is not enough memory\n  hint: take a smaller batch, shape or model"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -24,7 +25,9 @@ def command(
         list[str] | None, typer.Option("--shape", help="BATCHxTOKENS; may be given again.")
     ] = None,
     runs: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
-    threads: Annotated[int, typer.Option(min=0, help="torch threads; 0 keeps the default.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="torch threads; 0 keeps the default.")
+    ] = 0,
 ) -> None:
     """Time targets side by side: interleaved, median and spread, on random tokens."""
     import torch
@@ -60,7 +63,8 @@ def command(
 
 def parse_shape(text: str, *, who: str) -> tuple[int, int]:
     """Return (batch, tokens) of a text such as ``1x128``."""
-    batch, _, tokens = text.partition("x")
-    if not (batch.isdigit() and tokens.isdigit() and int(batch) and int(tokens)):
-        raise DataError(f"{text!r} is not BATCHxTOKENS", who=who, where="--shape")
-    return int(batch), int(tokens)
+    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", text, re.ASCII)
+    if found is None:
+        hint = "two whole numbers above 0, e.g. 1x128"
+        raise DataError(f"{text!r} is not BATCHxTOKENS", who=who, where="--shape", hint=hint)
+    return int(found[1]), int(found[2])

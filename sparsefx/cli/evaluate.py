@@ -26,7 +26,7 @@ def command(
     metric: Annotated[str | None, typer.Option(help="Default: accuracy, or correlations.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[str, typer.Option(help="Where the model runs.")] = "reference",
-    max_length: Annotated[int, typer.Option(min=1, help="Longest sequence in tokens.")] = 128,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""

@@ -27,6 +27,7 @@ def command(
     """Show for every linear what was chosen, what else would cost, and when zeros pay."""
     from sparsefx import registry
     from sparsefx.backends.cpu.target import CpuTarget
+    from sparsefx.huggingface import check_length
 
     batch, tokens = parse_shape(shape, who="explain-cpu")
     chosen = registry.parse_target(target)
@@ -35,6 +36,7 @@ def command(
             f"{target!r} is not the cpu target", who="explain-cpu", hint="e.g. -t cpu{isa='avx2'}"
         )
     model = open_program(program).eval()
+    check_length(model.config, tokens)
     stdout.print(
         str(chosen.compile(model).explain(batch, tokens, timed=timed)), markup=False, end=""
     )

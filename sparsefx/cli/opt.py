@@ -39,7 +39,7 @@ def command(
 
     pipeline = Pipeline.parse(passes)
     before = open_program(program)
-    others = dict(_named(text) for text in given or [])
+    others = _named(given or [])
     timing = Timing()
     watchers: list[Instrument] = [timing, *([DumpDir(dump_dir, facts)] if dump_dir else [])]
     after = pipeline.run(
@@ -64,11 +64,17 @@ def command(
         stdout.print(f"saved to {after.save(out)}", markup=False)
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    if not equals:
-        raise SpecError("expected NAME=FOLDER", text=text, position=len(text))
-    return name, place
+def _named(given: list[str]) -> dict[str, str]:
+    """Return name -> place of texts such as ``teacher=FOLDER``."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, place = text.partition("=")
+        if not (name and place):
+            raise SpecError("expected NAME=FOLDER", text=text, position=len(name))
+        if name in found:
+            raise SpecError(f"the program {name!r} is given twice", text=text, position=0)
+        found[name] = place
+    return found
 
 
 def _table(entries: tuple[HistoryEntry, ...], seconds: list[float]) -> Table:

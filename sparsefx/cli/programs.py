@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_program", "warn_not_finite"]
 
+_PLACES = "name a folder that capture, opt or compress wrote, or a Hugging Face folder or id"
+
 
 def open_program(place: str) -> Program:
     """Return a saved Program, the final one of a run folder, or a Hugging Face model captured.
@@ -38,6 +40,8 @@ def warn_not_finite(program: Program, place: str) -> None:
 def _open(place: str) -> Program:
     from sparsefx.program import Program
 
+    if not place:
+        raise ArtifactError("no model is named", who="open", hint=_PLACES)
     folder = Path(place)
     if (folder / "manifest.json").exists() or (folder / "graph.json").exists():
         return Program.load(folder)
@@ -54,6 +58,7 @@ def _open(place: str) -> Program:
             "neither a saved Program (manifest.json) nor a Hugging Face model (config.json)",
             who="open",
             where=place,
+            hint=_PLACES,
         )
     from sparsefx.huggingface import capture_pretrained
 

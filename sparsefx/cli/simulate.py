@@ -34,7 +34,10 @@ def command(
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     seq: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 128,
     ratio: Annotated[
-        float, typer.Option(min=1, help="With bert-base or -large: dense over remaining weights.")
+        float,
+        typer.Option(
+            min=1, max=1e6, help="With bert-base or -large: dense over remaining weights."
+        ),
     ] = 1.0,
     html: Annotated[Path | None, typer.Option(help="Write the report page.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace for Perfetto.")] = None,
@@ -132,8 +135,10 @@ def _report(
             tables.write_json(run, json) if json else None,
         ]
     except OSError as error:
-        where = str(error.filename)
-        raise TargetError(f"cannot be written: {error}", who="simulate", where=where) from error
+        names = ", ".join(str(path) for path in (html, trace, csv, json) if path)
+        raise TargetError(
+            f"cannot be written: {error.strerror}", who="simulate", where=error.filename or names
+        ) from error
     for path in filter(None, written):
         stderr.print(f"wrote {path}", markup=False)
 
@@ -153,12 +158,14 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
     from sparsefx.backends.accelerator.bert import encoder_workload
     from sparsefx.backends.accelerator.programs import is_float, workload_of
     from sparsefx.backends.accelerator.sweep import SIZES
+    from sparsefx.huggingface import check_length
 
     if model in SIZES and not Path(model).exists():
         return encoder_workload(SIZES[model], batch=batch, tokens=seq, ratio=ratio)
     if ratio != 1:
         stderr.print("--ratio is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
+    check_length(program.config, seq)
     if integers and is_float(program):
         stderr.print(
             "the model is float: its weights are quantized here, for the timing; "

@@ -16,6 +16,7 @@ from sparsefx.importers.research_package import import_research_package, is_rese
 from sparsefx.importers.result import Imported
 from sparsefx.importers.sparseml import import_sparseml
 from sparsefx.importers.sparseml_file import Modifier, tagged_loader, yaml_part
+from sparsefx.recipe_text import kind_of
 
 __all__ = ["import_recipe", "import_text"]
 
@@ -43,7 +44,10 @@ def import_recipe(place: str | Path) -> Imported:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the file cannot be read: {error}", who=str(path)) from error
+        reason = error.strerror if isinstance(error, OSError) else f"no text: {error}"
+        raise RecipeError(
+            f"the file cannot be read: {reason}", who=str(path), hint=_KNOWN
+        ) from error
     return import_text(text, name=path.stem, who=str(path))
 
 
@@ -55,9 +59,7 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
     """
     content = _parsed(text, who)
     if not isinstance(content, dict):
-        raise RecipeError(
-            f"expected keys, found {type(content).__name__}", who=who, where="line 1", hint=_KNOWN
-        )
+        raise RecipeError(kind_of(content), who=who, where="line 1", hint=_KNOWN)
     if "stages" in content and "name" in content:
         raise RecipeError("it is a sparsefx recipe already", who=who, hint="use it as it is")
     return _importer_for(text, content, who)(_untagged(content, text), name=name, who=who)
@@ -88,9 +90,8 @@ def _parsed(text: str, who: str) -> Any:
             return json.loads(text)
         return yaml.load(yaml_part(text), Loader=tagged_loader())  # a SafeLoader
     except json.JSONDecodeError as error:
-        raise RecipeError(
-            f"not JSON: {error.msg}", who=who, where=f"line {error.lineno}, column {error.colno}"
-        ) from error
+        where = f"line {error.lineno}, column {error.colno}"
+        raise RecipeError(f"not JSON: {error.msg}", who=who, where=where, hint=_KNOWN) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""

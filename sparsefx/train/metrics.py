@@ -74,7 +74,7 @@ def evaluate(metric: MetricName, outputs: Floats, labels: Floats, seed: int = 0)
         seed: Seed of the bootstrap.
 
     Raises:
-        DataError: There are no examples, or the two lengths differ.
+        DataError: There are no examples, the two lengths differ, or an output is not finite.
 
     >>> evaluate("accuracy", np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0.0, 0.0])).value
     0.5
@@ -198,6 +198,12 @@ def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:
             f"there is no metric {metric!r}",
             who="metrics",
             hint=did_you_mean(metric, get_args(MetricName)),
+        )
+    if broken := int((~np.isfinite(np.reshape(outputs, (len(labels), -1))).all(axis=1)).sum()):
+        raise DataError(
+            f"for {broken} of {len(labels)} examples the model's outputs are NaN or infinite",
+            who="metrics",
+            hint="sparsefx inspect names weights that are no numbers; else the training diverged",
         )
     if metric == "pearson_spearman":
         if np.size(outputs) != len(labels):

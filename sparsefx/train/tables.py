@@ -46,8 +46,16 @@ class Table:
             f"there is no column {name!r} (columns: {', '.join(map(repr, self.columns))})",
             who=_READER,
             where=self.origin,
-            hint=did_you_mean(name, self.columns),
+            hint=self._other_separator() or did_you_mean(name, self.columns),
         )
+
+    def _other_separator(self) -> str:
+        """Return a hint when the only column looks like several that were not told apart."""
+        names = list(self.columns)
+        found = next((mark for mark in ";\t|," if mark in names[0]), "")
+        if len(names) > 1 or not found:
+            return ""
+        return f"its columns are separated by {found!r}: .csv takes ',' and .tsv takes tabs"
 
     def where(self, row: int) -> str:
         """Return 'file, line N' of a row, for messages."""

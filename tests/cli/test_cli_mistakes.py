@@ -31,6 +31,7 @@ def place(tmp_path: Path) -> Path:
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(more)})
     tokenizer.save_pretrained(tmp_path / "words")
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "semicolons.csv").write_text("text;label\ngood;1\nbad;0\n")
     (tmp_path / "long.csv").write_text(f"text,label\n{'good film ' * 20},1\nbad,0\n")
     (tmp_path / "scores.csv").write_text("text,label\ngood,0.9\nbad,0.1\n")
     (tmp_path / "nan.csv").write_text("text,label\ngood,0.9\nbad,nan\n")
@@ -47,7 +48,7 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data data.csv --metric acuracy", "did you mean 'accuracy'?"),
         ("evaluate model --data data.csv --batch-size 0", "--batch-size"),
         ("evaluate model --data data.csv --max-length 0", "--max-length"),
-        ("evaluate model --data data.csv --tokenizer ./none", "no tokenizer can be loaded"),
+        ("evaluate model --data data.csv --tokenizer ./none", "give a folder with tokenizer.json"),
         ("evaluate model --data data.csv --tokenizer words", "the model's vocabulary has 8"),
         ("evaluate model --data long.csv", "the model has positions for 16"),
         ("evaluate model --data scores.csv", "a regression needs one output"),
@@ -55,6 +56,19 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data three.csv", "cannot tell class 2"),
         ("evaluate run --data data.csv", "finished by now: run/stages/1-dense/program"),
         ("bench model -t reference --shape 1x99", "the model has positions for 16"),
+        ("bench model -t reference --shape \u00b2x4", "two whole numbers above 0"),
+        ("bench model -t cpu{threads=9999}", "threads=9999: expected 0 to 1024"),
+        ("explain-cpu model --shape 1x99", "the model has positions for 16"),
+        ("simulate model --seq 99", "the model has positions for 16"),
+        ("simulate model --seq 8 --html /dev/full", "/dev/full: cannot be written: No space left"),
+        ("sweep --out sweep --ratios 2,nan", "expected compressions of 1 to 1e6"),
+        ("opt model -p simplify --program teacher=", "expected NAME=FOLDER"),
+        ("opt model -p distill --program a=model --program a=model", "is given twice"),
+        ("evaluate model --data semicolons.csv", "its columns are separated by ';'"),
+        ("sensitivity model --data data.csv --pattern 7x7", "blocks of 7x7 do not divide"),
+        ("sensitivity model --data data.csv --pattern 2:4", "2:4 ends at a sparsity of 0.5"),
+        ("sensitivity model --data data.csv --pattern some", "pattern='some': expected 'unstr"),
+        ("import scores.csv --out recipe.yaml", "it holds a text; expected keys with values"),
         ("capture model data.csv", "file at data.csv"),
         ("capture model data.csv/program", "file at data.csv"),
         ("compress fine-tune --model model", "there is nothing to train on"),

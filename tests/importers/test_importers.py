@@ -304,7 +304,7 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
         ('{"bits": 8}', "the format is not known (its keys: bits)"),
         ('{"bits": ', "not JSON"),
         ("a: [1", "not YAML"),
-        ("- 1\n- 2\n", "expected keys, found list"),
+        ("- 1\n- 2\n", "it holds a list; expected keys with values"),
         ("name: x\nstages: []\n", "it is a sparsefx recipe already"),
         ("s_stage:\n  obcq_modifiers:\n    SparseGPTModifier: {sparsity: 0.5}\n", "llm-compressor"),
         ("m:\n  - !SetLearningRateModifier {learning_rate: 0.1}\n", "how many epochs"),

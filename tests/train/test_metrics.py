@@ -64,6 +64,12 @@ def test_paired_interval_is_narrower() -> None:
     assert difference.high - difference.low < (alone.high - alone.low) / 2
 
 
+def test_outputs_that_are_no_numbers_are_refused() -> None:
+    outputs = np.array([[0.9, 0.1], [np.nan, 0.8]])
+    with pytest.raises(DataError, match="for 1 of 2 examples the model's outputs are NaN"):
+        evaluate("accuracy", outputs, np.array([0.0, 0.0]))
+
+
 def test_empty_and_unequal() -> None:
     with pytest.raises(DataError, match="0 outputs cannot be scored against 0 labels"):
         evaluate("accuracy", np.zeros((0, 2)), np.zeros(0))
