@@ -229,7 +229,8 @@ def save_pretrained(
         tokenizer: Folder whose tokenizer files are copied.
 
     Raises:
-        ArtifactError: When the Program did not come from a model of transformers.
+        ArtifactError: When the Program did not come from a model of transformers, or its tensors
+            have other shapes than a model of its configuration.
     """
     if not program.config:
         raise ArtifactError(
@@ -238,8 +239,9 @@ def save_pretrained(
     weights = plain_weights(program)
     for group in program.ties:
         weights.update({name: weights[group[0]] for name in group if group[0] in weights})
-    expected = _expected_names(program.config)
-    missing = sorted(expected - weights.keys())
+    expected = _expected_shapes(program.config)
+    _refuse_other_shapes(weights, expected)
+    missing = sorted(expected.keys() - weights.keys())
     if missing:
         logger.warning(
             "save_pretrained: %d weights that the captured graph does not use are left out: %s",
@@ -248,7 +250,7 @@ def save_pretrained(
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: weights[name].contiguous() for name in sorted(expected & weights.keys())}
+    kept = {name: weights[name].contiguous() for name in sorted(expected.keys() & weights.keys())}
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
     config_file.write_text(json.dumps(program.config, indent=2) + "\n", encoding="utf-8")
     save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
@@ -264,7 +266,20 @@ def _without_ties(weights: dict[str, Tensor], program: Program) -> dict[str, Ten
     return {name: tensor for name, tensor in weights.items() if name not in extra}
 
 
-def _expected_names(config: dict[str, Any]) -> set[str]:
+def _refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    for name, shape in expected.items():
+        if name in weights and weights[name].shape != shape:
+            raise ArtifactError(
+                f"it is {tuple(weights[name].shape)}, and a model of this configuration has "
+                f"{tuple(shape)}",
+                who="save_pretrained",
+                where=name,
+                hint="no configuration of transformers describes an attention without some of its "
+                "heads (prune-heads); program.save writes any Program",
+            )
+
+
+def _expected_shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
     import transformers
 
     name = (config.get("architectures") or ["(none)"])[0]
@@ -275,7 +290,7 @@ def _expected_names(config: dict[str, Any]) -> set[str]:
         )
     with torch.device("meta"):
         model = cls(cls.config_class.from_dict(config))
-    return set(model.state_dict())
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

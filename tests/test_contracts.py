@@ -45,6 +45,7 @@ CASES: dict[str, Case] = {
     "movement-prune": Case("movement-prune{sparsity=0.5,begin=2,end=9}"),
     "obert-prune": Case("obert-prune{block=4}"),
     "pattern-lock": Case("pattern-lock", before="magnitude-prune"),
+    "prune-heads": Case("prune-heads{ratio=0.25}"),
     "prune-neurons": Case("prune-neurons{ratio=1.0}"),
     "quantize-convert": Case("quantize-convert", before="quantize-prepare"),
     "reweighted-l1": Case("reweighted-l1{shrink=1e-6}"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sparsefx.errors import TrainingError
 from sparsefx.masks import MaskSite
+from sparsefx.passes.gradients import gradient_of
 from sparsefx.passes.prune import fisher
 from sparsefx.passes.prune.patterns import Block, parse_pattern
 from sparsefx.passes.prune.scheduled import ScheduledPrune
@@ -161,15 +161,9 @@ class ObertPrune(ScheduledPrune):
     @torch.no_grad()
     def _learn(self, program: Program, count: int) -> None:
         for site in self.own_masks(program):
-            weight, inverse = self._read(program, site)
-            if weight.grad is None:
-                raise TrainingError(
-                    "it has no gradient after the step",
-                    who=self.name,
-                    where=site.weight,
-                    hint="call program.step() before optimizer.zero_grad(), and do not freeze it",
-                )
-            fisher.learn(inverse, fisher.cut(weight.grad, self.block), count)
+            _, inverse = self._read(program, site)
+            gradient = gradient_of(program, site.weight, who=self.name)
+            fisher.learn(inverse, fisher.cut(gradient, self.block), count)
 
     @torch.no_grad()
     def _begin_anew(self, program: Program) -> None:

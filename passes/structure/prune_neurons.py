@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
 from sparsefx.passes.structure.feature_order import why_order_matters
+from sparsefx.passes.structure.used_once import why_shared
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -114,10 +115,8 @@ def _unfit(program: Program, layer: EncoderLayer, count: int) -> str:
     """Return why a block cannot shrink; empty when it can."""
     if len(layer.up) != 1:
         return "its feed-forward block has a gate"
-    for name in _tensors(layer.up[0], layer.down):
-        (node,) = program.graph.find_nodes(op="get_attr", target=name)
-        if len(node.users) > 1:
-            return f"{name} is used {len(node.users)} times"
+    if shared := why_shared(program, _tensors(layer.up[0], layer.down)):
+        return shared
     made, read = program.tensor(layer.up[0].weight), program.tensor(layer.down.weight)
     if made.shape[0] != read.shape[1]:
         return "its feed-forward block has a gate"

@@ -106,6 +106,13 @@ def test_students_with_half_of_the_layers(name: str, tmp_path: Path) -> None:
     assert found.config["num_hidden_layers"] == left
 
 
+def test_half_of_the_heads_and_of_the_neurons(tmp_path: Path) -> None:
+    found = run("narrow", tmp_path)
+    layers = found.facts(EncoderStructure).layers
+    assert sum(layer.core.heads for layer in layers) == 2
+    assert not [name for name in found.named_tensors() if name.endswith("_heads")]
+
+
 def test_tickets_in_two_of_seven_rounds(tmp_path: Path) -> None:
     found = run("bert-tickets", tmp_path, left_out="round-2 round-3 round-4 round-5 round-6")
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.7, abs=0.02)
