@@ -216,12 +216,17 @@ def _on_ray(points: list[Point], address: str) -> Iterator[Result]:
             who="sweep",
             hint="pip install 'sparsefx[ray]', or leave the address out to use this machine",
         ) from error
-    ray.init(address=None if address == "local" else address, ignore_reinit_error=True)
-    remote = ray.remote(run_point)
-    waiting = [remote.remote(point) for point in points]
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        yield from ray.get(ready)
+    ours = not ray.is_initialized()
+    ray.init(address=address, ignore_reinit_error=True)
+    try:
+        remote = ray.remote(run_point)
+        waiting = [remote.remote(point) for point in points]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,17 @@ def test_a_point_that_cannot_run_says_why(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "points.jsonl").read_text())["error"]
 
 
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_ray_is_asked_for_only_when_wanted(tmp_path: Path) -> None:
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        with pytest.raises(TargetError, match=r"pip install 'sparsefx\[ray\]'"):
-            run_sweep(grid(["anton"], [1], ["random"]), tmp_path, ray_address="local")
+    with pytest.raises(TargetError, match=r"pip install 'sparsefx\[ray\]'"):
+        run_sweep(grid(["anton"], [1], ["random"]), tmp_path, ray_address="local")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'sparsefx[ray]'")
+def test_a_local_ray_gives_the_same_results(tmp_path: Path) -> None:
+    points = grid(["anton"], [16], ["random", "balanced"], size="bert-large", tokens=1)
+    here = run_sweep(points, tmp_path / "here")
+    assert run_sweep(points, tmp_path / "ray", ray_address="local") == here
 
 
 def test_simulate_command_writes_every_report(tmp_path: Path) -> None:
