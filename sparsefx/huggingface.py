@@ -27,6 +27,7 @@ __all__ = [
     "check_length",
     "load_pretrained",
     "load_tokenizer",
+    "most_tokens",
     "plain_weights",
     "save_pretrained",
 ]
@@ -118,6 +119,16 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     return found
 
 
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return for how many tokens the model has positions; None when there is no such limit."""
+    limit = config.get("max_position_embeddings")
+    kind = config.get("position_embedding_type")
+    if not isinstance(limit, int) or kind not in (None, "absolute"):
+        return None
+    offset = config.get("model_type") in _OFFSET_POSITIONS
+    return limit - int(config.get("pad_token_id") or 0) - 1 if offset else limit
+
+
 def check_length(config: Mapping[str, Any], tokens: int) -> None:
     """Refuse sequences that are longer than the model has positions for.
 
@@ -128,15 +139,8 @@ def check_length(config: Mapping[str, Any], tokens: int) -> None:
     Raises:
         DataError: ``tokens`` is more than the model has.
     """
-    limit = config.get("max_position_embeddings")
-    if not isinstance(limit, int) or config.get("position_embedding_type") not in (
-        None,
-        "absolute",
-    ):
-        return
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        limit -= int(config.get("pad_token_id") or 0) + 1
-    if tokens > limit:
+    limit = most_tokens(config)
+    if limit is not None and tokens > limit:
         raise DataError(
             f"a sequence of {tokens} tokens; the model has positions for {limit}",
             who="tokens",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Timed", "chosen_stages", "train_and_report"]
 
 Timed = Literal["all", "ends", "last"]
+_TIMED_TOKENS = 32  # of the sentence that the exported models are timed on
 
 
 def train_and_report(
@@ -91,17 +92,18 @@ class _Afterwards:
         try:
             yield
         except (OSError, SafetensorError, SparsefxError) as error:
-            self._failed.append(f"{name}: {error}")
+            why = str(error).split("\n  hint: ")[0].strip()
+            self._failed.append(f"{name}: {why}")
 
     def finish(self) -> None:
         """Raise what was noted."""
         if self._failed:
             listed = "".join(f"\n  - {why}" for why in self._failed)
             raise ArtifactError(
-                f"the run is finished and its results are saved, but not written was{listed}",
+                f"the run is finished and its results are saved; what could not be done:{listed}",
                 who="run",
                 where=str(self._folder),
-                hint="run the same command again when it can be: it trains nothing anew",
+                hint="mend that and run the same command again: it trains nothing anew",
             )
 
 
@@ -110,6 +112,7 @@ def _export(
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
+    from sparsefx.huggingface import most_tokens
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     place = registry.parse_target(target)
@@ -126,9 +129,10 @@ def _export(
     if last in compiled:
         saved = compiled[last].save(folder / place.saves_as)
         stderr.print(f"{last} exported to {saved}", markup=False)
-    batch = random_batch(result.program, 1, 32)
+    tokens = min(_TIMED_TOKENS, most_tokens(result.program.config) or _TIMED_TOKENS)
+    batch = random_batch(result.program, 1, tokens)
     latencies = time_in_turns(compiled, batch, runs=31)
-    timed_on = f"Timed on {target}: one sentence of 32 tokens, 31 runs in turns; {machine()}."
+    timed_on = f"Timed on {target}: one sentence of {tokens} tokens, 31 runs in turns; {machine()}."
     if len(compiled) < len(scored):
         timed_on += " What was not exported is not timed: sparsefx bench times any Program."
     return latencies, timed_on

@@ -101,6 +101,8 @@ def check_stages(
             known[stage.teacher] = load(stage.teacher)
         student = known[recipe.start_of(index)]
         with within(stage.name, "pipeline"):
+            if task.kind != "text":
+                _check_head_stays(passes)
             _check_passes(passes, student, known.get(stage.teacher or ""))
             for item in passes:
                 _check_last_step(item, left)
@@ -149,6 +151,16 @@ def _altered(passes: tuple[Pass, ...]) -> bool:
         else:
             return True
     return bool(begun)
+
+
+def _check_head_stays(passes: tuple[Pass, ...]) -> None:
+    for item in passes:
+        if item.name == "pool-sentences":
+            raise RecipeError(
+                "it makes a sentence encoder, whose outputs cannot be scored on labels",
+                who=item.name,
+                hint="give the texts without labels: compress --unlabelled FILE, and no --data",
+            )
 
 
 def _check_last_step(item: Pass, left: int) -> None:

@@ -40,7 +40,8 @@ class RunFolder:
         data: Has to be what the run began with.
 
     Raises:
-        TrainingError: It is the folder of another run, or another process works on it.
+        TrainingError: It is the folder of another run or of a model, or another process works on
+            it.
     """
 
     def __init__(self, path: Path, recipe: Recipe, data: SessionData) -> None:
@@ -100,6 +101,13 @@ class RunFolder:
         }
         path = self.path / "run.json"
         if not path.exists():
+            if any((self.path / name).exists() for name in ("config.json", "manifest.json")):
+                raise TrainingError(
+                    "the folder holds a model, and a run has a folder of its own",
+                    who="session",
+                    where=str(self.path),
+                    hint="choose another",
+                )
             (self.path / "recipe.yaml").write_text(self._recipe.to_yaml(), encoding="utf-8")
             write_json(path, {**wanted, "machine": self.machine})
             return

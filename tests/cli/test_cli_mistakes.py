@@ -71,6 +71,8 @@ def place(tmp_path: Path) -> Path:
         ("import scores.csv --out recipe.yaml", "it holds a text; expected keys with values"),
         ("capture model data.csv", "file at data.csv"),
         ("capture model data.csv/program", "file at data.csv"),
+        ("compress fine-tune --model model --data data.csv --folder model", "holds a model"),
+        ("compress sparse-sentence-encoder --model model --data data.csv", "no --data"),
         ("compress fine-tune --model model", "there is nothing to train on"),
         ("compress fine-tune --model model --unlabelled data.csv", "nothing to minimise"),
         ("compress fine-tune --model model --data a=data.csv --data train=data.csv", "'train'"),
