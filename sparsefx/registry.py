@@ -57,6 +57,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "rewind-weights": "sparsefx.passes.prune.rewind:RewindWeights",
         "score-heads": "sparsefx.passes.structure.score_heads:ScoreHeads",
         "set-dropout": "sparsefx.passes.structure.set_dropout:SetDropout",
+        "shrink-width": "sparsefx.passes.structure.shrink_width:ShrinkWidth",
         "simplify": "sparsefx.passes.simplify.simplify:Simplify",
         "strip-distillation": "sparsefx.passes.distill.strip:StripDistillation",
         "strip-masked-lm": "sparsefx.passes.pretrain.strip:StripMaskedLm",

@@ -49,6 +49,7 @@ CASES: dict[str, Case] = {
     "prune-neurons": Case("prune-neurons{ratio=1.0}"),
     "quantize-convert": Case("quantize-convert", before="quantize-prepare"),
     "reweighted-l1": Case("reweighted-l1{shrink=1e-6}"),
+    "shrink-width": Case("shrink-width{ratio=0.05}"),
     "take-successors": Case("take-successors", before="replace-modules"),
     "strip-distillation": Case("strip-distillation", before="distill"),
 }

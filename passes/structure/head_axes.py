@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ from sparsefx.passes.analyses.operators import (
 )
 from sparsefx.rewrite import Rewriter
 
-__all__ = ["HeadAxes", "trace_heads"]
+__all__ = ["HeadAxes", "trace_heads", "with_entry"]
 
 _SDPA = aten.scaled_dot_product_attention.default
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, _SDPA}
@@ -41,6 +42,18 @@ class _Axis:
     parts: int = 0
 
 
+@dataclass(frozen=True)
+class _Count:
+    """An argument of a node, or an entry of it, that is ``parts * heads * size`` or parts of it."""
+
+    node: fx.Node
+    place: int
+    entry: int | None
+    parts: int = 1
+    heads: bool = True
+    size: bool = True
+
+
 @dataclass
 class HeadAxes:
     """What :func:`trace_heads` found.
@@ -49,29 +62,39 @@ class HeadAxes:
         heads: Number of heads.
         size: Features of a head.
         nodes: All nodes whose values have heads, in graph order, from the linears on.
-        counts: Arguments that hold a number of heads: node, place of the argument, place in the
-            list if it is one, and how much one head adds to it.
+        counts: The arguments of nodes that hold numbers of heads, or of features.
         reason: Why heads cannot be taken out; empty when they can.
+        fixed: Why the features of a head cannot; empty when they can.
     """
 
     heads: int
     size: int
     nodes: list[fx.Node] = field(default_factory=list)
-    counts: list[tuple[fx.Node, int, int | None, int]] = field(default_factory=list)
+    counts: list[_Count] = field(default_factory=list)
     reason: str = ""
+    fixed: str = ""
 
     def resize(self, rewriter: Rewriter, heads: int) -> None:
         """Let all nodes work on another number of heads; the weights have it already."""
         for node in self.nodes:
-            args: list[Any] = list(node.args)
-            for counted, place, entry, each in self.counts:
-                if counted is not node:
-                    continue
-                if entry is None:
-                    args[place] = heads * each
-                else:
-                    args[place] = [*args[place][:entry], heads * each, *args[place][entry + 1 :]]
-            rewriter.set_args(node, *args, **node.kwargs)
+            rewriter.set_args(node, *self.arguments(node, heads, self.size), **node.kwargs)
+
+    def arguments(self, node: fx.Node, heads: int, size: int) -> list[Any]:
+        """Return the arguments of a node for other numbers of heads, and of features of a head."""
+        args: list[Any] = list(node.args)
+        for count in self.counts:
+            if count.node is not node:
+                continue
+            value = count.parts * (heads if count.heads else 1) * (size if count.size else 1)
+            args[count.place] = (
+                value if count.entry is None else with_entry(args[count.place], count.entry, value)
+            )
+        return args
+
+
+def with_entry(sizes: Sequence[Any], entry: int, value: int) -> list[Any]:
+    """Return a list of sizes with one of them changed."""
+    return [*sizes[:entry], value, *sizes[entry + 1 :]]
 
 
 class _NoAxisError(Exception):
@@ -165,6 +188,8 @@ class _Walk:
             dims = _dims(arg)
             if arg not in self._axes and len(dims) >= -axis.dim and dims[axis.dim] != "1":
                 raise _NoAxisError(f"{_told(node)} gives each head a value of its own")
+            if node.target in ELEMENTWISE and dims[-1:] == (str(self._found.size),):
+                self._found.fixed = f"{_told(node)} gives each feature of a head its own value"
         place = _ALONG.get(node.target)
         if place is None:
             return axis
@@ -202,8 +227,11 @@ class _Walk:
             if isinstance(sizes[entry], fx.Node):
                 raise _NoAxisError(f"{_told(node)} computes the number of heads")
             if sizes[entry] != -1:
-                each = axis.parts * self._found.size or 1
-                self._found.counts.append((node, place, entry, each))
+                whole = bool(axis.parts)
+                count = _Count(node, place, entry, parts=axis.parts or 1, size=whole)
+                self._found.counts.append(count)
+            if not axis.parts and sizes[-1] == self._found.size:
+                self._found.counts.append(_Count(node, place, len(sizes) - 1, heads=False))
 
     def _moved(self, node: fx.Node, axis: _Axis) -> _Axis:
         rank = len(_dims(node))
@@ -224,7 +252,7 @@ class _Walk:
         ):
             raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
         if node.target is aten.split.Tensor:
-            self._found.counts.append((node, 1, None, self._found.size))
+            self._found.counts.append(_Count(node, 1, None))
         return _Axis(-1, 1)
 
 

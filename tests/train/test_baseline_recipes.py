@@ -106,6 +106,12 @@ def test_students_with_half_of_the_layers(name: str, tmp_path: Path) -> None:
     assert found.config["num_hidden_layers"] == left
 
 
+def test_a_narrow_student(tmp_path: Path) -> None:
+    found = run("tinybert-4", tmp_path)
+    (layer,) = found.facts(EncoderStructure).layers
+    assert (layer.core.heads, layer.core.head_size, found.config["hidden_size"]) == (2, 3, 6)
+
+
 def test_half_of_the_heads_and_of_the_neurons(tmp_path: Path) -> None:
     found = run("narrow", tmp_path)
     layers = found.facts(EncoderStructure).layers
