@@ -15,6 +15,7 @@ from sparsefx.backends.cpu.ir import Function
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels import (
     attention,
+    attention_amx,
     attention_i8,
     blocks,
     convert,
@@ -168,6 +169,13 @@ _OTHERS = {
             attention_i8.FIELDS,
             attention_i8.emit,
             lambda words, longest: attention_i8.scratch_bytes(longest, int(words["head_size"])),
+        ),
+        Kernel(
+            ("other", "attention_amx"),
+            "attention_amx",
+            attention_amx.FIELDS,
+            attention_amx.emit,
+            lambda words, longest: attention_amx.scratch_bytes(longest, int(words["head_size"])),
         ),
         Kernel(("other", "quantize"), "quantize", convert.QUANTIZE_FIELDS, convert.emit_quantize),
         Kernel(

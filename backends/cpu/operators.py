@@ -350,7 +350,7 @@ class _Operators:
         q_code, k_code = q.rows.code, k.rows.code
         kind = "attention"
         if q_code is not None and k_code is not None and v.rows.code is None:
-            kind = "attention_i8"
+            kind = "attention_amx" if walk.isa.has_tiles else "attention_i8"
             words["scale"] = scale * q_code[0] * k_code[0]
             words["q_zero"] = q_code[1]
         elif any(h.rows.code is not None for h in (q, k, v)):

@@ -5,7 +5,7 @@ releases them on exit, so no tile is alive outside a kernel, and no thread sleep
 All tiles have the full shape; weights and activations are filled with zeros instead.
 
 The model stands in where there is no AMX, for tests. It follows the operations of Intel's manual
-(Software Developer's Manual 2: LDTILECFG, TILELOADD, TDPBSUD, TILESTORED, TILEZERO, TILERELEASE)
+(Software Developer's Manual 2: LDTILECFG, TILELOADD, TDPBSUD, TILESTORED, ...)
 for any configuration, and where the processor raises #UD or #GP it dies of an illegal instruction.
 It computes byte by byte and shares nothing with the other kernels.
 """
@@ -54,10 +54,10 @@ class TileRegisters(Protocol):
     def store(self, tile: int, pointer: Value, stride: Value) -> None:
         """Store a tile, rows `stride` bytes apart."""
 
-    def dot(self, total: int, signed: int, unsigned: int) -> None:
-        """Add int8 [m, k, 4] x uint8 [k, n, 4] to the int32 [m, n] of `total`.
+    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
+        """Add `left` [m, k, 4] x uint8 `right` [k, n, 4] to the int32 [m, n] of `total`.
 
-        `TDPBSUD total, signed, unsigned`: each int32 gets k sums of four products.
+        Each int32 gets k sums of four products. `left` is int8 (TDPBSUD) or uint8 (TDPBUUD).
         """
 
 
@@ -92,10 +92,10 @@ class HardwareTiles:
         """TILESTORED."""
         self._f.intrinsic("llvm.x86.tilestored64", "void", self._number(tile), pointer, stride)
 
-    def dot(self, total: int, signed: int, unsigned: int) -> None:
-        """TDPBSUD."""
-        numbers = (self._number(tile) for tile in (total, signed, unsigned))
-        self._f.intrinsic("llvm.x86.tdpbsud", "void", *numbers)
+    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
+        """TDPBSUD or TDPBUUD."""
+        numbers = (self._number(tile) for tile in (total, left, right))
+        self._f.intrinsic(f"llvm.x86.tdpb{'su' if signed else 'uu'}d", "void", *numbers)
 
     def _number(self, tile: int) -> Value:
         return self._f.const("i8", tile)
@@ -150,30 +150,30 @@ class ModelTiles:
                 value = f.load("i8", f.offset(self._row(tile, row), n))
                 f.store(value, f.offset(pointer, row * stride + n))
 
-    def dot(self, total: int, signed: int, unsigned: int) -> None:
-        """TDPBSUD: #UD unless the tiles differ and their shapes fit."""
+    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
+        """TDPBSUD, TDPBUUD: #UD unless the tiles differ and their shapes fit."""
         f = self._f
-        for tile in (total, signed, unsigned):
+        for tile in (total, left, right):
             self._require_valid(tile)
-        self._require(f.const("i1", len({total, signed, unsigned}) == 3))
-        for tile in (total, signed, unsigned):
+        self._require(f.const("i1", len({total, left, right}) == 3))
+        for tile in (total, left, right):
             self._require(f.compare(self._row_bytes(tile) & 3, "==", 0))
-        self._require(f.compare(self._rows(total), "==", self._rows(signed)))
-        self._require(f.compare(self._row_bytes(total), "==", self._row_bytes(unsigned)))
-        self._require(f.compare(self._row_bytes(signed) // 4, "==", self._rows(unsigned)))
+        self._require(f.compare(self._rows(total), "==", self._rows(left)))
+        self._require(f.compare(self._row_bytes(total), "==", self._row_bytes(right)))
+        self._require(f.compare(self._row_bytes(left) // 4, "==", self._rows(right)))
         for m in f.loop(0, self._rows(total)):
-            for k in f.loop(0, self._row_bytes(signed) // 4):
-                for n in f.loop(0, self._row_bytes(unsigned) // 4):
-                    left = f.offset(self._row(signed, m), k * 4)
-                    right = f.offset(self._row(unsigned, k), n * 4)
-                    self._add_four(f.offset(self._row(total, m), n * 4), left, right)
+            for k in f.loop(0, self._row_bytes(left) // 4):
+                for n in f.loop(0, self._row_bytes(right) // 4):
+                    a = f.offset(self._row(left, m), k * 4)
+                    b = f.offset(self._row(right, k), n * 4)
+                    self._add_four(f.offset(self._row(total, m), n * 4), a, b, signed=signed)
 
-    def _add_four(self, place: Value, left: Value, right: Value) -> None:
-        """Add four products of a signed and an unsigned byte to the int32 at `place`."""
+    def _add_four(self, place: Value, left: Value, right: Value, *, signed: bool) -> None:
+        """Add four products of bytes to the int32 at `place`."""
         f = self._f
         value = f.load("i32", place)
         for byte in range(4):
-            a = f.convert("sext", f.load("i8", f.offset(left, byte)), "i32")
+            a = f.convert("sext" if signed else "zext", f.load("i8", f.offset(left, byte)), "i32")
             b = f.convert("zext", f.load("i8", f.offset(right, byte)), "i32")
             value = value + a * b
         f.store(value, place)

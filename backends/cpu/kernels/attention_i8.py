@@ -26,7 +26,9 @@ A sequence may start and end inside a panel: for q and k the scratch memory hold
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
@@ -36,7 +38,19 @@ from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum, polynomial
 
-__all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
+__all__ = [
+    "FIELDS",
+    "Head",
+    "each_chunk",
+    "emit",
+    "exp_levels",
+    "interleave",
+    "open_head",
+    "scratch_bytes",
+    "start_sums",
+    "symbol",
+    "values",
+]
 
 FIELDS = (*FLOAT_FIELDS, "q_zero")
 """`scale` is that of the codes' products."""
@@ -52,6 +66,9 @@ _POWER = (1.00000008, 0.69312103, 0.24022107, 0.05592204, 0.00967604)
 """2**x for |x| <= 1/2, lowest coefficient first: fitted at Chebyshev nodes, error 4e-6."""
 
 
+Sizes = Callable[[Value, Value, Value], dict[str, Value]]
+
+
 def symbol(isa: Isa, width: int) -> str:
     """Name of the kernel."""
     return f"attention_i8_{isa.name}_w{width}"
@@ -64,7 +81,7 @@ def scratch_bytes(longest: int, head_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """One head of one sequence: where it lies, and the parts of the scratch memory.
 
     Attributes:
@@ -84,6 +101,7 @@ class _Head:
 
     @property
     def f(self) -> Function:
+        """The function under construction."""
         return self.place.frame.f
 
 
@@ -91,26 +109,18 @@ def emit(isa: Isa, width: int) -> Function:
     """The kernel for one instruction set with `vpdpbusd` and 512-bit vectors."""
     frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
     for place in Place.each(frame, items={"q": 1, "k": 1}):
-        head = _head(place, isa)
-        _interleave(head, "q")
-        _interleave(head, "k")
-        _start(head)
-        _values(head)
-        _queries(head)
+        head = open_head(place, isa)
+        interleave(head, "q")
+        interleave(head, "k")
+        start_sums(head)
+        values(head, partial(_keep, head))
+        each_chunk(head, partial(_chunk, head))
     return frame.f
 
 
-def _head(place: Place, isa: Isa) -> _Head:
-    """Divide the scratch memory; every part starts at a cache line."""
-    frame, f = place.frame, place.frame.f
-    width = frame.panel.width
-    size = frame.word("head_size")
-    padded = (place.length + (CHUNK - 1)) // CHUNK * CHUNK
-    number = place.first // width
-    shift = place.first - number * width
-    panels = (shift + padded + (width - 1)) // width
-    tokens = panels * width
-    sizes = {
+def _sizes(size: Value, padded: Value, tokens: Value) -> dict[str, Value]:
+    """Bytes of the parts of the scratch memory."""
+    return {
         "whole_q": size * tokens,
         "whole_k": size * tokens,
         "v": size * padded * 2,
@@ -119,16 +129,35 @@ def _head(place: Place, isa: Isa) -> _Head:
         "scores": padded * 128,
         "weights": padded * 64,
     }
+
+
+def open_head(place: Place, isa: Isa, sizes: Sizes = _sizes) -> Head:
+    """Divide the scratch memory; every part starts at a cache line.
+
+    Args:
+        place: One head of one sequence.
+        isa: Instruction set.
+        sizes: Bytes of the parts, from the head's size, its padded length and the tokens of all
+            panels that it touches; `whole_q`, `whole_k`, `v_scale` and `start` must be there.
+    """
+    frame, f = place.frame, place.frame.f
+    width = frame.panel.width
+    size = frame.word("head_size")
+    padded = (place.length + (CHUNK - 1)) // CHUNK * CHUNK
+    number = place.first // width
+    shift = place.first - number * width
+    panels = (shift + padded + (width - 1)) // width
+    tokens = panels * width
     parts, here = {}, f.i64(0)
-    for name, amount in sizes.items():
+    for name, amount in sizes(size, padded, tokens).items():
         parts[name] = f.offset(frame.job("scratch"), here)
         here = here + (amount + 63) // 64 * 64
     for name in ("q", "k"):
         parts[name] = f.offset(parts[f"whole_{name}"], shift * 4)
-    return _Head(place, Panel(isa, 64), size, padded, panels, tokens, parts)
+    return Head(place, Panel(isa, 64), size, padded, panels, tokens, parts)
 
 
-def _row(head: _Head, name: str, number: Value, channel: Value) -> Value:
+def _row(head: Head, name: str, number: Value, channel: Value) -> Value:
     """The bytes of one channel of q or k in panel `number` of the sequence."""
     f, place = head.f, head.place
     width = place.frame.panel.width
@@ -137,7 +166,7 @@ def _row(head: _Head, name: str, number: Value, channel: Value) -> Value:
     return f.load(vector(width, "i8"), f.offset(start, channel * width), width)
 
 
-def _interleave(head: _Head, name: str) -> None:
+def interleave(head: Head, name: str) -> None:
     """Codes of q, or of k as int8, with four channels together; tokens in order."""
     f, panel = head.f, head.place.frame.panel
     signs = f.const(panel.ints, _SIGNS)
@@ -151,7 +180,7 @@ def _interleave(head: _Head, name: str) -> None:
                 f.store(value, f.offset(target, n * panel.width), panel.width)
 
 
-def _start(head: _Head) -> None:
+def start_sums(head: Head) -> None:
     """What the sum of each key starts with: -zero point of q * sum of its int8 codes."""
     f = head.f
     zero = f.splat(f.convert("trunc", head.place.frame.word("q_zero"), "i32"), _LANES)
@@ -170,8 +199,13 @@ def _absolute(f: Function, value: Value) -> Value:
     return f.intrinsic(f"llvm.fabs.v{_LANES}f32", value.type, value)
 
 
-def _values(head: _Head) -> None:
-    """V of this head as int16 [channels][keys] with one scale per channel; 0 beyond the end."""
+def values(head: Head, keep: Callable[[Value, Value, Value], None]) -> None:
+    """V of this head as integers of 16 bits with one scale per channel; 0 beyond the end.
+
+    Args:
+        head: The head.
+        keep: Stores 16 int32: channel, number of the first key, values.
+    """
     f, place = head.f, head.place
     step = place.frame.panel.row_bytes
     number = f.constant_vector("i32", range(_LANES))
@@ -189,13 +223,17 @@ def _values(head: _Head) -> None:
         factor = f.splat(levels / bounded, _LANES)
         for token in f.loop(0, head.padded, CHUNK):
             value = _real(head, channel * step, token, number)
-            whole = head.panel.round_to_int(f, value * factor)
-            small = f.convert("trunc", whole, vector(_LANES, "i16"))
-            target = f.offset(head.parts["v"], (channel * head.padded + token) * 2)
-            f.store(small, target, 2 * CHUNK)
+            keep(channel, token, head.panel.round_to_int(f, value * factor))
 
 
-def _real(head: _Head, row: Value, token: Value, number: Value) -> Value:
+def _keep(head: Head, channel: Value, token: Value, whole: Value) -> None:
+    f = head.f
+    small = f.convert("trunc", whole, vector(_LANES, "i16"))
+    target = f.offset(head.parts["v"], (channel * head.padded + token) * 2)
+    f.store(small, target, 2 * CHUNK)
+
+
+def _real(head: Head, row: Value, token: Value, number: Value) -> Value:
     """16 values of v from `token` on, 0 beyond the sequence."""
     f, place = head.f, head.place
     value = f.load(_FLOATS, f.offset(place.at("v", place.first + token), row), 64)
@@ -203,17 +241,18 @@ def _real(head: _Head, row: Value, token: Value, number: Value) -> Value:
     return f.select(f.compare(number, "<", left), value, f.const(_FLOATS, 0))
 
 
-def _queries(head: _Head) -> None:
+def each_chunk(head: Head, chunk: Callable[[Value, int], None]) -> None:
+    """Go through the queries 32 at a time, then 16: number of the first, vectors."""
     f = head.f
     chunks = head.padded // CHUNK
     pairs = chunks // 2
     for pair in f.loop(0, pairs):
-        _chunk(head, pair * (2 * CHUNK), 2)
-    for chunk in f.loop(pairs * 2, chunks):
-        _chunk(head, chunk * CHUNK, 1)
+        chunk(pair * (2 * CHUNK), 2)
+    for number in f.loop(pairs * 2, chunks):
+        chunk(number * CHUNK, 1)
 
 
-def _chunk(head: _Head, query: Value, vectors: int) -> None:
+def _chunk(head: Head, query: Value, vectors: int) -> None:
     """Attention of 16 or 32 queries from number `query` of the sequence."""
     f = head.f
     _scores(head, query, vectors)
@@ -225,11 +264,11 @@ def _chunk(head: _Head, query: Value, vectors: int) -> None:
     _context(head, query, sums)
 
 
-def _score(head: _Head, key: Value, vectors: int, number: int) -> Value:
+def _score(head: Head, key: Value, vectors: int, number: int) -> Value:
     return head.f.offset(head.parts["scores"], key * (64 * vectors) + 64 * number)
 
 
-def _scores(head: _Head, query: Value, vectors: int) -> None:
+def _scores(head: Head, query: Value, vectors: int) -> None:
     """Scores of all keys as fp32, already scaled."""
     f, panel = head.f, head.panel
     factor = f.splat(head.place.frame.number("scale"), _LANES)
@@ -254,7 +293,7 @@ def _scores(head: _Head, query: Value, vectors: int) -> None:
                 f.store(score, _score(head, key + n, vectors, m), 64)
 
 
-def _softmax(head: _Head, vectors: int) -> list[Value]:
+def _softmax(head: Head, vectors: int) -> list[Value]:
     """Scores to int16 weights, two keys together; gives the sums of the rounded weights."""
     f = head.f
     tops = [f.var(f.const(_FLOATS, -3e38)) for _ in range(vectors)]
@@ -267,14 +306,14 @@ def _softmax(head: _Head, vectors: int) -> list[Value]:
             two = []
             for m in range(2):
                 score = f.load(_FLOATS, _score(head, group * 2 + m, vectors, n), 64)
-                two.append(_exp_levels(head, score - tops[n].get()))
+                two.append(exp_levels(head, score - tops[n].get()))
                 sums[n].set(sums[n].get() + two[-1])
             target = f.offset(head.parts["weights"], group * (64 * vectors) + 64 * n)
             f.store(two[0] | (two[1] << 16), target, 64)
     return [f.convert("sitofp", s.get(), _FLOATS) for s in sums]
 
 
-def _exp_levels(head: _Head, x: Value) -> Value:
+def exp_levels(head: Head, x: Value) -> Value:
     """round(4095 e**x) for x <= 0; the polynomial's error of 4e-6 is a sixtieth of a step."""
     f, panel = head.f, head.panel
     scaled = maximum(f, x * math.log2(math.e), f.const(x.type, -20.0))
@@ -285,7 +324,7 @@ def _exp_levels(head: _Head, x: Value) -> Value:
     return panel.round_to_int(f, exact)
 
 
-def _context(head: _Head, query: Value, sums: list[Value]) -> None:
+def _context(head: Head, query: Value, sums: list[Value]) -> None:
     """context[channel][query] = weights . v, back to fp32."""
     f = head.f
     one = f.const(_FLOATS, 1.0)
@@ -300,7 +339,7 @@ def _context(head: _Head, query: Value, sums: list[Value]) -> None:
 
 
 def _channels(
-    head: _Head, targets: list[Value], factors: list[Value], channel: Value, count: int
+    head: Head, targets: list[Value], factors: list[Value], channel: Value, count: int
 ) -> None:
     f, panel = head.f, head.panel
     vectors = len(targets)

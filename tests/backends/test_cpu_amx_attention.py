@@ -1,0 +1,105 @@
+"""Attention on tiles has the bits of attention on dot products."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sparsefx import Pipeline
+from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.engine import assembly
+from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.kernels import attention_amx
+from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
+from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.target import CpuTarget
+from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, sparse_
+from tests.backends.test_cpu_amx import tile_lines
+from tests.programs import captured
+
+emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpandb")
+
+
+def attention(kind: str, heads: int, size: int, lengths: list[int]) -> NDArray[np.float32]:
+    """Attention of random codes and values, [sequences, longest, channels]."""
+    rng = np.random.default_rng(size)
+    channels, longest = heads * size, max(lengths)
+    mask = np.arange(longest)[None] < np.array(lengths)[:, None]
+    steps: list[Step] = []
+    words: dict[str, Word] = {"heads": heads, "head_size": size, "scale": 3e-4, "q_zero": 131}
+    for name in "qkv":
+        source = Buffer(name, channels, 4)
+        table = rng.integers(0, 256, (mask.size, channels)).astype(np.float32)
+        table = np.pad(table if name != "v" else table / 99 - 1, ((0, 0), (0, -channels % 16)))
+        embed: dict[str, Word] = {"output": source, "rows": channels, "table0": table}
+        embed |= {"stride": table.shape[1], "indices0": 2}
+        steps.append(Step(catalog.embedding(1), embed, name))
+        words |= {name: source, f"{name}_rows": channels, f"{name}_first": 0}
+        if name != "v":
+            codes = Buffer(f"{name}.codes", channels, 1)
+            quantize: dict[str, Word] = {"rows": channels, "input": source, "output_bytes": codes}
+            quantize |= {"inverse_scale": 1.0, "zero_point": 0}
+            steps.append(Step(catalog.other("quantize"), quantize, name))
+            words[name] = codes
+    target = Buffer("y", channels, 4)
+    words |= {"output": target, "output_rows": channels}
+    steps.append(Step(catalog.other(kind), words, "y"))
+    unpack: dict[str, Word] = {"rows": channels, "input": target, "origin": 0, "result": 3}
+    steps.append(Step(catalog.other("unpack"), unpack, "y"))
+    plan = Plan(tuple(steps), ("index",), {"y": (3, channels, 0)})
+    runtime = Runtime(plan, engine(EMULATED[0]), pool(EMULATED[0], 2))
+    index = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
+    return runtime.run(mask, {"index": index})["y"]
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("heads", "size", "lengths"),
+    [
+        (2, 64, [128]),
+        (3, 32, [1, 17, 40]),
+        (1, 4, [65, 2]),
+        (2, 20, [70, 33, 31]),
+        (1, 68, [15]),
+        (1, 128, [97]),
+        (1, 16, [300]),
+    ],
+)
+def test_the_bits_of_dot_products(heads: int, size: int, lengths: list[int]) -> None:
+    found = attention("attention_amx", heads, size, lengths)
+    expected = attention("attention_i8", heads, size, lengths)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_array_equal(found, expected)
+
+
+@emulated
+def test_whole_models() -> None:
+    program = Pipeline.parse("quantize-prepare").run(sparse_(captured("bert-cls"), 0.2))
+    program.train()
+    program(**padded_batch(program, 4, 32))
+    program.step()
+    program = Pipeline.parse("quantize-convert").run(program.eval())
+    tiled = CpuTarget(isa="amx_emulated").lower(program)
+    plain = CpuTarget(isa="avx512_vnni", rates="built-in").lower(program)
+    assert "attention_amx" in tiled.listing()
+    assert "attention_i8" in plain.listing()
+    for rows, length in ((1, 3), (3, 21), (2, 63)):
+        batch = padded_batch(program, rows, length)
+        np.testing.assert_array_equal(tiled(**batch)["logits"], plain(**batch)["logits"])
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_instructions(width: int) -> None:
+    text = assembly(attention_amx.emit(ISAS["amx"], width).text(), ISAS["amx"])
+    names = [name for name, _ in tile_lines(text)]
+    assert names[0] == "ldtilecfg"
+    assert names[-1] == "tilerelease"
+    assert names.count("ldtilecfg") == names.count("tilerelease") == 1
+    # LLVM makes memset of loops that write zeros: it touches no tile.
+    assert text.count("callq") == text.count("$memset")
+    assert not any("rsp" in operands for _, operands in tile_lines(text))
+    # For 32 and for 16 queries: one product of scores and four of values for each 16 of them.
+    assert (names.count("tdpbsud"), names.count("tdpbuud")) == (3 * (1 + 2), 3 * 2)
+    assert names.count("tilezero") == names.count("tilestored") == 3 * (1 + 3)
+    assert names.count("tileloadd") == 2 * 3 + 3 * (1 + 4)
