@@ -2,11 +2,11 @@
 
 python benchmarks/cpu_amx.py --json cpu_amx.json
 
-Asks for permission, compares linears on tiles with exact integers in a process of its own, measures
-the machine's rates, then times linears of BERT-base in every format, weights cold, one core. The
-last column says what the calibrated model would choose: a line where it is not among the fastest
-shows what to mend. A minute or two on an idle machine. `--isa amx_emulated --quick` shows the
-form of the output on a machine without AMX; its times mean nothing.
+Asks for permission, compares linears and attention on tiles with exact results in a process of its
+own, measures the machine's rates, then times attention, and linears of BERT-base in every format,
+weights cold, one core. The last column says what the calibrated model would choose: a line where it
+is not among the fastest shows what to mend. It takes a minute or two on an idle machine.
+`--isa amx_emulated --quick` shows the form of the output anywhere; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ from sparsefx.backends.cpu import isa as isas
 from sparsefx.backends.cpu.amx_host import ask_permission, child_verdict
 from sparsefx.backends.cpu.costs import choose_format
 from sparsefx.backends.cpu.isa import ISAS, Isa
-from sparsefx.backends.cpu.rates import BUILT_IN, Rates, linear_seconds, measure
+from sparsefx.backends.cpu.rates import (
+    BUILT_IN,
+    Rates,
+    attention_seconds,
+    linear_seconds,
+    measure,
+)
 from sparsefx.backends.cpu.weights import Format
 
 FORMATS: tuple[Format, ...] = ("quads", "blocks", "dense_i8", "masked_amx", "dense_amx")
@@ -37,6 +43,7 @@ PATTERNS = (("unstructured", 0.05), ("unstructured", 0.1), ("unstructured", 0.2)
 GROUPED = (("1x4", 0.05), ("1x4", 0.1), ("1x4", 0.2))
 SHAPES = ((768, 768), (3072, 768), (768, 3072))
 TOKENS = (16, 32, 128, 256)
+LENGTHS = (32, 128, 384)
 
 
 def weight(shape: tuple[int, int], pattern: str, density: float) -> NDArray[np.int8]:
@@ -58,6 +65,12 @@ def timed(
     return {"shape": shape, "pattern": case, "tokens": tokens, "us": times, "chosen": chosen}
 
 
+def attention_times(isa: Isa, tokens: int) -> dict[str, float]:
+    """Microseconds of a head of 64 channels with each kernel."""
+    kinds = ("attention_i8", "attention_amx")
+    return {kind: 1e6 * attention_seconds(kind, isa, tokens) for kind in kinds}
+
+
 def line(found: dict[str, Any]) -> str:
     """A row of the table."""
     (rows, columns), (pattern, density), times = found["shape"], found["pattern"], found["us"]
@@ -70,9 +83,10 @@ def line(found: dict[str, Any]) -> str:
 
 def rates_table(rates: Rates) -> str:
     """Measured rates beside those that are built in."""
-    names = ("quad", "block", "group", "tile", "masked_tile", "row", "peak", "peak_tiles")
-    lines = [f"{n:12s}{getattr(rates, n):10.2f}{getattr(BUILT_IN, n):10.2f}" for n in names]
-    return "\n".join(["rate          measured  built in", *lines])
+    formats = ("quad", "block", "group", "tile", "masked_tile", "row")
+    names = (*formats, "attention", "attention_tiles", "peak", "peak_tiles")
+    lines = [f"{n:16s}{getattr(rates, n):10.2f}{getattr(BUILT_IN, n):10.2f}" for n in names]
+    return "\n".join(["rate              measured  built in", *lines])
 
 
 def main() -> int:
@@ -99,7 +113,12 @@ def main() -> int:
     rates = BUILT_IN if options.quick else measure(isa)
     print(rates_table(rates))
     shapes, tokens = (((32, 64),), (16,)) if options.quick else (SHAPES, TOKENS)
+    lengths = tokens if options.quick else LENGTHS
     cases = PATTERNS[:1] if options.quick else (*PATTERNS, *GROUPED)
+    attention = {str(count): attention_times(isa, count) for count in lengths}
+    for length, times in attention.items():
+        listed = ", ".join(f"{kind} {time:.1f}" for kind, time in times.items())
+        print(f"attention, {length} tokens, us per head of 64 channels: {listed}", flush=True)
     head = "".join(f"{name:>12s}" for name in FORMATS)
     print(f"{'microseconds, one core':26s}{'toks':>5s}{head}  chosen by the model")
     results = []
@@ -108,6 +127,7 @@ def main() -> int:
         print(line(results[-1]), flush=True)
     if options.json:
         report = {"isa": isa.name, "rates": asdict(rates), "linears": results}
+        report["attention"] = attention
         options.json.write_text(json.dumps(report, indent=1))
     return 0
 

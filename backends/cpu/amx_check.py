@@ -1,4 +1,4 @@
-"""The self-check of AMX: linears on tiles against exact integers.
+"""The self-check of AMX: linears on tiles against exact integers, attention against dot products.
 
 `python -m sparsefx.backends.cpu.amx_check` runs it; `amx_host` does so in a child process, once
 on each machine. Odd shapes, empty rows, every panel width, one thread and two.
@@ -7,6 +7,7 @@ on each machine. Odd shapes, empty rows, every panel width, one thread and two.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -24,19 +25,22 @@ from sparsefx.backends.cpu.private import cache_folder
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.weights import Format, pack
 
-__all__ = ["FORMATS", "check", "kernel_texts", "main"]
+__all__ = ["FORMATS", "attention", "check", "kernel_texts", "main"]
 
 FORMATS: tuple[Format, ...] = ("dense_amx", "masked_amx")
 _TOKENS = (1, 20, 130)
 """One panel of 16, one of 32, three of 64."""
 _SHAPES = ((3, 5, 1.0), (33, 64, 0.5), (70, 200, 0.1), (40, 130, 0.0))
 """Rows, columns, density."""
+_HEADS = ((2, 64, (128,)), (1, 20, (33, 70)))
+"""Heads, their channels, lengths of the sequences."""
 _ZERO_POINT = 7
 
 
 def kernel_texts(isa: Isa) -> list[str]:
     """The code that is checked."""
     kernels = [catalog.linear(format, Epilogue(integer=True)) for format in FORMATS]
+    kernels.append(catalog.other("attention_amx"))
     return [kernel.code(isa, width)[1] for kernel in kernels for width in WIDTHS]
 
 
@@ -53,7 +57,45 @@ def check(isa: Isa) -> str:
             found = _linear(x, w.astype(np.int8), format, engine, pool)
             if not np.array_equal(found, exact):
                 return f"{format} [{rows}, {columns}] is wrong for {tokens} tokens"
+    for heads, size, lengths in _HEADS:
+        found, expected = (
+            attention(kind, heads, size, lengths, engine, pools[1])
+            for kind in ("attention_amx", "attention_i8")
+        )
+        if not np.array_equal(found, expected):
+            return f"attention with heads of {size} channels differs for {lengths} tokens"
     return ""
+
+
+def attention(
+    kind: str, heads: int, size: int, lengths: Sequence[int], engine: Engine, pool: Pool
+) -> NDArray[np.float32]:
+    """Attention of random codes and values, fp32 [sequences, longest, channels]."""
+    rng = np.random.default_rng(size)
+    channels = heads * size
+    mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+    steps: list[Step] = []
+    words: dict[str, Word] = {"heads": heads, "head_size": size, "scale": 3e-4, "q_zero": 131}
+    for name in "qkv":
+        source, codes = Buffer(name, channels, 4), Buffer(f"{name}.codes", channels, 1)
+        table = rng.integers(0, 256, (mask.size, channels)).astype(np.float32)
+        table = np.pad(table if name != "v" else table / 99 - 1, ((0, 0), (0, -channels % 16)))
+        embed: dict[str, Word] = {"output": source, "rows": channels, "table0": table}
+        embed |= {"stride": table.shape[1], "indices0": 2}
+        steps.append(Step(catalog.embedding(1), embed, name))
+        if name != "v":
+            quantize: dict[str, Word] = {"rows": channels, "input": source, "output_bytes": codes}
+            quantize |= {"inverse_scale": 1.0, "zero_point": 0}
+            steps.append(Step(catalog.other("quantize"), quantize, name))
+        words |= {name: source if name == "v" else codes, f"{name}_rows": channels}
+    target = Buffer("y", channels, 4)
+    words |= {"output": target, "output_rows": channels}
+    steps.append(Step(catalog.other(kind), words, "y"))
+    unpack: dict[str, Word] = {"rows": channels, "input": target, "origin": 0, "result": 3}
+    steps.append(Step(catalog.other("unpack"), unpack, "y"))
+    runtime = Runtime(Plan(tuple(steps), ("index",), {"y": (3, channels, 0)}), engine, pool)
+    index = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
+    return runtime.run(mask, {"index": index})["y"]
 
 
 def _linear(

@@ -24,7 +24,7 @@ from sparsefx.backends.cpu.graphs import (
 )
 from sparsefx.backends.cpu.linear_weights import Weights, read_weights
 from sparsefx.backends.cpu.plan import Buffer, Step
-from sparsefx.backends.cpu.rates import BUILT_IN, faster, measured_rates
+from sparsefx.backends.cpu.rates import faster
 from sparsefx.backends.cpu.values import Octets, Rows
 from sparsefx.backends.cpu.weights import FORMATS, Format, Packed, pack
 
@@ -344,8 +344,7 @@ class LinearLowering:
     ) -> tuple[Packed, Choice]:
         walk = self._walk
         measured = walk.options.measured and walk.options.pack
-        rates = measured_rates(walk.isa) if measured else BUILT_IN
-        choice = choose_format(matrix, walk.isa, rates)
+        choice = choose_format(matrix, walk.isa, walk.rates)
         if measured:
             choice = tuned(choice, matrix, walk.isa, faster)
         chosen = choice.format

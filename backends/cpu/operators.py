@@ -350,7 +350,7 @@ class _Operators:
         q_code, k_code = q.rows.code, k.rows.code
         kind = "attention"
         if q_code is not None and k_code is not None and v.rows.code is None:
-            kind = "attention_amx" if walk.isa.has_tiles else "attention_i8"
+            kind = _int8_attention(walk)
             words["scale"] = scale * q_code[0] * k_code[0]
             words["q_zero"] = q_code[1]
         elif any(h.rows.code is not None for h in (q, k, v)):
@@ -358,3 +358,11 @@ class _Operators:
         walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
         walk.values[node] = Heads(Rows(target), q.heads, q.size, "bhsd")
         return None
+
+
+def _int8_attention(walk: Walk) -> str:
+    """The faster of the kernels that multiply codes; their results are the same bits."""
+    if not walk.isa.has_tiles:
+        return "attention_i8"
+    rates = walk.rates
+    return "attention_amx" if rates.attention_tiles < rates.attention else "attention_i8"

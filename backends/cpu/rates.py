@@ -38,6 +38,7 @@ from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
 __all__ = [
     "BUILT_IN",
     "Rates",
+    "attention_seconds",
     "faster",
     "linear_seconds",
     "machine_name",
@@ -49,7 +50,7 @@ _TOKENS = 128
 _PANELS = 2
 _COLD_BYTES = 6 << 20
 _RUNS = 25
-_VERSION = "3"
+_VERSION = "4"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Rates:
         channel: Six rows times one channel (dense_f32).
         tile: 16 rows times 64 channels (dense_amx).
         masked_tile: The same with its weights expanded from non-zeros (masked_amx).
+        attention: A head of 64 channels for 128 tokens, with dot products (attention_i8).
+        attention_tiles: The same on tiles (attention_amx).
         row: What a row costs besides: its epilogue, and the mispredicted end of its loop.
         peak: Multiply-adds per nanosecond on registers: int8 dot products where there are any.
         peak_f32: The same for fp32.
@@ -78,6 +81,8 @@ class Rates:
     channel: float
     tile: float
     masked_tile: float
+    attention: float
+    attention_tiles: float
     row: float
     peak: float
     peak_f32: float
@@ -93,6 +98,8 @@ BUILT_IN = Rates(
     channel=6.85,
     tile=37.0,
     masked_tile=45.0,
+    attention=20_800.0,
+    attention_tiles=13_000.0,
     row=8.2,
     peak=233.0,
     peak_f32=58.0,
@@ -102,7 +109,7 @@ BUILT_IN = Rates(
 """Used where nothing may be measured: results do not depend on the machine then.
 
 Tiles: prototypes without epilogues, 768 x 768 weights from beyond the second-level cache, 128
-tokens: 43 microseconds dense, 52 expanded without overlap.
+tokens: 43 microseconds dense, 52 expanded without overlap. Attention on tiles is an estimate.
 """
 
 
@@ -146,7 +153,7 @@ def measure(isa: Isa) -> Rates:
     rows, wide, narrow = 384, 768, 192
     nonzero, row = _slope("rows", isa, [_sparse(rows, wide, n, np.float32) for n in (32, 160)])
     cell, _ = _slope("dense_f32", isa, _dense(rows, (narrow, wide), np.float32))
-    quad = block = byte_cell = tile_cell = masked_cell = 0.0
+    quad = block = byte_cell = tile_cell = masked_cell = attention = attention_tiles = 0.0
     if isa.has_dot:
         quad, row = _slope("quads", isa, [_sparse(rows, wide, n, np.int8) for n in (32, 160)])
         block, _ = _slope("blocks", isa, [_blocked(rows, wide, n) for n in (8, 40)])
@@ -155,6 +162,8 @@ def measure(isa: Isa) -> Rates:
         tile_cell, _ = _slope("dense_amx", isa, _dense(rows, (narrow, wide), np.int8))
         tenth = [(_sparse(rows, n, n // 10, np.int8)[0], float(n)) for n in (narrow, wide)]
         masked_cell, _ = _slope("masked_amx", isa, tenth)
+        attention = 1e9 * attention_seconds("attention_i8", isa)
+        attention_tiles = 1e9 * attention_seconds("attention_amx", isa)
     return Rates(
         quad=quad,
         block=block,
@@ -163,6 +172,8 @@ def measure(isa: Isa) -> Rates:
         channel=6 * cell,
         tile=TILE_ROWS * TILE_COLUMNS * tile_cell,
         masked_tile=TILE_ROWS * TILE_COLUMNS * masked_cell,
+        attention=attention,
+        attention_tiles=attention_tiles,
         row=row,
         peak=_peak(isa, "dots" if isa.has_dot else "fmas"),
         peak_f32=_peak(isa, "fmas"),
@@ -208,6 +219,16 @@ def linear_seconds(matrix: NDArray[Any], format: Format, isa: Isa, tokens: int =
     copies = min(24, max(4, -(-_COLD_BYTES // max(1, packed.stored_bytes))))
     steps = [_step(matrix, _copied(packed), isa) for _ in range(copies)]
     return _plan_seconds(steps, isa, tokens) / copies
+
+
+def attention_seconds(kind: str, isa: Isa, tokens: int = _TOKENS, heads: int = 4) -> float:
+    """Seconds of one core per head of 64 channels, all codes and values zero."""
+    rows = 64 * heads
+    words: dict[str, Word] = {"heads": heads, "head_size": 64, "scale": 1.0}
+    words |= {"output": Buffer("y", rows, 4), "output_rows": rows}
+    for name, item in (("q", 1), ("k", 1), ("v", 4)):
+        words |= {name: Buffer(name, rows, item), f"{name}_rows": rows}
+    return _plan_seconds([Step(catalog.other(kind), words, "attention")], isa, tokens) / heads
 
 
 def _copied(packed: Packed) -> Packed:

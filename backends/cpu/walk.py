@@ -15,6 +15,7 @@ from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.panel import interleaved_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
 from sparsefx.backends.cpu.weights import TILED, Format
 from sparsefx.program import Program
@@ -61,6 +62,12 @@ class Walk:
     def isa(self) -> Isa:
         """The instruction set."""
         return self.options.isa
+
+    @property
+    def rates(self) -> Rates:
+        """What formats and kernels are chosen by."""
+        measured = self.options.measured and self.options.pack
+        return measured_rates(self.isa) if measured else BUILT_IN
 
     @property
     def outputs(self) -> set[fx.Node]:

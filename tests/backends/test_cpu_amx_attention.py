@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sparsefx import Pipeline
-from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.amx_check import attention
 from sparsefx.backends.cpu.engine import assembly
 from sparsefx.backends.cpu.isa import ISAS
 from sparsefx.backends.cpu.kernels import attention_amx
-from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
-from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, sparse_
 from tests.backends.test_cpu_amx import tile_lines
 from tests.programs import captured
 
 emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpandb")
-
-
-def attention(kind: str, heads: int, size: int, lengths: list[int]) -> NDArray[np.float32]:
-    """Attention of random codes and values, [sequences, longest, channels]."""
-    rng = np.random.default_rng(size)
-    channels, longest = heads * size, max(lengths)
-    mask = np.arange(longest)[None] < np.array(lengths)[:, None]
-    steps: list[Step] = []
-    words: dict[str, Word] = {"heads": heads, "head_size": size, "scale": 3e-4, "q_zero": 131}
-    for name in "qkv":
-        source = Buffer(name, channels, 4)
-        table = rng.integers(0, 256, (mask.size, channels)).astype(np.float32)
-        table = np.pad(table if name != "v" else table / 99 - 1, ((0, 0), (0, -channels % 16)))
-        embed: dict[str, Word] = {"output": source, "rows": channels, "table0": table}
-        embed |= {"stride": table.shape[1], "indices0": 2}
-        steps.append(Step(catalog.embedding(1), embed, name))
-        words |= {name: source, f"{name}_rows": channels, f"{name}_first": 0}
-        if name != "v":
-            codes = Buffer(f"{name}.codes", channels, 1)
-            quantize: dict[str, Word] = {"rows": channels, "input": source, "output_bytes": codes}
-            quantize |= {"inverse_scale": 1.0, "zero_point": 0}
-            steps.append(Step(catalog.other("quantize"), quantize, name))
-            words[name] = codes
-    target = Buffer("y", channels, 4)
-    words |= {"output": target, "output_rows": channels}
-    steps.append(Step(catalog.other(kind), words, "y"))
-    unpack: dict[str, Word] = {"rows": channels, "input": target, "origin": 0, "result": 3}
-    steps.append(Step(catalog.other("unpack"), unpack, "y"))
-    plan = Plan(tuple(steps), ("index",), {"y": (3, channels, 0)})
-    runtime = Runtime(plan, engine(EMULATED[0]), pool(EMULATED[0], 2))
-    index = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
-    return runtime.run(mask, {"index": index})["y"]
 
 
 @emulated
@@ -67,8 +32,11 @@ def attention(kind: str, heads: int, size: int, lengths: list[int]) -> NDArray[n
     ],
 )
 def test_the_bits_of_dot_products(heads: int, size: int, lengths: list[int]) -> None:
-    found = attention("attention_amx", heads, size, lengths)
-    expected = attention("attention_i8", heads, size, lengths)
+    code, threads = engine(EMULATED[0]), pool(EMULATED[0], 2)
+    found, expected = (
+        attention(kind, heads, size, lengths, code, threads)
+        for kind in ("attention_amx", "attention_i8")
+    )
     assert np.ptp(expected) > 0.1
     np.testing.assert_array_equal(found, expected)
 
