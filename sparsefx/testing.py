@@ -34,7 +34,7 @@ from sparsefx.pipeline import Pipeline
 from sparsefx.printing import format_node
 from sparsefx.program import Program
 
-__all__ = ["assert_equal_outputs", "assert_pass", "graph_text", "small_program"]
+__all__ = ["assert_equal_outputs", "assert_pass", "graph_text", "small_encoder", "small_program"]
 
 
 class _Function(nn.Module):
@@ -50,6 +50,30 @@ def small_program(
     """Capture a module or a plain function on example inputs, all sizes fixed."""
     module = model if isinstance(model, nn.Module) else _Function(model)
     return capture(module, inputs, dynamic=False).train(training)
+
+
+def small_encoder(kind: str = "BertModel", **settings: Any) -> Program:
+    """Capture a BERT of two layers and width 8 with random weights, in eval mode.
+
+    Args:
+        kind: A BERT class of transformers.
+        settings: What its configuration says otherwise, e.g. ``num_hidden_layers=3``.
+
+    Returns:
+        A Program with one input, ``input_ids`` of dynamic batch and sequence.
+    """
+    import transformers
+
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    config = transformers.BertConfig(**{**sizes, **settings})
+    model: nn.Module = getattr(transformers, kind)(config).eval()
+    return capture(model, {"input_ids": torch.ones(2, 4, dtype=torch.int64)})
 
 
 def graph_text(program: Program) -> str:

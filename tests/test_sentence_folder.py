@@ -8,31 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from sparsefx import Pipeline
 from sparsefx.huggingface import capture_tokens, save_pretrained
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import inputs_for
 from sparsefx.train.tasks import Examples
+from tests.tiny_models import small_bert
 from tests.train import tiny_run
 
 TEXTS = ("a b c d", "h g", "b b e f g a c")
 
 
 def bert() -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 12,
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 32,
-        "architectures": ["BertModel"],
-    }
-    made: Any = BertModel(BertConfig(**sizes))
-    return made.eval()
+    return small_bert(BertModel, vocab_size=12, hidden_size=32, num_hidden_layers=1)
 
 
 def test_sentence_transformers_gives_the_same_vectors(tmp_path: Path) -> None:

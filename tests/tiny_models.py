@@ -152,6 +152,26 @@ def tiny(architecture: str, attention: str = "sdpa", seed: int = 0) -> nn.Module
     return model.eval()
 
 
+def small_bert(cls: Any = BertForSequenceClassification, **settings: Any) -> Any:
+    """Return a BERT of width 16 in eval mode, for tests that :func:`tiny` is too large for.
+
+    Args:
+        cls: A BERT class of transformers.
+        settings: What its configuration says otherwise.
+    """
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "type_vocab_size": 1,
+        "architectures": [cls.__name__],
+    }
+    return cls(BertConfig(**{**sizes, **settings})).eval()
+
+
 def example_batch(batch: int = 2, length: int = 8, seed: int = 0) -> dict[str, Tensor]:
     """Return random token ids, and a mask in which the last sequence is padded."""
     generator = torch.Generator().manual_seed(seed)

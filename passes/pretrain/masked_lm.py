@@ -45,12 +45,9 @@ class MaskedLm(Pass):
     padding token, which its configuration tells, is not among ``special``.
 
     >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertForMaskedLM
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> ids = torch.randint(5, 20, (4, 8))
-    >>> program = capture(BertForMaskedLM(config).eval(), {"input_ids": ids})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program, ids = small_encoder("BertForMaskedLM"), torch.randint(5, 20, (4, 8))
     >>> trained = Pipeline.parse("masked-lm{mask_token=4,special=(0,1,2,3)}").run(program)
     >>> sorted(trained(input_ids=ids))
     ['logits', 'loss', 'loss.masked_lm']

@@ -40,13 +40,10 @@ class MlmHead(Pass):
     Establishes nothing. Skips a Program that has such an output already.
 
     >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
-    ...                     num_attention_heads=2, intermediate_size=16)
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
     >>> ids = torch.ones(2, 4, dtype=torch.int64)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": ids})
-    >>> found = Pipeline.parse("mlm-head").run(program)(input_ids=ids)
+    >>> found = Pipeline.parse("mlm-head").run(small_encoder())(input_ids=ids)
     >>> tuple(found["mlm_logits"].shape)
     (2, 4, 20)
 

@@ -27,12 +27,9 @@ class StripMaskedLm(Pass):
 
     Establishes nothing. Skips a Program whose tokens are not hidden.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertForMaskedLM
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> program = capture(BertForMaskedLM(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder("BertForMaskedLM")
     >>> passes = "masked-lm{mask_token=4,special=(0,1)},strip-masked-lm"
     >>> Pipeline.parse(passes).run(program).fingerprint() == program.fingerprint()
     True

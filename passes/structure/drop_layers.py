@@ -30,12 +30,9 @@ class DropLayers(Pass):
 
     Establishes nothing. Skips a graph without encoder layers, and one where all are kept.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=3,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder(num_hidden_layers=3)
     >>> small = Pipeline.parse("drop-layers{keep=(0,2)}").run(program)
     >>> small.config["num_hidden_layers"], small.history[-1].notes
     (2, ('kept the layers 0, 2 of 3',))

@@ -41,12 +41,9 @@ class PruneHeads(Pass):
     of their own (the relative positions of MPNet and DeBERTa), where an operator is not known to
     keep heads apart, and those that have no head to lose.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2,
-    ...                     num_attention_heads=4, intermediate_size=16)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder(num_attention_heads=4)
     >>> small = Pipeline.parse("prune-heads{ratio=0.5}").run(program)
     >>> small.history[-1].notes
     ('4 of 8 heads stay: 2, 2',)

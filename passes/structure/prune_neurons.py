@@ -40,12 +40,9 @@ class PruneNeurons(Pass):
     Establishes nothing. Skips gated blocks, layers whose feed-forward tensors are used elsewhere
     too, and all layers when one cannot shrink, as the configuration has one width for all.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder()
     >>> small = Pipeline.parse("prune-neurons{ratio=0.5}").run(program)
     >>> small.config["intermediate_size"]
     4

@@ -44,12 +44,9 @@ class ReplaceModules(Pass):
     Establishes nothing. Both branches are computed and one is chosen, so a step costs what both
     cost. Skips a graph without encoder layers, and one whose layers cannot be cut evenly.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder()
     >>> trained = Pipeline.parse("replace-modules{rate=0.3,end=100}").run(program)
     >>> trained.history[-1].notes, float(trained.tensor("replacing.rate"))
     (('1 successor for 2 layers',), 0.30000001192092896)

@@ -25,12 +25,9 @@ class TakeSuccessors(Pass):
 
     Establishes nothing. Skips a Program without successors.
 
-    >>> import torch
-    >>> from sparsefx import Pipeline, capture
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2,
-    ...                     num_attention_heads=2, intermediate_size=16)
-    >>> program = capture(BertModel(config).eval(), {"input_ids": torch.ones(2, 4).long()})
+    >>> from sparsefx import Pipeline
+    >>> from sparsefx.testing import small_encoder
+    >>> program = small_encoder()
     >>> small = Pipeline.parse("replace-modules,take-successors").run(program)
     >>> small.config["num_hidden_layers"]
     1

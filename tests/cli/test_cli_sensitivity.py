@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx.cli import main
 from sparsefx.passes.prune.loss_curves import read_loss_curves
+from tests.tiny_models import small_bert
 from tests.train.tiny_run import LETTERS, texts, tokenizer
 
 
@@ -25,15 +24,8 @@ def run(*arguments: object) -> Any:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with a model and a labelled file."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 4 + len(LETTERS),
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-    }
-    BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(tmp_path / "model")
+    model = small_bert(vocab_size=4 + len(LETTERS), num_hidden_layers=1, type_vocab_size=2)
+    model.save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     with (tmp_path / "data.csv").open("w", newline="") as file:
         writer = csv.writer(file)

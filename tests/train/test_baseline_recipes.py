@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx.frontend import capture
 from sparsefx.passes.analyses.encoder import EncoderStructure
@@ -21,6 +19,7 @@ from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import Examples, Task, text_task
+from tests.tiny_models import small_bert
 from tests.train import tiny_run
 
 BATCH = 8
@@ -29,19 +28,11 @@ TINY_TOKENS = "masked-lm{special=(0,1,2,3),mask_token=1}"  # BERT's ids are none
 
 @cache
 def program(layers: int) -> Program:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 12,
-        "hidden_size": 16,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": 32,
-    }
-    made: Any = BertForSequenceClassification(BertConfig(**sizes))
+    sizes = {"vocab_size": 12, "max_position_embeddings": 32, "type_vocab_size": 2}
+    made = small_bert(num_hidden_layers=layers, **sizes)
     coded = encode(tiny_run.tokenizer(), Examples("drawn", texts(BATCH, 0)), 16)
     # Fixed sizes: shapes are inferred much faster.
-    return capture(made.eval(), coded.collate(range(BATCH)), dynamic=False)
+    return capture(made, coded.collate(range(BATCH)), dynamic=False)
 
 
 def texts(count: int, seed: int) -> tuple[str, ...]:

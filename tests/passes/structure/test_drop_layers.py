@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
     DistilBertConfig,
     DistilBertModel,
 )
@@ -22,22 +20,11 @@ from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.structure.drop_layers import DropLayers, chosen_layers
 from sparsefx.program import Program
 from sparsefx.testing import assert_pass, small_program
-from tests.tiny_models import HandwrittenEncoder, example_batch
+from tests.tiny_models import HandwrittenEncoder, example_batch, small_bert
 
 
 def bert(layers: int) -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 100,
-        "hidden_size": 16,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "type_vocab_size": 1,
-        "architectures": ["BertForSequenceClassification"],
-    }
-    made: Any = BertForSequenceClassification(BertConfig(**sizes))
-    return made.eval()
+    return small_bert(num_hidden_layers=layers)
 
 
 def dropped(program: Program, text: str) -> Program:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 import sparsefx
 from sparsefx import Pipeline, Program
@@ -17,23 +17,12 @@ from sparsefx.errors import PassError, SpecError
 from sparsefx.huggingface import load_pretrained, save_pretrained
 from sparsefx.passes.structure.prune_neurons import PruneNeurons
 from sparsefx.testing import assert_pass, small_program
-from tests.tiny_models import HandwrittenEncoder, example_batch, tiny
+from tests.tiny_models import HandwrittenEncoder, example_batch, small_bert, tiny
 
 
 @cache
 def bert() -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 100,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "type_vocab_size": 1,
-        "architectures": ["BertForSequenceClassification"],
-    }
-    made: Any = BertForSequenceClassification(BertConfig(**sizes))
-    return made.eval()
+    return small_bert()
 
 
 def narrow(program: Program, text: str = "prune-neurons{ratio=0.75}") -> Program:

@@ -15,22 +15,12 @@ from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, SpecError
 from sparsefx.passes.structure.replace_modules import RATE, ReplaceModules
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
-from tests.tiny_models import example_batch
+from tests.tiny_models import example_batch, small_bert
 
 
 @cache
 def bert() -> Any:
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 100,
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "type_vocab_size": 1,
-    }
-    made: Any = BertForSequenceClassification(BertConfig(**sizes))
-    return made.eval()
+    return small_bert(num_hidden_layers=4)
 
 
 @cache
