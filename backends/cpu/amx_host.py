@@ -71,6 +71,8 @@ def child_verdict(isa: Isa) -> tuple[str, bool]:
         Why it failed, "" if it passed; and whether that would be so again: a child that could not
         be started, or took too long, says nothing about the machine.
     """
+    if getattr(sys, "frozen", False):
+        return "its self-check needs an interpreter, and this program is a frozen one", False
     command = [sys.executable, "-m", "sparsefx.backends.cpu.amx_check", isa.name]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
     try:

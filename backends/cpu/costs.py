@@ -27,6 +27,9 @@ __all__ = ["Choice", "choose_format", "tuned"]
 _CLOSE = 1.3
 """Formats whose modelled costs differ by less than this factor are timed."""
 
+_MASKED_DENSITY = 7 / 8
+"""Above it a bit for each weight and a byte for each non-zero are more than a byte per weight."""
+
 Timer = Callable[[NDArray[Any], Sequence[Format], Isa], dict[Format, float]]
 
 
@@ -86,7 +89,9 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
         }
         if isa.has_tiles:
             amx = _whole_tiles(rows, columns)
-            work |= {"masked_amx": rates.masked_tile * amx, "dense_amx": rates.tile * amx}
+            work["dense_amx"] = rates.tile * amx
+            if counts.sum() < _MASKED_DENSITY * matrix.size:
+                work["masked_amx"] = rates.masked_tile * amx
         every = rates.quad * rows * (columns / 4)
     else:
         work = {

@@ -306,15 +306,17 @@ def test_every_format_has_its_place_on_amx() -> None:
         return choose_format(matrix, ISAS["amx"], found).format
 
     assert chosen(sparse(1.0, 768, 768)) == "dense_amx"
-    assert chosen(sparse(0.1, 768, 768)) == "dense_amx"
+    assert chosen(sparse(0.1, 768, 768)) == "masked_amx"
     assert chosen(sparse(0.02, 768, 768)) == "quads"
     assert chosen(np.repeat(sparse(0.05, 768, 192), 4, axis=1)) == "blocks"
     assert chosen(sparse(1.0, 2, 768)) == "blocks"
-    overlapped = replace(rates.BUILT_IN, masked_tile=30.0)
-    assert chosen(sparse(0.1, 768, 768), overlapped) == "masked_amx"
-    choice = choose_format(sparse(0.1, 768, 768), ISAS["amx"], overlapped)
-    assert choice.reason == "1.2x cheaper than reading every weight; all are multiplied"
-    assert choose_format(sparse(0.1, 768, 768), ISAS["amx"]).reason.startswith("zeros do not pay")
+    slow = replace(rates.BUILT_IN, masked_tile=45.0)
+    assert chosen(sparse(0.1, 768, 768), slow) == "dense_amx"
+    choice = choose_format(sparse(0.1, 768, 768), ISAS["amx"])
+    assert choice.reason == "1.1x cheaper than reading every weight; all are multiplied"
+    choice = choose_format(sparse(0.1, 768, 768), ISAS["amx"], slow)
+    assert choice.reason.startswith("zeros do not pay")
+    assert "masked_amx" not in choose_format(sparse(0.9, 64, 768), ISAS["amx"]).costs
 
 
 @emulated

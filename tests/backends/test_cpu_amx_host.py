@@ -92,6 +92,11 @@ def test_a_child_that_cannot_start_says_nothing_of_the_machine(
     verdict, final = amx_host.child_verdict(ISAS["amx"])
     assert verdict.startswith("its self-check could not be run")
     assert not final
+    # There sys.executable is the program itself: it must not be started again.
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    verdict, final = amx_host.child_verdict(ISAS["amx"])
+    assert verdict.startswith("its self-check needs an interpreter")
+    assert not final
 
 
 def test_permission_refused(featured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
