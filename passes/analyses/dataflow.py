@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from sparsefx.passes.analyses.operators import (
     CASTS,
+    CONVOLUTIONS,
     COPIES,
     DROPOUTS,
     PARTS,
@@ -172,12 +173,13 @@ def products(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def weight_of(node: fx.Node) -> str | None:
-    """Return the name of the tensor that is the weight of a linear or embedding node.
+    """Return the name of the weight of a linear, convolution or embedding node.
 
     The first argument of every operator on the way (mask, fake quantization, dequantize, layout) is
     the weight itself. None when the weight is computed from activations.
     """
-    argument = node.args[1] if is_linear(node) else node.args[0]
+    second = is_linear(node) or node.target in CONVOLUTIONS
+    argument = node.args[1 if second else 0]
     for step in _first_arguments(argument):
         if step.op == "get_attr":
             return str(step.target)

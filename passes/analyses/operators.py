@@ -8,6 +8,7 @@ import torch
 
 __all__ = [
     "CASTS",
+    "CONVOLUTIONS",
     "COPIES",
     "DROPOUTS",
     "ELEMENTWISE",
@@ -31,6 +32,15 @@ COPIES: Operators = frozenset(
     }
 )
 """The first input with the same values and shape."""
+CONVOLUTIONS: Operators = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv1d.padding,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+    }
+)
+"""Of the second input, [outputs, inputs / groups, ...], over the first."""
 CASTS: Operators = frozenset(
     {
         aten.to.device,

@@ -1,4 +1,4 @@
-"""What the weights of an encoder are for: encoder, pooler, head, embedding."""
+"""What weights are for: encoder, pooler, head, embedding, convolution."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sparsefx.passes.analyses.dataflow import (
     next_nodes,
     weight_of,
 )
+from sparsefx.passes.analyses.operators import CONVOLUTIONS
 
 __all__ = ["DISTILL_PREFIX", "TEACHER_PREFIX", "Role", "roles_of"]
 
@@ -36,6 +37,8 @@ class Role(StrEnum):
     """Any other linear after the last hidden state."""
     EMBEDDING = "embedding"
     """An embedding table, or a linear or matrix on the way to the embedding output."""
+    CONVOLUTION = "convolution"
+    """The weight of a convolution, in any graph."""
     OTHER = "other"
     """None of these; every weight of a graph that is no encoder, but for embedding tables."""
 
@@ -43,7 +46,7 @@ class Role(StrEnum):
 def roles_of(
     graph: fx.Graph, flow: nx.DiGraph[fx.Node], first: fx.Node | None, last: fx.Node | None
 ) -> dict[str, Role]:
-    """Return the role of every weight of a linear or embedding, by tensor name.
+    """Return the role of every weight of a linear, convolution or embedding, by tensor name.
 
     A weight that is used twice, as the tied decoder of a masked language model, keeps the first of
     its roles in the order embedding, encoder, pooler, head.
@@ -61,6 +64,8 @@ def roles_of(
             role = regions.role(node)
         elif node.target is aten.embedding.default:
             role = Role.EMBEDDING
+        elif node.target in CONVOLUTIONS:
+            role = Role.CONVOLUTION
         else:
             continue
         name = weight_of(node)
@@ -76,7 +81,14 @@ def roles_of(
     return dict(sorted(found.items()))
 
 
-_PRECEDENCE = (Role.EMBEDDING, Role.ENCODER, Role.POOLER, Role.HEAD, Role.OTHER)
+_PRECEDENCE = (
+    Role.EMBEDDING,
+    Role.ENCODER,
+    Role.POOLER,
+    Role.HEAD,
+    Role.CONVOLUTION,
+    Role.OTHER,
+)
 
 
 def _is_matrix(node: fx.Node, name: str) -> bool:

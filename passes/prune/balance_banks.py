@@ -87,7 +87,7 @@ class BalanceBanks(Pass):
     Attributes:
         sparsity: Share of zeros, 0 <= sparsity < 1, in every row.
         bank: Neighbours along the input dimension that form a bank.
-        roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
+        roles: Roles of the weights to prune: encoder, pooler, head, embedding, convolution, other.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
     """
@@ -127,15 +127,17 @@ class BalanceBanks(Pass):
             weight = program.tensor(name).detach()
             if not bool(torch.isfinite(weight).all()):
                 raise PassError("it holds NaN or infinite values", who=self.name, where=name)
-            if not any(bank_quotas(weight.shape[1], self.bank, self.sparsity)):
+            columns = weight[0].numel()
+            if not any(bank_quotas(columns, self.bank, self.sparsity)):
                 raise PassError(
-                    f"a sparsity of {self.sparsity:g} leaves none of the {weight.shape[1]} weights "
+                    f"a sparsity of {self.sparsity:g} leaves none of the {columns} weights "
                     "of a row",
                     who=self.name,
                     where=name,
                     hint=f"choose a lower sparsity, or leave it out: exclude='{name}'",
                 )
-            mask = balanced_mask(weight.abs(), self.bank, self.sparsity)
+            scores = weight.abs().flatten(1)
+            mask = balanced_mask(scores, self.bank, self.sparsity).view_as(weight)
             sites.append(add_mask(ctx.rewriter, name, mask, owner=str(self)))
         if not sites:
             return PassReport(0, skipped)

@@ -69,7 +69,7 @@ class PatternLock(Pass):
         {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
     )
 
-    roles: tuple[str, ...] = ("encoder", "pooler", "head", "other")
+    roles: tuple[str, ...] = ("encoder", "pooler", "head", "convolution", "other")
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     check_every: int = 100

@@ -69,7 +69,7 @@ class ObertPrune(ScheduledPrune):
         pattern: ``unstructured``, a block ``RxC``, or ``N:M`` (weights then count singly).
         mask: ``hard``; a weight without a gradient has no saliency by which it could come back.
         ties: Whether a score equal to the threshold is kept or dropped; see ``patterns.Ties``.
-        roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
+        roles: Roles of the weights to prune: encoder, pooler, head, embedding, convolution, other.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
         start: Step of the Program at which the schedule's step 0 lies; None: where the pass runs.

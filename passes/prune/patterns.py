@@ -3,7 +3,8 @@
 Three patterns are known, each with a text form: ``unstructured`` (single weights), ``RxC`` (blocks
 of R outputs by C inputs, kept or dropped whole) and ``N:M`` (at most N non-zeros in every M
 neighbours along the input dimension). Weights are PyTorch's: dimension 0 is the output, dimension 1
-the input.
+the input. The weight of a convolution, [outputs, inputs / groups, height, width], is the matrix
+[outputs, all else] by which it multiplies its patches.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def unfit(shape: Sequence[int], sparsity: float, pattern: Pattern) -> str | None
     >>> unfit((6, 10), 0.5, Block(1, 4))
     'blocks of 1x4 do not divide its shape 6x10'
     """
-    rows, columns = shape
+    rows, columns = shape[0], math.prod(shape[1:])
     if isinstance(pattern, Block) and (rows % pattern.rows or columns % pattern.columns):
         return f"blocks of {pattern} do not divide its shape {rows}x{columns}"
     if isinstance(pattern, GroupWise):
@@ -143,7 +144,7 @@ def mask_for(scores: Tensor, sparsity: float, pattern: Pattern, ties: Ties = "ke
     """Return the mask of one weight.
 
     Args:
-        scores: How much each weight matters, >= 0, float of shape (outputs, inputs).
+        scores: How much each weight matters, >= 0, float of shape (outputs, inputs, ...).
         sparsity: Share to drop, 0 <= sparsity < 1. For N:M it lies between 0 and that of the
             pattern: on the way there, every group keeps ``ceil(M * (1 - sparsity))``.
         pattern: What is kept or dropped together; must fit the shape (:func:`unfit`).
@@ -165,11 +166,13 @@ def masks_together(
 
     ``sparsity`` is then that of all of them together. N:M has no threshold: each group decides.
     """
+    matrices = [part.flatten(1) for part in scores]
     if isinstance(pattern, GroupWise):
-        return [_group_mask(part, sparsity, pattern) for part in scores]
-    units = [_unit_scores(part, pattern) for part in scores]
-    kept = kept_units(sum(part.numel() for part in units), sparsity, ties)
-    masks = [_spread(part, pattern) for part in _select(units, kept, ties)]
+        masks = [_group_mask(part, sparsity, pattern) for part in matrices]
+    else:
+        units = [_unit_scores(part, pattern) for part in matrices]
+        kept = kept_units(sum(part.numel() for part in units), sparsity, ties)
+        masks = [_spread(part, pattern) for part in _select(units, kept, ties)]
     return [mask.reshape(part.shape) for mask, part in zip(masks, scores, strict=True)]
 
 

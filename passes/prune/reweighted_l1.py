@@ -57,7 +57,7 @@ class ReweightedL1(Pass):
         shrink: By how much a weight of a = 1 shrinks in a step, > 0.
         reweight_every: Steps from one choice of a to the next; 0 for never.
         epsilon: Keeps a finite, > 0.
-        roles: Roles of the weights: encoder, pooler, head, embedding, other.
+        roles: Roles of the weights: encoder, pooler, head, embedding, convolution, other.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
         start: Step of the Program from which steps are counted; None: where the pass runs.

@@ -64,7 +64,7 @@ class ScheduledPrune(Pass):
             (Prune OFA). Gradients of masked weights are zero in both. ``straight-through``: as
             soft, but masked weights go on learning, from the gradients of their places.
         ties: Whether a score equal to the threshold is kept or dropped; see ``patterns.Ties``.
-        roles: Roles of the weights to prune: encoder, pooler, head, embedding, other.
+        roles: Roles of the weights to prune: encoder, pooler, head, embedding, convolution, other.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
         start: Step of the Program at which the schedule's step 0 lies; None: where the pass runs.

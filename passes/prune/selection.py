@@ -14,6 +14,7 @@ from sparsefx.errors import PassError, did_you_mean
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.operators import CONVOLUTIONS
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Selection", "check_selection", "select_weights", "unmatched", "weight_roles"]
 
 aten = torch.ops.aten
-_WEIGHT_ARGUMENT: dict[object, int] = {aten.linear.default: 1, aten.embedding.default: 0}
+_WEIGHT_ARGUMENT: dict[object, int] = {
+    aten.linear.default: 1,
+    aten.embedding.default: 0,
+    **dict.fromkeys(CONVOLUTIONS, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -146,5 +151,6 @@ def _unfit_use(node: fx.Node) -> str:
     for user in node.users:
         place = _WEIGHT_ARGUMENT.get(user.target)
         if place is None or user.args[place] is not node:
-            return f"%{user.name} does not use it as the weight of a linear or an embedding"
+            what = "a linear, a convolution or an embedding"
+            return f"%{user.name} does not use it as the weight of {what}"
     return ""
