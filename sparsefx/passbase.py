@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sparsefx.errors import PassError, SparsefxError, did_you_mean
 from sparsefx.option_types import choices, wrong_types
 from sparsefx.properties import Property
-from sparsefx.spec import format_spec
+from sparsefx.spec import format_spec, options_of
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -125,11 +125,7 @@ class Pass(ABC):
     option's name; this class checks them against the types of the fields.
 
     Attributes:
-        requires: Properties that must hold before.
-        establishes: Properties that hold afterwards.
-        destroys: Properties that no longer hold afterwards.
-        forbids: Properties that must not hold before.
-        changes_signature: Whether inputs or outputs may be others afterwards.
+        requires: This and the next four are what :meth:`contract` returns; see :class:`Contract`.
         on_no_match: What the pipeline does when the pass applied nowhere.
     """
 
@@ -143,8 +139,7 @@ class Pass(ABC):
     on_no_match: OnNoMatch = field(default="warn", kw_only=True)
 
     def __post_init__(self) -> None:
-        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
-        for wrong in wrong_types(type(self), values):
+        for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
 
     def contract(self) -> Contract:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sparsefx.errors import TargetError
 from sparsefx.option_types import wrong_types
-from sparsefx.spec import format_spec
+from sparsefx.spec import format_spec, options_of
 
 if TYPE_CHECKING:
     from sparsefx.pipeline import Pipeline
@@ -90,8 +89,7 @@ class Target(ABC):
     """Name that a run gives to what :meth:`Compiled.save` writes: a folder, or a file."""
 
     def __post_init__(self) -> None:
-        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
-        for wrong in wrong_types(type(self), values):
+        for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
 
     def refuse(self, option: str, why: str, *, hint: str = "") -> TargetError:
