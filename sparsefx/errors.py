@@ -27,6 +27,7 @@ __all__ = [
     "TrainingInterruptedError",
     "VerifyError",
     "did_you_mean",
+    "first_line",
 ]
 
 
@@ -156,3 +157,13 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(names)}" if names else "none is known here"
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's text that says something, else the error's class.
+
+    >>> first_line(ValueError("\n  too long\nTraceback")), first_line(KeyError())
+    ('too long', 'KeyError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sparsefx.clean import clean_graph
-from sparsefx.errors import CaptureError, did_you_mean
+from sparsefx.errors import CaptureError, did_you_mean, first_line
 from sparsefx.program import Program
 from sparsefx.shapes import Shapes, static_size
 from sparsefx.signature import InputSpec, Signature
@@ -174,7 +174,7 @@ def _export(
         except Exception as error:
             where = entered[-1] if entered else type(model).__name__
             raise CaptureError(
-                f"torch.export failed: {_first_line(error)}",
+                f"torch.export failed: {first_line(error)}",
                 who="capture",
                 where=where,
                 hint="make this module free of control flow that depends on tensor values and of "
@@ -210,11 +210,6 @@ def _entered_modules(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _from_exported(exported: ExportedProgram) -> Program:

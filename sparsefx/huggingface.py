@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsefx.errors import ArtifactError, CaptureError, DataError
+from sparsefx.errors import ArtifactError, CaptureError, DataError, first_line
 from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
+from sparsefx.model_folder import (
+    check_place,
+    check_weight_files,
+    read_config,
+    unreadable,
+)
 from sparsefx.ops import dequantize
 from sparsefx.program import Program
 from sparsefx.sentence_folder import write_sentence_modules
@@ -34,11 +40,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_PLACES = (
-    "name a folder with config.json, or a model of the Hugging Face hub, e.g. "
-    "google/bert_uncased_L-4_H-256_A-4, while there is a network"
-)
-_COPY_AGAIN = "the folder may be cut or altered: copy or download it again"
 # RoBERTa counts positions from behind the padding token's id.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _TOKENIZER_FILES = (
@@ -71,16 +72,8 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     """
     import transformers
 
-    _check_place(place)
-    if (Path(place) / "manifest.json").exists():
-        raise ArtifactError(
-            "it holds a saved Program; a Hugging Face model is needed here",
-            who="load",
-            where=place,
-            hint="in Python a Session starts from Program.load(folder) too",
-        )
-    config = _config(place)
-    _check_files(place)
+    config = read_config(place)
+    check_weight_files(place)
     if labels is not None:
         if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
             logger.warning(
@@ -93,30 +86,33 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
         names = config.architectures or []
         cls = getattr(transformers, names[0], None) if names else None
         cls = cls or transformers.AutoModel
+    model, missing = _load_weights(cls, place, config, resize=labels is not None)
+    body = f"{model.base_model_prefix}." if labels is not None else ""
+    drawn = [name for name in missing if name.startswith(body)]
+    if drawn:
+        logger.warning(
+            "%s: %d weights are not in the files and begin with random values: %s",
+            *(place, len(drawn), ", ".join(drawn[:5])),
+        )
+    found: nn.Module = model.eval()
+    return found
+
+
+def _load_weights(cls: Any, place: str, config: Any, *, resize: bool) -> tuple[Any, list[str]]:
+    """Return the model, and the names of the weights that the files do not hold."""
     try:
         model, report = cls.from_pretrained(
             place,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=labels is not None,
+            ignore_mismatched_sizes=resize,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        raise ArtifactError(
-            f"the weights cannot be loaded: {_first_line(error)}",
-            who="load",
-            where=", ".join(map(str, Path(place).glob("*.bin"))) or place,
-            hint=_COPY_AGAIN,
-        ) from error
-    body = f"{model.base_model_prefix}." if labels is not None else ""
-    missing = sorted(name for name in report["missing_keys"] if name.startswith(body))
-    if missing:
-        logger.warning(
-            "%s: %d weights are not in the files and begin with random values: %s",
-            *(place, len(missing), ", ".join(missing[:5])),
-        )
-    found: nn.Module = model.eval()
-    return found
+        pickles = ", ".join(map(str, Path(place).glob("*.bin")))
+        why = f"the weights cannot be loaded: {first_line(error)}"
+        raise unreadable(pickles or place, why) from error
+    return model, sorted(report["missing_keys"])
 
 
 def most_tokens(config: Mapping[str, Any]) -> int | None:
@@ -187,12 +183,12 @@ def load_tokenizer(place: str) -> Any:
     import transformers
 
     hint = "give a folder with tokenizer.json or vocab.txt, or a model of the Hugging Face hub"
-    _check_place(place, "tokenizer_config.json", hint)
+    check_place(place, "tokenizer_config.json", hint)
     try:
         found: Any = transformers.AutoTokenizer.from_pretrained(place)
     except Exception as error:  # tokenizers raises bare Exceptions for files that it cannot read
         raise ArtifactError(
-            f"no tokenizer can be loaded: {_first_line(error)}", who="load", where=place, hint=hint
+            f"no tokenizer can be loaded: {first_line(error)}", who="load", where=place, hint=hint
         ) from error
     if set(found.get_vocab()) <= set(found.all_special_tokens):
         # From a folder without vocabulary transformers makes one that takes every word for unknown.
@@ -301,97 +297,3 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).exists() and source.resolve() != folder.resolve():
             shutil.copyfile(source / name, folder / name)
-
-
-def _config(place: str) -> Any:
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        if Path(place).exists():
-            if not (Path(place) / "config.json").exists():
-                raise ArtifactError(
-                    "the folder has no config.json", who="load", where=place, hint=_PLACES
-                ) from error
-            why, hint = _first_line(error), _COPY_AGAIN
-            raise ArtifactError(why, who="load", where=place, hint=hint) from error
-        raise _no_such_place(place, error=error) from error
-    names: Sequence[str] = config.architectures or []
-    decodes = any("CausalLM" in name or "LMHead" in name for name in names)
-    decodes = decodes or _only_decodes(config.model_type)
-    if decodes or config.is_encoder_decoder or getattr(config, "is_decoder", False):
-        raise CaptureError(
-            f"{', '.join(names) or config.model_type} is not an encoder",
-            who="load",
-            where=place,
-            hint="sparsefx takes BERT-class encoders",
-        )
-    return config
-
-
-def _only_decodes(model_type: str) -> bool:
-    """Return whether this kind of model predicts next words, and never masked ones."""
-    from transformers.models.auto import modeling_auto
-
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return model_type in causal and model_type not in masked
-
-
-def _check_place(place: str, asked: str = "config.json", hint: str = _PLACES) -> None:
-    """Refuse what is neither a folder nor the id of a model; say so when the hub will be asked.
-
-    Args:
-        place: What the user named.
-        asked: The file that is looked for first.
-        hint: What can be named.
-    """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    folder = Path(place)
-    if folder.is_dir():
-        return
-    if folder.exists():
-        raise ArtifactError("a file; a folder is needed", who="load", where=place, hint=hint)
-    try:
-        cached = try_to_load_from_cache(place, asked)
-    except HFValidationError as error:
-        raise _no_such_place(place, hint) from error
-    if not isinstance(cached, str):
-        logger.warning("%s: no such folder; asking the Hugging Face hub for it", place)
-
-
-def _no_such_place(
-    place: str, hint: str = _PLACES, error: Exception | None = None
-) -> ArtifactError:
-    also = f", and the hub gives no model of this name: {_first_line(error)}" if error else ""
-    return ArtifactError(
-        f"there is no such file or folder{also}", who="load", where=place, hint=hint
-    )
-
-
-def _check_files(place: str) -> None:
-    """Read the headers of local weight files, so that a cut file is named."""
-    for path in sorted(Path(place).glob("*.safetensors")) if Path(place).is_dir() else ():
-        try:
-            with safe_open(path, framework="pt") as file:
-                _touch(file.keys())
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(
-                f"the file is cut or altered: {error}",
-                who="load",
-                where=str(path),
-                hint=_COPY_AGAIN,
-            ) from error
-
-
-def _touch(names: Iterable[str]) -> None:
-    for _ in names:
-        pass
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

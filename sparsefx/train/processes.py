@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparsefx.errors import TrainingError
+from sparsefx.errors import TrainingError, first_line
 
 __all__ = ["Processes"]
 
@@ -74,7 +74,7 @@ class Processes:
         except RuntimeError as error:
             raise TrainingError(
                 f"another of the {self.count} processes ended, or does not answer: "
-                + str(error).strip().splitlines()[0],
+                + first_line(error),
                 who=f"process {self.rank}",
                 hint="look for what it said; start all of them again to go on from the last "
                 "checkpoint",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparsefx.errors import DataError, did_you_mean
+from sparsefx.errors import DataError, did_you_mean, first_line
 from sparsefx.train.labels import (
     Kind,
     check_classes,
@@ -332,7 +332,7 @@ def _hub_tables(source: str) -> tuple[dict[str, Table], tuple[str, ...]]:
         loaded: Any = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"the Hugging Face dataset {source!r} cannot be loaded: {str(error).splitlines()[0]}",
+            f"the Hugging Face dataset {source!r} cannot be loaded: {first_line(error)}",
             who=_WHO,
             hint="check the name and the network; a data file is named with its suffix",
         ) from error
