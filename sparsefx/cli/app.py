@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from sparsefx import __version__
 from sparsefx.cli import (
+    augment,
     bench,
     capture,
     compress,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.command)
 app.command("compress")(compress.command)
+app.command("augment")(augment.command)
 app.command("evaluate")(evaluate.command)
 app.command("capture")(capture.command)
 app.command("import")(import_.command)

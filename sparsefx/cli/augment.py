@@ -1,0 +1,69 @@
+"""``sparsefx augment``: a data file again, with variants of its texts as TinyBERT makes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from sparsefx.cli.compress import text_columns
+from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.evaluate import tokenizer_of
+from sparsefx.cli.programs import open_program
+from sparsefx.errors import DataError
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
+    data: Annotated[Path, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
+    out: Annotated[Path, typer.Option(help="The jsonl file to write.")],
+    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
+    copies: Annotated[int, typer.Option(help="Copies of each text to try.")] = 20,
+    probability: Annotated[float, typer.Option(help="Share of words to replace.")] = 0.4,
+    candidates: Annotated[int, typer.Option(help="Words to choose from.")] = 15,
+    seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Masked words in a batch.")] = 32,
+) -> None:
+    """Write every row, then its variants; other columns, such as the label, stay.
+
+    A model with a head for masked tokens predicts what fits in a word's place; of any other model
+    the nearest words of its embedding table are taken.
+    """
+    from sparsefx.huggingface import load_tokenizer
+    from sparsefx.train.augment import Augmentation, Augmenter
+    from sparsefx.train.tables import read_table
+    from sparsefx.train.tasks import load_texts
+
+    if out.suffix != ".jsonl":
+        raise DataError("expected a file that ends in .jsonl", who="augment", where=str(out))
+    settings = Augmentation(copies, probability, candidates, seed)
+    names = text_columns(text)
+    table, examples = read_table(data), load_texts(data, names)
+    augmenter = Augmenter(
+        load_tokenizer(tokenizer or tokenizer_of(model)),
+        open_program(model),
+        settings,
+        max_length=max_length,
+        batch_size=batch_size,
+    )
+    columns = (names,) if isinstance(names, str) else names
+    written = 0
+    with out.open("w", encoding="utf-8") as file:
+        for row in track(range(len(examples)), "augmenting", console=stderr, transient=True):
+            cells = {name: values[row] for name, values in table.columns.items()}
+            second = None if examples.pairs is None else examples.pairs[row]
+            given = (examples.texts[row], second)
+            for some in (given, *augmenter.variants(*given)):
+                new = {**cells, **dict(zip(columns, some, strict=False))}
+                file.write(json.dumps(new, ensure_ascii=False) + "\n")
+                written += 1
+    source = "a head for masked tokens" if augmenter.predicts else "the embedding table"
+    stdout.print(f"{len(examples):,} rows became {written:,} by {source}; wrote {out}",
+                 markup=False)  # fmt: skip
