@@ -54,7 +54,8 @@ def test_costs_follow_the_tokens(isa: IsaName) -> None:
         assert two.layers[number].chosen == 2 * one.layers[number].chosen
     # The classifier has one row for each sequence: two of them are one panel still.
     assert two.layers[-1].chosen == one.layers[-1].chosen
-    assert one.gain > 2
+    # On tiles every weight is multiplied, and only bytes are saved.
+    assert one.gain > (1 if ISAS[isa].has_tiles else 2)
     assert "zeros do not pay in 0" in str(one)
 
 
