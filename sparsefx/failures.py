@@ -14,7 +14,7 @@ from sparsefx.errors import DataError, ProgramError
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["explained"]
+__all__ = ["explained", "fault_of"]
 
 _HINT = "the tokenizer has to be the model's own, and no text longer than the model takes"
 
@@ -32,10 +32,15 @@ def explained(program: Program, batch: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        found = _outside_table(program, batch) or _too_long(program, batch)
+        found = fault_of(program, batch)
         if found is None:
             raise
         raise found from error
+
+
+def fault_of(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
+    """Return what is wrong with inputs that ``program`` failed on; None when nothing is known."""
+    return _outside_table(program, batch) or _too_long(program, batch)
 
 
 def _outside_table(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:

@@ -43,6 +43,13 @@ def test_an_id_outside_its_table_is_named(
     assert isinstance(caught.value.__cause__, IndexError)
 
 
+def test_onnxruntime_names_the_id_too(bert: Program) -> None:
+    compiled = registry.parse_target("onnxruntime").compile(bert)
+    with pytest.raises(ProgramError, match=f"{VOCABULARY} is outside the table") as caught:
+        compiled(**changed("input_ids", VOCABULARY))
+    assert caught.value.where == "input_ids"
+
+
 def test_a_sequence_longer_than_the_positions_is_named(bert: Program) -> None:
     long = {name: torch.ones(1, 600, dtype=torch.int64) for name in bert.signature.input_names}
     with pytest.raises(ProgramError, match="600 tokens; the model has positions for 512"):

@@ -19,6 +19,7 @@ from sparsefx.backends.onnxruntime.export import export_onnx, import_onnx
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import ProgramError, TargetError
+from sparsefx.failures import fault_of
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
@@ -132,7 +133,13 @@ class OnnxRuntimeCompiled:
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program, on the CPU."""
         self.program.signature.check(batch)
-        return _run(self._session, batch)
+        try:
+            return _run(self._session, batch)
+        except ProgramError as error:
+            found = fault_of(self.program, batch)
+            if found is None:
+                raise
+            raise found from error
 
     def trace(
         self, batch: Mapping[str, Tensor], nodes: Collection[str] | None = None
