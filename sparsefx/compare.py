@@ -252,15 +252,10 @@ def trace(
         nodes: Names of the nodes to return; every call that gives a tensor by default.
     """
     program.signature.check(batch)
-    training = program.training
     wanted = set(tappable(program) if nodes is None else nodes)
     tracer = _Tracer(program.module, wanted)
-    try:
-        program.eval()
-        with torch.no_grad():
-            tracer.run(*(batch[name] for name in program.signature.input_names))
-    finally:
-        program.train(training)
+    with program.evaluating():
+        tracer.run(*(batch[name] for name in program.signature.input_names))
     return tracer.values
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
@@ -62,7 +61,8 @@ class Numerics:
     """Holds every pass to the outputs from before the first, within an absolute tolerance.
 
     Only for passes that keep the function; those that change it (pruning) are named in ``allow``,
-    and the outputs after them are the new reference. Outputs that a pass adds are not compared.
+    and the outputs after them are the new reference. Outputs that a pass adds or takes away are not
+    compared.
     """
 
     batch: Mapping[str, Tensor]
@@ -97,13 +97,8 @@ class Numerics:
                 )
 
     def _outputs(self, program: Program) -> dict[str, Tensor]:
-        training = program.training
-        program.eval()
-        try:
-            with torch.no_grad():
-                return program(**self.batch)
-        finally:
-            program.train(training)
+        with program.evaluating():
+            return program(**self.batch)
 
 
 @dataclass

@@ -39,18 +39,13 @@ def calibrate(program: Program, batches: Iterable[Mapping[str, Tensor]]) -> int:
         raise PassError(
             "the Program has no observers", who="calibrate", hint="run 'quantize-prepare' before it"
         )
-    training = program.training
-    program.eval()
     count = 0
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                program.signature.check(batch)
-                values = [batch[name] for name in program.signature.input_names]
-                _Calibrator(program.module).run(*values)
-                count += 1
-    finally:
-        program.train(training)
+    with program.evaluating():
+        for batch in batches:
+            program.signature.check(batch)
+            values = [batch[name] for name in program.signature.input_names]
+            _Calibrator(program.module).run(*values)
+            count += 1
     if count == 0:
         raise PassError("there is no batch to calibrate with", who="calibrate")
     return count

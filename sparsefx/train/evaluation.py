@@ -208,21 +208,16 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     names = [name for name in program.signature.outputs if name.split(".")[0] == "loss"]
     if "loss" not in names:
         raise TrainingError("the model returns no loss to score it by", who="session")
-    was_training = program.training
     device = next(iter(program.named_tensors().values())).device
     sizes: list[int] = []
     found: list[dict[str, float]] = []
-    program.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for rows, batch in evaluation_batches(data, batch_size):
-                inputs = inputs_for(program, batch)
-                outputs = program(**{name: value.to(device) for name, value in inputs.items()})
-                found.append({name: float(outputs[name]) for name in names})
-                sizes.append(len(rows))
-    finally:
-        program.train(was_training)
+    with program.evaluating(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for rows, batch in evaluation_batches(data, batch_size):
+            inputs = inputs_for(program, batch)
+            outputs = program(**{name: value.to(device) for name, value in inputs.items()})
+            found.append({name: float(outputs[name]) for name in names})
+            sizes.append(len(rows))
     return mean_loss(
         [{n.removeprefix("loss."): v for n, v in each.items()} for each in found], sizes
     )
@@ -280,8 +275,7 @@ def predict(
     Returns:
         Of shape (examples, outputs), in the order of ``data``.
     """
-    was_training = program.training
-    run = predictor(program.eval())
+    run = predictor(program)
     if compiled is not None:
         output = logits_name(program)
 
@@ -290,14 +284,12 @@ def predict(
 
     device = next(iter(program.named_tensors().values())).device
     results: list[tuple[NDArray[np.int64], Tensor]] = []
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            for rows, batch in evaluation_batches(data, batch_size):
-                inputs = inputs_for(program, batch, taught=False)
-                moved = {name: value.to(device) for name, value in inputs.items()}
-                results.append((rows, run(moved).float().cpu()))
-    finally:
-        program.train(was_training)
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    with program.evaluating(), cast:
+        for rows, batch in evaluation_batches(data, batch_size):
+            inputs = inputs_for(program, batch, taught=False)
+            moved = {name: value.to(device) for name, value in inputs.items()}
+            results.append((rows, run(moved).float().cpu()))
     first = results[0][1]
     logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
     for rows, found in results:
