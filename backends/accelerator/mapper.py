@@ -17,8 +17,10 @@ _ACCUMULATOR_BYTES = 4
 _NEAR = 1.15
 _TRIED = 12
 _A_BAND = 4
-"""How near an estimate must be to the best for the engine to be asked, how many of them are, and
-how many densities between one and its double are told apart."""
+_SAMPLED_ROWS = 256
+"""How near an estimate must be to the best for the engine to be asked, how many of them are, how
+many densities between one and its double are told apart, and how many rows the engine gets at
+least, so that no chance row decides."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Mapping:
 def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> list[Mapping]:
     """The tile sizes that fit the core's memory and look best, best first.
 
-    All that fit are estimated from counts alone. The largest of those that come close to the best
-    are then priced by the engine, on their first tile with its real non-zeros.
+    All that fit are estimated from counts alone. Of those that come close to the best some are then
+    priced by the engine, on their first rows with their real non-zeros.
 
     Args:
         op: The product.
@@ -63,11 +65,21 @@ def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -
         for tile_n in _row_tiles(op, machine)
         if (mapping := _estimate(op, machine, (tile_m, tile_n, tile_k))) is not None
     ]
+    tried = _shortlist(fitting, machine)
+    priced = [_priced(op, machine, mapping, streamed) for mapping in tried]
+    # With many cores, small row groups let the operation behind start earlier.
+    sign = 1 if machine.cores > 1 else -1
+    return sorted(priced, key=lambda m: (m.cycles, -m.tile_k, -m.tile_m, sign * m.tile_n))
+
+
+def _shortlist(fitting: list[Mapping], machine: Machine) -> list[Mapping]:
+    """The largest of those near the best estimate; with many cores also some with few rows."""
     limit = min((mapping.cycles for mapping in fitting), default=0.0) * _NEAR
     near = [mapping for mapping in fitting if mapping.cycles <= limit]
-    near.sort(key=lambda m: -m.tile_m * m.tile_n * m.tile_k)
-    priced = [_priced(op, machine, mapping, streamed) for mapping in near[:_TRIED]]
-    return sorted(priced, key=lambda m: (m.cycles, -m.tile_k, -m.tile_m, -m.tile_n))
+    found = sorted(near, key=lambda m: -m.tile_m * m.tile_n * m.tile_k)[:_TRIED]
+    if machine.cores > 1:
+        found += sorted(near, key=lambda m: (m.tile_n, -m.tile_m * m.tile_k))[:_TRIED]
+    return found
 
 
 def choose_mapping(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> Mapping:
@@ -166,9 +178,10 @@ def _rounds(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> int:
 def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) -> Mapping:
     """The mapping with the engine's own cycles, and with the transfers that they must cover."""
     tile_m, tile_n, tile_k = tile = mapping.tile_m, mapping.tile_n, mapping.tile_k
-    mask = None if op.nonzero is None else op.nonzero[:tile_n, :tile_k]
-    timing = machine.engine.run(Gemm(tile_m, tile_n, tile_k, mask))
-    compute = machine.compute_cycles(timing.cycles, timing.macs == tile_m * tile_n * tile_k)
+    rows = min(op.n, max(tile_n, _SAMPLED_ROWS))
+    gemm = Gemm(tile_m, rows, tile_k, None if op.nonzero is None else op.nonzero[:rows, :tile_k])
+    timing = machine.engine.run(gemm)
+    compute = machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs) * tile_n / rows
     stored = tile_n * tile_k * machine.bytes_a_weight(op)
     moved = tile_m * tile_k * machine.value_bytes + stored
     cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)

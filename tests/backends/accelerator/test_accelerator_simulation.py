@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsefx.backends.accelerator.archfile import load_architecture, preset_names
-from sparsefx.backends.accelerator.architecture import perturbed
+from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
 from sparsefx.backends.accelerator.energy import LEVELS
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
@@ -84,16 +84,38 @@ def _leakage(seconds: float, arch: object) -> float:
     return watts * seconds * 1e12
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(workload=workloads)
-@pytest.mark.parametrize("preset", ["anton", "lock-step-32", "tensor-core-2-4", "eie-64"])
-@pytest.mark.parametrize("path", ["dram.bandwidth", "vector.throughput", "sram.0.bandwidth"])
-def test_faster_parts_are_never_slower(preset: str, path: str, workload: Workload) -> None:
+@pytest.mark.parametrize("preset", preset_names())
+def test_faster_parts_are_not_slower_but_for_the_choice_of_tiles(
+    preset: str, workload: Workload
+) -> None:
+    # Another bandwidth may lead to other tiles, which the mapper ranks by an estimate.
     arch = load_architecture(preset)
-    if path.startswith("sram") and arch.sram[0].bandwidth is None:
-        return  # it never limits
-    faster = perturbed(arch, path, 1.5)
-    assert simulate(workload, faster).cycles <= simulate(workload, arch).cycles * (1 + 1e-9)
+    cycles = simulate(workload, arch).cycles
+    rates = [path for path, _ in quantities(arch) if path.endswith(("bandwidth", "throughput"))]
+    for path in rates:
+        if not path.startswith("engine"):
+            assert simulate(workload, perturbed(arch, path, 1.5)).cycles <= cycles * 1.005, path
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_fewer_weights_are_not_slower(preset: str) -> None:
+    arch = load_architecture(preset)
+    dense = encoder_workload(EncoderSize(1, 192, 776, 3), tokens=17)
+    draws = {op.name: np.random.default_rng(0).random((op.n, op.k)) for op in dense.matmuls}
+    before = simulate(dense, arch)
+    for density in (0.5, 0.1, 0.02):
+        ops = tuple(
+            replace(op, mask=draws[op.name] < density)
+            if isinstance(op, MatmulOp) and op.has_weights
+            else op
+            for op in dense.ops
+        )
+        after = simulate(replace(dense, ops=ops), arch)
+        assert after.cycles <= before.cycles * 1.02, density
+        assert sum(after.energy.values()) <= sum(before.energy.values()) * 1.02, density
+        before = after
 
 
 @pytest.mark.parametrize("path", ["utilisation", "clock"])
