@@ -13,6 +13,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.program import Program
 from sparsefx.recipe import OptimizerSettings, Training
 from sparsefx.train.batches import encode
+from sparsefx.train.processes import Processes
 from sparsefx.train.trainer import StageTrainer
 from tests.train import tiny_run
 
@@ -36,15 +37,25 @@ class Watch(Pass):
         self.tell(float(torch.nn.utils.get_total_norm(found)))
 
 
-def test_the_session_leaves_clipped_gradients_to_passes() -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_session_leaves_clipped_gradients_to_passes(parts: int) -> None:
     program = tiny_run.program().copy()
     seen: list[float] = []
     program.active = (Watch(seen.append),)
     given = tiny_run.data()
-    settings = Training(steps=4, clip=CLIP, optimizer=OptimizerSettings(learning_rate=1e-3))
+    rate = OptimizerSettings(learning_rate=1e-3)
+    settings = Training(steps=4, clip=CLIP, optimizer=rate, accumulate=parts)
     examples = encode(given.tokenizer, given.task.split("train"), 16)
     trainer = StageTrainer(
-        "one", settings, program, examples, "classification", steps=4, batch_size=8, seed=0
+        "one",
+        settings,
+        program,
+        examples,
+        "classification",
+        steps=4,
+        batch_size=8,
+        seed=0,
+        processes=Processes("cpu", 60.0),
     )
     told = [event.gradient_norm for _ in range(4) for event in trainer.advance()]
     assert seen == pytest.approx([min(norm or 0.0, CLIP) for norm in told], rel=1e-4)

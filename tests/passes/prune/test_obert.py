@@ -19,6 +19,7 @@ from sparsefx.recipe import Training
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
 from sparsefx.train.batches import encode
 from sparsefx.train.checkpoints import Checkpoints
+from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.trainer import StageTrainer
 from tests.train import tiny_run
@@ -214,7 +215,15 @@ def trainer(program: Program) -> StageTrainer:
     examples = encode(given.tokenizer, given.task.split("train"), 16)
     settings = Training(steps=8)
     return StageTrainer(
-        "one", settings, program, examples, "classification", steps=8, batch_size=8, seed=0
+        "one",
+        settings,
+        program,
+        examples,
+        "classification",
+        steps=8,
+        batch_size=8,
+        seed=0,
+        processes=Processes("cpu", 60.0),
     )
 
 
