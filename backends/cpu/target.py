@@ -16,7 +16,7 @@ from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.walk import LoweringOptions
 from sparsefx.backends.cpu.weights import FORMATS
-from sparsefx.errors import did_you_mean
+from sparsefx.errors import TargetError, did_you_mean
 from sparsefx.program import Program
 from sparsefx.target import Target, Unsupported
 
@@ -57,7 +57,12 @@ class CpuTarget(Target):
             raise self.refuse("threads", f"expected 0 to {_MOST_THREADS}")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
-        """Nodes that no kernel computes; they and what needs them run in PyTorch."""
+        """Nodes that no kernel computes; they and what needs them run in PyTorch.
+
+        A Program without an input [batch, sequence] cannot be lowered at all.
+        """
+        if refused := _without_tokens(program):
+            return (refused,)
         return tuple(
             Unsupported(f"%{node.name}", why, "runs in PyTorch")
             for node, why in self._lower(program, pack=False).reasons
@@ -66,16 +71,25 @@ class CpuTarget(Target):
     def compile(self, program: Program) -> CpuCompiled:
         """Run :meth:`pipeline` on a copy of `program` and lower it, in one walk.
 
-        Nothing needs to be refused first: what no kernel computes runs in PyTorch.
+        What no kernel computes runs in PyTorch.
+
+        Raises:
+            TargetError: No input is [batch, sequence].
         """
         return self._compiled(self.pipeline().run(program))
 
     def lower(self, program: Program) -> CpuCompiled:
-        """Lower a copy of a Program, in eval mode."""
+        """Lower a copy of a Program, in eval mode.
+
+        Raises:
+            TargetError: No input is [batch, sequence].
+        """
         return self._compiled(program.copy())
 
     def _compiled(self, own: Program) -> CpuCompiled:
         """Lower a Program that nobody else holds."""
+        if refused := _without_tokens(own):
+            raise TargetError(refused.reason, who=self.name, where=refused.where)
         own.eval()
         lowered = self._lower(own)
         engine = shared_engine(self._isa(own))
@@ -113,3 +127,16 @@ class CpuTarget(Target):
 
     def _threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
+
+
+def _without_tokens(program: Program) -> Unsupported | None:
+    """What is wrong with the inputs where none is [batch, sequence]: plans pack tokens."""
+    inputs = program.signature.inputs
+    if any(len(spec.dims) == 2 for spec in inputs):
+        return None
+    shapes = ", ".join(f"{spec.name} [{', '.join(map(str, spec.dims))}]" for spec in inputs)
+    return Unsupported(
+        "inputs",
+        f"cpu packs tokens, but no input is [batch, sequence]: {shapes}; "
+        "use the target reference or onnxruntime",
+    )
