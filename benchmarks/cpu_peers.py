@@ -36,15 +36,15 @@ PEERS = {
     "onnxruntime": ["onnxruntime", "onnx", "numpy"],
     "deepsparse": ["deepsparse==1.8.0"],
 }
-# Lengths of sentence pairs like those of MRPC: mean 53, from 20 to 100.
-PAIRS = [38, 41, 44, 47, 49, 51, 52, 53, 55, 57, 59, 61, 64, 68, 73, 86]
-WORKLOADS: dict[str, dict[str, Any]] = {
-    "1x32": {"lengths": [32], "padded": 32},
-    "1x64": {"lengths": [64], "padded": 64},
-    "1x128": {"lengths": [128], "padded": 128},
-    "1x384": {"lengths": [384], "padded": 384},
-    "16x128": {"lengths": [128] * 16, "padded": 128},
-    "16 pairs": {"lengths": PAIRS, "padded": max(PAIRS)},
+Lengths = list[int]
+# Workload: lengths of the sequences of its batches, each padded to its longest.
+WORKLOADS: dict[str, Callable[[], list[Lengths]]] = {
+    "1x32": lambda: [[32]],
+    "1x64": lambda: [[64]],
+    "1x128": lambda: [[128]],
+    "1x384": lambda: [[384]],
+    "16x128": lambda: [[128] * 16],
+    "MRPC dev": lambda: mrpc_lengths(16),
 }
 # Threads of an engine may spin for a while after its run, and would take a core from the next one.
 _PAUSE = 0.1
@@ -53,6 +53,21 @@ CAPS = {
     "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "NM_ARCH": "avx512"},
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "NM_ARCH": "avx2"},
 }
+
+
+def mrpc_lengths(size: int) -> list[Lengths]:
+    """Tokens of the pairs of MRPC's development split, in the order of the file."""
+    from transformers import AutoTokenizer
+
+    from benchmarks.glue import glue_folder
+    from sparsefx.train.assets import minilm_folder
+    from sparsefx.train.glue import load_glue
+
+    examples = load_glue("MRPC", glue_folder(None)).split("test")
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    tokens = tokenizer(list(examples.texts), list(examples.pairs or ()), padding=False)
+    lengths = [len(ids) for ids in tokens["input_ids"]]
+    return [lengths[first : first + size] for first in range(0, len(lengths), size)]
 
 
 @dataclass
@@ -84,11 +99,18 @@ class Engine:
             return None
         return engine
 
-    def run(self, batch: dict[str, Any]) -> dict[str, float] | None:
-        """One run: wall-clock and processor seconds; None once it has failed."""
+    def run(self, batches: list[Lengths]) -> dict[str, float] | None:
+        """One run of all batches: wall-clock and processor seconds; None once it has failed."""
+        answers = [self._run(lengths) for lengths in batches]
+        if None in answers:
+            return None
+        return {key: sum(found[key] for found in answers if found) for key in ("seconds", "cpu")}
+
+    def _run(self, lengths: Lengths) -> dict[str, float] | None:
         if self.process.poll() is not None or self.process.stdin is None:
             return None
-        self.process.stdin.write(json.dumps({**batch, "seed": 0}) + "\n")
+        batch = {"lengths": lengths, "padded": max(lengths), "seed": 0}
+        self.process.stdin.write(json.dumps(batch) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -185,30 +207,30 @@ def start_all(options: argparse.Namespace) -> Iterator[Engine]:
 
 
 def measure(
-    engines: list[Engine], batches: dict[str, dict[str, Any]], rounds: int
+    engines: list[Engine], workloads: dict[str, list[Lengths]], rounds: int
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Runs by workload and engine, after a warm-up; the order changes from round to round."""
     order = random.Random(0)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for workload, batch in batches.items():
+    for workload, batches in workloads.items():
         table: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
         for engine in engines:
-            _warm_up(engine, batch)
+            _warm_up(engine, batches)
         for _ in range(rounds):
             for engine in order.sample(engines, len(engines)):
                 time.sleep(_PAUSE)
-                answer = engine.run(batch)
+                answer = engine.run(batches)
                 if answer is not None:
                     table[engine.name].append(answer)
         results[workload] = {name: runs for name, runs in table.items() if runs}
     return results
 
 
-def _warm_up(engine: Engine, batch: dict[str, Any]) -> None:
+def _warm_up(engine: Engine, batches: list[Lengths]) -> None:
     """Ten runs, or one second of them: engines that adapt to the machine do it here."""
     spent = 0.0
     for _ in range(10):
-        answer = engine.run(batch)
+        answer = engine.run(batches)
         spent += answer["seconds"] if answer else 1.0
         if spent > 1.0:
             return
@@ -281,7 +303,7 @@ def main() -> None:
     options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
     engines = list(start_all(options))
-    runs = measure(engines, {n: WORKLOADS[n] for n in options.workloads}, options.rounds)
+    runs = measure(engines, {n: WORKLOADS[n]() for n in options.workloads}, options.rounds)
     for engine in engines:
         engine.stop()
     results = {
