@@ -126,6 +126,7 @@ class Pass(ABC):
 
     Attributes:
         requires: This and the next four are what :meth:`contract` returns; see :class:`Contract`.
+        reshapes: Whether weights may have other shapes afterwards.
         on_no_match: What the pipeline does when the pass applied nowhere.
     """
 
@@ -135,8 +136,20 @@ class Pass(ABC):
     destroys: ClassVar[frozenset[Property]] = _NONE
     forbids: ClassVar[frozenset[Property]] = _NONE
     changes_signature: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
 
     on_no_match: OnNoMatch = field(default="warn", kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("needs", "last_step"):
+            if callable(cls.__dict__.get(name)):
+                raise PassError(
+                    f"{cls.__name__}.{name} is a method; it has to be a property",
+                    who=str(cls.__dict__.get("name", cls.__name__)),
+                    where=name,
+                    hint="write @property above it",
+                )
 
     def __post_init__(self) -> None:
         for wrong in wrong_types(type(self), options_of(self)):
@@ -183,6 +196,16 @@ class Pass(ABC):
         Args:
             program: What the pass will be run on.
             programs: Those of :attr:`needs` that the recipe names.
+
+        Raises:
+            PassError: As :meth:`run` would.
+        """
+
+    def check_weights(self, program: Program) -> None:  # noqa: B027  # most passes take any
+        """Refuse weights whose names or shapes do not suit, before a run of many stages begins.
+
+        Called with the model that the run starts from, unless a pass before this one masks or
+        reshapes weights.
 
         Raises:
             PassError: As :meth:`run` would.

@@ -1,4 +1,4 @@
-"""Spec text, pipeline contracts, rewriter, verifier, patterns, instruments and errors."""
+"""Spec text, pipeline contracts, rewriter, verifier, instruments and errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from sparsefx import (
 from sparsefx.analysis import Analysis
 from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
 from sparsefx.passbase import PassContext
-from sparsefx.pattern import Match, NoMatch, bind, either, op, tensor
 from sparsefx.pipeline import Fixpoint
 from sparsefx.rewrite import Rewriter
 from sparsefx.spec import build, format_spec, parse_specs
@@ -184,6 +183,12 @@ def test_options_of_a_target_are_checked_in_python_too(
     with pytest.raises(errors.TargetError, match=expected) as caught:
         registry.target_class(name)(**options)
     assert (caught.value.who, caught.value.where) == (name, next(iter(options)))
+
+
+@pytest.mark.parametrize("name", ["needs", "last_step"])
+def test_a_method_in_place_of_a_property_is_refused(name: str) -> None:
+    with pytest.raises(errors.PassError, match=f"{name} is a method; it has to be a property"):
+        type("Wrong", (Scale,), {name: lambda self: 3})
 
 
 def test_unknown_pass_suggests_a_name() -> None:
@@ -348,54 +353,6 @@ def test_verify_lists_all_violations() -> None:
         verify(program)
     assert len(caught.value.violations) == 2
     assert "stray is not used" in str(caught.value)
-
-
-# -- patterns --------------------------------------------------------------------------------------
-
-
-def linear_gelu() -> Program:
-    linear = torch.nn.Linear(3, 3)
-    return small_program(torch.nn.Sequential(linear, torch.nn.GELU()), input=torch.randn(2, 3))
-
-
-def test_pattern_binds_and_says_why_not() -> None:
-    pattern = op(
-        aten.gelu.default, op(aten.linear.default, bind("x"), bind("w", tensor()), bind("b")), ...
-    )
-    program = linear_gelu()
-    (match,) = pattern.find(program)
-    assert match["w"].target == "0.weight"
-    assert [node.name for node in match.calls] == ["linear", "gelu"]
-    (linear,) = program.graph.find_nodes(op="call_function", target=aten.linear.default)
-    failed = pattern.match(linear)
-    assert isinstance(failed, NoMatch)
-    assert str(failed) == "expected aten.gelu.default, found aten.linear.default at %linear"
-
-
-def test_pattern_that_leaks_is_no_match() -> None:
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(x)
-        return y.exp() + y
-
-    program = small_program(forward, x=torch.randn(2))
-    pattern = op(aten.exp.default, op(aten.relu.default, bind("x")))
-    (node,) = program.graph.find_nodes(op="call_function", target=aten.exp.default)
-    result = pattern.match(node)
-    assert isinstance(result, NoMatch)
-    assert "%relu is also used by %add" in str(result)
-    assert isinstance(pattern.match(node, closed=False), Match)
-
-
-def test_commuting_arguments_and_alternatives() -> None:
-    program = small_program(lambda x: 1 + torch.relu(x) + torch.exp(x), x=torch.randn(2))
-    pattern = op(
-        aten.add.Tensor,
-        op(aten.exp.default, bind("x")),
-        either(op(aten.add.Tensor, bind("y"), 1), op(aten.mul.Tensor, ...)),
-        commutes=True,
-    )
-    (match,) = pattern.find(program)
-    assert match["x"].name == "x"
 
 
 # -- errors, test kit, storage ---------------------------------------------------------------------

@@ -53,12 +53,21 @@ def masks_of(program: Program, owner: Pass) -> tuple[MaskSite, ...]:
 
 
 def end_owners(rewriter: Rewriter) -> None:
-    """End the passes that hold masks, and remove what else they put in; the masks stay."""
+    """End the passes that hold masks, and remove what else they put in; the masks stay.
+
+    A pass holds masks if it is a :class:`MaskOwner`, or if the Rewriter made a mask's product for
+    it: so a pass that knows nothing of this module is ended too.
+    """
     program = rewriter.program
     for item in program.active:
         if isinstance(item, StateOwner):
             item.drop_state(rewriter)
-    program.active = tuple(item for item in program.active if not isinstance(item, MaskOwner))
+    makers = {site.product.meta.get("by") for site in find_masks(program)}
+    program.active = tuple(
+        item
+        for item in program.active
+        if not isinstance(item, MaskOwner) and item.name not in makers
+    )
 
 
 def add_mask(

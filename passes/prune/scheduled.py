@@ -190,6 +190,11 @@ class ScheduledPrune(Pass):
 
     # -- what they share -------------------------------------------------------------------------
 
+    def check_weights(self, program: Program) -> None:
+        """Refuse a pattern that the weights cannot have."""
+        chosen = select_weights(program, self.roles, self.include, self.exclude).chosen
+        self._refuse_unreachable(program, chosen)
+
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks, and prune already where the schedule begins at step 0."""
         selection = select_weights(program, self.roles, self.include, self.exclude)

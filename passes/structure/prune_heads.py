@@ -58,6 +58,7 @@ class PruneHeads(Pass):
     """
 
     name: ClassVar[str] = "prune-heads"
+    reshapes: ClassVar[bool] = True
     forbids: ClassVar[frozenset[Property]] = frozenset(
         {
             Property.MASKED,

@@ -55,6 +55,7 @@ class PruneNeurons(Pass):
     """
 
     name: ClassVar[str] = "prune-neurons"
+    reshapes: ClassVar[bool] = True
     forbids: ClassVar[frozenset[Property]] = frozenset(
         {
             Property.MASKED,

@@ -68,6 +68,7 @@ class ShrinkWidth(Pass):
     """
 
     name: ClassVar[str] = "shrink-width"
+    reshapes: ClassVar[bool] = True
     changes_signature: ClassVar[bool] = True
     forbids: ClassVar[frozenset[Property]] = frozenset(
         {

@@ -93,6 +93,7 @@ def check_stages(
     recipe.check(model.properties, who=recipe.name, steps=steps)
     known: dict[str, Program | None] = {MODEL: model}
     may_lose = "loss" in model.signature.outputs
+    untouched = True
     for index, stage in enumerate(recipe.stages):
         passes = parse_pipeline(stage.pipeline, steps[stage.name]).passes
         after = parse_pipeline(stage.after, steps[stage.name]).passes
@@ -106,6 +107,10 @@ def check_stages(
             _check_passes(passes, student, known.get(stage.teacher or ""))
             for item in passes:
                 _check_last_step(item, left)
+                if untouched:
+                    item.check_weights(model)
+                untouched = untouched and not _touches(item)
+        untouched = untouched and not any(map(_touches, after))
         known[stage.name] = student = None if _altered((*passes, *after)) else student
         if student is not None and task.kind != "text":
             _check_head(task, student)
@@ -151,6 +156,11 @@ def _altered(passes: tuple[Pass, ...]) -> bool:
         else:
             return True
     return bool(begun)
+
+
+def _touches(item: Pass) -> bool:
+    """Return whether weights have masks or other shapes behind a pass."""
+    return item.reshapes or Property.MASKED in item.contract().establishes
 
 
 def _check_head_stays(passes: tuple[Pass, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import signal
@@ -30,13 +31,15 @@ __all__ = ["RunFolder", "StopRequest", "differences"]
 
 FORMAT = 1
 
+logger = logging.getLogger(__name__)
+
 
 class RunFolder:
     """Opens the folder of a run, new or to go on; a context manager that holds its lock.
 
     Args:
         path: The folder.
-        recipe: Has to be the one that the run began with.
+        recipe: Has to be the one that the run began with, but for stages that have not begun.
         data: Has to be what the run began with.
 
     Raises:
@@ -108,22 +111,36 @@ class RunFolder:
                     where=str(self.path),
                     hint="choose another",
                 )
-            (self.path / "recipe.yaml").write_text(self._recipe.to_yaml(), encoding="utf-8")
-            write_json(path, {**wanted, "machine": self.machine})
+            self._write(wanted)
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ArtifactError(f"not JSON: {error}", who="resume", where=str(path)) from error
-        changed = [line for key in wanted for line in differences(found.get(key), wanted[key], key)]
-        if changed:
+        count = self._begun(found)
+        begun = _differences(_upto(found, count), _upto(wanted, count))
+        if begun:
             raise TrainingError(
-                "this folder holds a run that was started otherwise:\n  "
-                + "\n  ".join(changed[:10]),
+                "this folder holds a run that was started otherwise:\n  " + "\n  ".join(begun[:10]),
                 who="resume",
                 where=str(self.path),
-                hint="go on with the same recipe and data, or choose another folder",
+                hint="go on with the same recipe and data, or choose another folder; only stages "
+                "that have not begun may change",
             )
+        if later := _differences(found, wanted):
+            listed = "\n  ".join(later[:10])
+            logger.warning("stages that have not begun were changed:\n  %s", listed)
+            self._write(wanted)
+
+    def _write(self, wanted: Mapping[str, Any]) -> None:
+        (self.path / "recipe.yaml").write_text(self._recipe.to_yaml(), encoding="utf-8")
+        write_json(self.path / "run.json", {**wanted, "machine": self.machine})
+
+    def _begun(self, found: Mapping[str, Any]) -> int:
+        """Return how many stages have left a file."""
+        names = [stage["name"] for stage in found["recipe"]["stages"]]
+        places = [self.path / "stages" / f"{n}-{name}" for n, name in enumerate(names, start=1)]
+        return sum(place.is_dir() and any(place.iterdir()) for place in places)
 
     # -- model and stages ------------------------------------------------------------------------
 
@@ -190,6 +207,17 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former.clear()
+
+
+def _upto(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return the settings of a run with its first ``count`` stages alone."""
+    recipe = settings["recipe"]
+    return {**settings, "recipe": {**recipe, "stages": recipe["stages"][:count]}}
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    keys = ("format", "recipe", "data")
+    return [line for key in keys for line in differences(found.get(key), wanted.get(key), key)]
 
 
 def differences(old: Any, new: Any, path: str) -> Iterator[str]:

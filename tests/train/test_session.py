@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx.errors import RecipeError, TrainingError
+from sparsefx.errors import PassError, RecipeError, TrainingError
 from sparsefx.recipe import Recipe
 from sparsefx.train.batches import Batches, encode
 from sparsefx.train.evaluation import SessionData, predict
@@ -38,6 +38,12 @@ def changed(**training: Any) -> str:
     merged = {**settings.model_dump(exclude_defaults=True), **training}
     stage = {"name": "dense", "training": {k: v for k, v in merged.items() if v is not None}}
     return json.dumps({**recipe.model_dump(mode="json", exclude_defaults=True), "stages": [stage]})
+
+
+def with_pruning(options: str) -> str:
+    """The dense recipe with a second stage that prunes."""
+    pipeline = f'"magnitude-prune{{{options}}}"'
+    return f"{tiny_run.DENSE}- {{name: sparse, pipeline: {pipeline}, training: {{steps: 2}}}}\n"
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +253,34 @@ def test_another_recipe_or_data_is_refused(tmp_path: Path) -> None:
         session(tmp_path / "run", data=tiny_run.data(count=50)).run()
     with pytest.raises(TrainingError, match=r"data\.unlabelled: was null"):
         session(tmp_path / "run", data=tiny_run.data(unlabelled=5)).run()
+
+
+def test_a_stage_that_has_not_begun_may_be_corrected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def then(sparsity: float) -> str:
+        prune = (
+            f"magnitude-prune{{sparsity={sparsity},end=1,include='nowhere',on_no_match='error'}}"
+        )
+        return f'{tiny_run.DENSE}- {{name: sparse, pipeline: "{prune}", training: {{steps: 2}}}}\n'
+
+    with pytest.raises(PassError, match="applied nowhere"):
+        session(tmp_path / "run", then(0.5)).run()
+    mended = then(0.5).replace("nowhere", "encoder")
+    result = session(tmp_path / "run", mended).run()
+    assert [stage.name for stage in result.stages] == ["dense", "sparse"]
+    assert "recipe.stages[1].pipeline[0]: was" in caplog.text
+    assert "include='encoder'" in (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(TrainingError, match="otherwise"):
+        session(tmp_path / "run", mended.replace("0.5", "0.6")).run()
+
+
+def test_a_pattern_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    prune = "magnitude-prune{sparsity=0.8,end=1,pattern='5x7'}"
+    recipe = f'{tiny_run.DENSE}- {{name: sparse, pipeline: "{prune}", training: {{steps: 2}}}}\n'
+    with pytest.raises(PassError, match="blocks of 5x7 do not divide its shape 32x32"):
+        session(tmp_path / "run", recipe).run()
+    assert not list((tmp_path / "run" / "stages").glob("*/*"))
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

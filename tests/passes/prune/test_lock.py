@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PipelineError, TrainingError, VerifyError
 from sparsefx.masks import find_masks
+from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.prune.lock import PatternLock
 from sparsefx.passes.prune.masking import assert_none_revived, revived_weights
 from sparsefx.properties import Property
@@ -171,3 +174,34 @@ def test_nan_in_a_locked_weight_is_found(plain: Program) -> None:
 def test_a_second_lock_is_refused(plain: Program) -> None:
     with pytest.raises(PipelineError, match="run 'fold-masks' before it"):
         Pipeline.parse("pattern-lock,pattern-lock").run(plain)
+
+
+@dataclass(frozen=True)
+class Dropping(Pass):
+    """Masks one more column after every step, and knows nothing of the passes of this package."""
+
+    name: ClassVar[str] = "dropping"
+    establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        mask = ctx.rewriter.add_buffer("dense.weight_mask", torch.ones(8, 8))
+        weight = ctx.rewriter.get("dense.weight")
+        with ctx.rewriter.before(next(iter(weight.users))):
+            product = ctx.rewriter.call(torch.ops.aten.mul.Tensor, weight, mask)
+        ctx.rewriter.replace(weight, product, erase=False)
+        program.active = (*program.active, self)
+        return PassReport(1)
+
+    def after_step(self, program: Program, step: int) -> None:
+        program.tensor("dense.weight_mask")[:, step - 1] = 0
+
+
+def test_a_pass_of_somebody_else_is_ended(plain: Program) -> None:
+    program = Pipeline((Dropping(),)).run(plain)
+    program.step()
+    locked = Pipeline.parse("pattern-lock").run(program)
+    assert [item.name for item in locked.active] == ["pattern-lock"]
+    before = locked.tensor("dense.weight_mask").clone()
+    locked.step()
+    assert torch.equal(locked.tensor("dense.weight_mask"), before)
+    assert int((before == 0).sum()) == 8
