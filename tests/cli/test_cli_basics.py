@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
 from sparsefx.cli import main
+from sparsefx.program import Program
 from sparsefx.testing import small_program
 from tests.tiny_models import tiny
 
@@ -101,3 +103,38 @@ def test_weights_that_are_no_numbers_are_warned_of(
     place = small_program(layer, input=torch.randn(3, 4)).save(tmp_path / "p")
     assert run("inspect", str(place)) == 0
     assert "weights that are NaN or infinite: weight" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "a file cannot be written: No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "file at /x: Permission denied"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_message(
+    error: Exception,
+    expected: str,
+    saved: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(Program, "load", refuse)
+    assert run("inspect", saved) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_errors_of_the_program_itself_are_not_hidden(
+    saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise RuntimeError("a mistake in sparsefx")
+
+    monkeypatch.setattr(Program, "load", fail)
+    with pytest.raises(RuntimeError, match="a mistake in sparsefx"):
+        main(["inspect", saved])
