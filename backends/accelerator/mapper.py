@@ -185,11 +185,8 @@ def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) ->
     stored = tile_n * tile_k * machine.bytes_a_weight(op)
     moved = tile_m * tile_k * machine.value_bytes + stored
     cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
-    if streamed and op.has_weights:
-        # A row group is loaded whole; the others while one is computed, if there is a place.
-        group, groups = stored * ceil_div(op.k, tile_k), ceil_div(op.n, tile_n)
-        first = machine.dram_cycles(group)
-        others = (groups - 1) * first
-        double = machine.architecture.outermost("weights").double_buffered
-        cycles = first + (max(cycles, others) if double else cycles + others)
+    if streamed and op.has_weights and machine.architecture.outermost("weights").double_buffered:
+        # The first row group is waited for, the others are loaded while one is computed.
+        group = machine.dram_cycles(stored * ceil_div(op.k, tile_k))
+        cycles = group + max(cycles, (ceil_div(op.n, tile_n) - 1) * group)
     return replace(mapping, cycles=cycles)
