@@ -32,6 +32,9 @@ def resolve(amount: int | str, steps: int) -> int:
 
     >>> resolve("65%", 1000), resolve(20, 1000), resolve("1%", 30)
     (650, 20, 1)
+
+    Raises:
+        RecipeError: The share is above 100 %.
     """
     if isinstance(amount, int):
         return amount

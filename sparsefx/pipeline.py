@@ -163,7 +163,12 @@ def _tell(instruments: Sequence[Instrument], event: PassEvent) -> None:
 
 
 def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> PassReport:
-    """Run one pass on ``program`` in place, verify, and write the history."""
+    """Run one pass on ``program`` in place, verify, and write the history.
+
+    Raises:
+        PassError: From the pass, or because it applied nowhere and ``on_no_match`` is ``error``.
+        VerifyError: An invariant does not hold afterwards.
+    """
     before = program.fingerprint()
     baseline = Baseline.of(program)
     contract = item.contract()

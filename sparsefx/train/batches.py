@@ -211,7 +211,11 @@ class Batches:
         return self._order[self.position.index]
 
     def restore(self, position: Position) -> None:
-        """Go on from a position: the next batch drawn is its batch ``index``."""
+        """Go on from a position: the next batch drawn is its batch ``index``.
+
+        Raises:
+            DataError: An epoch has no such batch: the data or the batch size are others.
+        """
         if not 0 <= position.index < len(self):
             raise DataError(
                 f"batch {position.index} is not one of the {len(self)} of an epoch",

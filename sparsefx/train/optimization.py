@@ -57,7 +57,11 @@ def freeze(program: Program, patterns: Iterable[str]) -> list[nn.Parameter]:
 
 
 def trained_parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
-    """Return what is trained, in an order that does not depend on how the Program was made."""
+    """Return what is trained, in an order that does not depend on how the Program was made.
+
+    Raises:
+        TrainingError: Nothing is: every parameter is frozen.
+    """
     named = program.module.named_parameters()
     found = sorted((name, parameter) for name, parameter in named if parameter.requires_grad)
     if not found:

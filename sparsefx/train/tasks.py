@@ -340,7 +340,11 @@ def _hub_tables(source: str) -> tuple[dict[str, Table], tuple[str, ...]]:
 
 
 def from_dataset(name: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Table], tuple[str, ...]]:
-    """Turn a ``datasets.DatasetDict`` into tables and the class names it declares."""
+    """Turn a ``datasets.DatasetDict`` into tables and the class names it declares.
+
+    Raises:
+        DataError: It holds no rows.
+    """
     tables = {
         str(split): Table(f"{name} [{split}]", part.to_dict(), range(1, part.num_rows + 1))
         for split, part in loaded.items()
