@@ -132,8 +132,9 @@ class Pipeline:
         self.check(program.properties)
         _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
         program = program.copy()
+        idle: list[Pass] = []
         for index, item in enumerate(self.passes):
-            _check_contract(index, item, program.properties)
+            _check_contract(index, item, program.properties, idle)
             for instrument in instruments:
                 instrument.before_pass(PassEvent(index, item, program))
             report, error = None, None
@@ -148,6 +149,8 @@ class Pipeline:
                 if placed is error:
                     raise error  # as it is: 'from' would overwrite its own cause
                 raise placed from error
+            if report is not None and not report.applied:
+                idle.append(item)
         return program
 
 
@@ -213,14 +216,23 @@ def _placed(error: Exception, event: PassEvent) -> Exception:
     return error
 
 
-def _check_contract(index: int, item: Pass, held: frozenset[Property]) -> None:
+def _check_contract(
+    index: int, item: Pass, held: frozenset[Property], idle: Sequence[Pass] = ()
+) -> None:
+    """Refuse a pass where it cannot run.
+
+    Args:
+        index: Its place.
+        item: The pass.
+        held: What holds there.
+        idle: Passes before it that applied nowhere.
+    """
     contract = item.contract()
     if missing := contract.requires - held:
-        givers = _passes_that(lambda other: other.establishes & missing)
         raise PipelineError(
             f"it requires {_listed(missing)}, which does not hold here",
             who=f"pass {index} '{item}'",
-            hint=f"run {' or '.join(givers)} before it" if givers else "no pass gives this",
+            hint=_how_to_get(missing, idle),
         )
     if unwanted := contract.forbids & held:
         enders = _passes_that(lambda other: other.destroys & unwanted)
@@ -230,6 +242,13 @@ def _check_contract(index: int, item: Pass, held: frozenset[Property]) -> None:
             who=f"pass {index} '{item}'",
             hint=f"run {' or '.join(enders)} before it, or {earlier}" if enders else earlier,
         )
+
+
+def _how_to_get(missing: frozenset[Property], idle: Sequence[Pass]) -> str:
+    if ran := [f"'{item}'" for item in idle if item.contract().establishes & missing]:
+        return f"{' and '.join(ran)} ran before, but applied nowhere: its warning says why"
+    givers = _passes_that(lambda other: other.establishes & missing)
+    return f"run {' or '.join(givers)} before it" if givers else "no pass gives this"
 
 
 def _listed(properties: frozenset[Property]) -> str:

@@ -246,6 +246,14 @@ def test_no_match_is_never_silent(on_no_match: str, caplog: pytest.LogCaptureFix
     assert result.properties == frozenset()
 
 
+def test_a_giver_that_applied_nowhere_is_named() -> None:
+    pipeline = Pipeline.parse("magnitude-prune{sparsity=0.5,roles=encoder},fold-masks")
+    program = small_program(torch.nn.Linear(4, 4), input=torch.ones(1, 4))
+    with pytest.raises(errors.PipelineError, match=r"fold-masks.*requires masked") as caught:
+        pipeline.run(program)
+    assert "ran before, but applied nowhere" in caught.value.hint
+
+
 def test_a_broken_graph_is_caught_after_the_pass() -> None:
     with pytest.raises(errors.VerifyError) as caught:
         Pipeline((break_output(),)).run(relu_program())
