@@ -74,6 +74,7 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
 
     config = read_config(place)
     check_weight_files(place)
+    _check_vocabulary(config, (config.architectures or [type(config).__name__])[0])
     if labels is not None:
         if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
             logger.warning(
@@ -160,18 +161,24 @@ def capture_tokens(model: nn.Module) -> Program:
         CaptureError: When it takes no tokens, or cannot be captured.
     """
     config: Any = model.config
-    vocabulary = getattr(config, "vocab_size", None)
-    if vocabulary is None:
-        raise CaptureError(
-            f"{type(model).__name__} has no vocabulary: it is not an encoder of text",
-            who="capture",
-            hint="capture other models in Python: sparsefx.capture(model, example_inputs)",
-        )
+    vocabulary = _check_vocabulary(config, type(model).__name__)
     ids = torch.full((2, 8), min(5, vocabulary - 1))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return capture(model, inputs)
+
+
+def _check_vocabulary(config: Any, name: str) -> int:
+    """Return the size of a model's vocabulary; refuse a model that has none."""
+    size: int | None = getattr(config, "vocab_size", None)
+    if size is None:
+        raise CaptureError(
+            f"{name} has no vocabulary: it is not an encoder of text",
+            who="capture",
+            hint="capture other models in Python: sparsefx.capture(model, example_inputs)",
+        )
+    return size
 
 
 def load_tokenizer(place: str) -> Any:

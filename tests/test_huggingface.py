@@ -142,6 +142,13 @@ def test_a_model_of_images_is_refused() -> None:
         capture_tokens(transformers.ResNetModel(config))
 
 
+def test_a_folder_of_a_model_of_images_is_refused(tmp_path: Path) -> None:
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    with pytest.raises(errors.CaptureError, match="ResNetModel has no vocabulary"):
+        load_pretrained(str(tmp_path), labels=2)
+
+
 def test_a_head_that_is_replaced_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = transformers.BertConfig(
         hidden_size=16,

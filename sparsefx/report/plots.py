@@ -44,7 +44,7 @@ def curve_plot(
     """Return curves over steps, with an optional second axis and marked places.
 
     Args:
-        left: Curves for the left axis, by name, as (x, y) points.
+        left: Curves for the left axis, by name, as (x, y) points; a NaN ends a line.
         left_label: Title of the left axis.
         right: Curves for the right axis, drawn dashed.
         right_label: Title of the right axis.
@@ -66,7 +66,9 @@ def curve_plot(
     for name, place in (marks or {}).items():
         axes.axvline(place, color="#888", linewidth=0.8)
         axes.text(place, 1.01, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8)
-    axes.legend(handles=handles, frameon=False, loc="best", fontsize=8)
+    # Below the plot: curves may be anywhere inside it.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
+    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=len(handles), **below)
     return _svg(figure)
 
 

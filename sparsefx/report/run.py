@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from sparsefx.train.metrics import Score
     from sparsefx.train.results import RunResult
 
-__all__ = ["HEAD", "ReportRow", "Size", "cells", "report_rows", "run_page"]
+__all__ = ["HEAD", "HOW_COUNTED", "ReportRow", "Size", "cells", "report_rows", "run_page"]
 
 HEAD = (
     "model",
@@ -31,6 +32,15 @@ HEAD = (
     "ms a sentence",
 )
 """The columns of the table; :func:`cells` fills them."""
+
+
+HOW_COUNTED = (
+    "Zeros are counted in the encoder's linears, as the papers do, and in the whole model. Stored "
+    "bytes hold the whole model with its indices (non-zero values and one bit for each place, or "
+    "dense where that is smaller). The paper ratio counts the encoder's non-zero values alone, "
+    "without index."
+)
+"""What stands below the table, so that nobody takes one count for another."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +152,7 @@ def run_page(
     page.section(
         "Results",
         table(HEAD, [cells(row) for row in rows]),
-        paragraph(
-            "Zeros are counted in the encoder's linears, as the papers do, and in the whole model. "
-            "Stored bytes hold the whole model with its indices (non-zero values and one bit for "
-            "each place, or dense where that is smaller). The paper ratio counts the encoder's "
-            "non-zero values alone, without index."
-        ),
+        paragraph(HOW_COUNTED),
         paragraph(timed_on) if timed_on else "",
     )
     if rows and rows[0].score.metric != "loss":
@@ -184,7 +189,11 @@ def _curves(result: RunResult, lines: Sequence[Mapping[str, Any]]) -> str:
         if not steps:
             continue
         marks[stage.name] = float(begin)
-        loss += _smooth([(begin + line["step"], line["loss"]) for line in steps])
+        # No line goes from stage to stage: each minimises a loss of its own.
+        loss += [
+            (begin, math.nan),
+            *_smooth([(begin + line["step"], line["loss"]) for line in steps]),
+        ]
         shares = [(begin + line["step"], line["sparsity"]) for line in steps]
         zeros += [(x, 100 * y) for x, y in shares if y is not None]
         begin += stage.steps

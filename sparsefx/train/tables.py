@@ -98,20 +98,26 @@ def read_table(path: Path | str, header: Sequence[str] | None = None) -> Table:
 
 
 def _text(path: Path) -> str:
-    """Return the decoded file; the error names the line of the first undecodable byte."""
+    """Return the decoded file; an error names the line of the first byte that is no text."""
     data = path.read_bytes()
     if not data.strip():
         raise DataError("the file is empty", who=_READER, where=str(path))
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    hint = f"save the file as UTF-8, e.g. `iconv -f {encoding} -t utf-8 OLD > NEW`"
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"byte 0x{data[error.start]:02x} is not valid UTF-8",
             who=_READER,
             where=f"{path}, line {line}",
-            hint="save the file as UTF-8, e.g. `iconv -f latin1 -t utf-8 OLD > NEW`",
+            hint=hint,
         ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError("it holds a NUL byte", who=_READER, where=f"{path}, line {line}", hint=hint)
+    return text
 
 
 def _lines(path: Path) -> list[str]:

@@ -60,6 +60,8 @@ BAD = {
         b"text\nfine\ncaf\xe9\n",
         "a.tsv, line 3: byte 0xe9 is not valid UTF-8",
     ),
+    "NUL": ("a.csv", b"text,label\nfine,1\nx\x00,0\n", "a.csv, line 3: it holds a NUL byte"),
+    "UTF-16": ("a.csv", "text\ncaf\xe9\n".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
     "empty csv row": ("a.csv", b"text,label\nx,1\n\ny,0\n", "a.csv, line 3: the row is empty"),
     "empty jsonl row": ("a.jsonl", b'{"a": 1}\n\n{"a": 2}\n', "a.jsonl, line 2: the row is empty"),
     "ragged": ("a.tsv", b"text\tlabel\nx\n", "a.tsv, line 2: the row has 1 fields, the header 2"),
