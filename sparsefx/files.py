@@ -6,13 +6,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import ArtifactError
 
-__all__ = ["check_files", "check_hash", "file_hash", "read_json", "take_place", "write_json"]
+__all__ = [
+    "check_files",
+    "check_hash",
+    "file_hash",
+    "read_json",
+    "take_place",
+    "whole_file",
+    "write_json",
+]
 
 
 def take_place(work: Path, folder: Path, old: Path) -> None:
@@ -73,9 +82,24 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that then takes the place of `path`; nothing does on an error.
+
+    Killed in between, what was at `path` is still there.
+    """
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write a value as JSON."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    """Write a value as JSON; the file is either the old or the whole new one."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparsefx import Pipeline, Program, errors
+from sparsefx.files import read_json, whole_file, write_json
 from sparsefx.testing import assert_equal_outputs, small_program
 
 
@@ -91,3 +92,12 @@ def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
     for name in ("os.system", "operator.attrgetter", "aten.__class__.x", "builtins.eval", *files):
         with pytest.raises(errors.ArtifactError, match="there is no operator"):
             resolve_callable(name)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), whole_file(path) as beside:
+        beside.write_text("{" + "}" * (1 // beside.write_text("")))
+    assert read_json(path, "") == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]

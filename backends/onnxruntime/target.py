@@ -20,6 +20,7 @@ from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import ProgramError, TargetError
 from sparsefx.failures import fault_of
+from sparsefx.files import whole_file
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
@@ -195,12 +196,8 @@ class OnnxRuntimeCompiled:
         path = Path(path)
         path = path / "model.onnx" if path.is_dir() else path
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}-{os.getpid()}")
-        try:
+        with whole_file(path) as beside:
             beside.write_bytes(self.model.SerializeToString(deterministic=True))
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
         return path
 
 

@@ -14,6 +14,7 @@ from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.evaluate import tokenizer_of
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError
+from sparsefx.files import whole_file
 
 __all__ = ["command"]
 
@@ -55,7 +56,7 @@ def command(
     )
     columns = (names,) if isinstance(names, str) else names
     written = 0
-    with out.open("w", encoding="utf-8") as file:
+    with whole_file(out) as beside, beside.open("w", encoding="utf-8") as file:
         for row in track(range(len(examples)), "augmenting", console=stderr, transient=True):
             cells = {name: values[row] for name, values in table.columns.items()}
             second = None if examples.pairs is None else examples.pairs[row]

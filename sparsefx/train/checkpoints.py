@@ -7,7 +7,6 @@ off is passed over for the one before it. The last two are kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -22,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsefx.errors import ArtifactError
+from sparsefx.files import file_hash, write_json
 
-__all__ = ["Checkpoint", "Checkpoints", "write_json"]
+__all__ = ["Checkpoint", "Checkpoints"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Checkpoints:
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
         save_file(tensors, work / _TENSORS)
         write_json(work / _STATE, {"step": checkpoint.step, **checkpoint.state})
-        write_json(work / _MANIFEST, {name: _sha256(work / name) for name in (_TENSORS, _STATE)})
+        write_json(work / _MANIFEST, {name: file_hash(work / name) for name in (_TENSORS, _STATE)})
         os.replace(work, final)
         self._remove_old()
         return final
@@ -110,18 +110,11 @@ class Checkpoints:
             shutil.rmtree(folder)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file is either the old or the whole new one."""
-    fresh = path.with_name(f".{path.name}-{os.getpid()}")
-    fresh.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
-
-
 def _read(folder: Path) -> Checkpoint:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name in (_TENSORS, _STATE):
-            if _sha256(folder / name) != manifest[name]:
+            if file_hash(folder / name) != manifest[name]:
                 raise ArtifactError(f"{name} was cut or altered", who="resume", where=str(folder))
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         return Checkpoint(state["step"], load_file(folder / _TENSORS), state)
@@ -129,8 +122,3 @@ def _read(folder: Path) -> Checkpoint:
         raise ArtifactError(
             f"the checkpoint cannot be read: {error}", who="resume", where=str(folder)
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
