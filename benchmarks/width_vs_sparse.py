@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/width_vs_sparse.py --seeds 0,1,2
 
-The question and the method are those of Zhu and Gupta, "To prune, or not to prune" (2017), at a size that one CPU core trains in minutes: the 1,797 handwritten digits of 8x8
-pixels that scikit-learn ships (UCI, Optical Recognition of Handwritten Digits), shown twice as
-large. For each width below the full one, a dense model of that width stands beside the model of
-full width that is pruned, while it trains, until as many weights are left. The first and
-the depthwise convolutions and the classifier stay dense (all their weights count), all other layers
-get the same sparsity, and all variants train for the same number of steps.
+The question and the method are those of Zhu and Gupta, "To prune, or not to prune" (2017), at a
+size that one CPU core trains in minutes: the 1,797 handwritten digits of 8x8 pixels that
+scikit-learn ships (UCI, Optical Recognition of Handwritten Digits), shown twice as large. For each
+width below the full one, a dense model of that width stands beside the model of full width that is
+pruned, while it trains, until as many weights are left. The first and the depthwise convolutions
+and the classifier stay dense (all their weights count), all other layers get the same sparsity, and
+all variants train for the same number of steps.
 
 Each variant and seed leaves one JSON file; what is there is not trained again. At the end the table
 is printed and written beside the files, with a plot.
