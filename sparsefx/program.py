@@ -81,6 +81,8 @@ class Program:
         self._shapes = shapes
         self._facts: dict[type, tuple[object, object]] = {}
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
+        # Masks that the verifier found to be 0 or 1, with the versions that it saw.
+        self._sound: dict[str, tuple[object, ...]] = {}
 
     # -- running ---------------------------------------------------------------------------------
 

@@ -209,7 +209,10 @@ class Rewriter:
             nodes = self.program.graph.find_nodes(op="get_attr")
             self._reads = {str(node.target): node for node in nodes}
         node = self._reads.get(name)
-        return None if node is None or node._erased else node
+        if node is not None and not node._erased:
+            return node
+        found = self.program.graph.find_nodes(op="get_attr", target=name)
+        return found[0] if found else None
 
     def _read(self, name: str) -> fx.Node:
         self.program.tensor(name)
@@ -228,13 +231,13 @@ class Rewriter:
         """Add a trainable parameter and return the node that reads it."""
         module, leaf = self._new_place(name)
         module.register_parameter(leaf, nn.Parameter(tensor))
-        return self.get(name)
+        return self._read(name)
 
     def add_buffer(self, name: str, tensor: Tensor) -> fx.Node:
         """Add a buffer (saved, not trained) and return the node that reads it."""
         module, leaf = self._new_place(name)
         module.register_buffer(leaf, tensor)
-        return self.get(name)
+        return self._read(name)
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
         """Replace a tensor by another, of any shape or dtype; a parameter stays a parameter."""

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.utils._pytree import tree_map_only
 
 from sparsefx.errors import ProgramError
 from sparsefx.signature import Dim, InputSpec, Signature, format_type
@@ -179,6 +181,8 @@ class Shapes:
             return self._calls[key]
         try:
             with self._mode, torch.no_grad():
+                if _writes(node.target):  # the recorded values are those of other nodes too
+                    args, kwargs = tree_map_only(FakeTensor, torch.Tensor.detach, (args, kwargs))
                 result = node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
         except Exception as error:
             raise ProgramError(
@@ -285,12 +289,19 @@ def _recorded(node: fx.Node) -> tuple[Any, Any]:
 
 def _call_key(target: object, args: Any, kwargs: Mapping[str, Any]) -> Hashable:
     """Return what the type of a call's result depends on; None when that has no key."""
+    if _writes(target):
+        return None
     key = (target, _type_key(args), tuple((k, _type_key(v)) for k, v in kwargs.items()))
     try:
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _writes(target: object) -> bool:
+    """Whether an operator changes its inputs, their shape included."""
+    return isinstance(target, OpOverload) and target._schema.is_mutable
 
 
 def _type_key(value: Any) -> Hashable:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
+from torch.utils.weak import WeakIdRef
 
 from sparsefx.errors import ProgramError, VerifyError
 from sparsefx.masks import find_masks
@@ -168,27 +168,30 @@ def shapes_known(program: Program) -> Iterable[str]:
             yield f"%{node.name} has no inferred shape: it was not made through the Rewriter"
 
 
-_SOUND: MutableMapping[torch.Tensor, tuple[object, ...]] = WeakIdKeyDictionary()
-"""Mask -> its version, its weight, the weight's version, whether locked: found to be sound then."""
-
-
 def locked_zeros(program: Program) -> Iterable[str]:
     """Masks are 0 or 1 and fit their weights; once locked, what they drop is zero."""
     locked = Property.LOCKED in program.properties
     for site in find_masks(program):
         weight, mask = program.tensor(site.weight), program.tensor(site.mask)
-        state = (mask._version, WeakIdRef(weight), weight._version, locked)
-        if _SOUND.get(mask) == state:
-            continue
         if weight.shape != mask.shape:
             shapes = f"{tuple(mask.shape)} and {tuple(weight.shape)}"
             yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
-        elif mask.dtype != torch.bool and not torch.equal(mask * mask, mask):
+        elif not _zero_or_one(program, site.mask):
             yield f"{site.mask} holds values other than 0 and 1"
-        elif locked and (count := int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))):
+        elif locked and not torch.equal(weight, weight * mask):
+            count = int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))
             yield f"{count} locked weights of {site.weight} are not zero"
-        else:
-            _SOUND[mask] = state
+
+
+def _zero_or_one(program: Program, name: str) -> bool:
+    """Whether a mask is one; remembered by its version, which no optimizer leaves as it was."""
+    mask = program.tensor(name)
+    state = (WeakIdRef(mask), mask._version)
+    if mask.dtype != torch.bool and program._sound.get(name) != state:
+        if not torch.equal(mask * mask, mask):
+            return False
+        program._sound[name] = state
+    return True
 
 
 def weight_zeros_stay(program: Program) -> Iterable[str]:

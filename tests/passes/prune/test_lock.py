@@ -205,3 +205,16 @@ def test_a_pass_of_somebody_else_is_ended(plain: Program) -> None:
     locked.step()
     assert torch.equal(locked.tensor("dense.weight_mask"), before)
     assert int((before == 0).sum()) == 8
+
+
+def test_verify_sees_what_an_optimizer_revived(plain: Program) -> None:
+    locked = Pipeline.parse("pattern-lock").run(plain)
+    verify(locked)
+    weight = locked.tensor("sparse.weight")
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()  # and no locked.step()
+    with pytest.raises(VerifyError, match=r"32 locked weights of sparse\.weight are not"):
+        verify(locked)
+    locked.tensor("sparse.weight_mask").fill_(0.5)
+    with pytest.raises(VerifyError, match="holds values other than 0 and 1"):
+        verify(locked)

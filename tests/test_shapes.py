@@ -1,0 +1,48 @@
+"""Shape inference: what is remembered, and what must not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import sparsefx
+from sparsefx import Program
+from sparsefx.testing import small_program
+from sparsefx.verify import verify
+
+
+class Reshaping(nn.Module):
+    """Two equal linears; the shape of the first result is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first(x), self.second(x)
+        first.unsqueeze_(1)
+        return first.sum(1) + second  # type: ignore[no-any-return]  # a tensor
+
+
+def test_a_value_that_is_changed_in_place_is_no_other_nodes_value(tmp_path: Path) -> None:
+    program = sparsefx.capture(Reshaping(), {"x": torch.ones(3, 8)})
+    loaded = Program.load(program.save(tmp_path / "saved"))
+    for each in (program, loaded):
+        each.shapes  # noqa: B018  # a loaded graph has none until they are asked for
+        verify(each)
+        dims = {n.name: fact.dims for n in each.graph.nodes if (fact := each.shape_of(n))}
+        assert dims["linear"] == dims["linear_1"] == ("batch", 8)
+        assert dims["unsqueeze_"] == ("batch", 1, 8)
+
+
+def test_true_one_and_one_point_zero_are_told_apart() -> None:
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.mul(x, True), torch.mul(x, 1), torch.mul(x, 1.0)
+
+    program = small_program(forward, x=torch.ones(2, dtype=torch.bool))
+    loaded = program.copy()
+    loaded.changed()
+    facts = [loaded.shape_of(node) for node in loaded.graph.output_node().all_input_nodes]
+    assert [fact.dtype for fact in facts if fact] == [torch.bool, torch.int64, torch.float32]
