@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
 from sparsefx.program import Program
-from sparsefx.target import CostReport, CostRow
+from sparsefx.target import CostReport, CostRow, Unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,11 @@ class CpuCompiled:
         outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
         values = lowered.host.evaluate(outputs.values(), known)
         return {name: values[node] for name, node in outputs.items()}
+
+    @property
+    def outside(self) -> tuple[Unsupported, ...]:
+        """What runs in PyTorch, why, and how many linears do so because of it."""
+        return self._lowered.unsupported()
 
     def as_model(self, model: nn.Module) -> DropIn:
         """A callable with the calling convention and output class of a Hugging Face model."""
@@ -169,7 +175,8 @@ class CpuCompiled:
         rates = measured_rates(runtime.isa) if self._measured else BUILT_IN
         layers, isa = self._lowered.layers, runtime.isa.name
         described = f"{isa} ({self._note})" if self._note else isa
-        return explain_layers(layers, described, (batch, tokens), rates, seconds)
+        found = explain_layers(layers, described, (batch, tokens), rates, seconds)
+        return replace(found, linears=self._lowered.linears)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.
@@ -182,7 +189,7 @@ class CpuCompiled:
         if interface is not None:
             write(folder, interface, self._runtime)
             return folder
-        outside = "; ".join(f"%{node.name}: {why}" for node, why in self._lowered.reasons)
+        outside = "; ".join(f"{found.where}: {found.reason}" for found in self.outside)
         logger.warning(
             "%s holds the Program without its code, as a part runs in PyTorch (%s); "
             "run it with CpuTarget().lower(Program.load(folder))",

@@ -90,6 +90,7 @@ class Explanation:
         rates: What the costs were computed with.
         layers: One entry for each linear kernel, in order.
         others: Nanoseconds of the other steps by kind, if they were timed.
+        linears: Linears of the graph, and how many of them run in PyTorch.
     """
 
     shape: tuple[int, int]
@@ -97,6 +98,7 @@ class Explanation:
     rates: Rates
     layers: tuple[LayerCosts, ...]
     others: Mapping[str, float]
+    linears: tuple[int, int] = (0, 0)
 
     @property
     def gain(self) -> float:
@@ -108,6 +110,8 @@ class Explanation:
         batch, tokens = self.shape
         dense = [layer for layer in self.layers if layer.layer.format.startswith("dense")]
         chosen = sum(layer.chosen for layer in self.layers)
+        total, outside = self.linears
+        apart = f"{outside} of {total} linears run in PyTorch, outside the plan\n"
         others = "".join(f"{kind}: {cost / 1e3:,.1f} us\n" for kind, cost in self.others.items())
         return (
             f"{batch}x{tokens} tokens, {self.isa}, one core; rates {self.rates.origin}\n"
@@ -115,6 +119,7 @@ class Explanation:
             + others
             + f"{len(self.layers)} linears: {chosen / 1e3:,.1f} us, {self.gain:.2f}x less than "
             f"with every weight visited; zeros do not pay in {len(dense)}\n"
+            + (apart if outside else "")
         )
 
 

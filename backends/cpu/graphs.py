@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 __all__ = [
+    "ACTIVATIONS",
     "IDENTITIES",
     "REFERENCE",
     "activation",
@@ -83,17 +84,29 @@ REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,
 }
 """What each activation means."""
+
+
+_NAMES: dict[Any, str] = {
+    aten.relu.default: "relu",
+    aten.sigmoid.default: "sigmoid",
+    aten.silu.default: "silu",
+    aten.tanh.default: "tanh",
+}
+
+ACTIVATIONS = (aten.gelu.default, *_NAMES)
+"""Operators that are one."""
 
 
 def activation(node: fx.Node) -> str:
     """Name of the activation that a node applies, "" if it is none."""
     if node.target is aten.gelu.default:
         return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
-    names: dict[Any, str] = {aten.relu.default: "relu", aten.tanh.default: "tanh"}
-    return names.get(node.target, "")
+    return _NAMES.get(node.target, "")
 
 
 def only_heads(node: fx.Node) -> bool:

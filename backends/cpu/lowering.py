@@ -2,13 +2,15 @@
 
 Nodes become `values` (rows of a buffer, heads, quantized rows, ...). A linear takes along what
 follows it: activation, residual, quantize. A node that no kernel computes gets no value; it and
-all that needs it run outside the plan, on values that the plan hands over.
+all that needs it run outside the plan, on values that the plan hands over: a plan is one run of
+kernels, which takes indices and no activations, so nothing comes back into it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
@@ -20,8 +22,11 @@ from sparsefx.backends.cpu.plan import Plan, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
 from sparsefx.backends.cpu.walk import LoweringOptions, Walk
 from sparsefx.program import Program
+from sparsefx.target import Unsupported
 
 __all__ = ["Lowered", "lower_program"]
+
+_LINEAR = torch.ops.aten.linear.default
 
 
 @dataclass
@@ -36,6 +41,8 @@ class Lowered:
         padding: Name of the input that is 0 at padding, or None.
         layers: What was decided for every linear.
         indices: Node of the index of each embedding table, by name in the plan.
+        host: Evaluates nodes outside the plan.
+        linears: Linears of the graph, and how many of them run in PyTorch.
     """
 
     plan: Plan
@@ -46,6 +53,18 @@ class Lowered:
     layers: list[Layer]
     indices: dict[str, fx.Node]
     host: Host
+    linears: tuple[int, int]
+
+    def unsupported(self) -> tuple[Unsupported, ...]:
+        """`reasons`, each with how many linears run in PyTorch because of it."""
+        total, within = self.linears[0], {*self.rest, *self.host.nodes}
+        found = []
+        for node, why in self.reasons:
+            behind = _reached(node, within, "users") | _reached(node, within, "all_input_nodes")
+            count = sum(n.target is _LINEAR for n in behind)
+            what = f", and {count} of {total} linears with it" if count else ""
+            found.append(Unsupported(f"%{node.name}", why, f"runs in PyTorch{what}"))
+        return tuple(found)
 
 
 def lower_program(program: Program, options: LoweringOptions) -> Lowered:
@@ -102,9 +121,25 @@ def _finish(walk: Walk) -> Lowered:
     first_reasons = [
         (n, why) for n, why in reasons if not any(i in walk.reasons for i in n.all_input_nodes)
     ]
+    linears = graph.find_nodes(op="call_function", target=_LINEAR)
+    apart = [n for n in linears if n in walk.host.nodes]
+    if apart:
+        first_reasons.append((apart[0], "it does not depend on an embedding of tokens"))
+    outside = len(apart) + sum(n.target is _LINEAR for n in rest)
     return Lowered(
-        plan, exports, rest, first_reasons, padding, walk.layers, walk.indices, walk.host
+        *(plan, exports, rest, first_reasons, padding, walk.layers, walk.indices, walk.host),
+        linears=(len(linears), outside),
     )
+
+
+def _reached(start: fx.Node, within: set[fx.Node], way: str) -> set[fx.Node]:
+    """Nodes reached from `start` by `users` or `all_input_nodes`, not leaving `within`."""
+    found, stack = {start}, [start]
+    while stack:
+        fresh = {n for n in getattr(stack.pop(), way) if n in within} - found
+        found |= fresh
+        stack += fresh
+    return found
 
 
 def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:

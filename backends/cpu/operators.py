@@ -14,6 +14,7 @@ from torch import fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.graphs import (
+    ACTIVATIONS,
     IDENTITIES,
     activation,
     identity_source,
@@ -41,14 +42,13 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
     table: dict[Any, Handler] = dict.fromkeys(_VIEWS, operators.view)
     table |= dict.fromkeys(IDENTITIES, operators.same)
     table |= dict.fromkeys(_CUTS, operators.cut)
-    names = (aten.gelu.default, aten.relu.default, aten.tanh.default)
-    table |= dict.fromkeys(names, operators.activation)
+    table |= dict.fromkeys(ACTIVATIONS, operators.activation)
     table |= {
         aten.embedding.default: operators.embedding,
         aten.linear.default: operators.linears.lower,
         aten.layer_norm.default: operators.norm,
         aten.add.Tensor: operators.add,
-        aten.mul.Tensor: operators.scaled,
+        aten.mul.Tensor: operators.multiply,
         aten.div.Tensor: operators.scaled,
         aten.transpose.int: operators.transpose,
         aten.permute.default: operators.permute,
@@ -190,12 +190,22 @@ class _Operators:
         if isinstance(left, Scores) and right is None and left.mask is None:
             walk.values[node] = replace(left, mask=node.args[1])  # type: ignore[arg-type]
             return None
-        a, b = walk.rows(left), walk.rows(right)
+        return self._both("add", node)
+
+    def multiply(self, node: fx.Node) -> str | None:
+        """A factor on attention scores, or two rows, as gates have them."""
+        known = [self._walk.value(n) is not None for n in node.args[:2]]
+        return self._both("mul", node) if all(known) else self.scaled(node)
+
+    def _both(self, operation: str, node: fx.Node) -> str | None:
+        """`add` or `mul` of two values that are rows of the same shape."""
+        walk = self._walk
+        a, b = (walk.rows(walk.value(n)) for n in node.args[:2])
         if a is None or b is None:
             return _OUTSIDE
         if a.buffer.rows != b.buffer.rows or a.buffer.space != b.buffer.space:
-            return "an addition that broadcasts"
-        self._elementwise("add", node, a, b)
+            return f"{operation} broadcasts"
+        self._elementwise(operation, node, a, b)
         return None
 
     def activation(self, node: fx.Node) -> str | None:

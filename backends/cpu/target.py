@@ -63,10 +63,7 @@ class CpuTarget(Target):
         """
         if refused := _without_tokens(program):
             return (refused,)
-        return tuple(
-            Unsupported(f"%{node.name}", why, "runs in PyTorch")
-            for node, why in self._lower(program, pack=False).reasons
-        )
+        return self._lower(program, pack=False).unsupported()
 
     def compile(self, program: Program) -> CpuCompiled:
         """Run :meth:`pipeline` on a copy of `program` and lower it, in one walk.

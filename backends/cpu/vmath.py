@@ -11,7 +11,18 @@ from numpy.polynomial import chebyshev
 
 from sparsefx.backends.cpu.ir import Function, Value, lane_count, vector
 
-__all__ = ["ACTIVATIONS", "exp", "gelu", "gelu_tanh", "maximum", "minimum", "relu", "tanh"]
+__all__ = [
+    "ACTIVATIONS",
+    "exp",
+    "gelu",
+    "gelu_tanh",
+    "maximum",
+    "minimum",
+    "relu",
+    "sigmoid",
+    "silu",
+    "tanh",
+]
 
 _GELU_LIMIT = 5.2
 _GELU_DEGREE = 12
@@ -90,6 +101,17 @@ def tanh(f: Function, x: Value) -> Value:
     return f.const(x.type, 1.0) - two / (exp(f, x * 2.0) + 1.0)
 
 
+def sigmoid(f: Function, x: Value) -> Value:
+    """1 / (1 + e^-x)."""
+    one = f.const(x.type, 1.0)
+    return one / (exp(f, f.const(x.type, 0.0) - x) + one)
+
+
+def silu(f: Function, x: Value) -> Value:
+    """X sigmoid(x)."""
+    return x / (exp(f, f.const(x.type, 0.0) - x) + 1.0)
+
+
 def relu(f: Function, x: Value) -> Value:
     """max(x, 0)."""
     return maximum(f, x, f.const(x.type, 0.0))
@@ -99,6 +121,8 @@ ACTIVATIONS: dict[str, Callable[[Function, Value], Value]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": relu,
+    "sigmoid": sigmoid,
+    "silu": silu,
     "tanh": tanh,
 }
 """Activations that a linear can apply to its result, by name."""

@@ -57,6 +57,7 @@ class Walk:
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
     rewritten: dict[tuple[Buffer, str], Buffer] = field(default_factory=dict)
+    embedded: list[tuple[Embedded, Rows]] = field(default_factory=list)
 
     @property
     def isa(self) -> Isa:
@@ -164,6 +165,9 @@ class Walk:
         return float(scale), int(zero)
 
     def _write_embedding(self, value: Embedded) -> Rows:
+        for known, rows in self.embedded:
+            if known is value:
+                return rows
         channels = value.tables[0].shape[1]
         stride = -(-channels // self.isa.lanes) * self.isa.lanes
         target = Buffer("embedding", channels, 4)
@@ -176,6 +180,7 @@ class Walk:
             words[f"table{n}"] = array
             words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(index.name)
         self.steps.append(Step(catalog.embedding(len(value.tables)), words, "embedding"))
+        self.embedded.append((value, Rows(target)))
         return Rows(target)
 
     def mask(self, node: object) -> str | None:

@@ -42,9 +42,12 @@ def command(
     compiled: dict[str, Callable[..., object]] = {}
     for text in target or ["reference", "onnxruntime"]:
         try:
-            compiled[text] = registry.parse_target(text).compile(model)
+            compiled[text] = ready = registry.parse_target(text).compile(model)
         except SparsefxError as error:
             stderr.print(f"left out {text}: {error}", markup=False)
+            continue
+        for reason in getattr(ready, "outside", ()):
+            stderr.print(f"{text}: {reason}", markup=False)
     if not compiled:
         raise DataError("no target is left to time", who="bench")
     table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)

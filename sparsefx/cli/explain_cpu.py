@@ -37,8 +37,7 @@ def command(
         )
     model = open_program(program).eval()
     check_length(model.config, tokens)
-    stdout.print(
-        str(chosen.compile(model).explain(batch, tokens, timed=timed)), markup=False, end=""
-    )
-    for reason in chosen.unsupported(model):
+    compiled = chosen.compile(model)
+    stdout.print(str(compiled.explain(batch, tokens, timed=timed)), markup=False, end="")
+    for reason in compiled.outside:
         stderr.print(f"outside the plan: {reason}", markup=False)

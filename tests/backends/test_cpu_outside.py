@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsefx
+from sparsefx import Program
+from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.cli import main
 from sparsefx.errors import TargetError
+from tests.backends.cpu_cases import RUNNABLE, quantized
 
 
 class Patches(nn.Module):
@@ -39,3 +45,88 @@ def test_a_model_without_tokens_is_refused_before_it_runs() -> None:
         with pytest.raises(TargetError) as caught:
             lower(program)
         assert said in str(caught.value)
+
+
+class Gated(nn.Module):
+    """A gated block on tokens, then whatever `after` does."""
+
+    def __init__(self, gate: nn.Module, after: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.first, self.second = nn.Linear(32, 48), nn.Linear(32, 48)
+        self.down, self.head = nn.Linear(48, 32), nn.Linear(32, 2)
+        self.norm = nn.LayerNorm(32)
+        self.gate, self.after = gate, after
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.embedding(input_ids)
+        x = self.norm(x + self.down(self.first(x) * self.gate(self.second(x))))
+        return {"logits": self.head(self.after(x)[:, 0]), "hidden": x}
+
+
+def gated(gate: nn.Module, after: nn.Module) -> tuple[Program, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(50, (3, 21))}
+    return sparsefx.capture(Gated(gate, after).eval(), batch), batch
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.SiLU(), nn.Tanh(), nn.GELU()])
+def test_gates_stay_in_the_plan(isa: IsaName, gate: nn.Module) -> None:
+    program, batch = gated(gate, nn.Identity())
+    for item, tolerance in ((program, 1e-5), (quantized(program, batch), 2e-2)):
+        assert CpuTarget(isa=isa).unsupported(item) == ()
+        listed = CpuTarget(isa=isa, rates="built-in").lower(item).listing()
+        assert listed.count(" embed ") == 1  # though three nodes read it
+        found, expected = CpuTarget(isa=isa, rates="built-in").lower(item)(**batch), item(**batch)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance)
+
+
+def test_activations_at_extreme_inputs() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Embedding(8, 16)
+
+        def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+            x = self.values(input_ids)
+            return {"sigmoid": torch.sigmoid(x), "silu": nn.functional.silu(x)}
+
+    model = Alone().eval()
+    limits = torch.tensor([0.0, 1e-30, 20.0, 80.0, 90.0, 1e4, 1e30, 3.0])
+    model.values.weight.data = torch.stack([limits, -limits], 1).repeat(1, 8)
+    program = sparsefx.capture(model, {"input_ids": torch.arange(8)[None]})
+    assert CpuTarget().unsupported(program) == ()
+    found = CpuTarget().lower(program)(input_ids=torch.arange(8)[None])
+    for name, value in program(input_ids=torch.arange(8)[None]).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_outside_says_how_many_linears_it_takes_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = nn.Sequential(nn.Softplus(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    program, _ = gated(nn.Sigmoid(), after)
+    (found,) = CpuTarget().unsupported(program)
+    said = f"{found.where}: no kernel for aten.softplus.default"
+    said += " (runs in PyTorch, and 3 of 6 linears with it)"
+    assert str(found) == said
+    folder = str(program.save(tmp_path / "p"))
+    for command in (["explain-cpu", folder], ["bench", folder, "-t", "cpu", "--runs", "3"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--shape", "1x8"])
+        shown = capsys.readouterr()
+        assert said in " ".join(shown.err.split())
+        if command[0] == "explain-cpu":
+            assert "3 of 6 linears run in PyTorch, outside the plan" in shown.out
+
+
+def test_a_model_without_embeddings_is_told_to_run_in_pytorch() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    program = sparsefx.capture(model, {"input": torch.randn(2, 8)})
+    (found,) = CpuTarget().unsupported(program)
+    assert found.reason == "it does not depend on an embedding of tokens"
+    assert found.instead == "runs in PyTorch, and 2 of 2 linears with it"
+    batch = {"input": torch.randn(3, 8)}
+    torch.testing.assert_close(CpuTarget().lower(program)(**batch), program(**batch))
