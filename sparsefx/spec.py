@@ -210,8 +210,16 @@ def _parse_value(text: str, start: int, end: int) -> Any:
         f"{raw!r} is not a value",
         text=text,
         position=start,
-        hint="a number, True, False, None, a word, 'text' or a list of these",
+        hint=_value_hint(raw),
     )
+
+
+def _value_hint(raw: str) -> str:
+    if re.fullmatch(r"[\d.]+%", raw):
+        return "shares of a stage's steps are known in recipes alone; here give the step"
+    if re.fullmatch(r"\d+[x:]\d+", raw):
+        return f"write it as text: '{raw}'"
+    return "a number, True, False, None, a word, 'text' or a list of these"
 
 
 def options_of(item: Described) -> Mapping[str, Any]:

@@ -116,6 +116,8 @@ def test_pass_is_hashable_and_survives_pickling() -> None:
         ("scale{factor=0}", 6, "expected a number other than 0"),
         ("scale{factor=1,factor=2}", 15, "given twice"),
         ("scale{factor=@}", 13, "is not a value"),
+        ("scale{factor=50%}", 13, "are known in recipes alone"),
+        ("scale{note=5x7}", 11, "write it as text: '5x7'"),
         ("scale{factor=1", 5, "not ended"),
         ("scale scale", 6, "expected ','"),
         ("{", 0, "expected the name"),

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparsefx.cli.console import stdout
-from sparsefx.cli.programs import warn_not_finite
+from sparsefx.cli.programs import save, warn_not_finite
 
 __all__ = ["command"]
 
@@ -22,5 +21,4 @@ def command(
 
     program = capture_pretrained(model)
     warn_not_finite(program, model)
-    program.save(out)
-    stdout.print(f"{out}: {program!r}", markup=False)
+    save(program, out)

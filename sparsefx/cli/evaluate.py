@@ -54,7 +54,8 @@ def command(
     score = evaluate(chosen, logits, examples.labels.numpy())  # type: ignore[arg-type]  # evaluate names unknown ones
     stdout.print(f"{score.metric} {score} on {score.count} examples, {target}", markup=False)
     for name, value in score.parts.items():
-        stdout.print(f"  {name} {100 * value:.2f}")
+        if len(score.parts) > 1:  # else it is the score itself
+            stdout.print(f"  {name} {100 * value:.2f}")
 
 
 def class_names(program: Program) -> tuple[str, ...] | None:

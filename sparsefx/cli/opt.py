@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stdout
-from sparsefx.cli.programs import open_program
+from sparsefx.cli.programs import open_program, save
 from sparsefx.errors import SpecError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def command(
         for text in (*entry.notes, *(f"skipped {skip}" for skip in entry.skipped)):
             stdout.print(f"{entry.spec}: {text}", markup=False)
     if out is not None:
-        stdout.print(f"saved to {after.save(out)}", markup=False)
+        save(after, out)
 
 
 def _named(given: list[str]) -> dict[str, str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsefx.cli.console import stderr
+from sparsefx.cli.console import stderr, stdout
 from sparsefx.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["open_program", "warn_not_finite"]
+__all__ = ["open_program", "save", "warn_not_finite"]
 
 _PLACES = "name a folder that capture, opt or compress wrote, or a Hugging Face folder or id"
 
@@ -35,6 +35,14 @@ def warn_not_finite(program: Program, place: str) -> None:
 
     if names := not_finite(program):
         stderr.print(f"warning: {place} holds {told(names)}", markup=False)
+
+
+def save(program: Program, folder: Path) -> None:
+    """Save a Program, and say so when it takes the place of another."""
+    replaced = (folder / "manifest.json").exists()
+    program.save(folder)
+    told = "saved over the Program that was in" if replaced else "saved to"
+    stdout.print(f"{told} {folder}: {program!r}", markup=False)
 
 
 def _open(place: str) -> Program:

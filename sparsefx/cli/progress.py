@@ -75,7 +75,9 @@ class SessionProgress:
         facts += f", {_minutes(event.left)} left"
         if stderr.is_terminal:
             self._bars.update(self._tasks[event.stage], completed=event.step, facts=facts)
-        elif event.seconds - self._shown >= 15 or event.seconds < self._shown:
+        elif event.seconds < self._shown:  # another stage
+            self._shown = event.seconds
+        elif event.seconds - self._shown >= 15:
             self._shown = event.seconds
             self._say(f"{event.stage}: step {event.step}/{event.steps}, {facts}")
 
