@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_host import PASSED, ask_permission
+from sparsefx.backends.cpu.amx_host import DIFFERS, PASSED, ask_permission
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, Isa
@@ -142,11 +142,16 @@ def _linear(
 
 
 def main(name: str = "amx") -> int:
-    """Check one instruction set with tiles, print the verdict, give the exit code."""
+    """Check one instruction set with tiles, print the verdict, give the exit code.
+
+    Returns:
+        0 if all is exact, `amx_host.DIFFERS` if something is not, 1 without permission to check.
+    """
     isa = next(isa for isa in ISAS.values() if isa.name == name)
-    wrong = (ask_permission() if isa.tiles == "hardware" else "") or check(isa)
-    sys.stdout.write(f"{wrong or PASSED}\n")
-    return int(bool(wrong))
+    refused = ask_permission() if isa.tiles == "hardware" else ""
+    wrong = "" if refused else check(isa)
+    sys.stdout.write(f"{refused or wrong or PASSED}\n")
+    return 1 if refused else DIFFERS if wrong else 0
 
 
 if __name__ == "__main__":

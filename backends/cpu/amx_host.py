@@ -1,35 +1,47 @@
-"""Whether this process may use AMX: features, the kernel's permission, and a self-check.
+"""Whether this process may use AMX: features, a self-check, and the kernel's permission.
 
-Linux gives the state of tiles only to processes that ask for it; permission holds for all threads,
-and is asked for here, once in a process, before any tile is touched. No release of sparsefx was
-ever run on a CPU with AMX before it meets one, so the kernels prove themselves first: a child
-process, which may crash, multiplies on tiles and compares with exact integers (`amx_check`).
+These kernels were never run on a CPU with AMX, so they prove themselves first: a child process,
+which may crash, multiplies on tiles and compares with exact integers (`amx_check`). What it found
+is kept. Linux gives the state of tiles only to processes that ask for it; permission holds for all
+threads and cannot be given back, so it is asked for once in a process, and only after a good check.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import platform
 import signal
 import subprocess
 import sys
+import time
 from functools import cache
+from pathlib import Path
 
 import sparsefx
 from sparsefx.backends.cpu.isa import ISAS, Isa, missing_features
 from sparsefx.backends.cpu.private import cache_folder, read_private, write_private
 
-__all__ = ["PASSED", "ask_permission", "child_verdict", "refusal"]
+__all__ = ["DIFFERS", "PASSED", "ask_permission", "child_verdict", "refusal"]
 
 PASSED = "exact"
 """What the child says if all products were."""
+DIFFERS = 2
+"""Exit code of the child if one was not."""
 
 _SYS_ARCH_PRCTL = 158
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
 _SECONDS = 120
+_DAY = 86_400.0
+_FAULTS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE)
+"""What the kernels themselves can die of; any other signal comes from outside."""
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -38,7 +50,7 @@ def refusal() -> str:
     lacking = missing_features("amx")
     if lacking:
         return f"it lacks {', '.join(lacking)}"
-    return ask_permission() or _self_check(ISAS["amx"])
+    return _self_check(ISAS["amx"]) or ask_permission()
 
 
 def ask_permission() -> str:
@@ -49,50 +61,106 @@ def ask_permission() -> str:
     if libc.syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA) == 0:
         return ""
     number = ctypes.get_errno()
-    return f"the operating system gives no tiles to this process ({os.strerror(number)})"
+    why = os.strerror(number)
+    if number == errno.ENOSPC:
+        why = "the alternate signal stack of a thread is too small to hold them"
+    return f"the operating system gives no tiles to this process ({why})"
 
 
 def _self_check(isa: Isa) -> str:
     """The verdict of the child, kept by machine, operating system and version of the kernels."""
-    name = f"amx-{_key(isa)}.json"
-    kept = read_private(cache_folder(), name)
-    if kept is not None:
-        return str(json.loads(kept))
-    verdict, final = child_verdict(isa)
-    if final:
-        write_private(cache_folder(), name, json.dumps(verdict).encode())
-    return verdict
+    folder, name = cache_folder(), f"amx-{_key(isa)}.json"
+    kept = read_private(folder, name)
+    why, until = json.loads(kept) if kept is not None else ("", 0.0)
+    if time.time() >= until:
+        logger.warning("checking the AMX kernels once on this machine, %d s at most", _SECONDS)
+        why, seconds = child_verdict(isa)
+        if seconds:
+            content = json.dumps([why, time.time() + seconds])
+            write_private(folder, name, content.encode())
+    return _with_place(why, folder / name)
 
 
-def child_verdict(isa: Isa) -> tuple[str, bool]:
+def _with_place(why: str, path: Path) -> str:
+    """A refusal with the file that keeps it, if one does."""
+    return f"{why} (kept in {path})" if why and path.exists() else why
+
+
+def child_verdict(isa: Isa) -> tuple[str, float]:
     """Run the self-check in a child process.
 
     Returns:
-        Why it failed, "" if it passed; and whether that would be so again: a child that could not
-        be started, or took too long, says nothing about the machine.
+        Why it failed, "" if it passed; and for how many seconds that is to be believed: for ever
+        where the kernels passed, differed or died of a fault, a day where they took too long, not
+        at all where the child failed for reasons that say nothing about the machine.
     """
-    if getattr(sys, "frozen", False):
-        return "its self-check needs an interpreter, and this program is a frozen one", False
-    command = [sys.executable, "-m", "sparsefx.backends.cpu.amx_check", isa.name]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+    why = _no_interpreter()
+    if why:
+        return f"its self-check needs a Python interpreter, but {why}", 0.0
+    # -P: code in the current folder is no part of the check, unless this process runs it too.
+    command = [sys.executable, "-P", "-m", "sparsefx.backends.cpu.amx_check", isa.name]
+    places = (place or "." for place in sys.path if isinstance(place, str))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     try:
         ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"its self-check could not be run ({error})", False
-    if ended.returncode < 0:
-        return f"its self-check died of {signal.Signals(-ended.returncode).name}", True
-    last = (ended.stdout.strip() or ended.stderr.strip()).rpartition("\n")[2]
-    if ended.returncode != 0:
-        return f"its self-check failed: {last}", ended.stdout.strip() != ""
-    return ("", True) if last == PASSED else (f"its self-check said {last!r}", False)
+    except subprocess.TimeoutExpired:
+        return f"its self-check took more than {_SECONDS} s", _DAY
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return f"its self-check could not be run ({error})", 0.0
+    return _verdict(ended.returncode, ended.stdout.strip(), ended.stderr.strip())
+
+
+def _verdict(code: int, said: str, complained: str) -> tuple[str, float]:
+    """What the end of the child means, as `child_verdict` gives it."""
+    if code < 0:
+        held = math.inf if -code in _FAULTS else 0.0
+        return f"its self-check died of {_signal_name(-code)}", held
+    last = (said or complained).rpartition("\n")[2]
+    if code == 0:
+        return ("", math.inf) if last == PASSED else (f"its self-check said {last!r}", 0.0)
+    # Python itself ends with 2 where it cannot start, but says so on stderr.
+    held = math.inf if code == DIFFERS and said else 0.0
+    return f"its self-check failed: {last or f'exit code {code}'}", held
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _no_interpreter() -> str:
+    """Why `sys.executable` is no interpreter that could be started, "" if it is one.
+
+    In a frozen program, or one that embeds Python, it may be the program itself.
+    """
+    if getattr(sys, "frozen", False):
+        return "this program is a frozen one"
+    if not sys.executable:
+        return "this process does not know where it is"
+    if not Path(sys.executable).name.lower().startswith(("python", "pypy")):
+        return f"this process runs in {sys.executable}"
+    return ""
 
 
 def _key(isa: Isa) -> str:
     """What the verdict depends on."""
+    import llvmlite
+
     from sparsefx.backends.cpu.amx_check import kernel_texts
     from sparsefx.backends.cpu.rates import machine_name
 
-    parts = (sparsefx.__version__, machine_name(isa), platform.release(), *kernel_texts(isa))
+    versions = (sparsefx.__version__, llvmlite.__version__, platform.release())
+    parts = (*versions, machine_name(isa), *kernel_texts(isa))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -146,10 +146,14 @@ def with_extras(chosen: Isa) -> Isa:
     return replace(chosen, features=(*chosen.features, *extra))
 
 
-def best_isa() -> Isa:
-    """The widest instruction set of this machine for which whole models are lowered."""
+def best_isa(*, integers: bool = True) -> Isa:
+    """The widest instruction set of this machine for which whole models are lowered.
+
+    Args:
+        integers: Whether products of integers are wanted; without them nothing is asked of AMX.
+    """
     for name in NATIVE:
-        if not obstacle(name):
+        if (integers or not ISAS[name].has_dot) and not obstacle(name):
             return with_extras(ISAS[name])
     raise TargetError(
         f"this machine has none of {', '.join(NATIVE)}",

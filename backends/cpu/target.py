@@ -10,7 +10,7 @@ import torch
 
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import ISAS, Isa, isa, obstacle
+from sparsefx.backends.cpu.isa import ISAS, Isa, best_isa, isa, obstacle
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -116,11 +116,13 @@ class CpuTarget(Target):
 
     def _isa(self, program: Program) -> Isa:
         """The instruction set; one without dot products where nothing is quantized."""
-        chosen = isa(self.isa)
         quantize = torch.ops.sparsefx.quantize.default
-        if chosen.has_dot and not program.graph.find_nodes(op="call_function", target=quantize):
-            return ISAS["avx512"]
-        return chosen
+        if program.graph.find_nodes(op="call_function", target=quantize):
+            return isa(self.isa)
+        if self.isa == "native":
+            return best_isa(integers=False)
+        chosen = isa(self.isa)
+        return ISAS["avx512"] if chosen.has_dot else chosen
 
     def _threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))
