@@ -1,19 +1,24 @@
 """What this machine takes for a unit of each format's work: measured once, then kept.
 
 A core is timed on weights that do not fit its second-level cache, as those of a model do not: each
-format at two numbers of units per row, which tells the cost of a unit from that of a row. It takes
-about a second for each instruction set and is kept in the private cache, by processor and
-instruction set, as are the results of `faster`, by what is in the weights.
+format at two numbers of units per row, which tells the cost of a unit from that of a row. All are
+timed in turns (see `turns`). It takes about a second for each instruction set and is kept in the
+private cache, by processor and instruction set, as are the results of `faster`, by what is in the
+weights.
+
+Rates whose proportions are far from those of the built-in ones were disturbed by other work: they
+are measured again, and where that does not help, the built-in ones stand in for a while.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +37,11 @@ from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.private import cache_folder, read_private, write_private
 from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.turns import shortest
 from sparsefx.backends.cpu.weights import Format, Packed, pack
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "BUILT_IN",
@@ -44,13 +52,18 @@ __all__ = [
     "machine_name",
     "measure",
     "measured_rates",
+    "spread",
 ]
 
 _TOKENS = 128
 _PANELS = 2
 _COLD_BYTES = 6 << 20
-_RUNS = 25
-_VERSION = "4"
+_COPIES = 4
+_BUDGET, _TUNING_BUDGET = 0.6, 0.1
+_SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
+_TRIALS = 3
+_RETRY_SECONDS = 3600.0
+_VERSION = "5"
 
 
 @dataclass(frozen=True)
@@ -116,13 +129,45 @@ Attention on tiles is an estimate.
 
 @cache
 def measured_rates(isa: Isa) -> Rates:
-    """The rates of this machine."""
+    """The rates of this machine; the built-in ones where it is too busy to be measured.
+
+    Those are kept for an hour, and their `origin` says why they are used.
+    """
     name = f"rates-{machine_name(isa)}.json"
     kept = read_private(cache_folder(), name)
     if kept is not None:
-        return Rates(**json.loads(kept))
+        known = json.loads(kept)
+        until = known.pop("until")
+        if until is None or 0 < until - time.time() <= _RETRY_SECONDS:
+            return Rates(**known)
+    found, until = _plausible(isa), None
+    if spread(found) > _IMPLAUSIBLE:
+        until = time.time() + _RETRY_SECONDS
+        why = f"this machine's were implausible, {spread(found):.1f}x apart: is it busy?"
+        found = replace(BUILT_IN, origin=f"{BUILT_IN.origin} ({why})")
+        logger.warning("formats are chosen by rates %s", found.origin)
+    write_private(cache_folder(), name, json.dumps({**asdict(found), "until": until}).encode())
+    return found
+
+
+def spread(found: Rates) -> float:
+    """How far the proportions of the formats are from those of the built-in rates, 1 or more.
+
+    Tiles are left out, as are formats that the instruction set does not have.
+    """
+    names = ("quad", "block", "nonzero", "group", "channel")
+    ratios = [getattr(found, name) / getattr(BUILT_IN, name) for name in names]
+    known = [ratio for ratio in ratios if ratio > 0]
+    return float(max(known) / min(known))
+
+
+def _plausible(isa: Isa) -> Rates:
+    """The most plausible of a few measurements; the first one unless it is suspect."""
     found = measure(isa)
-    write_private(cache_folder(), name, json.dumps(asdict(found)).encode())
+    for _ in range(_TRIALS - 1):
+        if spread(found) <= _SUSPECT:
+            break
+        found = min(found, measure(isa), key=spread)
     return found
 
 
@@ -135,7 +180,9 @@ def faster(matrix: NDArray[Any], formats: Sequence[Format], isa: Isa) -> dict[Fo
         known: dict[Format, float] = json.loads(kept)
         if set(formats) <= set(known):
             return {format: known[format] for format in formats}
-    found = {format: 1e9 * linear_seconds(matrix, format, isa) / _PANELS for format in formats}
+    cases = [(matrix, format, _copies(pack(matrix, format))) for format in formats]
+    seconds = _linears_seconds(cases, isa, _TUNING_BUDGET)
+    found = {f: 1e9 * took / _PANELS for f, took in zip(formats, seconds, strict=True)}
     write_private(cache_folder(), name, json.dumps(found).encode())
     return found
 
@@ -150,37 +197,52 @@ def machine_name(isa: Isa) -> str:
 
 
 def measure(isa: Isa) -> Rates:
-    """Time each format at two numbers of units per row."""
-    rows, wide, narrow = 384, 768, 192
-    nonzero, row = _slope("rows", isa, [_sparse(rows, wide, n, np.float32) for n in (32, 160)])
-    cell, _ = _slope("dense_f32", isa, _dense(rows, (narrow, wide), np.float32))
-    quad = block = byte_cell = tile_cell = masked_cell = attention = attention_tiles = 0.0
-    if isa.has_dot:
-        quad, row = _slope("quads", isa, [_sparse(rows, wide, n, np.int8) for n in (32, 160)])
-        block, _ = _slope("blocks", isa, [_blocked(rows, wide, n) for n in (8, 40)])
-        byte_cell, _ = _slope("dense_i8", isa, _dense(rows, (narrow, wide), np.int8))
+    """Time each format at two numbers of units per row, all in turns."""
+    cases = _cases(isa)
+    flat = [(matrix, format, _COPIES) for format, pair in cases.items() for matrix, _ in pair]
+    seconds = iter(_linears_seconds(flat, isa, _BUDGET))
+    slopes = {f: _slope([(m, u, next(seconds)) for m, u in pair]) for f, pair in cases.items()}
+    unit = {format: slope for format, (slope, _) in slopes.items()}
+    attention = attention_tiles = 0.0
     if isa.has_tiles:
-        tile_cell, _ = _slope("dense_amx", isa, _dense(rows, (narrow, wide), np.int8))
-        tenth = [(_sparse(rows, n, n // 10, np.int8)[0], float(n)) for n in (narrow, wide)]
-        masked_cell, _ = _slope("masked_amx", isa, tenth)
         attention = 1e9 * attention_seconds("attention_i8", isa)
         attention_tiles = 1e9 * attention_seconds("attention_amx", isa)
+    tile = TILE_ROWS * TILE_COLUMNS
     return Rates(
-        quad=quad,
-        block=block,
-        nonzero=nonzero,
-        group=24 * byte_cell,
-        channel=6 * cell,
-        tile=TILE_ROWS * TILE_COLUMNS * tile_cell,
-        masked_tile=TILE_ROWS * TILE_COLUMNS * masked_cell,
+        quad=unit.get("quads", 0.0),
+        block=unit.get("blocks", 0.0),
+        nonzero=unit["rows"],
+        group=24 * unit.get("dense_i8", 0.0),
+        channel=6 * unit["dense_f32"],
+        tile=tile * unit.get("dense_amx", 0.0),
+        masked_tile=tile * unit.get("masked_amx", 0.0),
         attention=attention,
         attention_tiles=attention_tiles,
-        row=row,
+        row=slopes["quads" if isa.has_dot else "rows"][1],
         peak=_peak(isa, "dots" if isa.has_dot else "fmas"),
         peak_f32=_peak(isa, "fmas"),
         peak_tiles=_peak(isa, "tiles") if isa.has_tiles else 0.0,
         origin=f"measured on this machine, {isa.name}",
     )
+
+
+def _cases(isa: Isa) -> dict[Format, list[tuple[NDArray[Any], float]]]:
+    """For each format two matrices, with their units per row."""
+    rows, wide, narrow = 384, 768, 192
+    cases: dict[Format, list[tuple[NDArray[Any], float]]] = {
+        "rows": [_sparse(rows, wide, n, np.float32) for n in (32, 160)],
+        "dense_f32": _dense(rows, (narrow, wide), np.float32),
+    }
+    if isa.has_dot:
+        cases["quads"] = [_sparse(rows, wide, n, np.int8) for n in (32, 160)]
+        cases["blocks"] = [_blocked(rows, wide, n) for n in (8, 40)]
+        cases["dense_i8"] = _dense(rows, (narrow, wide), np.int8)
+    if isa.has_tiles:
+        cases["dense_amx"] = _dense(rows, (narrow, wide), np.int8)
+        cases["masked_amx"] = [
+            (_sparse(rows, n, n // 10, np.int8)[0], float(n)) for n in (narrow, wide)
+        ]
+    return cases
 
 
 def _sparse(rows: int, columns: int, each: int, dtype: Any) -> tuple[NDArray[Any], float]:
@@ -202,13 +264,10 @@ def _dense(rows: int, columns: tuple[int, int], dtype: Any) -> list[tuple[NDArra
     return [(np.ones((rows, count), dtype), count) for count in columns]
 
 
-def _slope(
-    format: Format, isa: Isa, cases: Sequence[tuple[NDArray[Any], float]]
-) -> tuple[float, float]:
-    """(nanoseconds of a unit, of a row besides) per panel, from two cases."""
+def _slope(cases: Sequence[tuple[NDArray[Any], float, float]]) -> tuple[float, float]:
+    """(nanoseconds of a unit, of a row besides) per panel, from two cases with their seconds."""
     (few, less), (many, more) = (
-        (1e9 * linear_seconds(matrix, format, isa) / (_PANELS * len(matrix)), units)
-        for matrix, units in cases
+        (1e9 * seconds / (_PANELS * len(matrix)), units) for matrix, units, seconds in cases
     )
     unit = max(1e-3, (many - few) / (more - less))
     return unit, max(0.0, few - unit * less)
@@ -216,10 +275,34 @@ def _slope(
 
 def linear_seconds(matrix: NDArray[Any], format: Format, isa: Isa, tokens: int = _TOKENS) -> float:
     """Seconds that a linear whose weights are cold takes on one core."""
-    packed = pack(matrix, format)
-    copies = min(24, max(4, -(-_COLD_BYTES // max(1, packed.stored_bytes))))
-    steps = [_step(matrix, _copied(packed), isa) for _ in range(copies)]
-    return _plan_seconds(steps, isa, tokens) / copies
+    copies = _copies(pack(matrix, format))
+    return _linears_seconds([(matrix, format, copies)], isa, _TUNING_BUDGET, tokens)[0]
+
+
+def _copies(packed: Packed) -> int:
+    """How many copies of a weight do not fit the second-level cache."""
+    return min(24, max(_COPIES, -(-_COLD_BYTES // max(1, packed.stored_bytes))))
+
+
+def _linears_seconds(
+    cases: Sequence[tuple[NDArray[Any], Format, int]],
+    isa: Isa,
+    budget: float,
+    tokens: int = _TOKENS,
+) -> list[float]:
+    """Seconds of linears in turns, each run that many times on copies of its weight.
+
+    What a run costs that computes nothing is taken off.
+    """
+    plans = [[Step(catalog.peak_kernel("fmas"), {"rounds": 1, "space": 0}, "nothing")]]
+    for matrix, format, copies in cases:
+        packed = pack(matrix, format)
+        plans.append([_step(matrix, _copied(packed), isa) for _ in range(copies)])
+    idle, *found = shortest([_runtime(steps, isa) for steps in plans], tokens, budget)
+    return [
+        max(0.0, seconds - idle) / copies
+        for seconds, (_, _, copies) in zip(found, cases, strict=True)
+    ]
 
 
 def attention_seconds(kind: str, isa: Isa, tokens: int = _TOKENS, heads: int = 4) -> float:
@@ -256,20 +339,17 @@ def _step(matrix: NDArray[Any], packed: Packed, isa: Isa) -> Step:
     return Step(catalog.linear(packed.format, Epilogue(integer)), words, "linear")
 
 
+def _runtime(steps: Sequence[Step], isa: Isa) -> Runtime:
+    engine = shared_engine(isa)
+    return Runtime(Plan(tuple(steps), (), {}), engine, shared_pool(engine, 1))
+
+
 def _plan_seconds(steps: Sequence[Step], isa: Isa, tokens: int = _TOKENS) -> float:
     """The shortest time of one thread for some steps."""
-    engine = shared_engine(isa)
-    runtime = Runtime(Plan(tuple(steps), (), {}), engine, shared_pool(engine, 1))
-    mask = np.ones((1, tokens), np.bool_)
-    seconds = []
-    for _ in range(_RUNS):
-        begin = time.perf_counter()
-        runtime.run(mask, {})
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])
+    return shortest([_runtime(steps, isa)], tokens, _TUNING_BUDGET)[0]
 
 
-def _peak(isa: Isa, unit: Unit, rounds: int = 400_000) -> float:
+def _peak(isa: Isa, unit: Unit, rounds: int = 100_000) -> float:
     """Multiply-adds per nanosecond of one core, on registers."""
     kernel = catalog.peak_kernel(unit)
     seconds = _plan_seconds([Step(kernel, {"rounds": rounds, "space": 0}, "peak")], isa)

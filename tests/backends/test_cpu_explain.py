@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,58 @@ def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = rates.measure(isa)
     assert min(found.nonzero, found.channel, found.peak, found.peak_f32) > 0
     assert (found.quad > 0) == isa.has_dot
+    found = replace(rates.BUILT_IN, quad=2.6, origin="measured")
     monkeypatch.setattr(rates, "measure", lambda _: found)
     rates.measured_rates.cache_clear()
     assert rates.measured_rates(isa) == found
     monkeypatch.delattr(rates, "measure")
     rates.measured_rates.cache_clear()
     assert rates.measured_rates(isa) == found
+    rates.measured_rates.cache_clear()
+
+
+def test_disturbed_rates_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "cache_folder", lambda: tmp_path / "kept")
+    plain = rates.BUILT_IN
+    # A slower core is plausible, one format that is slower alone is not.
+    twice = replace(plain, quad=2 * plain.quad, group=2 * plain.group)
+    assert rates.spread(replace(twice, block=0.0, nonzero=0.0, channel=0.0)) == 1
+    assert rates.spread(replace(plain, group=2.5 * plain.group)) == pytest.approx(2.5)
+    isa, disturbed = ISAS["avx2"], replace(plain, channel=9 * plain.channel)
+    sequence = [disturbed, replace(plain, origin="measured")]
+    monkeypatch.setattr(rates, "measure", lambda _: sequence.pop(0))
+    rates.measured_rates.cache_clear()
+    assert rates.measured_rates(isa).origin == "measured"
+    rates.measured_rates.cache_clear()
+
+
+def test_a_busy_machine_gets_the_built_in_rates_for_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "cache_folder", lambda: tmp_path / "kept")
+    isa, plain = ISAS["avx2"], rates.BUILT_IN
+    disturbed = replace(plain, channel=9 * plain.channel)
+    measured: list[Any] = []
+
+    def measure(_: Any) -> Any:
+        measured.append(_)
+        return disturbed if len(measured) <= 3 else replace(plain, origin="measured")
+
+    monkeypatch.setattr(rates, "measure", measure)
+    for calls in (3, 3):
+        rates.measured_rates.cache_clear()
+        found = rates.measured_rates(isa)
+        assert len(measured) == calls
+        assert found.channel == plain.channel
+        assert "implausible, 9.0x apart: is it busy?" in found.origin
+    compiled = CpuTarget(isa="avx2").lower(captured("bert-cls"))
+    assert "implausible" in str(compiled.explain(1, 8)).splitlines()[0]
+    hour = time.time() + 3601
+    monkeypatch.setattr(time, "time", lambda: hour)
+    rates.measured_rates.cache_clear()
+    assert rates.measured_rates(isa).origin == "measured"
     rates.measured_rates.cache_clear()
 
 
@@ -94,7 +142,7 @@ def test_close_formats_are_timed_on_the_weights(
     choice = tuned(choose_format(close, isa), close, isa, rates.faster)
     assert choice.timed
     assert choice.costs[choice.format] == min(choice.costs.values())
-    monkeypatch.delattr(rates, "linear_seconds")
+    monkeypatch.delattr(rates, "_linears_seconds")
     assert tuned(choose_format(close, isa), close, isa, rates.faster) == choice
     far = weight(0.05, 60, 96, np.float32)
     assert not tuned(choose_format(far, isa), far, isa, rates.faster).timed
