@@ -71,7 +71,7 @@ def export_onnx(program: Program) -> ModelProto:
         raise TargetError(
             f"torch.onnx cannot translate the graph: {_last_line(error)}",
             who=_WHO,
-            hint="unsupported() lists nodes that are known not to translate",
+            hint="unsupported() names what is known not to translate; this was not known",
         ) from error
     assert translated is not None
     model: ModelProto = translated.model_proto
@@ -92,9 +92,29 @@ def _export_again(program: Program) -> torch.export.ExportedProgram:
         for spec in program.signature.inputs
     }
     with _quiet(), torch.no_grad():
-        return torch.export.export(
+        exported = torch.export.export(
             program.module.eval(), (), batch, dynamic_shapes=shapes, strict=False
         )
+    _settle_layouts(exported.graph_module)
+    return exported
+
+
+def _settle_layouts(module: torch.fx.GraphModule) -> None:
+    """Copy what attention gives, as the two halves of torch.onnx disagree on its strides.
+
+    One makes a `view` of the `reshape` behind it, which the other refuses (T5). The copy becomes an
+    Identity, which the optimizer drops.
+    """
+    aten, output = torch.ops.aten, module.graph.output_node()
+    for node in module.graph.find_nodes(
+        op="call_function", target=aten.scaled_dot_product_attention.default
+    ):
+        layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
+        with module.graph.inserting_after(node):
+            copy = module.graph.call_function(aten.clone.default, (node,), layout)
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, lambda user, own=copy: user not in (own, output))
+    module.recompile()
 
 
 def _dynamic_names(program: Program) -> list[str]:

@@ -11,8 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
-from sparsefx import Pipeline, registry
+from sparsefx import Pipeline, capture, registry
 from sparsefx.backends.onnxruntime import target as module
 from sparsefx.backends.onnxruntime.target import OnnxRuntime, OnnxRuntimeCompiled
 from sparsefx.backends.reference.target import Reference
@@ -111,6 +112,19 @@ def test_float_programs_of_other_architectures(model: str) -> None:
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert (found[name] - value).abs().max() < 1e-4
+
+
+def test_t5_with_biased_attention() -> None:
+    config = T5Config(d_model=32, num_layers=1, d_kv=8, num_heads=4, vocab_size=100, d_ff=64)
+    batch = {"input_ids": torch.randint(100, (2, 8)), "attention_mask": torch.ones(2, 8).long()}
+    model: torch.nn.Module = T5EncoderModel(config)
+    program = capture(model.eval(), batch)
+    target = registry.parse_target("onnxruntime{threads=1}")
+    other, batch = target.compile(program), {name: value[:, :5] for name, value in batch.items()}
+    with torch.no_grad():
+        expected = program(**batch)
+    for name, value in other(**batch).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
 
 
 def test_saved_file_runs_alone(tmp_path: Path) -> None:
