@@ -1,7 +1,8 @@
-"""The numbers of tokens and labels by which a graph divides, given from outside.
+"""What holds for a batch as a whole, given to a graph from outside: counts and draws.
 
 A mean over the tokens of a batch is ``sum(...) / clamp(sum(mask), 1)``. Where a batch is computed
 in parts, each has to divide by the count of the whole batch (:mod:`sparsefx.train.parts`).
+Likewise ``sparsefx::draw`` is one choice for a whole batch, and no part may choose otherwise.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+import sparsefx.ops  # noqa: F401  # registers the operators
 from sparsefx.program import Program
+from sparsefx.train.randomness import seeded
 
-__all__ = ["Counts"]
+__all__ = ["Counts", "find_draws"]
 
 aten = torch.ops.aten
 
 
 class Counts:
-    """What a Program counts in a batch, and the Program that is told these counts.
+    """What a Program counts and chooses in a batch, and the Program that is told these values.
 
     A count that is drawn, or that follows from what the model computes, is not among them: it is
     not known before the batch is computed.
@@ -29,21 +32,46 @@ class Counts:
         program: Its tensors are read, not copied.
 
     Attributes:
-        forward: Computes the outputs of the Program; it takes the counts as further inputs.
+        forward: Computes the outputs of the Program; it takes counts and draws as further inputs.
     """
 
     def __init__(self, program: Program) -> None:
-        found = {node: sources for node in _divisors(program) if (sources := _sources(node))}
-        self._names = [f"whole_count_{index}" for index in range(len(found))]
-        self.forward = _told(program, dict(zip(found, self._names, strict=True)))
-        self._counting = _counting(program, list(found), set().union(*found.values()))
-        self._inputs = [str(n.target) for n in self._counting.graph.find_nodes(op="placeholder")]
+        found = [node for node in _divisors(program) if _from_inputs(node)]
+        draws = find_draws(program)
+        self._names = {node: f"whole_count_{index}" for index, node in enumerate(found)}
+        self._draws = {node: f"whole_draw_{index}" for index, node in enumerate(draws)}
+        self.forward = _told(program, self._names | self._draws)
+        self._counting = _computing(program, found)
+        self._drawing = _computing(program, draws)
 
     @torch.no_grad()
     def of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the counts of a batch, float or integer scalars, by the names of the inputs."""
-        values = self._counting(**{name: batch[name] for name in self._inputs})
-        return dict(zip(self._names, values, strict=True))
+        values = _called(self._counting, batch)
+        return dict(zip(self._names.values(), values, strict=True))
+
+    @torch.no_grad()
+    def drawn(
+        self, batch: Mapping[str, Tensor], seed: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return the choices for a batch, bool scalars, by the names of the inputs.
+
+        Args:
+            batch: What the Program takes.
+            seed: The same for all parts; the generators go on as if nothing had been drawn.
+            device: Of the Program.
+        """
+        if not self._draws:
+            return {}
+        with seeded(seed, device):
+            values = _called(self._drawing, batch)
+        return dict(zip(self._draws.values(), values, strict=True))
+
+
+def find_draws(program: Program) -> list[fx.Node]:
+    """Return the nodes that choose once for a whole batch."""
+    draw = torch.ops.sparsefx.draw.default
+    return list(program.graph.find_nodes(op="call_function", target=draw))
 
 
 def _divisors(program: Program) -> list[fx.Node]:
@@ -57,21 +85,28 @@ def _divisors(program: Program) -> list[fx.Node]:
     ]
 
 
-def _sources(node: fx.Node) -> set[fx.Node]:
-    """Return all that ``node`` is computed from, itself too; empty if not from inputs alone."""
-    found, stack = {node}, [node]
+def _ancestors(*nodes: fx.Node) -> set[fx.Node]:
+    """Return all that ``nodes`` are computed from, themselves too."""
+    found, stack = set(nodes), list(nodes)
     while stack:
-        source = stack.pop()
-        if source.op == "placeholder":
-            continue
-        target: Any = source.target
-        if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-            return set()
-        if torch.Tag.nondeterministic_seeded in target.tags:
-            return set()
-        stack += [each for each in source.all_input_nodes if each not in found]
-        found.update(source.all_input_nodes)
+        sources = set(stack.pop().all_input_nodes) - found
+        found |= sources
+        stack += sources
     return found
+
+
+def _from_inputs(node: fx.Node) -> bool:
+    """Return whether ``node`` follows from the batch alone."""
+    return all(each.op == "placeholder" or _certain(each.target) for each in _ancestors(node))
+
+
+def _certain(target: Any) -> bool:
+    """Return whether a call is an ATen operator that draws nothing."""
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and target.namespace == "aten"
+        and torch.Tag.nondeterministic_seeded not in target.tags
+    )
 
 
 def _told(program: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
@@ -82,15 +117,23 @@ def _told(program: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
     for node, name in names.items():
         with graph.inserting_before(next(iter(graph.nodes))):
             copied[node].replace_all_uses_with(graph.placeholder(name))
+        graph.erase_node(copied[node])
     return fx.GraphModule(program.module, graph)
 
 
-def _counting(program: Program, counts: list[fx.Node], nodes: set[fx.Node]) -> fx.GraphModule:
-    """Return the graph of ``nodes`` alone, which computes the counts."""
+def _computing(program: Program, wanted: list[fx.Node]) -> fx.GraphModule:
+    """Return the graph that computes ``wanted`` alone."""
+    nodes = _ancestors(*wanted)
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         if node in nodes:
             copied[node] = graph.node_copy(node, lambda each: copied[each])
-    graph.output([copied[node] for node in counts])
+    graph.output([copied[node] for node in wanted])
     return fx.GraphModule(program.module, graph)
+
+
+def _called(module: fx.GraphModule, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    names = [str(node.target) for node in module.graph.find_nodes(op="placeholder")]
+    values: list[Tensor] = module(**{name: batch[name] for name in names})
+    return values

@@ -8,7 +8,9 @@ So that the gradients of the parts add up to those of the whole batch, to roundi
   of the labels,
 - where the graph divides by the number of tokens or labels, ``clamp(sum(...), 1)`` of its inputs,
   a part divides by that of the whole batch times its share. A number that is drawn (the tokens that
-  ``masked-lm`` hides) is only known where it is drawn, and stays that of the part.
+  ``masked-lm`` hides) is only known where it is drawn, and stays that of the part,
+- what is chosen once for a batch (the modules that ``replace-modules`` replaces) is drawn before,
+  from a seed for each step, and given to all parts.
 
 Observers move once for each batch. Every part moves them from where they stood, and the smallest
 minimum and the largest maximum of all parts is what stays. An observer's step is monotone in what
@@ -44,7 +46,8 @@ class PartedBatch:
         parameters: What is trained, in the same order in every process.
         processes: Each computes a share of the batch.
         accumulate: Parts that each process computes one after the other.
-        seed: Of dropout, which is drawn anew for each step where there are several processes.
+        seed: Of what is chosen for a whole batch, and of dropout where there are several processes:
+            both are drawn anew for each step.
     """
 
     def __init__(
@@ -76,17 +79,18 @@ class PartedBatch:
         """
         if self._processes.count > 1:
             # A state for each process and step: nothing has to be kept to go on from here.
-            torch.manual_seed(zlib.crc32(f"{self._seed}/{step}/{self._processes.rank}".encode()))
+            torch.manual_seed(self._seed_of(step, self._processes.rank))
         inputs = self._loss.inputs(batch)
         labels = batch.get(LABELS)
         rows = len(next(iter(inputs.values())))
         counts = self._counts.of(inputs)
+        drawn = self._counts.drawn(inputs, self._seed_of(step, "all"), self._loss.device)
         numbers = torch.zeros(len(self._loss.names), device=self._loss.device)
         self._ranges.begin()
         for first, last in self._mine(rows):
             share = (last - first) / rows
             part = {name: tensor[first:last] for name, tensor in inputs.items()}
-            part.update({name: count * share for name, count in counts.items()})
+            part.update({name: count * share for name, count in counts.items()}, **drawn)
             ours = None if labels is None else labels[first:last]
             label_share = self._loss.label_share(ours, labels)
             with self._ranges.part():
@@ -95,6 +99,9 @@ class PartedBatch:
             numbers += torch.stack(values)
         self._ranges.end(self._processes)
         return dict(zip(self._loss.names, self._add_up(numbers), strict=True))
+
+    def _seed_of(self, step: int, whose: object) -> int:
+        return zlib.crc32(f"{self._seed}/{step}/{whose}".encode())
 
     def _mine(self, rows: int) -> Iterator[tuple[int, int]]:
         """Yield where the parts of this process begin and end; an empty one is left out."""

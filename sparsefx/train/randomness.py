@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["get_state", "seed_everything", "set_state", "stage_seed"]
+__all__ = ["get_state", "seed_everything", "seeded", "set_state", "stage_seed"]
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -24,6 +25,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)  # what others may use is seeded as well
     random.seed(seed)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU and on ``device``; afterwards torch goes on as if not."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def get_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

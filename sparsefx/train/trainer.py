@@ -19,6 +19,7 @@ from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.batches import Batches, Encoded
 from sparsefx.train.checkpoints import Checkpoint
+from sparsefx.train.counts import find_draws
 from sparsefx.train.events import StepDone
 from sparsefx.train.labels import Kind
 from sparsefx.train.loss import BatchLoss
@@ -276,7 +277,8 @@ def _gradients(
     seed: int,
 ) -> Callable[[dict[str, Tensor], int], dict[str, Tensor]]:
     """Return what computes the gradients of a batch and returns the loss and its terms."""
-    if processes.count == 1 and settings.accumulate == 1:
+    parts = processes.count * settings.accumulate
+    if parts == 1 and not find_draws(loss.program):  # which are to be those of any other number
         return lambda batch, step: loss.backward(batch)
     parameters = [parameter for _, parameter in trained]
     return PartedBatch(loss, parameters, processes, settings.accumulate, seed).backward

@@ -2,113 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import multiprocessing
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
-from sparsefx.errors import RecipeError, SparsefxError, TrainingError
-from sparsefx.frontend import capture
+from sparsefx.errors import RecipeError, TrainingError
 from sparsefx.masks import find_masks
 from sparsefx.program import Program
-from sparsefx.recipe import Recipe
 from sparsefx.train.events import Event, StageStarted, StepDone
 from sparsefx.train.processes import Processes
 from sparsefx.train.session import Session
-from tests.train import tiny_run
-
-RECIPE = """
-name: tiny
-seed: 5
-data: {max_length: 16, batch_size: 7}
-stages:
-- name: one
-  teacher: model
-  pipeline:
-  - set-dropout
-  - magnitude-prune{sparsity=0.8,end=60%,frequency=2}
-  - distill{logits=1,hidden=1}
-  training: {steps: 9, data: labelled+unlabelled, precision: fp32, schedule: {kind: constant}}
-  after: strip-distillation
-"""
-"""The last of the 12 batches of an epoch, drawn as the sixth one, has three examples."""
-Listener = Callable[[Event], None]
-Make = Callable[[Path], Any]
-
-
-def session(folder: Path, recipe: str = RECIPE, **options: Any) -> Session:
-    given = tiny_run.data(unlabelled=20)
-    options = {"checkpoint_seconds": 1e9, "patience_seconds": 60.0, **options}
-    return Session(Recipe.parse(recipe), program(), given, folder, device="cpu", **options)
-
-
-@functools.cache
-def program() -> Program:
-    """A BERT of one layer."""
-    model = tiny_run.model(num_hidden_layers=1)
-    return capture(model, tiny_run.example_inputs(tiny_run.data()))
-
-
-def work(rank: int, port: int, folder: Path, make: Make) -> None:
-    """Be one of two processes, and leave the message of an error in the folder."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    AcceleratorState._reset_state(True)
-    try:
-        make(folder).run()
-    except SparsefxError as error:
-        (folder / f"error-{rank}").write_text(str(error), encoding="utf-8")
-        os._exit(2)
-    os._exit(0)
-
-
-def start(folder: Path, *makes: Make) -> list[Any]:
-    folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork: Any = multiprocessing.get_context("fork")
-    program()
-    both = [
-        fork.Process(target=work, args=(rank, port, folder, makes[rank % len(makes)]))
-        for rank in range(2)
-    ]
-    for process in both:
-        process.start()
-    return both
-
-
-def run_two(folder: Path, *makes: Make) -> list[int]:
-    both = start(folder, *makes or (session,))
-    for process in both:
-        process.join(120)
-        process.kill()
-    return [process.exitcode for process in both]
-
-
-def errors(folder: Path) -> list[str]:
-    return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("error-*"))]
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
-    return [line for line in lines if "loss" in line]
-
-
-def result(folder: Path, stage: str) -> Program:
-    return Program.load(next(folder.glob(f"stages/*-{stage}/program")))
+from tests.train.two_processes import (
+    RECIPE,
+    Listener,
+    accumulated,
+    assert_stage_close,
+    errors,
+    result,
+    run_two,
+    session,
+    start,
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +43,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_stage_close(folder: Path, other: Path) -> None:
-    """Hold the first stage to be the same to rounding: weights, masks and every step."""
-    ours, theirs = result(folder, "one"), result(other, "one")
-    for name, tensor in theirs.named_tensors().items():
-        torch.testing.assert_close(ours.tensor(name), tensor, rtol=0, atol=2e-6, msg=name)
-    for site in find_masks(theirs):
-        assert torch.equal(ours.tensor(site.mask), theirs.tensor(site.mask)), site.mask
-    for one, another in zip(steps(folder), steps(other), strict=True):
-        for key in ("step", "loss", "gradient_norm", "learning_rate", "sparsity"):
-            assert one[key] == pytest.approx(another[key], rel=1e-5), (one["step"], key)
-        assert one["terms"] == pytest.approx(another["terms"], rel=1e-5, abs=1e-6)
-
-
 def test_two_processes_follow_one(alone: Path, two: Path) -> None:
     assert_stage_close(two, alone)
-
-
-def accumulated(parts: int, recipe: str = RECIPE) -> str:
-    return recipe.replace("precision: fp32", f"precision: fp32, accumulate: {parts}")
 
 
 def test_parts_follow_the_whole_batch(alone: Path, tmp_path: Path) -> None:
