@@ -150,21 +150,23 @@ class EncoderStructure(Analysis[Encoder]):
         """Return layers, roles and the reasons for what was not understood."""
         layers: list[EncoderLayer] = []
         skipped: list[Skip] = []
+        attending: set[fx.Node] = set()
         for core in find_attention(program.graph):
+            attending |= set() if isinstance(core, NoCore) else _around(core)
             found = core.reason if isinstance(core, NoCore) else _layer(core, len(layers))
             if isinstance(found, str):
                 skipped.append(Skip(f"%{core.context.name}", found))
             elif not found.v.weight.startswith(TEACHER_PREFIX):
                 layers.append(found)
         flow = data_graph(program.graph)
-        embedded = layers[0].input if layers else None
+        first, last = _ends(layers)
         return Encoder(
             tuple(layers),
             "" if layers else _why_none(skipped),
             tuple(skipped),
-            embedded,
+            first,
             _attention_mask(layers, flow),
-            roles_of(program.graph, flow, *_ends(layers)),
+            roles_of(program.graph, flow, first, last, attending if layers else ()),
         )
 
 
@@ -213,6 +215,11 @@ def _layer(core: AttentionCore, index: int) -> EncoderLayer | str:
         hidden=added[0] if before else _normed(added[0]),
         norm="pre" if before else "post",
     )
+
+
+def _around(core: AttentionCore) -> set[fx.Node]:
+    """Return the linears before and behind an attention, be it part of a layer or not."""
+    return {core.q, core.k, core.v, *next_nodes(core.context, is_linear, through=_passes_on)}
 
 
 def _passes_on(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,7 +31,7 @@ class Role(StrEnum):
     """What a weight is for; passes select by it."""
 
     ENCODER = "encoder"
-    """A linear between the embedding output and the last hidden state."""
+    """A linear of attention, or between the embedding output and the last hidden state."""
     POOLER = "pooler"
     """A square linear with an activation, applied to one vector of each sequence."""
     HEAD = "head"
@@ -44,7 +45,11 @@ class Role(StrEnum):
 
 
 def roles_of(
-    graph: fx.Graph, flow: nx.DiGraph[fx.Node], first: fx.Node | None, last: fx.Node | None
+    graph: fx.Graph,
+    flow: nx.DiGraph[fx.Node],
+    first: fx.Node | None,
+    last: fx.Node | None,
+    attending: Collection[fx.Node] = (),
 ) -> dict[str, Role]:
     """Return the role of every weight of a linear, convolution or embedding, by tensor name.
 
@@ -56,12 +61,14 @@ def roles_of(
         flow: Its flow of values.
         first: The embedding output; None when the graph is no encoder.
         last: The last hidden state; None likewise.
+        attending: Linears of attention, which belong to the encoder wherever they stand: a layer
+            that was not understood may lie before the first or behind the last that was.
     """
     found: dict[str, Role] = {}
     regions = _Regions.around(flow, first, last)
     for node in graph.nodes:
         if is_linear(node):
-            role = regions.role(node)
+            role = Role.ENCODER if node in attending else regions.role(node)
         elif node.target is aten.embedding.default:
             role = Role.EMBEDDING
         elif node.target in CONVOLUTIONS:

@@ -249,6 +249,33 @@ def test_a_perceptron_is_no_encoder() -> None:
         found.require("distill")
 
 
+class FeedForwardFirst(HandwrittenEncoder):
+    """Blocks of feed-forward, then attention: the last attention has no feed-forward behind it."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.norm(self.words(input_ids))
+        for block in map(cast_block, self.blocks):
+            x = block.norm2(x + block.down(nn.functional.gelu(block.up(x))))
+            weights = (block.q(x) @ block.k(x).transpose(1, 2)).softmax(-1)
+            x = block.norm1(x + block.o(weights @ block.v(x)))
+        scores: Tensor = self.score(x[:, 0])
+        return scores
+
+
+def cast_block(block: nn.Module) -> HandwrittenBlock:
+    assert isinstance(block, HandwrittenBlock)
+    return block
+
+
+def test_attention_behind_the_last_layer_is_of_the_encoder() -> None:
+    found = structure(capture(FeedForwardFirst(), example_batch()))
+    assert len(found.layers) == 1
+    assert [skip.reason for skip in found.skipped] == ["no feed-forward block follows %add_3"]
+    last = {f"blocks.1.{part}.weight" for part in "qkvo"}
+    assert {found.roles[name] for name in last} == {Role.ENCODER}
+    assert found.roles["score.weight"] is Role.HEAD
+
+
 class Broken(HandwrittenEncoder):
     @property
     def block(self) -> HandwrittenBlock:
