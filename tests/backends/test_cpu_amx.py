@@ -96,10 +96,8 @@ ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(words.ctypes.data)
 """
 
 
-@emulated
-@pytest.mark.parametrize(("rows", "code"), [(4, 0), (3, -signal.SIGILL), (0, -signal.SIGILL)])
-def test_the_model_dies_where_the_processor_does(rows: int, code: int) -> None:
-    config = configuration({0: (4, 16), 1: (4, 16), 2: (rows, 16)})
+def end_of(config: NDArray[np.uint8]) -> int:
+    """Exit code of a process that multiplies with a configuration on the model."""
     ended = subprocess.run(
         [sys.executable, "-c", CHILD, config.tobytes().hex()],
         input=emit_product(ModelTiles).text(),
@@ -107,7 +105,25 @@ def test_the_model_dies_where_the_processor_does(rows: int, code: int) -> None:
         capture_output=True,
         check=False,
     )
-    assert ended.returncode == code
+    return ended.returncode
+
+
+@emulated
+@pytest.mark.parametrize(("rows", "code"), [(4, 0), (3, -signal.SIGILL), (0, -signal.SIGILL)])
+def test_the_model_dies_where_the_processor_does(rows: int, code: int) -> None:
+    assert end_of(configuration({0: (4, 16), 1: (4, 16), 2: (rows, 16)})) == code
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, 2), (1, 1), (15, 1), (32, 1), (63, 1), (55, 4), (30, 16)],
+    ids=["palette", "start", "15", "32", "63", "rows", "columns"],
+)
+def test_the_model_takes_no_other_configuration(place: int, value: int) -> None:
+    config = configuration({0: (4, 16), 1: (4, 16), 2: (4, 16)})
+    config[place] = value
+    assert end_of(config) == -signal.SIGILL
 
 
 # -- kernels on the model --------------------------------------------------------------------------
@@ -230,10 +246,27 @@ def test_masked_tiles_hold_the_matrix(shape: tuple[int, int], density: float) ->
 TILE_LINE = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\t?(.*)")
 
 
-def tile_lines(text: str) -> list[tuple[str, str]]:
-    """Names and operands of all instructions on tiles, in order."""
+def tile_operations(text: str) -> str:
+    """All instructions on tiles in the order of the assembly, with their tiles.
+
+    Tiles of a product come as the assembler names them: activations or weights of attention
+    (unsigned), then the left side, then sums. A loop's end may stand before its begin.
+    """
     found = (TILE_LINE.match(line.split("#")[0].rstrip()) for line in text.splitlines())
-    return [(match[1], match[2]) for match in found if match]
+    tiles = [(match[1], re.findall(r"%tmm(\d)", match[2]), match[2]) for match in found if match]
+    assert not any("rsp" in operands for *_, operands in tiles)
+    return " ".join(f"{name}{''.join(numbers)}" for name, numbers, _ in tiles)
+
+
+# Not one tile operation is there that was not asked for: none is spilled to the stack or copied.
+NARROW = """
+ldtilecfg tilestored0 tilestored1 tilezero0 tilezero1
+tileloadd4 tileloadd6 tdpbsud640 tileloadd5 tdpbsud651 tilerelease
+"""
+WIDE = """
+ldtilecfg tilestored0 tilestored1 tilestored2 tilestored3 tilezero0 tilezero1 tilezero2 tilezero3
+tileloadd4 tileloadd6 tdpbsud640 tileloadd7 tdpbsud741 tileloadd5 tdpbsud652 tdpbsud753 tilerelease
+"""
 
 
 @pytest.mark.parametrize("width", [16, 32, 64])
@@ -242,33 +275,23 @@ def test_instructions_of_the_kernels(kernel: object, width: int) -> None:
     assert kernel in (dense_amx, masked_amx)
     emit = dense_amx.emit if kernel is dense_amx else masked_amx.emit
     text = assembly(emit(ISAS["amx"], width, Epilogue(True, "gelu")).text(), ISAS["amx"])
-    lines = tile_lines(text)
-    names = [name for name, _ in lines]
-    sums = 2 if width == 16 else 4
-    assert names[0] == "ldtilecfg"
-    assert names[-1] == "tilerelease"
-    assert names.count("ldtilecfg") == names.count("tilerelease") == 1
+    assert tile_operations(text).split() == (NARROW if width == 16 else WIDE).split()
     assert text.index("tilerelease") < text.index("retq")
     assert "callq" not in text
-    # Every tile operation is one that was asked for: none is spilled to the stack or copied.
-    assert names.count("tdpbsud") == names.count("tilestored") == names.count("tilezero") == sums
-    assert names.count("tileloadd") == 2 + (1 if width == 16 else 2)
-    assert not any("rsp" in operands for _, operands in lines)
-    # Operands in the order of the assembler: activations (unsigned), weights (signed), sums.
-    products = [operands for name, operands in lines if name == "tdpbsud"]
-    wide = ["%tmm6, %tmm4, %tmm0", "%tmm7, %tmm4, %tmm1"]
-    wide += ["%tmm6, %tmm5, %tmm2", "%tmm7, %tmm5, %tmm3"]
-    assert products == (wide if width > 16 else ["%tmm6, %tmm4, %tmm0", "%tmm6, %tmm5, %tmm1"])
     expanded = 16 * (2 + (1 if width == 64 else 2))
     assert text.count("vpexpandb") == (expanded if kernel is masked_amx else 0)
 
 
+def encoded(total: int, left: int, right: int, *, signed: bool = True) -> bytes:
+    """A product by the manual: VEX.128.(F3 or none).0F38.W0 5E, F3 where the left is signed.
+
+    Sums stand in ModRM.reg, the left side in ModRM.rm, the right in VEX.vvvv.
+    """
+    prefix = (~right & 15) << 3 | (2 if signed else 0)
+    return bytes((0xC4, 0xE2, prefix, 0x5E, 0xC0 | total << 3 | left))
+
+
 def test_products_are_encoded_as_in_the_manual() -> None:
-    """VEX.128.F3.0F38.W0 5E: sums in ModRM.reg, signed tile in ModRM.rm, unsigned in VEX.vvvv."""
-
-    def encoded(total: int, signed: int, unsigned: int) -> bytes:
-        return bytes((0xC4, 0xE2, (~unsigned & 15) << 3 | 2, 0x5E, 0xC0 | total << 3 | signed))
-
     text = dense_amx.emit(ISAS["amx"], 64, Epilogue(True)).text()
     code = Engine(ISAS["amx"], None).object(text)[1]
     for tiles in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7)):
@@ -279,12 +302,12 @@ def test_emulated_kernels_have_no_tiles() -> None:
     text = assembly(
         masked_amx.emit(ISAS["amx_emulated"], 64, Epilogue(True)).text(), ISAS["amx_emulated"]
     )
-    assert tile_lines(text) == []
+    assert tile_operations(text) == ""
 
 
 def test_the_peak_is_four_sums_at_a_time() -> None:
     text = assembly(peak.emit(ISAS["amx"], 64, "tiles").text(), ISAS["amx"])
-    assert [name for name, _ in tile_lines(text)].count("tdpbsud") == peak.TILE_SUMS
+    assert tile_operations(text).count("tdpbsud") == peak.TILE_SUMS
     assert peak.products(ISAS["amx"], "tiles") == 4 * 16 * 16 * 64
 
 

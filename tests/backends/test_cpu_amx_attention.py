@@ -7,12 +7,12 @@ import pytest
 
 from sparsefx import Pipeline
 from sparsefx.backends.cpu.amx_check import attention
-from sparsefx.backends.cpu.engine import assembly
+from sparsefx.backends.cpu.engine import Engine, assembly
 from sparsefx.backends.cpu.isa import ISAS
 from sparsefx.backends.cpu.kernels import attention_amx
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, sparse_
-from tests.backends.test_cpu_amx import tile_lines
+from tests.backends.test_cpu_amx import encoded, tile_operations
 from tests.programs import captured
 
 emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpandb")
@@ -57,17 +57,31 @@ def test_whole_models() -> None:
         np.testing.assert_array_equal(tiled(**batch)["logits"], plain(**batch)["logits"])
 
 
+# Scores of 32 queries, then their values: high x high, high x low, low x high, low x low for each
+# 16 of them. The same for 16 queries, where the end of the loop over keys stands first.
+TWO = """
+tilestored0 tilestored1 tilezero0 tilezero1 tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761
+tilezero0 tilezero1 tilezero2 tilezero3 tilezero4 tilezero5
+tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761 tileloadd7 tdpbsud763 tileloadd7 tdpbsud764
+tileloadd6 tileloadd7 tdpbuud761 tileloadd7 tdpbuud762 tileloadd7 tdpbuud764 tileloadd7 tdpbuud765
+tilestored0 tilestored1 tilestored2 tilestored3 tilestored4 tilestored5
+"""
+ONE = """
+tilestored0 tilezero0 tileloadd6 tileloadd7 tdpbsud760
+tilezero0 tilezero1 tilezero2
+tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761
+tileloadd6 tileloadd7 tdpbuud761 tileloadd7 tdpbuud762 tilestored0 tilestored1 tilestored2
+"""
+
+
 @pytest.mark.parametrize("width", [16, 32, 64])
 def test_instructions(width: int) -> None:
     text = assembly(attention_amx.emit(ISAS["amx"], width).text(), ISAS["amx"])
-    names = [name for name, _ in tile_lines(text)]
-    assert names[0] == "ldtilecfg"
-    assert names[-1] == "tilerelease"
-    assert names.count("ldtilecfg") == names.count("tilerelease") == 1
+    assert tile_operations(text).split() == f"ldtilecfg {TWO} {ONE} tilerelease".split()
     # LLVM makes memset of loops that write zeros: it touches no tile.
     assert text.count("callq") == text.count("$memset")
-    assert not any("rsp" in operands for _, operands in tile_lines(text))
-    # For 32 and for 16 queries: one product of scores and four of values for each 16 of them.
-    assert (names.count("tdpbsud"), names.count("tdpbuud")) == (3 * (1 + 2), 3 * 2)
-    assert names.count("tilezero") == names.count("tilestored") == 3 * (1 + 3)
-    assert names.count("tileloadd") == 2 * 3 + 3 * (1 + 4)
+    code = Engine(ISAS["amx"], None).object(attention_amx.emit(ISAS["amx"], width).text())[1]
+    for total, times in ((1, 2), (2, 2), (4, 1), (5, 1)):
+        assert code.count(encoded(total, 6, 7, signed=False)) == times
+    for total, times in ((0, 4), (1, 3), (3, 1), (4, 1)):
+        assert code.count(encoded(total, 6, 7)) == times

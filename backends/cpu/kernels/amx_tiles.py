@@ -5,9 +5,10 @@ releases them on exit, so no tile is alive outside a kernel, and no thread sleep
 All tiles have the full shape; weights and activations are filled with zeros instead.
 
 The model stands in where there is no AMX, for tests. It follows the operations of Intel's manual
-(Software Developer's Manual 2: LDTILECFG, TILELOADD, TDPBSUD, TILESTORED, ...)
-for any configuration, and where the processor raises #UD or #GP it dies of an illegal instruction.
-It computes byte by byte and shares nothing with the other kernels.
+(Software Developer's Manual 2: LDTILECFG, TILELOADD, TDPBSUD, TILESTORED, ...) for tiles of any
+shape, and dies of an illegal instruction of a configuration or of tiles that do not fit. It takes
+only fresh configurations of palette 1: start_row and reserved bytes are zero. Faults of memory are
+those of ordinary code. It computes byte by byte and shares nothing with the other kernels.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _ROWS, _ROW_BYTES, _COUNT = 16, 64, 8
 _CONFIG_BYTES = 64
 _COLSB, _ROW_COUNTS = 16, 48
 """Where a configuration holds the bytes per row (uint16) and the rows (uint8) of each tile."""
+_ZEROS = ((1, 16), (32, 48), (56, 64))
+"""start_row and reserved bytes."""
 
 
 def full_tiles() -> bytes:
@@ -111,14 +114,24 @@ class ModelTiles:
         self._clear(self._config, _CONFIG_BYTES)
 
     def configure(self, config: Value) -> None:
-        """LDTILECFG: #GP unless the palette is 1 and no tile exceeds 16 rows x 64 bytes."""
+        """LDTILECFG: #GP unless the palette is 1 and no tile exceeds 16 rows x 64 bytes.
+
+        A tile has rows and columns or neither, and reserved bytes are zero. So is start_row here:
+        only an interrupted load or store needs another one.
+        """
         f = self._f
         self._require(f.compare(f.load("i8", config), "==", 1))
+        for first, end in _ZEROS:
+            for n in f.loop(first, end):
+                self._require(f.compare(f.load("i8", f.offset(config, n)), "==", 0))
         for n in f.loop(0, _CONFIG_BYTES):
             f.store(f.load("i8", f.offset(config, n)), f.offset(self._config, n))
         for tile in range(_COUNT):
             self._require(f.compare(self._rows(tile), "<=", _ROWS))
             self._require(f.compare(self._row_bytes(tile), "<=", _ROW_BYTES))
+            filled = f.compare(self._rows(tile), ">", 0)
+            wide = f.compare(self._row_bytes(tile), ">", 0)
+            self._require(f.compare(filled, "==", wide))
         self._clear(self._tiles, _COUNT * TILE_BYTES)
 
     def release(self) -> None:
