@@ -14,7 +14,7 @@ from sparsefx.errors import DataError, ProgramError
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["explained", "fault_of"]
+__all__ = ["check_rows", "explained", "fault_of"]
 
 _HINT = "the tokenizer has to be the model's own, and no text longer than the model takes"
 
@@ -41,6 +41,30 @@ def explained(program: Program, batch: Mapping[str, Tensor]) -> Iterator[None]:
 def fault_of(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
     """Return what is wrong with inputs that ``program`` failed on; None when nothing is known."""
     return _outside_table(program, batch) or _too_long(program, batch)
+
+
+def check_rows(program: Program, batch: Mapping[str, Tensor]) -> None:
+    """Look up the embeddings of inputs alone, for who times a model without running it.
+
+    Raises:
+        ProgramError: An index lies outside its table, as those of positions do in long sequences.
+    """
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    inner: set[fx.Node] = set()
+    lookups = []
+    for node in program.graph.nodes:
+        if any(each in inner for each in node.all_input_nodes):
+            inner.add(node)
+        elif node.target is torch.ops.aten.embedding.default:
+            inner.add(node)
+            lookups.append(node)
+    graph.graph_copy(program.graph, known)
+    graph.output(tuple(known[node] for node in lookups))
+    module = fx.GraphModule(program.module, graph)
+    module.graph.eliminate_dead_code()
+    with torch.no_grad():
+        _Lookups(module).run(*(batch[name] for name in program.signature.input_names))
 
 
 def _outside_table(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:

@@ -158,6 +158,7 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
     from sparsefx.backends.accelerator.bert import encoder_workload
     from sparsefx.backends.accelerator.programs import is_float, workload_of
     from sparsefx.backends.accelerator.sweep import SIZES
+    from sparsefx.failures import check_rows
     from sparsefx.huggingface import check_length
 
     if model in SIZES and not Path(model).exists():
@@ -166,6 +167,7 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
         stderr.print("--ratio is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
     check_length(program.config, seq)
+    check_rows(program, program.signature.example({"batch": 1, "sequence": seq}))
     if integers and is_float(program):
         stderr.print(
             "the model is float: its weights are quantized here, for the timing; "

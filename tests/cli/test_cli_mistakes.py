@@ -8,6 +8,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from sparsefx.cli import main
+from tests.programs import captured
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film")
 
@@ -102,3 +103,15 @@ def test_simulate_takes_a_float_model_without_masks(
         main(["simulate", str(place / "model"), "--seq", "8"])
     assert ended.value.code == 0
     assert "cycles" in capsys.readouterr().out
+
+
+def test_simulate_refuses_more_tokens_than_a_table_of_positions_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(captured("handwritten").save(tmp_path / "p"))
+    for tokens, code in (("128", 0), ("129", 2)):
+        with pytest.raises(SystemExit) as ended:
+            main(["simulate", folder, "--seq", tokens])
+        assert ended.value.code == code
+    said = capsys.readouterr().err
+    assert "128 is outside the table 'places.weight', which has 128 rows" in said
