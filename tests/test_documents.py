@@ -214,6 +214,14 @@ def test_links_lead_somewhere(document: str) -> None:
     assert [target for target in local if not (folder / target).exists()] == []
 
 
+def test_decisions_have_numbers_of_their_own() -> None:
+    names = sorted(path.name for path in (CHECKOUT / "docs/adr").glob("[0-9]*.md"))
+    assert names.pop(0) == "0000-template.md"
+    assert len({name[:4] for name in names}) == len(names)
+    for name in names:
+        assert (CHECKOUT / "docs/adr" / name).read_text().startswith(f"# {name[:4]}. ")
+
+
 def test_blocks_are_found_with_their_lines() -> None:
     text = "a\n\n```python\nx = 1\n```\n\n- b\n\n  ```sh\n  true\n  ```\n\n```\nno language\n```\n"
     text += "\n    indented\n"

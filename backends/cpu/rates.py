@@ -78,8 +78,9 @@ class Rates:
         channel: Six rows times one channel (dense_f32).
         tile: 16 rows times 64 channels (dense_amx).
         masked_tile: The same with its weights expanded from non-zeros (masked_amx).
-        attention: A head of 64 channels for 128 tokens, with dot products (attention_i8).
-        attention_tiles: The same on tiles (attention_amx).
+        attention: A head of 64 channels for 128 tokens, with dot products (attention_i8); 0.0 if
+            it was not measured, for want of tiles to compare with.
+        attention_tiles: The same on tiles (attention_amx), 0.0 likewise.
         row: What a row costs besides: its epilogue, and the mispredicted end of its loop.
         peak: Multiply-adds per nanosecond on registers: int8 dot products where there are any.
         peak_f32: The same for fp32.
@@ -121,9 +122,10 @@ BUILT_IN = Rates(
 )
 """Used where nothing may be measured: results do not depend on the machine then.
 
-Tiles: prototypes without epilogues, 768 x 768 weights from beyond the second-level cache, 128
-tokens: 43 microseconds dense; expanded from weights in that cache, 1.5 for 32 rows without overlap.
-Attention on tiles is an estimate.
+Figures of tiles come from prototypes outside this repository, without epilogues, on a Xeon with
+AMX; nobody can measure them again from here. That `masked_tile` is less than `tile`, so that masked
+weights are preferred to dense ones, is a guess, as is attention on tiles. `benchmarks/cpu_amx.py`
+measures all of them.
 """
 
 

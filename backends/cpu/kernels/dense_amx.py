@@ -2,8 +2,7 @@
 
 Weights: int8 [rows of tiles][tiles of a row][16][64] (see `formats/amx_tiles`); `initial`
 int32[rows] starts the sums. The activations are interleaved by four channels, as many as the tiles
-have columns. While a strip is multiplied, the next one is fetched into the cache: that took a
-768 x 768 layer with 128 tokens from 62 to 43 microseconds in a prototype on a CPU with AMX.
+have columns. While a strip is multiplied, the next one is fetched into the cache.
 """
 
 from __future__ import annotations

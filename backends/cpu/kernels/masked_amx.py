@@ -6,9 +6,8 @@ Zeros are multiplied too, but weights come from memory as one bit each and one b
     masks 64 bits, values a b c ...  -->  0 a 0 0 b c 0 ...     one row of a tile
 
 Two strips lie there: while one is multiplied, the next is expanded beside the products of the
-part's first panel, for both use other ports of the core (one after the other they took 1.7 times
-as long in a prototype). The start of every tile's values is stored, so that nothing waits
-for the count of non-zeros before it.
+part's first panel, for both use other ports of the core. The start of every tile's values is
+stored, so that nothing waits for the count of non-zeros before it.
 
 Weights: `masks` uint64 [rows of tiles][tiles of a row][16], `starts` uint32 [rows of tiles][tiles
 of a row], `weights` int8 (see `formats/amx_tiles`); `initial` int32[rows] starts the sums.
