@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sparsefx.passes.distill.distill import Distill
     from sparsefx.program import Program
 
-__all__ = ["NEEDS_LAYERS", "check_fit", "paired_layers"]
+__all__ = ["NEEDS_LAYERS", "check_all", "check_fit", "paired_layers"]
 
 NEEDS_LAYERS = frozenset(TERMS) - {"logits", "labels"}
 """The terms that compare layers."""
@@ -52,7 +52,7 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
         _check_labels(item, student)
     if teacher is None:
         return
-    _check_all(
+    check_all(
         lambda: check_inputs(student, teacher, item.teacher_inputs),
         lambda: check_vocabulary(student, teacher),
         lambda: match_heads(student, teacher, item.outputs) if item.logits else None,
@@ -78,7 +78,7 @@ def paired_layers(
     return pairs, (Pair(ours[0], theirs[0]), Pair(ours[-1], theirs[-1]))
 
 
-def _check_all(*checks: Callable[[], object]) -> None:
+def check_all(*checks: Callable[[], object]) -> None:
     """Run all checks and raise what they found as one error: mending one alone would not help."""
     found = []
     for check in checks:
@@ -91,7 +91,8 @@ def _check_all(*checks: Callable[[], object]) -> None:
     first, *others = found
     for other in others:
         first.why += f"\n  also at {other.where}: {other.why}"
-        first.hint += f"; {other.where}: {other.hint}"
+    hints = [f"{other.where}: {other.hint}" for other in others if other.hint]
+    first.hint = "; ".join([*filter(None, [first.hint]), *hints])
     raise first
 
 

@@ -16,6 +16,7 @@ from sparsefx.errors import PassError, PipelineError
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.distill.distill import Distill
+from sparsefx.passes.distill.fit import check_all
 from sparsefx.testing import small_program
 from tests.passes.distill.students import ALL, batch, distilled, look, model, program_of
 from tests.programs import captured, shared
@@ -185,6 +186,24 @@ def test_everything_that_does_not_fit_is_told_at_once() -> None:
     assert "also at input_ids: the teacher has another vocabulary" in text
     assert "also at logits: the teacher has another head" in text
     assert "share one tokenizer" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("hints", "joined"),
+    [
+        (("", ""), ""),
+        (("do x", ""), "do x"),
+        (("", "do y"), "b: do y"),
+        (("do x", "do y"), "do x; b: do y"),
+    ],
+)
+def test_hints_that_are_empty_leave_no_trace(hints: tuple[str, str], joined: str) -> None:
+    def find(where: str, hint: str) -> None:
+        raise PassError("no", where=where, hint=hint)
+
+    with pytest.raises(PassError) as caught:
+        check_all(lambda: find("a", hints[0]), lambda: find("b", hints[1]))
+    assert caught.value.hint == joined
 
 
 def test_a_model_that_is_no_encoder() -> None:
