@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsefx.amounts import parse_pipeline, resolve
-from sparsefx.errors import TrainingError, TrainingInterruptedError
-from sparsefx.pipeline import Pipeline
+from sparsefx.errors import TrainingInterruptedError
 from sparsefx.program import Program
-from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage, Training
+from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.train.batches import Encoded
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.evaluation import (
@@ -61,7 +60,7 @@ from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
-from sparsefx.train.start import open_folder, starting_model
+from sparsefx.train.start import Programs, open_folder, starting_model
 from sparsefx.train.trainer import StageTrainer
 
 __all__ = ["Session"]
@@ -137,6 +136,7 @@ class Session:
         self._check(model)
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
+            self._programs = Programs(self.recipe, folder)
             finished = folder.finished()
             names = tuple(stage.name for stage in self.recipe.stages)
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
@@ -154,27 +154,16 @@ class Session:
         """Train with process 0, which does everything else."""
         self._listeners = ()
         self._folder = RunFolder(self.folder, self.recipe, self._source)
+        self._programs = Programs(self.recipe, self._folder)
         with StopRequest() as self._stop:
             while (index := self._processes.announced()) is not None:
                 stage, finished = self.recipe.stages[index], self._folder.finished()
-                program = self._start_of_leader(index)
+                program = self._programs.begun(index, self._processes.rank)
                 steps = self._steps_of(stage)
                 assert stage.training is not None  # only such stages are announced
                 assert steps is not None
                 self._train(stage, stage.training, program, steps, finished)
         return RunResult.read(self.folder)
-
-    def _start_of_leader(self, index: int) -> Program:
-        """Return what training begins with, which process 0 has saved."""
-        saved = self._folder.stage(index) / "start"
-        if not saved.exists():
-            raise TrainingError(
-                "process 0 has saved the start of the stage, and it is not there",
-                who=f"process {self._processes.rank}",
-                where=str(saved),
-                hint="the folder of the run has to be on storage that all of them see",
-            )
-        return Program.load(saved)
 
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
@@ -203,7 +192,7 @@ class Session:
         self._test = self._data.test
         steps = self._steps_of(stage)
         began = time.perf_counter()
-        program = self._start_program(index, place, finished, steps)
+        program = self._programs.begin(index, finished, steps)
         seconds["passes"] = time.perf_counter() - began
         sparsity = None
         if stage.training is not None and steps is not None:
@@ -217,7 +206,7 @@ class Session:
             loss = self._evaluate(stage.name, steps or 0, program)[0]
         began = time.perf_counter()
         after = parse_pipeline(stage.after, steps)
-        teachers = self._teachers(stage, after, finished)
+        teachers = self._programs.teachers(stage, after, finished)
         with within(stage.name, "after"):
             program = after.run(program.to("cpu"), programs=teachers)
         seconds["passes"] += time.perf_counter() - began
@@ -232,39 +221,6 @@ class Session:
         size = training.batch_size or self.recipe.data.batch_size
         per_epoch = -(-len(data) // size)
         return training.steps or max(1, round((training.epochs or 0) * per_epoch))
-
-    def _start_program(
-        self, index: int, place: Path, finished: Mapping[str, StageResult], steps: int | None
-    ) -> Program:
-        """Return what training begins with; saved, so that a resumed stage begins with the same."""
-        stage = self.recipe.stages[index]
-        saved = place / "start"
-        if stage.training is None or not saved.exists():
-            program = self._program(self.recipe.start_of(index), finished)
-            pipeline = parse_pipeline(stage.pipeline, steps)
-            teachers = self._teachers(stage, pipeline, finished)
-            with within(stage.name, "pipeline"):
-                program = pipeline.run(program, programs=teachers)
-            if stage.training is None:
-                return program
-            program.save(saved)
-        return Program.load(saved)
-
-    def _program(self, name: str, finished: Mapping[str, StageResult]) -> Program:
-        if name == MODEL:
-            return self._folder.load_model()
-        if name in finished:
-            return finished[name].program()
-        return open_folder(name)
-
-    def _teachers(
-        self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
-    ) -> dict[str, Program]:
-        """Return the teacher if a pass asks for it."""
-        asked = any(TEACHER in item.needs for item in pipeline.passes)
-        if stage.teacher is None or not asked:
-            return {}
-        return {TEACHER: self._program(stage.teacher, finished).eval()}
 
     def _train(
         self,
@@ -314,7 +270,7 @@ class Session:
         """Return ``data`` with the teacher's outputs, if the Program takes them."""
         if stage.teacher is None or not takes_taught(program):
             return data
-        teacher = self._program(stage.teacher, finished).to(self._processes.device)
+        teacher = self._programs.of(stage.teacher, finished).to(self._processes.device)
         size = self.recipe.data.eval_batch_size
         return with_teacher(program, teacher, data, size, bf16=training.precision == "bf16")
 

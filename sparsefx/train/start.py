@@ -1,4 +1,4 @@
-"""The Programs that a run starts from: its model, and teachers in folders."""
+"""The Programs that a run and its stages start from: its model, former stages, teachers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,86 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import TrainingError
 from sparsefx.finite import not_finite, told
 from sparsefx.frontend import capture
 from sparsefx.huggingface import capture_pretrained
+from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
+from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage
 from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
+from sparsefx.train.precheck import within
+from sparsefx.train.results import StageResult
+from sparsefx.train.runfolder import RunFolder
 
-__all__ = ["open_folder", "starting_model"]
+__all__ = ["Programs", "open_folder", "starting_model"]
+
+
+class Programs:
+    """The Programs that lie in the folder of a run, and those that its recipe names.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+        self._recipe = recipe
+        self._folder = folder
+
+    def of(self, name: str, finished: Mapping[str, StageResult]) -> Program:
+        """Return the model, the result of a finished stage, or the Program in another folder."""
+        if name == MODEL:
+            return self._folder.load_model()
+        if name in finished:
+            return finished[name].program()
+        return open_folder(name)
+
+    def teachers(
+        self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
+    ) -> dict[str, Program]:
+        """Return the teacher of a stage if a pass asks for it."""
+        asked = any(TEACHER in item.needs for item in pipeline.passes)
+        if stage.teacher is None or not asked:
+            return {}
+        return {TEACHER: self.of(stage.teacher, finished).eval()}
+
+    def begin(self, index: int, finished: Mapping[str, StageResult], steps: int | None) -> Program:
+        """Return what training begins with; saved, so that a resumed stage begins with the same."""
+        stage = self._recipe.stages[index]
+        saved = self._saved(index)
+        if stage.training is not None and saved.exists():
+            return Program.load(saved)
+        program = self.of(self._recipe.start_of(index), finished)
+        pipeline = parse_pipeline(stage.pipeline, steps)
+        teachers = self.teachers(stage, pipeline, finished)
+        with within(stage.name, "pipeline"):
+            program = pipeline.run(program, programs=teachers)
+        if stage.training is None:
+            return program
+        program.save(saved)
+        return Program.load(saved)
+
+    def begun(self, index: int, rank: int) -> Program:
+        """Return what training begins with, which process 0 has saved.
+
+        Raises:
+            TrainingError: Process ``rank`` does not see it.
+        """
+        saved = self._saved(index)
+        if not saved.exists():
+            raise TrainingError(
+                "process 0 has saved the start of the stage, and it is not there",
+                who=f"process {rank}",
+                where=str(saved),
+                hint="the folder of the run has to be on storage that all of them see",
+            )
+        return Program.load(saved)
+
+    def _saved(self, index: int) -> Path:
+        return self._folder.stage(index) / "start"
 
 
 def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) -> Program:
