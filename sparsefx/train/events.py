@@ -162,14 +162,13 @@ class MetricsFile:
             self._file.close()
             self._file = None
 
-    def forget_after(self, finished: tuple[str, ...], stage: str, step: int, steps: int) -> None:
+    def forget_after(self, finished: tuple[str, ...], stage: str, step: int) -> None:
         """Drop the lines that a resumed run will write anew.
 
         Args:
             finished: Stages whose lines all stay.
             stage: The stage that goes on.
-            step: Its last step that stays.
-            steps: How many it has; its score after the last of them is computed anew.
+            step: Its last step that stays; a score after it is computed anew.
         """
         self.close()
         if not self.path.exists():
@@ -179,7 +178,7 @@ class MetricsFile:
             line = _parsed(text)
             if line is None:
                 continue
-            last = step - 1 if step == steps and "metric" in line else step
+            last = step - 1 if "metric" in line else step
             if line["stage"] in finished or (line["stage"] == stage and line["step"] <= last):
                 kept.append(text)
         fresh = self.path.with_suffix(".new")

@@ -105,6 +105,12 @@ class Processes:
             dist.all_reduce(values, dist.ReduceOp.MAX, group=self._control)
         return [bool(value) for value in values.tolist()]
 
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            with self._answering():
+                dist.barrier(self._control)
+
     def announce(self, stage: int | None) -> None:
         """Tell the others which stage is trained next; None: the run is finished."""
         if self.count > 1:

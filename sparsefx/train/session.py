@@ -81,7 +81,9 @@ class Session:
         listeners: Called with every event, in order.
         device: ``cpu`` to stay on the CPU; by default what accelerate finds.
         checkpoint_seconds: Time between checkpoints.
-        patience_seconds: How long a process waits for the others: more than an evaluation takes.
+        patience_seconds: How long a process waits for the others: more than process 0 takes to
+            capture the model, run the passes of a stage, evaluate or save, for which the others
+            wait.
 
     Example::
 
@@ -200,7 +202,7 @@ class Session:
             trainer = self._train(stage, stage.training, program, steps, finished)
             seconds["training"], sparsity = trainer.seconds, trainer.sparsity
         else:
-            self._metrics.forget_after(tuple(finished), stage.name, 0, 0)
+            self._metrics.forget_after(tuple(finished), stage.name, 0)
         loss = None
         if self._by_loss and stage.evaluate and "loss" in program.signature.outputs:
             loss = self._evaluate(stage.name, steps or 0, program)[0]
@@ -253,7 +255,7 @@ class Session:
             trainer.restore(saved)
         trainer.check_start()
         if self._processes.leads:
-            self._metrics.forget_after(tuple(finished), stage.name, trainer.done, trainer.steps)
+            self._metrics.forget_after(tuple(finished), stage.name, trainer.done)
         self._emit(StageStarted(stage.name, trainer.steps, trainer.done))
         self._loop(training, trainer, checkpoints)
         trainer.close()
@@ -280,20 +282,23 @@ class Session:
         every = training.evaluate_every
         evaluate_every = resolve(every, trainer.steps) if every is not None else 0
         while trainer.done < trainer.steps:
+            self._evaluate_between(trainer, evaluate_every)
             for event in trainer.advance():
                 self._emit(event)
-            last = trainer.done == trainer.steps
             (stop,) = self._processes.any([self._stop.asked])
-            if not self._processes.leads:
-                _interrupt(trainer, stop)
-                continue
-            if evaluate_every and trainer.done % evaluate_every == 0 and not last:
-                self._evaluate(trainer.name, trainer.done, trainer.program)
             due = time.perf_counter() - saved >= self._checkpoint_seconds
-            if due or last or stop:
+            if self._processes.leads and (due or stop or trainer.done == trainer.steps):
                 self._save(trainer, checkpoints)
                 saved = time.perf_counter()
-            _interrupt(trainer, stop)
+            if stop:
+                # Whoever started the processes may kill all of them when the first one ends.
+                self._processes.wait()
+                raise _interrupted(trainer)
+
+    def _evaluate_between(self, trainer: StageTrainer, every: int) -> None:
+        """Evaluate before a step, and so not after the last one and not when asked to stop."""
+        if self._processes.leads and every and trainer.done and trainer.done % every == 0:
+            self._evaluate(trainer.name, trainer.done, trainer.program)
 
     def _save(self, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         for event in trainer.known():
@@ -345,11 +350,10 @@ class Session:
         return result
 
 
-def _interrupt(trainer: StageTrainer, asked: bool) -> None:
-    if asked:
-        raise TrainingInterruptedError(
-            "training was interrupted; a checkpoint was saved",
-            who=f"stage {trainer.name}",
-            where=f"step {trainer.done} of {trainer.steps}",
-            hint="run the same command again to go on from there",
-        )
+def _interrupted(trainer: StageTrainer) -> TrainingInterruptedError:
+    return TrainingInterruptedError(
+        "training was interrupted; a checkpoint was saved",
+        who=f"stage {trainer.name}",
+        where=f"step {trainer.done} of {trainer.steps}",
+        hint="run the same command again to go on from there",
+    )

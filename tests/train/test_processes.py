@@ -13,6 +13,7 @@ import torch
 from sparsefx.errors import RecipeError, TrainingError
 from sparsefx.masks import find_masks
 from sparsefx.program import Program
+from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Event, StageStarted, StepDone
 from sparsefx.train.processes import Processes
 from sparsefx.train.session import Session
@@ -80,6 +81,33 @@ def test_two_processes_go_on_as_one(alone: Path, tmp_path: Path) -> None:
     continued(tmp_path / "run").run()
     assert (tmp_path / "run" / "done").read_text() == "4"
     assert_stage_close(tmp_path / "run", alone)
+
+
+class SavedSlowly:
+    """In place of a session: process 1 notes whether process 0 had saved when it ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self) -> None:
+        save = Checkpoints.save
+
+        def slowly(checkpoints: Checkpoints, checkpoint: Checkpoint) -> Path:
+            time.sleep(1.0)
+            return save(checkpoints, checkpoint)
+
+        Checkpoints.save = slowly  # type: ignore[assignment]  # in a process of its own
+        try:
+            interrupted(self.folder).run()
+        finally:
+            if os.environ["RANK"] == "1":
+                found = [path.name for path in self.folder.glob("stages/1-one/checkpoints/*")]
+                (self.folder / "seen").write_text(" ".join(found), encoding="utf-8")
+
+
+def test_the_others_end_when_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", SavedSlowly) == [2, 2]
+    assert (tmp_path / "run" / "seen").read_text() == "step-00000004"
 
 
 def test_one_process_goes_on_as_two(alone: Path, tmp_path: Path) -> None:

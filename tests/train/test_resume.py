@@ -185,6 +185,14 @@ def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, whole: Path) -> None:
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path: Path, whole: Path) -> None:
+    interrupted(tmp_path / "run", at=5)
+    assert lines(tmp_path / "run")[-1]["step"] == 5
+    assert not any("metric" in line for line in lines(tmp_path / "run"))
+    session(tmp_path / "run").run()
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_only_cut_checkpoints_are_an_error(tmp_path: Path) -> None:
     checkpoints = interrupted(tmp_path / "run", at=3)
     for folder in checkpoints.iterdir():
