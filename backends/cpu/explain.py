@@ -107,6 +107,20 @@ class Explanation:
         return sum(layer.dense for layer in self.layers) / chosen if chosen else 1.0
 
     def __str__(self) -> str:
+        return self._framed("".join(str(layer) for layer in self.layers))
+
+    def summary(self) -> str:
+        """The same, with one entry for all linears of one shape that got one format."""
+        groups: dict[tuple[object, ...], list[LayerCosts]] = {}
+        for found in self.layers:
+            layer = found.layer
+            shape = (layer.rows, layer.columns, layer.integer, layer.space)
+            key = (*shape, layer.format, layer.choice.timed, tuple(found.costs))
+            groups.setdefault(key, []).append(found)
+        return self._framed("".join(_together(group) for group in groups.values()))
+
+    def _framed(self, entries: str) -> str:
+        """Entries between what holds for all: the machine above, the sums below."""
         batch, tokens = self.shape
         dense = [layer for layer in self.layers if layer.layer.format.startswith("dense")]
         chosen = sum(layer.chosen for layer in self.layers)
@@ -115,12 +129,45 @@ class Explanation:
         others = "".join(f"{kind}: {cost / 1e3:,.1f} us\n" for kind, cost in self.others.items())
         return (
             f"{batch}x{tokens} tokens, {self.isa}, one core; rates {self.rates.origin}\n"
-            + "".join(str(layer) for layer in self.layers)
+            + entries
             + others
             + f"{len(self.layers)} linears: {chosen / 1e3:,.1f} us, {self.gain:.2f}x less than "
             f"with every weight visited; zeros do not pay in {len(dense)}\n"
             + (apart if outside else "")
         )
+
+
+def _together(group: Sequence[LayerCosts]) -> str:
+    """One entry for several linears: their names, and ranges where they differ."""
+    if len(group) == 1:
+        return str(group[0])
+    layers = [found.layer for found in group]
+    first = layers[0]
+    costs = ", ".join(
+        f"{name} {_range([found.costs[name] / 1e3 for found in group], ',.1f')}"
+        for name in group[0].costs
+    )
+    needed = _range([max(0.0, 1 - layer.choice.break_even) for layer in layers], ".1%")
+    how = "timed on its weights" if first.choice.timed else "modelled"
+    densest = max(group, key=lambda found: found.layer.choice.density)
+    peaks = [found.products / found.measured / found.peak for found in group if found.measured]
+    achieved = f"    measured: {_range(peaks, '.0%')} of the core's peak\n" if peaks else ""
+    return (
+        f"{len(group)} linears: {'int8' if first.integer else 'fp32'} "
+        f"[{first.rows}, {first.columns}], "
+        f"sparsity {_range([1 - layer.choice.density for layer in layers], '.1%')} "
+        f"-> {first.format}\n"
+        f"    {', '.join('+'.join(layer.nodes) for layer in layers)}\n"
+        f"    us of each ({how}): {costs}; break-even sparsity {needed}\n"
+        f"    the densest: {densest.why}; {sum(layer.packed_bytes for layer in layers):,} bytes\n"
+        + achieved
+    )
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """The smallest and the largest value, or the one that both are as text."""
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def explain_layers(

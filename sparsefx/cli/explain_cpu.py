@@ -23,6 +23,9 @@ def command(
     timed: Annotated[
         bool, typer.Option("--timed", help="Run every step and show the rate it reaches.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="One entry for each linear, not for each shape.")
+    ] = False,
 ) -> None:
     """Show for every linear what was chosen, what else would cost, and when zeros pay."""
     from sparsefx import registry
@@ -38,6 +41,7 @@ def command(
     model = open_program(program).eval()
     check_length(model.config, tokens)
     compiled = chosen.compile(model)
-    stdout.print(str(compiled.explain(batch, tokens, timed=timed)), markup=False, end="")
+    found = compiled.explain(batch, tokens, timed=timed)
+    stdout.print(str(found) if every else found.summary(), markup=False, end="")
     for reason in compiled.outside:
         stderr.print(f"outside the plan: {reason}", markup=False)

@@ -159,6 +159,25 @@ def test_steps_are_timed_against_the_peak() -> None:
     assert all(layer.measured is not None for layer in explained.layers)
 
 
+def test_linears_of_one_shape_and_format_are_one_entry() -> None:
+    program = quantized(sparse_(captured("bert-cls"), 0.1), example_batch())
+    compiled = CpuTarget(isa=RUNNABLE[0], rates="built-in").lower(program)
+    found = compiled.explain(2, 40, timed=True)
+    text, full = found.summary(), str(found)
+    # query, key and value; output; up; down of both layers, and the pooler and the classifier
+    assert len(found.layers) == 10
+    assert len(re.findall(r"^2 linears: ", text, re.MULTILINE)) == 4
+    for layer in found.layers:
+        assert "+".join(layer.layer.nodes) in text
+    assert re.search(r"sparsity \d+\.\d% to \d+\.\d% -> ", text)
+    assert "measured: " in text
+    assert (full.splitlines()[0], full.splitlines()[-1]) == (
+        text.splitlines()[0],
+        text.splitlines()[-1],
+    )
+    assert len(text.splitlines()) < len(full.splitlines())
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> str:
     return str(sparse_(captured("albert"), 0.1).save(tmp_path / "p"))
@@ -171,8 +190,11 @@ def run(*arguments: str) -> object:
 
 
 def test_the_command(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("explain-cpu", saved, "--shape", "2x40", "--all") == 0
+    every = capsys.readouterr().out
     assert run("explain-cpu", saved, "--shape", "2x40") == 0
     shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) <= len(every.splitlines())
     assert shown.out.startswith("2x40 tokens, ")
     assert re.search(r"sparsity (8|9)\d\.\d% -> rows", shown.out)
     assert "break-even sparsity" in shown.out
