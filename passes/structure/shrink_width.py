@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.dataflow import is_linear, is_norm
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.hidden_stream import HiddenStream, trace_hidden
@@ -63,7 +64,8 @@ class ShrinkWidth(Pass):
     Attributes:
         ratio: Share of the features that stay, above 0 and below 1.
         weights: ``largest``: of those that were there; ``random``: all weights are drawn anew, as
-            in the paper (normal with deviation 0.02; norms and biases as they begin).
+            in the paper (normal with deviation 0.02; norms and biases as they begin). A vector that
+            is neither keeps its values, and is reported.
         seed: Of the draw.
     """
 
@@ -113,13 +115,12 @@ class ShrinkWidth(Pass):
         _add_hidden(program, stream, width, cuts)
         _apply(ctx.rewriter, cuts)
         _resize(program, ctx.rewriter, stream, heads, (width, smaller))
-        if self.weights == "random":
-            _draw(program, self.seed)
+        kept = _draw(program, self.seed) if self.weights == "random" else []
         for key in _WIDTHS:
             if key in program.config:
                 program.config[key] = width
         note = f"{width} of {stream.width} hidden features stay, {smaller} of {size} in each head"
-        return PassReport(len(found.layers), notes=(note,))
+        return PassReport(len(found.layers), tuple(kept), (note,))
 
 
 def _unfit(layer: EncoderLayer, axes: HeadAxes) -> str:
@@ -204,19 +205,28 @@ def _resize(
 
 
 @torch.no_grad()
-def _draw(program: Program, seed: int) -> None:
-    """Begin training from nothing."""
+def _draw(program: Program, seed: int) -> list[Skip]:
+    """Begin training from nothing; return the parameters that begin in no known way."""
     generator = torch.Generator().manual_seed(seed)
-    scales = {
-        node.args[2].target
-        for node in program.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.layer_norm.default
-        )
-        if len(node.args) > 2 and node.args[2] is not None
-    }
+    begins, skipped = _beginnings(program), []
     for name, parameter in sorted(program.module.named_parameters()):
-        if parameter.dim() > 1:
+        if name in begins:
+            parameter.fill_(begins[name])
+        elif parameter.dim() > 1:
             drawn = torch.empty(parameter.shape).normal_(0.0, _DEVIATION, generator=generator)
             parameter.copy_(drawn)
         else:
-            parameter.fill_(1.0 if name in scales else 0.0)
+            why = "it is neither scale of a norm nor bias, and keeps its values"
+            skipped.append(Skip(name, why))
+    return skipped
+
+
+def _beginnings(program: Program) -> dict[str, float]:
+    """Return what norms and biases begin with, by name."""
+    found: dict[str, float] = {}
+    for node in program.graph.nodes:
+        values = (1.0, 0.0) if is_norm(node) else (0.0,) if is_linear(node) else ()
+        for tensor, value in zip(node.args[2:4], values, strict=False):
+            if isinstance(tensor, fx.Node) and tensor.op == "get_attr":
+                found[program.canonical(str(tensor.target))] = value
+    return found

@@ -158,6 +158,31 @@ _AFTER = """
 """
 
 
+class Scaled(Block):
+    """With RMSNorm, and a vector of the encoder's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.RMSNorm(8), nn.RMSNorm(8)
+        self.gain = nn.Parameter(torch.full((8,), 3.0))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        changed: Tensor = super().forward(ids) * self.gain
+        return changed
+
+
+def test_random_weights_with_another_norm() -> None:
+    torch.manual_seed(0)
+    program = small_program(Scaled(), ids=torch.ones(1, 3).long())
+    small = shrunk(program, "ratio=0.5,weights=random")
+    assert [small.tensor(f"{norm}.weight").tolist() for norm in ("one", "two")] == [[1.0] * 4] * 2
+    assert small.tensor("gain").tolist() == [3.0] * 4
+    assert list(map(str, small.history[-1].skipped)) == [
+        "gain: it is neither scale of a norm nor bias, and keeps its values"
+    ]
+    assert not small.tensor("down.bias").any()
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
