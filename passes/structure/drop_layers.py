@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
-from sparsefx.passes.structure.layer_names import set_layer_count, take_numbers
+from sparsefx.passes.structure.layer_names import layer_prefix, set_layer_count, take_numbers
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
+    from sparsefx.rewrite import Rewriter
 
 __all__ = ["DropLayers", "chosen_layers"]
 
@@ -72,7 +73,7 @@ class DropLayers(Pass):
         if not dropped:
             return PassReport(0, (Skip("layers", "all of them are kept"),))
         for layer in reversed(dropped):
-            _remove(layer, ctx)
+            _remove(layer, ctx.rewriter)
         skipped = take_numbers(ctx.rewriter, layers, kept)
         set_layer_count(program, len(kept))
         note = f"kept the layers {', '.join(map(str, kept))} of {len(layers)}"
@@ -93,6 +94,12 @@ def chosen_layers(count: int, fraction: float, choice: Choice) -> tuple[int, ...
     return tuple(round(index * (count - 1) / (kept - 1)) for index in range(kept))
 
 
-def _remove(layer: EncoderLayer, ctx: PassContext) -> None:
-    ctx.rewriter.replace(layer.hidden, layer.input, erase=False)
-    ctx.rewriter.erase_unused([layer.hidden])
+def _remove(layer: EncoderLayer, rewriter: Rewriter) -> None:
+    prefix = layer_prefix(layer)
+    rewriter.replace(layer.hidden, layer.input, erase=False)
+    rewriter.erase_unused([layer.hidden])
+    if prefix is None:
+        return
+    for node in rewriter.program.graph.find_nodes(op="get_attr"):
+        if str(node.target).startswith(prefix) and not node.users:  # what a pass keeps for it
+            rewriter.remove_tensor(str(node.target))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
+from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.score_heads import drop_scores, scores_name
 from sparsefx.passes.structure.used_once import why_shared
@@ -33,6 +33,8 @@ class PruneHeads(Pass):
 
         magnitude   s_h = |V_h| |O_h|                rows of the value, columns of the output linear
         gradient    s_h = what score-heads added up  (Michel et al. 2019)
+
+    Scores that ``score-heads`` added up end with it, whichever ones it takes.
 
     Any target is faster by it, and a Program is saved and loaded as ever; a Hugging Face folder has
     no place for such an attention. Train on afterwards, best with ``distill``.
@@ -94,8 +96,8 @@ class PruneHeads(Pass):
                 continue
             _cut(ctx.rewriter, layer, traced[layer.index], stay)
             applied += 1
-        if self.score == "gradient":
-            drop_scores(ctx.rewriter)
+        if applied or self.score == "gradient":
+            drop_scores(ctx.rewriter)  # those of fewer heads would be wrong in the next step
         total = sum(layer.core.heads for layer in fit)
         counts = ", ".join(str(len(stay)) for stay in kept)
         notes = (f"{sum(map(len, kept))} of {total} heads stay: {counts}",) if applied else ()
@@ -106,20 +108,27 @@ class PruneHeads(Pass):
         """Return the scores of a layer's heads, float32 [heads]."""
         output = program.tensor(layer.output.weight)
         if self.score == "gradient":
-            name = scores_name(layer.output.weight)
-            if name not in program.named_tensors():
-                raise PassError(
-                    "no scores were learned",
-                    who=self.name,
-                    where=f"layer {layer.index}",
-                    hint="run score-heads and train some steps, or take score='magnitude'",
-                )
-            return program.tensor(name)
+            return self._learned(program, layer)
         value = program.tensor(layer.v.weight)
         made = value[-output.shape[1] :].reshape(layer.core.heads, -1)  # the last part when fused
         read = output.reshape(len(output), layer.core.heads, -1)
         found: Tensor = made.norm(dim=1) * read.norm(dim=(0, 2))
         return found
+
+    def _learned(self, program: Program, layer: EncoderLayer) -> Tensor:
+        """Return what score-heads added up; refuse what says nothing about the heads."""
+        scores = program.named_tensors().get(scores_name(layer.output.weight))
+        if scores is not None and bool(scores.any()) and bool(scores.isfinite().all()):
+            return scores
+        wrong = (
+            "" if scores is None else f": they are {'zero' if not scores.any() else 'not finite'}"
+        )
+        raise PassError(
+            f"no scores were learned{wrong}",
+            who=self.name,
+            where=f"layer {layer.index}",
+            hint="run score-heads and train some steps, or take score='magnitude'",
+        )
 
     def _kept(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """Return which heads stay in each layer, ascending."""
@@ -145,29 +154,26 @@ def _traced(program: Program, layer: EncoderLayer) -> HeadAxes:
     """Return where the heads of a layer are, or why they have to stay."""
     axes = trace_heads(layer)
     if not axes.reason:
-        axes.reason = why_shared(program, _tensors(layer))
+        axes.reason = why_shared(program, [*_made(layer), layer.output.weight])
     return axes
 
 
-def _makers(layer: EncoderLayer) -> list[LinearSite]:
-    return [layer.q] if layer.fused else [layer.q, layer.k, layer.v]
-
-
-def _tensors(layer: EncoderLayer) -> list[str]:
-    made = [name for site in _makers(layer) for name in (site.weight, site.bias)]
-    return [name for name in (*made, layer.output.weight) if name is not None]
+def _made(layer: EncoderLayer) -> list[str]:
+    """Return the tensors whose rows make queries, keys and values."""
+    makers = [layer.q] if layer.fused else [layer.q, layer.k, layer.v]
+    names = [name for site in makers for name in (site.weight, site.bias)]
+    return [name for name in names if name is not None]
 
 
 @torch.no_grad()
 def _cut(rewriter: Rewriter, layer: EncoderLayer, axes: HeadAxes, kept: Tensor) -> None:
     program, size = rewriter.program, axes.size
     rows = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
-    for site in _makers(layer):
-        starts = range(0, len(program.tensor(site.weight)), axes.heads * size)
+    for name in _made(layer):
+        tensor = program.tensor(name)
+        starts = range(0, len(tensor), axes.heads * size)
         taken = torch.cat([start + rows for start in starts])
-        for name in (site.weight, site.bias):
-            if name is not None:
-                rewriter.set_tensor(name, program.tensor(name)[taken].clone())
+        rewriter.set_tensor(name, tensor[taken].clone())
     output = layer.output
     rewriter.set_tensor(output.weight, program.tensor(output.weight)[:, rows].contiguous())
     axes.resize(rewriter, len(kept))

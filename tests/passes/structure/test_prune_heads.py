@@ -235,6 +235,47 @@ def test_gradients_must_have_been_there() -> None:
         program.step()
 
 
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "zero"), (float("nan"), "not finite")])
+def test_scores_must_say_something(value: float, reason: str) -> None:
+    program = Pipeline.parse("score-heads").run(captured("bert-cls"))
+    for layer in program.facts(EncoderStructure).layers:
+        with torch.no_grad():
+            program.tensor(f"{layer.output.weight}_heads").fill_(value)
+    with pytest.raises(PassError, match=rf"layer 0: no scores were learned: they are {reason}"):
+        Pipeline.parse("prune-heads{score=gradient}").run(program)
+
+
+def test_scores_end_with_the_heads_they_are_of() -> None:
+    program, _ = scored(captured("bert-cls"), steps=1)
+    fewer = Pipeline.parse("drop-layers{keep=(1)}").run(program)
+    (scores,) = [name for name in fewer.named_tensors() if name.endswith("_heads")]
+    assert torch.equal(fewer.tensor(scores), program.tensor(scores.replace("layer.0", "layer.1")))
+    small = Pipeline.parse("prune-heads").run(fewer)
+    assert not small.active
+    assert not [name for name in small.named_tensors() if name.endswith("_heads")]
+    torch.autograd.backward(small(**example_batch())["logits"].sum())
+    small.step()
+
+
+class Named(Fused):
+    """With a tensor of its own whose name ends like that of scores."""
+
+    def __init__(self) -> None:
+        super().__init__("chunk")
+        self.o.register_buffer("weight_heads", torch.full((64,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        changed: Tensor = super().forward(x) * self.o.weight_heads
+        return changed
+
+
+def test_other_tensors_may_end_like_scores() -> None:
+    torch.manual_seed(0)
+    program = small_program(Named(), x=torch.randn(2, 5, 64))
+    small = Pipeline.parse("prune-heads{ratio=0.5}").run(program)
+    assert torch.equal(small.tensor("o.weight_heads"), torch.full((64,), 2.0))
+
+
 def test_no_encoder_is_skipped() -> None:
     program = small_program(nn.ReLU(), input=torch.ones(3))
     after = "%relu = aten.relu(%input_1)\nreturn {output: %relu}"
