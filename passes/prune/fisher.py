@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["compensation", "cut", "joined", "learn", "prior", "saliency"]
+__all__ = ["compensation", "cut", "is_sound", "joined", "learn", "prior", "saliency"]
 
 
 def prior(count: int, size: int, damp: float, like: Tensor) -> Tensor:
@@ -55,6 +55,19 @@ def learn(inverse: Tensor, gradient: Tensor, count: int) -> None:
     product = inverse @ column
     scale = count + column.mT @ product
     inverse.baddbmm_(product, product.mT / scale, alpha=-1)
+
+
+def is_sound(inverse: Tensor) -> bool:
+    """Whether float32 has sufficed: all the diagonal is finite and above 0, as it is by definition.
+
+    The prior is 1 / damp, and what gradients leave of it is as small as m / g^2: with elements of
+    1 and damp 1e-7 the difference is below the rounding error.
+
+    >>> is_sound(torch.eye(2)[None])
+    True
+    """
+    diagonal = inverse.diagonal(dim1=1, dim2=2)
+    return bool(((diagonal > 0) & diagonal.isfinite()).all())
 
 
 def saliency(inverse: Tensor, weight: Tensor, columns: int = 1) -> Tensor:
@@ -101,8 +114,7 @@ def compensation(
 def _solved(inverse: Tensor, weight: Tensor, columns: int) -> Tensor:
     """Return ``([F^-1]_QQ)^-1 w_Q`` for all units."""
     if columns == 1:
-        diagonal = inverse.diagonal(dim1=1, dim2=2)
-        return weight / diagonal.clamp(min=torch.finfo(torch.float32).tiny)
+        return weight / inverse.diagonal(dim1=1, dim2=2)
     blocks, size = weight.shape
     units = inverse.reshape(blocks, size // columns, columns, size // columns, columns)
     units = units.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sparsefx.errors import TrainingError
 from sparsefx.masks import MaskSite
 from sparsefx.passes.gradients import gradient_of
 from sparsefx.passes.prune import fisher
@@ -75,7 +76,8 @@ class ObertPrune(ScheduledPrune):
         start: Step of the Program at which the schedule's step 0 lies; None: where the pass runs.
         block: B, the neighbours in a row whose second derivatives are known; the authors take 50.
         gradients: m, at most; the authors take 1024.
-        damp: Added to the diagonal of F.
+        damp: Added to the diagonal of F. Gradients that are clipped to a norm of 1 leave 1e-7 large
+            enough; with elements of about 1 float32 does not suffice, which is refused.
         compensation: How the weights that stay take over: for ``each`` unit as if it went alone,
             summed, as in the released code; for all units of a block ``together``, which is exact;
             or ``off``.
@@ -136,8 +138,20 @@ class ObertPrune(ScheduledPrune):
             self._begin_anew(program)
 
     def scores(self, program: Program, site: MaskSite) -> Tensor:
-        """Return the saliencies."""
+        """Return the saliencies.
+
+        Raises:
+            TrainingError: Rounding has destroyed the inverse, or gradients were not finite.
+        """
         weight, inverse = self._read(program, site)
+        if not fisher.is_sound(inverse):
+            raise TrainingError(
+                "float32 cannot hold the inverse of its Fisher matrix: its diagonal has values "
+                "that are not above 0, or not finite",
+                who=self.name,
+                where=site.weight,
+                hint=f"raise damp={self.damp:g}, or clip gradients",
+            )
         found = fisher.saliency(inverse, fisher.cut(weight, self.block), self._columns)
         return fisher.joined(found, weight)
 

@@ -91,6 +91,21 @@ def test_all_that_go_together_leave_the_least_loss() -> None:
     torch.testing.assert_close(change, best, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [16, 50])
+def test_the_shipped_damp_suffices_for_clipped_gradients(size: int) -> None:
+    """A norm of 1 over 1000 weights; the double inverse says what is right."""
+    torch.manual_seed(0)
+    gradients = torch.randn(128, 1000)
+    gradients /= gradients.norm(dim=1, keepdim=True)
+    inverse = learned(gradients, size, damp=ObertPrune().damp)
+    assert fisher.is_sound(inverse)
+    for block in (0, 1000 // size - 1):
+        part = gradients[:, size * block : size * (block + 1)]
+        exact = curvature(part, ObertPrune().damp).inverse().diagonal()
+        found = inverse[block].diagonal()[: len(exact)].double()
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=0.0)
+
+
 # -- the pass ------------------------------------------------------------------------------------
 
 
@@ -176,6 +191,20 @@ def test_gradients_must_be_there(plain: Program) -> None:
     program = Pipeline((ObertPrune(0.5, roles=OTHER),)).run(plain)
     with pytest.raises(TrainingError, match=r"call program\.step\(\) before optimizer\.zero_grad"):
         program.step()
+
+
+def test_what_rounding_destroys_is_refused() -> None:
+    torch.manual_seed(0)
+    plain = small_program(nn.Linear(16, 16, bias=False), input=torch.ones(1, 16))
+    program = Pipeline.parse("obert-prune{sparsity=0.5,begin=64,end=64,roles=other}").run(plain)
+    for _ in range(63):
+        program.tensor("weight").grad = 1e3 * torch.randn(16, 16)
+        program.step()
+    with pytest.raises(TrainingError) as caught:
+        program.step()
+    assert caught.value.where == "weight"
+    assert "float32 cannot hold the inverse of its Fisher matrix" in str(caught.value)
+    assert "raise damp=1e-07, or clip gradients" in str(caught.value)
 
 
 @pytest.mark.parametrize("end", ["pattern-lock", "fold-masks"])
