@@ -59,6 +59,9 @@ _TOKENS = 128
 _PANELS = 2
 _COLD_BYTES = 6 << 20
 _COPIES = 4
+_SHORT_BYTES = 3 << 19
+"""Of one run in turns: long enough that its cold activations count for little."""
+
 _BUDGET, _TUNING_BUDGET = 0.6, 0.1
 _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
@@ -201,7 +204,11 @@ def machine_name(isa: Isa) -> str:
 def measure(isa: Isa) -> Rates:
     """Time each format at two numbers of units per row, all in turns."""
     cases = _cases(isa)
-    flat = [(matrix, format, _COPIES) for format, pair in cases.items() for matrix, _ in pair]
+    flat = [
+        (matrix, format, _copies(pack(matrix, format), _SHORT_BYTES))
+        for format, pair in cases.items()
+        for matrix, _ in pair
+    ]
     seconds = iter(_linears_seconds(flat, isa, _BUDGET))
     slopes = {f: _slope([(m, u, next(seconds)) for m, u in pair]) for f, pair in cases.items()}
     unit = {format: slope for format, (slope, _) in slopes.items()}
@@ -281,9 +288,9 @@ def linear_seconds(matrix: NDArray[Any], format: Format, isa: Isa, tokens: int =
     return _linears_seconds([(matrix, format, copies)], isa, _TUNING_BUDGET, tokens)[0]
 
 
-def _copies(packed: Packed) -> int:
-    """How many copies of a weight do not fit the second-level cache."""
-    return min(24, max(_COPIES, -(-_COLD_BYTES // max(1, packed.stored_bytes))))
+def _copies(packed: Packed, size: int = _COLD_BYTES) -> int:
+    """How many copies of a weight have `size` bytes; by default they fit no second-level cache."""
+    return min(24, max(_COPIES, -(-size // max(1, packed.stored_bytes))))
 
 
 def _linears_seconds(
