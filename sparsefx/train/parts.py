@@ -35,7 +35,7 @@ from sparsefx.train.counts import Counts
 from sparsefx.train.loss import LABELS, BatchLoss
 from sparsefx.train.processes import Processes
 
-__all__ = ["PartedBatch", "Ranges", "bounds"]
+__all__ = ["PartedBatch", "Ranges", "bounds", "find_ranges"]
 
 
 class PartedBatch:
@@ -141,6 +141,13 @@ def bounds(rows: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
+def find_ranges(program: Program) -> list[tuple[str, str]]:
+    """Return the names of the smallest and largest value that each observer has seen."""
+    observe = torch.ops.sparsefx.observe.default
+    nodes: Any = program.graph.find_nodes(op="call_function", target=observe)
+    return [(str(node.args[1].target), str(node.args[2].target)) for node in nodes]
+
+
 class Ranges:
     """The ranges of all observers, while parts of a batch move them.
 
@@ -149,10 +156,9 @@ class Ranges:
     """
 
     def __init__(self, program: Program) -> None:
-        observe = torch.ops.sparsefx.observe.default
-        nodes: Any = list(program.graph.find_nodes(op="call_function", target=observe))
-        self._low = [program.tensor(str(node.args[1].target)) for node in nodes]
-        self._high = [program.tensor(str(node.args[2].target)) for node in nodes]
+        found = find_ranges(program)
+        self._low = [program.tensor(low) for low, _ in found]
+        self._high = [program.tensor(high) for _, high in found]
 
     def _now(self) -> Tensor:
         """Return minima and negated maxima, whose smaller values are those of the wider range."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,63 @@ def test_a_mask_that_differs_is_named(tmp_path: Path) -> None:
     for message in errors(tmp_path / "run"):
         assert message.startswith("stage one at step 2 of 9: process 1 of 2 has another bert.")
         assert "_mask than process 0" in message
+
+
+FISHER = """
+name: fisher
+data: {max_length: 16, batch_size: 7}
+stages:
+- name: one
+  pipeline: [set-dropout, "obert-prune{sparsity=0.5,begin=2,end=3,gradients=2,block=4}"]
+  training: {steps: 4, precision: fp32}
+  evaluate: false
+"""
+
+
+class Hashed:
+    """In place of a session: writes down what is hashed after the start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self) -> None:
+        check_same, seen = Processes.check_same, set[str]()
+
+        def noting(self: Processes, digests: Mapping[str, str], **place: str) -> None:
+            if not place["where"].startswith("step 0"):
+                seen.update(digests)
+            check_same(self, digests, **place)
+
+        Processes.check_same = noting  # type: ignore[method-assign]  # in a process of its own
+        session(self.folder, FISHER).run()
+        (self.folder / f"hashed-{os.environ['RANK']}").write_text("\n".join(sorted(seen)))
+
+
+def test_masks_are_hashed_and_the_fisher_matrices_are_not(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", Hashed) == [0, 0], errors(tmp_path / "run")
+    hashed = (tmp_path / "run" / "hashed-0").read_text().splitlines()
+    assert hashed == (tmp_path / "run" / "hashed-1").read_text().splitlines()
+    assert hashed
+    assert all(name.endswith("_mask") for name in hashed)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_failing_start_is_told_as_what_it_is(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: object) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr("accelerate.Accelerator", fail)
+    monkeypatch.setenv("RANK", str(count - 1))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    if count == 1:
+        with pytest.raises(RuntimeError, match="no kernel image"):
+            Processes("cpu", patience=1.0)
+        return
+    with pytest.raises(
+        TrainingError, match="another of the 2 processes ended.*no kernel"
+    ) as caught:
+        Processes("cpu", patience=1.0)
+    assert caught.value.who == "process 1"
 
 
 def sharing_nothing(folder: Path) -> Session:
