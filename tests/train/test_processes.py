@@ -294,11 +294,54 @@ def test_a_failing_start_is_told_as_what_it_is(count: int, monkeypatch: pytest.M
         with pytest.raises(RuntimeError, match="no kernel image"):
             Processes("cpu", patience=1.0)
         return
-    with pytest.raises(
-        TrainingError, match="another of the 2 processes ended.*no kernel"
-    ) as caught:
+    with pytest.raises(TrainingError, match="another of the 2 processes ended") as caught:
         Processes("cpu", patience=1.0)
+    assert "no kernel image" in caught.value.why
     assert caught.value.who == "process 1"
+
+
+def started_otherwise(folder: Path) -> Session:
+    """Process 1 begins, or goes on, with another weight."""
+    if os.environ["RANK"] == "1":
+        load = Program.load
+
+        def other(place: Path) -> Program:
+            program = load(place)
+            with torch.no_grad():
+                program.tensor("classifier.bias").add_(1.0)
+            return program
+
+        Program.load = other  # type: ignore[assignment]  # in a process of its own
+    return session(folder, MASKED)
+
+
+def test_another_start_is_named(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "run", started_otherwise) == [2, 2]
+    for message in errors(tmp_path / "run"):
+        assert "stage one at step 0 of 9: process 1 of 2 has another classifier.bias" in message
+
+
+def gone_on_otherwise(folder: Path) -> Session:
+    """Process 1 finds another weight in the checkpoint."""
+    if os.environ["RANK"] == "1":
+        latest = Checkpoints.latest
+
+        def other(self: Checkpoints) -> Checkpoint | None:
+            found = latest(self)
+            assert found is not None
+            found.tensors["program/classifier.bias"].add_(1.0)
+            return found
+
+        Checkpoints.latest = other  # type: ignore[method-assign]  # in a process of its own
+    return session(folder, MASKED)
+
+
+def test_another_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="interrupted"):
+        session(tmp_path / "run", MASKED, listeners=[interrupt]).run()
+    assert run_two(tmp_path / "run", gone_on_otherwise) == [2, 2]
+    for message in errors(tmp_path / "run"):
+        assert "stage one at step 4 of 9: process 1 of 2 has another classifier.bias" in message
 
 
 def sharing_nothing(folder: Path) -> Session:
