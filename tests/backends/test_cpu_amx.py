@@ -210,7 +210,7 @@ def test_every_epilogue_gives_the_bits_of_quads(format: Format, epilogue: Epilog
     expected = outputs("quads", epilogue, x, w.astype(np.int8))
     assert set(found) == set(expected)
     for name, values in expected.items():
-        assert np.ptp(values) > 1
+        assert np.ptp(values) > 0.9  # a sigmoid gives at most 1
         np.testing.assert_array_equal(found[name], values)
 
 
