@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +24,30 @@ from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import Pool
 from sparsefx.backends.cpu.private import cache_folder
 from sparsefx.backends.cpu.runtime import Runtime
-from sparsefx.backends.cpu.weights import Format, pack
+from sparsefx.backends.cpu.weights import TILED, Format, Packed, pack
 
-__all__ = ["FORMATS", "attention", "check", "kernel_texts", "main"]
+__all__ = [
+    "FORMATS",
+    "attention",
+    "check",
+    "embed",
+    "kernel_texts",
+    "linear_input",
+    "linear_words",
+    "main",
+    "run_steps",
+]
 
 FORMATS: tuple[Format, ...] = ("dense_amx", "masked_amx")
 _TOKENS = (1, 20, 130)
 """One panel of 16, one of 32, three of 64."""
-_SHAPES = ((3, 5, 1.0), (33, 64, 0.5), (70, 200, 0.1), (40, 130, 0.0))
-"""Rows, columns, density."""
+_SHAPES = ((3, 5, 1.0), (33, 64, 0.5), (70, 200, 0.1), (40, 130, 0.0), (33, 768, 0.1))
+"""Rows, columns, density; as deep as those of BERT-base only once."""
 _HEADS = ((2, 64, (128,)), (1, 20, (33, 70)))
 """Heads, their channels, lengths of the sequences."""
 _ZERO_POINT = 7
+_INDEX = 2
+"""Where a run keeps the numbers of the tokens; results come after them."""
 
 
 def kernel_texts(isa: Isa) -> list[str]:
@@ -58,12 +71,11 @@ def check(isa: Isa) -> str:
             if not np.array_equal(found, exact):
                 return f"{format} [{rows}, {columns}] is wrong for {tokens} tokens"
     for heads, size, lengths in _HEADS:
-        found, expected = (
-            attention(kind, heads, size, lengths, engine, pools[1])
-            for kind in ("attention_amx", "attention_i8")
-        )
-        if not np.array_equal(found, expected):
-            return f"attention with heads of {size} channels differs for {lengths} tokens"
+        expected = attention("attention_i8", heads, size, lengths, engine, pools[0])
+        for pool in pools:
+            found = attention("attention_amx", heads, size, lengths, engine, pool)
+            if not np.array_equal(found, expected):
+                return f"attention with heads of {size} channels differs for {lengths} tokens"
     return ""
 
 
@@ -78,67 +90,82 @@ def attention(
     words: dict[str, Word] = {"heads": heads, "head_size": size, "scale": 3e-4, "q_zero": 131}
     for name in "qkv":
         source, codes = Buffer(name, channels, 4), Buffer(f"{name}.codes", channels, 1)
-        table = rng.integers(0, 256, (mask.size, channels)).astype(np.float32)
-        table = np.pad(table if name != "v" else table / 99 - 1, ((0, 0), (0, -channels % 16)))
-        embed: dict[str, Word] = {"output": source, "rows": channels, "table0": table}
-        embed |= {"stride": table.shape[1], "indices0": 2}
-        steps.append(Step(catalog.embedding(1), embed, name))
+        values = rng.integers(0, 256, (mask.size, channels)).astype(np.float32)
+        steps.append(embed(values if name != "v" else values / 99 - 1, source))
         if name != "v":
-            quantize: dict[str, Word] = {"rows": channels, "input": source, "output_bytes": codes}
-            quantize |= {"inverse_scale": 1.0, "zero_point": 0}
-            steps.append(Step(catalog.other("quantize"), quantize, name))
+            steps.append(_quantize(source, codes, 0))
         words |= {name: source if name == "v" else codes, f"{name}_rows": channels}
     target = Buffer("y", channels, 4)
     words |= {"output": target, "output_rows": channels}
     steps.append(Step(catalog.other(kind), words, "y"))
-    unpack: dict[str, Word] = {"rows": channels, "input": target, "origin": 0, "result": 3}
-    steps.append(Step(catalog.other("unpack"), unpack, "y"))
-    runtime = Runtime(Plan(tuple(steps), ("index",), {"y": (3, channels, 0)}), engine, pool)
-    index = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
-    return runtime.run(mask, {"index": index})["y"]
+    return run_steps(steps, [target], mask, engine, pool)["y"]
 
 
 def _linear(
     x: NDArray[np.int64], w: NDArray[np.int8], format: Format, engine: Engine, pool: Pool
 ) -> NDArray[np.float32]:
     """(x - zero point) w^T as fp32 [tokens, rows]: an embedding of x, quantized, times w."""
-    (tokens, columns), rows = x.shape, len(w)
-    table = np.zeros((tokens, -(-columns // 16) * 16), np.float32)
-    table[:, :columns] = x - _ZERO_POINT
-    source, octets = Buffer("x", columns, 4), Buffer("q", columns, 1)
-    mixed = Buffer("m", interleaved_rows(columns, engine.isa), 1)
-    target = Buffer("y", rows, 4)
-    embed: dict[str, Word] = {"output": source, "rows": columns, "stride": table.shape[1]}
-    quantize: dict[str, Word] = {"rows": columns, "input": source, "output_bytes": octets}
-    mix: dict[str, Word] = {"rows": mixed.rows, "columns": columns, "input": octets}
-    linear: dict[str, Word] = {"rows": rows, "input": mixed, "output": target}
-    steps = (
-        Step(catalog.embedding(1), embed | {"table0": table, "indices0": 2}, "x"),
-        Step(
-            catalog.other("quantize"),
-            quantize | {"inverse_scale": 1.0, "zero_point": _ZERO_POINT},
-            "q",
-        ),
-        Step(catalog.other("interleave"), mix | {"output_bytes": mixed}, "m"),
-        Step(
-            catalog.linear(format, Epilogue(integer=True)),
-            linear
-            | pack(w, format, _ZERO_POINT).words
-            | {"scale": np.ones(rows, np.float32), "bias": np.zeros(rows, np.float32)},
-            "y",
-        ),
-        Step(
-            catalog.other("unpack"),
-            {"rows": rows, "input": target, "origin": 0, "result": 3},
-            "y",
-        ),
-    )
-    runtime = Runtime(Plan(steps, ("index",), {"y": (3, rows, 0)}), engine, pool)
-    index = np.arange(tokens, dtype=np.int32)[None]
-    result: NDArray[np.float32] = runtime.run(np.ones((1, tokens), np.bool_), {"index": index})[
-        "y"
-    ][0]
-    return result
+    steps, source = linear_input(x, _ZERO_POINT, format, engine.isa)
+    target = Buffer("y", len(w), 4)
+    words = linear_words(w, pack(w, format, _ZERO_POINT), source)
+    kernel = catalog.linear(format, Epilogue(integer=True))
+    steps.append(Step(kernel, words | {"output": target}, "y"))
+    found = run_steps(steps, [target], np.ones((1, len(x)), np.bool_), engine, pool)["y"]
+    return found.reshape(len(x), len(w))
+
+
+def embed(values: NDArray[Any], target: Buffer) -> Step:
+    """Bring values [tokens, columns] into a buffer, as the rows of an embedding."""
+    table = np.pad(values.astype(np.float32), ((0, 0), (0, -values.shape[1] % 16)))
+    words: dict[str, Word] = {"output": target, "rows": target.rows, "table0": table}
+    words |= {"stride": table.shape[1], "indices0": _INDEX}
+    return Step(catalog.embedding(1), words, target.name)
+
+
+def _quantize(source: Buffer, codes: Buffer, zero_point: int) -> Step:
+    words: dict[str, Word] = {"rows": source.rows, "input": source, "output_bytes": codes}
+    words |= {"inverse_scale": 1.0, "zero_point": zero_point}
+    return Step(catalog.other("quantize"), words, codes.name)
+
+
+def linear_input(
+    x: NDArray[Any], zero_point: int, format: Format, isa: Isa
+) -> tuple[list[Step], Buffer]:
+    """Steps that bring codes [tokens, columns] into the layout of a format, and where they lie."""
+    columns = x.shape[1]
+    source, codes = Buffer("x", columns, 4), Buffer("q", columns, 1)
+    steps = [embed(x - zero_point, source), _quantize(source, codes, zero_point)]
+    if format not in ("blocks", *TILED):
+        return steps, codes
+    mixed = Buffer("m", interleaved_rows(columns, isa), 1)
+    words: dict[str, Word] = {"rows": mixed.rows, "columns": columns, "input": codes}
+    steps.append(Step(catalog.other("interleave"), words | {"output_bytes": mixed}, "m"))
+    return steps, mixed
+
+
+def linear_words(matrix: NDArray[Any], packed: Packed, source: Buffer) -> dict[str, Word]:
+    """Words of a linear without scales or biases; its outputs are to be added."""
+    rows = len(matrix)
+    ones, zeros = np.ones(rows, np.float32), np.zeros(rows, np.float32)
+    return {**packed.words, "rows": rows, "input": source, "scale": ones, "bias": zeros}
+
+
+def run_steps(
+    steps: Sequence[Step],
+    outputs: Sequence[Buffer],
+    mask: NDArray[np.bool_],
+    engine: Engine,
+    pool: Pool,
+) -> dict[str, NDArray[np.float32]]:
+    """Run steps for the tokens of a mask [sequences, longest]; the outputs by name."""
+    results, last = {}, []
+    for number, output in enumerate(outputs, _INDEX + 1):
+        words: dict[str, Word] = {"rows": output.rows, "input": output, "origin": 0}
+        last.append(Step(catalog.other("unpack"), words | {"result": number}, output.name))
+        results[output.name] = (number, output.rows, 0)
+    runtime = Runtime(Plan((*steps, *last), ("index",), results), engine, pool)
+    index = np.arange(mask.size, dtype=np.int32).reshape(mask.shape)
+    return runtime.run(mask, {"index": index})
 
 
 def main(name: str = "amx") -> int:

@@ -13,14 +13,13 @@ from torch import Tensor, fx
 
 from sparsefx import Program
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.amx_check import embed, linear_input, linear_words, run_steps
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, NATIVE, IsaName, obstacle
-from sparsefx.backends.cpu.panel import interleaved_rows
-from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
+from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.pool import Pool
-from sparsefx.backends.cpu.runtime import Runtime
-from sparsefx.backends.cpu.weights import TILED, Format, pack
+from sparsefx.backends.cpu.weights import Format, pack
 from sparsefx.rewrite import Rewriter
 
 RUNNABLE: list[IsaName] = [name for name in NATIVE if not obstacle(name)]
@@ -59,63 +58,23 @@ class LinearCase:
     def run(self) -> NDArray[np.float32]:
         """Run it through the kernels: the sums as fp32 [tokens, rows]."""
         integer = self.w.dtype == np.int8
-        tokens, columns = self.x.shape
-        rows = len(self.w)
-        table = np.zeros((tokens, -(-columns // 16) * 16), np.float32)
-        table[:, :columns] = (self.x - self.zero_point) * 0.5 if integer else self.x
-        source, octets = Buffer("x", columns, 4), Buffer("q", columns, 1)
-        wide, target = Buffer("e", columns, 4), Buffer("y", rows, 4)
-        steps = [
-            Step(
-                catalog.embedding(1),
-                {
-                    "output": source,
-                    "rows": columns,
-                    "stride": table.shape[1],
-                    "table0": table,
-                    "indices0": 2,
-                },
-                "x",
-            )
-        ]
+        name, rows = self.isa, len(self.w)
+        target = Buffer("y", rows, 4)
         if integer:
-            words: dict[str, Word] = {
-                "rows": columns,
-                "input": source,
-                "output_bytes": octets,
-                "inverse_scale": 2.0,
-                "zero_point": self.zero_point,
-            }
-            steps.append(Step(catalog.other("quantize"), words, "q"))
-            source = octets
+            steps, source = linear_input(self.x, self.zero_point, self.format, ISAS[name])
+        else:
+            source = Buffer("x", self.x.shape[1], 4)
+            steps = [embed(self.x, source)]
         if integer and self.format in ("rows", "dense_f32"):
-            words = {"rows": columns, "input": octets, "output": wide, "scale": 1.0}
-            steps.append(Step(catalog.other("expand"), words, "e"))
-            source = wide
-        if self.format == "blocks" or self.format in TILED:
-            mixed = Buffer("m", interleaved_rows(columns, ISAS[self.isa]), 1)
-            words = {"rows": mixed.rows, "columns": columns, "input": octets, "output_bytes": mixed}
-            steps.append(Step(catalog.other("interleave"), words, "m"))
-            source = mixed
+            codes, source = source, Buffer("e", source.rows, 4)
+            words: dict[str, Word] = {"rows": codes.rows, "input": codes, "output": source}
+            steps.append(Step(catalog.other("expand"), words | {"scale": 1.0}, "e"))
         packed = pack(self.w, self.format, self.zero_point if integer else 0)
-        words = {
-            **packed.words,
-            "rows": rows,
-            "input": source,
-            "output": target,
-            "scale": np.ones(rows, np.float32),
-            "bias": np.zeros(rows, np.float32),
-        }
+        words = linear_words(self.w, packed, source) | {"output": target}
         steps.append(Step(catalog.linear(self.format, Epilogue(integer)), words, "y"))
-        words = {"rows": rows, "input": target, "origin": 0, "result": 3}
-        steps.append(Step(catalog.other("unpack"), words, "y"))
-        plan = Plan(tuple(steps), ("index",), {"y": (3, rows, 0)})
-        runtime = Runtime(plan, engine(self.isa), pool(self.isa, self.threads))
-        index = np.arange(tokens, dtype=np.int32)[None]
-        result: NDArray[np.float32] = runtime.run(np.ones((1, tokens), np.bool_), {"index": index})[
-            "y"
-        ][0]
-        return result
+        mask = np.ones((1, len(self.x)), np.bool_)
+        found = run_steps(steps, [target], mask, engine(name), pool(name, self.threads))["y"]
+        return found.reshape(len(self.x), rows)
 
     def expected(self) -> NDArray[np.float64]:
         """The same from numpy, in double precision."""

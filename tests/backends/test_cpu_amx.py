@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu import catalog, rates
+from sparsefx.backends.cpu.amx_check import embed, linear_input, run_steps
 from sparsefx.backends.cpu.costs import choose_format
 from sparsefx.backends.cpu.engine import Engine, assembly
 from sparsefx.backends.cpu.epilogue import Epilogue
@@ -22,9 +23,7 @@ from sparsefx.backends.cpu.ir import Function
 from sparsefx.backends.cpu.isa import ISAS
 from sparsefx.backends.cpu.kernels import dense_amx, masked_amx, peak
 from sparsefx.backends.cpu.kernels.amx_tiles import ModelTiles, full_tiles
-from sparsefx.backends.cpu.panel import interleaved_rows
-from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
-from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.vmath import ACTIVATIONS
 from sparsefx.backends.cpu.weights import Format, pack
@@ -134,32 +133,16 @@ def outputs(
 ) -> dict[str, NDArray[np.float32]]:
     """What a linear writes as fp32 and as bytes, each [tokens, rows]."""
     rng = np.random.default_rng(1)
-    name = EMULATED[0]
-    (tokens, columns), rows = x.shape, len(w)
-    steps: list[Step] = []
-
-    def embed(target: Buffer, values: NDArray[np.float32]) -> None:
-        table = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)))
-        words: dict[str, Word] = {"output": target, "rows": target.rows, "table0": table}
-        words |= {"stride": table.shape[1], "indices0": 2}
-        steps.append(Step(catalog.embedding(1), words, target.name))
-
-    source, octets = Buffer("x", columns, 4), Buffer("q", columns, 1)
-    mixed, rest = Buffer("m", interleaved_rows(columns, ISAS[name]), 1), Buffer("r", rows, 4)
-    wide, narrow, widened = Buffer("y", rows, 4), Buffer("b", rows, 1), Buffer("w", rows, 4)
-    embed(source, (x - 7).astype(np.float32))
-    embed(rest, rng.standard_normal((tokens, rows)).astype(np.float32))
-    quantize: dict[str, Word] = {"rows": columns, "input": source, "output_bytes": octets}
-    quantize |= {"inverse_scale": 1.0, "zero_point": 7}
-    steps.append(Step(catalog.other("quantize"), quantize, "q"))
-    mix: dict[str, Word] = {"rows": mixed.rows, "columns": columns, "input": octets}
-    steps.append(Step(catalog.other("interleave"), mix | {"output_bytes": mixed}, "m"))
+    name, tokens, rows = EMULATED[0], len(x), len(w)
+    steps, source = linear_input(x, 7, format, ISAS[name])
+    rest, wide, narrow = Buffer("r", rows, 4), Buffer("floats", rows, 4), Buffer("b", rows, 1)
+    steps.append(embed(rng.standard_normal((tokens, rows)), rest))
     snap = np.tile(np.array((20.0, 0.05, -120, 135), np.float32), (rows, 1))
     snap[::3, 0] = 0 if epilogue.snap else 20
     words: dict[str, Word] = {
         **pack(w, format, 7).words,
         "rows": rows,
-        "input": octets if format == "quads" else mixed,
+        "input": source,
         "residual": rest,
         "scale": rng.uniform(1e-4, 3e-4, rows).astype(np.float32),
         "bias": rng.standard_normal(rows).astype(np.float32),
@@ -171,21 +154,12 @@ def outputs(
         "output_bytes": narrow,
     }
     steps.append(Step(catalog.linear(format, epilogue), words, "y"))
-    results = {}
-    if epilogue.floats:
-        unpack: dict[str, Word] = {"rows": rows, "input": wide, "origin": 0, "result": 3}
-        steps.append(Step(catalog.other("unpack"), unpack, "y"))
-        results["floats"] = (3, rows, 0)
+    found = [wide] if epilogue.floats else []
     if epilogue.octets:
-        expand: dict[str, Word] = {"rows": rows, "input": narrow, "output": widened}
-        steps.append(Step(catalog.other("expand"), expand | {"scale": 1.0}, "w"))
-        place = 3 + len(results)
-        unpack = {"rows": rows, "input": widened, "origin": 0, "result": place}
-        steps.append(Step(catalog.other("unpack"), unpack, "w"))
-        results["octets"] = (place, rows, 0)
-    runtime = Runtime(Plan(tuple(steps), ("index",), results), engine(name), pool(name, 2))
-    index = np.arange(tokens, dtype=np.int32)[None]
-    return runtime.run(np.ones((1, tokens), np.bool_), {"index": index})
+        found.append(Buffer("octets", rows, 4))
+        words = {"rows": rows, "input": narrow, "output": found[-1], "scale": 1.0}
+        steps.append(Step(catalog.other("expand"), words, "octets"))
+    return run_steps(steps, found, np.ones((1, tokens), np.bool_), engine(name), pool(name, 2))
 
 
 EPILOGUES = [

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from sparsefx.backends.cpu import amx_check, amx_host, artifact, isa
 from sparsefx.backends.cpu.isa import ISAS
@@ -58,6 +59,25 @@ def test_a_wrong_product_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amx_check, "pack", lambda w, format, zero: pack(w | 1, format, zero))
     found = amx_check.check(ISAS["amx_emulated"])
     assert found == "dense_amx [33, 64] is wrong for 20 tokens"
+
+
+@emulated
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_wrong_attention_is_found_for_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    pools: list[object] = []
+
+    def attention(kind: str, *arguments: object) -> NDArray[np.bool_]:
+        pool = arguments[-1]
+        if pool not in pools:
+            pools.append(pool)
+        return np.full(3, kind == "attention_amx" and pools.index(pool) == wrong)
+
+    monkeypatch.setattr(amx_check, "_SHAPES", ())
+    monkeypatch.setattr(amx_check, "attention", attention)
+    found = amx_check.check(ISAS["amx_emulated"])
+    assert found == "attention with heads of 64 channels differs for (128,) tokens"
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
