@@ -87,24 +87,17 @@ _LINEARS = {
 }
 
 
-def _linear_scratch(kind: str, words: Mapping[str, Any]) -> int:
-    if kind == "rows":
-        # Partial sums of the rows of one panel wait there between blocks of channels.
-        return 256 * int(words["rows"])
-    tiled = {"dense_amx": dense_amx, "masked_amx": masked_amx}.get(kind)
-    return tiled.scratch_bytes(words) if tiled else 0
-
-
 @cache
 def linear(kind: str, epilogue: Epilogue) -> Kernel:
     """A linear layer in one of the formats (see `weights.FORMATS`)."""
     module = _LINEARS[kind]
+    scratch = getattr(module, "scratch_bytes", None)
     return Kernel(
         ("linear", kind, asdict(epilogue)),
         f"{kind} {epilogue.symbol}",
         module.FIELDS,
         lambda isa, width: module.emit(isa, width, epilogue),
-        lambda words, longest: _linear_scratch(kind, words),
+        lambda words, longest: scratch(words) if scratch else 0,
     )
 
 

@@ -6,7 +6,7 @@ on the weights themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from sparsefx.backends.formats.amx_tiles import STRIP_ROWS, TILE_COLUMNS
 from sparsefx.backends.formats.amx_tiles import TILE_ROWS as AMX_ROWS
 from sparsefx.backends.formats.quads import aligned_words
 
-__all__ = ["Choice", "choose_format", "tuned"]
+__all__ = ["Choice", "choose_format", "dense_cost", "tuned"]
 
 
 _CLOSE = 1.3
@@ -54,7 +54,7 @@ class Choice:
     @property
     def dense(self) -> float:
         """Cost of the cheapest format that visits every weight."""
-        return min(c for f, c in self.costs.items() if f.startswith("dense"))
+        return dense_cost(self.costs)
 
     @property
     def reason(self) -> str:
@@ -72,6 +72,11 @@ class Choice:
         if self.timed:
             return f"zeros do not pay: visiting every weight is {gain:.2f}x faster on these weights"
         return "zeros do not pay: its rows have too few non-zeros to fill dot products of four"
+
+
+def dense_cost(costs: Mapping[Format, float]) -> float:
+    """The least cost of a format that visits every weight."""
+    return min(cost for format, cost in costs.items() if format.startswith("dense"))
 
 
 def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Choice:
@@ -101,8 +106,7 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
         every = rates.nonzero * float(rows * columns)
     costs = {format: rates.row * rows + cost for format, cost in work.items()}
     density = float(counts.sum()) / max(1, matrix.size)
-    dense = min(cost for format, cost in work.items() if format.startswith("dense"))
-    break_even = min(1.0, dense / max(every, 1e-9))
+    break_even = min(1.0, dense_cost(work) / max(every, 1e-9))
     return Choice(min(costs, key=lambda f: costs[f]), costs, density, break_even)
 
 

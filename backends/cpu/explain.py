@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sparsefx.backends.cpu.costs import dense_cost
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.plan import SEQUENCES
 from sparsefx.backends.cpu.rates import Rates
@@ -45,7 +46,7 @@ class LayerCosts:
     @property
     def dense(self) -> float:
         """Nanoseconds when every weight is visited."""
-        return min(c for name, c in self.costs.items() if name.startswith("dense"))
+        return dense_cost(self.costs)
 
     @property
     def why(self) -> str:

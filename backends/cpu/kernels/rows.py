@@ -23,7 +23,9 @@ of several blocks wait in the scratch memory of the thread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
@@ -32,7 +34,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["BLOCK", "CHUNK_ROWS", "FIELDS", "TOKENS", "emit", "symbol"]
+__all__ = ["BLOCK", "CHUNK_ROWS", "FIELDS", "TOKENS", "emit", "scratch_bytes", "symbol"]
 
 BLOCK = 192
 """Channels per block."""
@@ -60,6 +62,11 @@ FIELDS = (
 def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
     """Name of the kernel."""
     return f"rows_{isa.name}_w{width}_{epilogue.symbol}"
+
+
+def scratch_bytes(words: Mapping[str, Any]) -> int:
+    """Scratch memory of a part: sums of the rows of one panel, which wait there between blocks."""
+    return 256 * int(words["rows"])
 
 
 @dataclass(frozen=True)
