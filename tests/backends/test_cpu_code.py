@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.engine import Engine, assembly
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, IsaName
 from sparsefx.backends.cpu.kernels import attention_i8, dense_f32, dense_i8, quads, rows
+from sparsefx.backends.cpu.memory import aligned, aligned_copy
 from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.backends.cpu.weights import FORMATS
 from tests.backends.cpu_cases import RUNNABLE, quantized, sparse_
 from tests.programs import captured
 from tests.tiny_models import example_batch
@@ -57,6 +61,24 @@ def test_objects_are_kept_only_in_a_private_folder(tmp_path: Path) -> None:
     shared = Engine(isa, folder)
     shared.address(kernel.name, kernel.text())
     assert shared.compiled == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 1000, 3 << 20])
+def test_memory_starts_at_a_line(size: int) -> None:
+    given = np.arange(size, dtype=np.int16)
+    copied, zeros = aligned_copy(given), aligned(size)
+    assert (copied.ctypes.data % 64, zeros.ctypes.data % 64) == (0, 0)
+    np.testing.assert_array_equal(copied, given)
+    assert len(zeros) == size
+    assert not zeros.any()
+
+
+def test_linears_ask_for_the_scratch_of_their_format() -> None:
+    words = {"rows": 10, "columns": 130}
+    sizes = {f: catalog.linear(f, Epilogue(True)).scratch(words, 1) for f in FORMATS}
+    sums = 2 * 32 * 64 * 4
+    needed = {"rows": 2560, "dense_amx": sums, "masked_amx": sums + 2 * 2 * 1024 * 3}
+    assert sizes == {format: needed.get(format, 0) for format in FORMATS}
 
 
 def test_the_plan_explains_itself() -> None:
