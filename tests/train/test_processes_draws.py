@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from sparsefx.errors import TrainingInterruptedError
 from sparsefx.pipeline import Pipeline
 from sparsefx.testing import small_encoder
 from sparsefx.train.counts import Counts
+from sparsefx.train.events import Event, StepDone
 from sparsefx.train.session import Session
-from tests.train.two_processes import accumulated, assert_stage_close, errors, run_two, session
+from tests.train.two_processes import (
+    accumulated,
+    assert_stage_close,
+    errors,
+    result,
+    run_two,
+    session,
+    steps,
+)
 
 REPLACING = """
 name: tiny
@@ -47,3 +58,56 @@ def test_choices_follow_the_rate_and_leave_the_generator_alone() -> None:
     assert drawn == again
     assert sum(drawn) == pytest.approx(50, abs=20)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- dropout ---------------------------------------------------------------------------------------
+
+DROPOUT = """
+name: tiny
+seed: 5
+data: {max_length: 16, batch_size: 7}
+stages:
+- name: one
+  pipeline: magnitude-prune{sparsity=0.8,end=60%,frequency=2}
+  training: {steps: 6, precision: fp32}
+  evaluate: false
+"""
+
+
+def stop_after_three(event: Event) -> None:
+    if isinstance(event, StepDone) and event.step == 3:
+        signal.raise_signal(signal.SIGINT)
+
+
+def dropping(folder: Path) -> Session:
+    return session(folder, DROPOUT)
+
+
+def dropping_stopped(folder: Path) -> Session:
+    return session(folder, DROPOUT, listeners=[stop_after_three])
+
+
+def assert_equal_runs(folder: Path, other: Path) -> None:
+    """Hold weights, masks and losses to be the same, bit for bit."""
+    assert result(folder, "one").fingerprint() == result(other, "one").fingerprint()
+    assert [line["loss"] for line in steps(folder)] == [line["loss"] for line in steps(other)]
+
+
+def test_two_processes_with_dropout_go_on_bit_for_bit(tmp_path: Path) -> None:
+    assert run_two(tmp_path / "whole", dropping) == [0, 0], errors(tmp_path / "whole")
+    assert run_two(tmp_path / "cut", dropping_stopped) == [2, 2]
+    assert not (tmp_path / "cut" / "result.json").exists()
+    assert run_two(tmp_path / "cut", dropping) == [0, 0], errors(tmp_path / "cut")
+    assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_parts_with_dropout_go_on_bit_for_bit(tmp_path: Path) -> None:
+    recipe = accumulated(3, DROPOUT)
+    session(tmp_path / "whole", recipe).run()
+    with pytest.raises(TrainingInterruptedError):
+        session(tmp_path / "cut", recipe, listeners=[stop_after_three]).run()
+    session(tmp_path / "cut", recipe).run()
+    assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
+    session(tmp_path / "off", recipe.replace("magnitude", "set-dropout,magnitude")).run()
+    dropped, kept = (steps(tmp_path / name)[0]["loss"] for name in ("whole", "off"))
+    assert dropped != pytest.approx(kept, rel=1e-6)  # or nothing was drawn at all
