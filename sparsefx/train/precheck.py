@@ -91,37 +91,72 @@ def check_stages(
         SparsefxError: What is wrong, with its place in the recipe.
     """
     recipe.check(model.properties, who=recipe.name, steps=steps)
-    known: dict[str, Program | None] = {MODEL: model}
-    may_lose = "loss" in model.signature.outputs
-    untouched = True
-    for index, stage in enumerate(recipe.stages):
-        passes = parse_pipeline(stage.pipeline, steps[stage.name]).passes
-        after = parse_pipeline(stage.after, steps[stage.name]).passes
-        left = sum(steps[later.name] or 0 for later in recipe.stages[index:])
-        if stage.teacher and stage.teacher not in known and _asks(passes):
-            known[stage.teacher] = load(stage.teacher)
-        student = known[recipe.start_of(index)]
+    checks = _StageChecks(recipe, model, steps, load, task)
+    for index in range(len(recipe.stages)):
+        checks.check(index)
+
+
+class _StageChecks:
+    """Checks one stage after the other, and keeps what a stage leaves to the next ones."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Program,
+        steps: Mapping[str, int | None],
+        load: Callable[[str], Program],
+        task: Task,
+    ) -> None:
+        self._recipe, self._model, self._task = recipe, model, task
+        self._steps, self._load = steps, load
+        self._known: dict[str, Program | None] = {MODEL: model}
+        self._may_lose = "loss" in model.signature.outputs
+        self._untouched = True
+
+    def check(self, index: int) -> None:
+        """Check a stage, after those before it."""
+        stage = self._recipe.stages[index]
+        steps = self._steps[stage.name]
+        passes = parse_pipeline(stage.pipeline, steps).passes
+        after = parse_pipeline(stage.after, steps).passes
+        student, teacher = self._known[self._recipe.start_of(index)], self._teacher(stage, passes)
+        left = sum(self._steps[later.name] or 0 for later in self._recipe.stages[index:])
         with within(stage.name, "pipeline"):
-            if task.kind != "text":
-                _check_head_stays(passes)
-            _check_passes(passes, student, known.get(stage.teacher or ""))
-            for item in passes:
-                _check_last_step(item, left)
-                if untouched:
-                    item.check_weights(model)
-                untouched = untouched and not _touches(item)
-        untouched = untouched and not any(map(_touches, after))
-        known[stage.name] = student = None if _altered((*passes, *after)) else student
-        if student is not None and task.kind != "text":
-            _check_head(task, student)
+            self._check_pipeline(passes, student, teacher, left)
+        self._untouched = self._untouched and not any(map(_touches, after))
+        self._known[stage.name] = student = None if _altered((*passes, *after)) else student
+        if student is not None and self._task.kind != "text":
+            _check_head(self._task, student)
+        self._may_lose = self._may_lose or any(item.changes_signature for item in passes)
         with within(stage.name, "training"):
-            _check_schedule(stage, passes, steps[stage.name] or 0)
+            _check_schedule(stage, passes, steps or 0)
             if student is not None:
                 _check_frozen(stage, student)
-            may_lose = may_lose or any(item.changes_signature for item in passes)
-            if not may_lose:
-                _check_loss(stage, task)
-        may_lose = may_lose and not any(item.changes_signature for item in after)
+            if not self._may_lose:
+                _check_loss(stage, self._task)
+        self._may_lose = self._may_lose and not any(item.changes_signature for item in after)
+
+    def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
+        name = stage.teacher or ""
+        if name and name not in self._known and _asks(passes):
+            self._known[name] = self._load(name)
+        return self._known.get(name)
+
+    def _check_pipeline(
+        self,
+        passes: tuple[Pass, ...],
+        student: Program | None,
+        teacher: Program | None,
+        left: int,
+    ) -> None:
+        if self._task.kind != "text":
+            _check_head_stays(passes)
+        _check_passes(passes, student, teacher)
+        for item in passes:
+            _check_last_step(item, left)
+            if self._untouched:
+                item.check_weights(self._model)
+            self._untouched = self._untouched and not _touches(item)
 
 
 def _teacher_folder(recipe: Recipe, stage: Stage) -> str | None:
