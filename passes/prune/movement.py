@@ -163,7 +163,7 @@ class MovementPrune(ScheduledPrune):
         Raises:
             PassError: The loss still reads them.
         """
-        if PENALTY in rewriter.program.signature.outputs:
+        if self.choice == "threshold" and PENALTY in rewriter.program.signature.outputs:
             raise PassError(
                 f"the output {PENALTY} still reads the scores",
                 who=self.name,
@@ -178,7 +178,7 @@ class MovementPrune(ScheduledPrune):
     def after_step(self, program: Program, step: int) -> None:
         """Choose masks by the scores; let the penalty follow the ramp."""
         super().after_step(program, step)
-        if PENALTY in program.signature.outputs:
+        if self.choice == "threshold" and PENALTY in program.signature.outputs:
             program.tensor(_WEIGHT).fill_(self.penalty * self._ramp(step) / self.rate)
 
     def scores(self, program: Program, site: MaskSite) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsefx import Pipeline, Program, registry
 from sparsefx.errors import PassError, SpecError
 from sparsefx.passes.prune.movement import MovementPrune
+from sparsefx.rewrite import Rewriter
 from sparsefx.testing import assert_equal_outputs, assert_pass, graph_text, small_program
 
 OTHER = ("other",)
@@ -153,6 +154,26 @@ def test_the_loss_has_to_go_first(plain: Program) -> None:
         Pipeline.parse("fold-masks").run(program)
     folded = Pipeline.parse("keep-outputs{outputs=output},fold-masks").run(program)
     assert set(folded.named_tensors()) == {"weight"}
+
+
+def test_the_penalty_is_that_of_the_threshold() -> None:
+    """Beside it a pass that keeps the largest scores neither sets the penalty nor waits for it."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False))
+    program = small_program(layers, input=torch.ones(4, 6))
+    text = (
+        "movement-prune{choice=threshold,penalty=20.0,rate=10.0,include='0.weight',roles=other},"
+        "movement-prune{sparsity=0.5,penalty=7.0,include='1.weight',roles=other}"
+    )
+    program = Pipeline.parse(text).run(program)
+    for _ in range(2):
+        step(program, torch.randn(4, 6), rate=0.1)
+    assert float(program.tensor("movement_penalty")) == 2.0
+    top = program.active[1]
+    assert isinstance(top, MovementPrune)
+    top.drop_state(Rewriter(program))
+    assert "1.weight_scores" not in program.named_tensors()
+    assert "0.weight_scores" in program.named_tensors()
 
 
 @pytest.mark.parametrize(
