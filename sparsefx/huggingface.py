@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 # RoBERTa counts positions from behind the padding token's id.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_NO_CONFIGURATION = (
+    "no configuration of transformers describes this model, as after prune-heads, or after a "
+    "shrink-width that leaves as many features as an embedding of its own width has; program.save "
+    "writes any Program"
+)
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -248,6 +253,7 @@ def save_pretrained(
         weights.update({name: weights[group[0]] for name in group if group[0] in weights})
     expected = _expected_shapes(program.config)
     _refuse_other_shapes(weights, expected)
+    _refuse_other_linears(weights, expected)
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         logger.warning(
@@ -281,8 +287,27 @@ def _refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, t
                 f"{tuple(shape)}",
                 who="save_pretrained",
                 where=name,
-                hint="no configuration of transformers describes an attention without some of its "
-                "heads (prune-heads); program.save writes any Program",
+                hint=_NO_CONFIGURATION,
+            )
+
+
+def _refuse_other_linears(
+    weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
+) -> None:
+    """Refuse a linear that the class builds for other sizes only; loading would leave it out.
+
+    ELECTRA and DeBERTa have none between embeddings and hidden states of one width.
+    """
+    for name in sorted(weights.keys() - expected.keys()):
+        owner, _, leaf = name.rpartition(".")
+        outer = owner.rpartition(".")[0]
+        inside = not outer or any(each.startswith(f"{outer}.") for each in expected)
+        if inside and leaf == "weight" and weights[name].dim() == 2:
+            raise ArtifactError(
+                "a model of this configuration has no such weight, and would compute without it",
+                who="save_pretrained",
+                where=name,
+                hint=_NO_CONFIGURATION,
             )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import is_linear, is_norm
+from sparsefx.passes.analyses.dataflow import aten, is_linear, is_norm
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.hidden_stream import HiddenStream, trace_hidden
@@ -116,9 +116,7 @@ class ShrinkWidth(Pass):
         _apply(ctx.rewriter, cuts)
         _resize(program, ctx.rewriter, stream, heads, (width, smaller))
         kept = _draw(program, self.seed) if self.weights == "random" else []
-        for key in _WIDTHS:
-            if key in program.config:
-                program.config[key] = width
+        _configure(program, stream, width)
         note = f"{width} of {stream.width} hidden features stay, {smaller} of {size} in each head"
         return PassReport(len(found.layers), tuple(kept), (note,))
 
@@ -143,10 +141,11 @@ def _of_heads(program: Program, layers: Sequence[EncoderLayer], size: int) -> Cu
         )
         matched = _largest(q.norm(dim=1) * k.norm(dim=1), heads, size)
         carried = _largest(v.norm(dim=1) * o.norm(dim=0), heads, size)
-        for site, kept in ((layer.q, matched), (layer.k, matched), (layer.v, carried)):
-            for name in (site.weight, site.bias):
-                if name is not None:
-                    cuts.setdefault(name, {})[0] = kept
+        rows = [(name, matched) for site in (layer.q, layer.k) for name in (site.weight, site.bias)]
+        rows += [(name, carried) for name in (layer.v.weight, layer.v.bias)]
+        for name, kept in rows:
+            if name is not None:
+                cuts.setdefault(name, {})[0] = kept
         cuts.setdefault(layer.output.weight, {})[1] = carried
     return cuts
 
@@ -202,6 +201,21 @@ def _resize(
             if isinstance(scale := kwargs.get("scale"), float):  # 1 / sqrt(features of a head)
                 kwargs["scale"] = scale * math.sqrt(owner[node].size / size)
         rewriter.set_args(node, *stream.arguments(node, args, width), **kwargs)
+
+
+def _configure(program: Program, stream: HiddenStream, width: int) -> None:
+    """Write the width into the configuration, also as that of tables which became narrower."""
+    keys = [key for key in _WIDTHS if key in program.config]
+    tables = program.graph.find_nodes(op="call_function", target=aten.embedding.default)
+    narrower = any(_table(node) in stream.cuts for node in tables)
+    if narrower and program.config.get("embedding_size") == stream.width:
+        keys.append("embedding_size")
+    program.config.update(dict.fromkeys(keys, width))
+
+
+def _table(embedding: fx.Node) -> str:
+    table = embedding.args[0]
+    return str(table.target) if isinstance(table, fx.Node) else ""
 
 
 @torch.no_grad()

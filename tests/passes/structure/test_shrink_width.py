@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+)
 
 import sparsefx
 from sparsefx import Pipeline, Program
-from sparsefx.errors import SpecError
+from sparsefx.errors import ArtifactError, SpecError
 from sparsefx.huggingface import load_pretrained, save_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.structure.shrink_width import ShrinkWidth
@@ -158,12 +164,44 @@ _AFTER = """
 """
 
 
+def electra(embedding: int) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "architectures": ["ElectraForSequenceClassification"],
+    }
+    made: Any = ElectraForSequenceClassification(ElectraConfig(**sizes, embedding_size=embedding))
+    return sparsefx.capture(made.eval(), example_batch())
+
+
+def test_tables_as_wide_as_hidden_states_stay_so(tmp_path: Path) -> None:
+    small = shrunk(electra(embedding=16))
+    assert (small.config["hidden_size"], small.config["embedding_size"]) == (8, 8)
+    again = load_pretrained(str(save_pretrained(small, tmp_path)))
+    batch = example_batch(3, 9)
+    torch.testing.assert_close(again(**batch).logits.detach(), small(**batch)["logits"].detach())
+
+
+def test_a_projection_that_transformers_leaves_out_is_not_lost(tmp_path: Path) -> None:
+    small = shrunk(electra(embedding=8))
+    assert (small.config["hidden_size"], small.config["embedding_size"]) == (8, 8)
+    with pytest.raises(ArtifactError, match="would compute without it") as caught:
+        save_pretrained(small, tmp_path)
+    assert caught.value.where == "electra.embeddings_project.weight"
+    assert not list(tmp_path.iterdir())
+
+
 class Scaled(Block):
     """With RMSNorm, and a vector of the encoder's own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two = nn.RMSNorm(8), nn.RMSNorm(8)
+        for norm in ("one", "two"):
+            setattr(self, norm, nn.RMSNorm(8))
         self.gain = nn.Parameter(torch.full((8,), 3.0))
 
     def forward(self, ids: Tensor) -> Tensor:
