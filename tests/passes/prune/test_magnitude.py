@@ -104,7 +104,7 @@ def test_a_matrix_that_is_no_linear_weight_is_skipped() -> None:
             return x + self.table
 
     program = small_program(Product(), x=torch.randn(4, 4))
-    skip = "table: %add does not use it as the weight of a linear or an embedding"
+    skip = "table: %add does not use it as the weight of a linear, a convolution or an embedding"
     after = "%add = aten.add.Tensor(%x, %table)\nreturn {output: %add}"
     assert_pass(MagnitudePrune(0.5, roles=OTHER), program, after, applied=0, skipped=[skip])
 
@@ -119,7 +119,7 @@ def test_a_weight_that_is_also_an_output_comes_out_masked() -> None:
             return {"y": self.dense(x), "weight": self.dense.weight * 1.0}
 
     program = small_program(Showing(), x=torch.randn(2, 4))
-    reason = "dense.weight: %mul does not use it as the weight of a linear or an embedding"
+    reason = "dense.weight: %mul does not use it as the weight of a linear, a convolution or an embedding"
     pruned = run(program, MagnitudePrune(0.5, roles=OTHER))
     assert [str(skip) for skip in pruned.history[-1].skipped] == [reason]
 
