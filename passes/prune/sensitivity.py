@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,38 +90,46 @@ def measure_sensitivity(
     (0.0, ((0.25, 1.0), (0.5, 3.0)))
     """
     chosen = select_weights(program, roles, include, exclude).chosen
-    flow = _flow(program.graph)
     readers = {name: _readers(program.graph, name) for name in chosen}
     places = {name: nodes for name, nodes in readers.items() if nodes}
     shape = _checked_pattern(program, places, levels, pattern)
     changes: dict[float | None, Change] = {level: _pruned(level, shape) for level in levels}
     changes[None] = _quantized
-    sums: dict[tuple[str, float | None], float] = dict.fromkeys(
-        ((name, level) for name in places for level in changes), 0.0
-    )
+    base, sums = _means(program, batches, loss, places, changes)
+    if not math.isfinite(base):
+        raise PassError(f"the loss of the untouched model is {base}", who=_WHO)
+    curves = {
+        name: LossCurve(tuple((level, sums[name, level] - base) for level in sorted(levels)))
+        for name in places
+    }
+    return Sensitivity(base, curves, {name: sums[name, None] - base for name in places})
+
+
+@torch.no_grad()
+def _means(
+    program: Program,
+    batches: Iterable[Batch],
+    loss: Loss,
+    places: Mapping[str, tuple[fx.Node, ...]],
+    changes: Mapping[float | None, Change],
+) -> tuple[float, dict[tuple[str, float | None], float]]:
+    """Return the mean loss of the untouched Program, and that of each place with each change."""
+    flow = _flow(program.graph)
+    later = {
+        name: set(nodes).union(*(nx.descendants(flow, node) for node in nodes))
+        for name, nodes in places.items()
+    }
+    cases = list(itertools.product(places, changes))
+    sums = dict.fromkeys(cases, 0.0)
     base, count = 0.0, 0
     for count, batch in enumerate(batches, start=1):
         runner = _Runner(program.module)
-        with torch.no_grad():
-            base += float(loss(runner.whole(batch), count - 1))
-            for name, nodes in places.items():
-                later = set(nodes).union(*(nx.descendants(flow, node) for node in nodes))
-                for level, change in changes.items():
-                    outputs = runner.altered(nodes, later, change)
-                    sums[name, level] += float(loss(outputs, count - 1))
+        base += float(loss(runner.whole(batch), count - 1))
+        for name, level in cases:
+            outputs = runner.altered(places[name], later[name], changes[level])
+            sums[name, level] += float(loss(outputs, count - 1))
     count = max(1, count)
-    base /= count
-    if not math.isfinite(base):
-        raise PassError(f"the loss of the untouched model is {base}", who=_WHO)
-
-    def increase(name: str, level: float | None) -> float:
-        return sums[name, level] / count - base
-
-    curves = {
-        name: LossCurve(tuple((level, increase(name, level)) for level in sorted(levels)))
-        for name in places
-    }
-    return Sensitivity(base, curves, {name: increase(name, None) for name in places})
+    return base / count, {case: total / count for case, total in sums.items()}
 
 
 class _Runner(fx.Interpreter):
