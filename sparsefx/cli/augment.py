@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
@@ -15,6 +16,10 @@ from sparsefx.cli.evaluate import tokenizer_of
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError
 from sparsefx.files import whole_file
+
+if TYPE_CHECKING:
+    from sparsefx.train.augment import Augmenter
+    from sparsefx.train.tasks import Examples
 
 __all__ = ["command"]
 
@@ -55,16 +60,26 @@ def command(
         batch_size=batch_size,
     )
     columns = (names,) if isinstance(names, str) else names
+    rows = track(range(len(examples)), "augmenting", console=stderr, transient=True)
     written = 0
     with whole_file(out) as beside, beside.open("w", encoding="utf-8") as file:
-        for row in track(range(len(examples)), "augmenting", console=stderr, transient=True):
+        for row in rows:
             cells = {name: values[row] for name, values in table.columns.items()}
-            second = None if examples.pairs is None else examples.pairs[row]
-            given = (examples.texts[row], second)
-            for some in (given, *augmenter.variants(*given)):
-                new = {**cells, **dict(zip(columns, some, strict=False))}
-                file.write(json.dumps(new, ensure_ascii=False) + "\n")
-                written += 1
+            lines = [_line(cells, columns, some) for some in _forms(augmenter, examples, row)]
+            file.writelines(lines)
+            written += len(lines)
     source = "a head for masked tokens" if augmenter.predicts else "the embedding table"
     stdout.print(f"{len(examples):,} rows became {written:,} by {source}; wrote {out}",
                  markup=False)  # fmt: skip
+
+
+def _forms(augmenter: Augmenter, examples: Examples, row: int) -> Iterator[tuple[str, str | None]]:
+    """Yield the text, or pair of texts, of a row, then its variants."""
+    given = examples.texts[row], None if examples.pairs is None else examples.pairs[row]
+    yield given
+    yield from augmenter.variants(*given)
+
+
+def _line(cells: Mapping[str, object], columns: Sequence[str], texts: Sequence[str | None]) -> str:
+    new = {**cells, **dict(zip(columns, texts, strict=False))}
+    return json.dumps(new, ensure_ascii=False) + "\n"
