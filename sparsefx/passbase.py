@@ -125,7 +125,12 @@ class Pass(ABC):
     option's name; this class checks them against the types of the fields.
 
     Attributes:
-        requires: This and the next four are what :meth:`contract` returns; see :class:`Contract`.
+        requires: Properties that must hold before; this and the next four are what
+            :meth:`contract` returns.
+        establishes: Properties that hold afterwards.
+        destroys: Properties that no longer hold afterwards.
+        forbids: Properties that must not hold before.
+        changes_signature: Whether inputs or outputs may be others afterwards.
         reshapes: Whether weights may have other shapes afterwards.
         on_no_match: What the pipeline does when the pass applied nowhere.
     """

@@ -44,7 +44,7 @@ class MagnitudePrune(ScheduledPrune):
             [1., 0.]])
 
     Skips matrices of other roles, those that include and exclude rule out, those that have a mask
-    already, and those used otherwise than as the weight of a linear or an embedding.
+    already, and those used otherwise than as the weight of a linear, a convolution or an embedding.
 
     Attributes:
         sparsity: Share of zeros at the end, 0 <= sparsity < 1, of each weight or of all together.

@@ -41,13 +41,7 @@ _STRAIGHT = torch.ops.sparsefx.straight_through.default
 class ScheduledPrune(Pass):
     """Multiplies weights by masks that are zero where scores are smallest; a subclass scores.
 
-    Establishes ``masked``: each chosen ``weight`` is read as ``weight * weight_mask``. The masks
-    are buffers; they move in ``program.step()`` along the schedule (:class:`Schedule`), until
-    pattern-lock or fold-masks takes them over. With the defaults all is done at once, when the pass
-    runs.
-
-    Skips matrices of other roles, those that include and exclude rule out, those that have a mask
-    already, and those used otherwise than as the weight of a linear or an embedding.
+    Pruning ends when pattern-lock or fold-masks takes the masks over.
 
     Attributes:
         sparsity: Share of zeros at the end, 0 <= sparsity < 1, of each weight or of all together.
