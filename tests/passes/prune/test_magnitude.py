@@ -119,7 +119,10 @@ def test_a_weight_that_is_also_an_output_comes_out_masked() -> None:
             return {"y": self.dense(x), "weight": self.dense.weight * 1.0}
 
     program = small_program(Showing(), x=torch.randn(2, 4))
-    reason = "dense.weight: %mul does not use it as the weight of a linear, a convolution or an embedding"
+    reason = (
+        "dense.weight: %mul does not use it as the weight of a linear, a convolution "
+        "or an embedding"
+    )
     pruned = run(program, MagnitudePrune(0.5, roles=OTHER))
     assert [str(skip) for skip in pruned.history[-1].skipped] == [reason]
 
