@@ -69,21 +69,17 @@ def ask_permission() -> str:
 
 def _self_check(isa: Isa) -> str:
     """The verdict of the child, kept by machine, operating system and version of the kernels."""
-    folder, name = cache_folder(), f"amx-{_key(isa)}.json"
+    folder, name, now = cache_folder(), f"amx-{_key(isa)}.json", time.time()
     kept = read_private(folder, name)
     why, until = json.loads(kept) if kept is not None else ("", 0.0)
-    if time.time() >= until:
+    if now >= until:
         logger.warning("checking the AMX kernels once on this machine, %d s at most", _SECONDS)
         why, seconds = child_verdict(isa)
+        until = now + seconds
         if seconds:
-            content = json.dumps([why, time.time() + seconds])
-            write_private(folder, name, content.encode())
-    return _with_place(why, folder / name)
-
-
-def _with_place(why: str, path: Path) -> str:
-    """A refusal with the file that keeps it, if one does."""
-    return f"{why} (kept in {path})" if why and path.exists() else why
+            write_private(folder, name, json.dumps([why, until]).encode())
+    is_kept = until > now and (folder / name).exists()
+    return f"{why} (kept in {folder / name})" if why and is_kept else why
 
 
 def child_verdict(isa: Isa) -> tuple[str, float]:
