@@ -143,9 +143,7 @@ def _of_heads(program: Program, layers: Sequence[EncoderLayer], size: int) -> Cu
         carried = _largest(v.norm(dim=1) * o.norm(dim=0), heads, size)
         rows = [(name, matched) for site in (layer.q, layer.k) for name in (site.weight, site.bias)]
         rows += [(name, carried) for name in (layer.v.weight, layer.v.bias)]
-        for name, kept in rows:
-            if name is not None:
-                cuts.setdefault(name, {})[0] = kept
+        cuts.update({name: {0: kept} for name, kept in rows if name is not None})
         cuts.setdefault(layer.output.weight, {})[1] = carried
     return cuts
 
