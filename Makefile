@@ -18,8 +18,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq
 demo: $(INSTALLED)
 	$(BIN)/sparsefx demo $(ARGS)
 
+# One process for each core; every one of them computes with one thread.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(shell nproc) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
