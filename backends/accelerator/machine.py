@@ -35,7 +35,7 @@ class Machine:
         return build_format(self.architecture.weights, self.architecture.name)
 
     @cached_property
-    def mappings(self) -> dict[tuple[int, int, int, int, int], Mapping]:
+    def mappings(self) -> dict[tuple[object, ...], Mapping]:
         """Tile sizes chosen so far, by the product's sizes and density."""
         return {}
 

@@ -11,16 +11,17 @@ from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.errors import TargetError
 
-__all__ = ["Mapping", "choose_mapping", "mapping_options"]
+__all__ = ["Mapping", "choose_mapping", "fits", "mapping_options"]
 
 _ACCUMULATOR_BYTES = 4
 _NEAR = 1.15
+"""How near an estimate must be to the best for the engine to be asked."""
 _TRIED = 12
+"""How many of these it is asked for."""
 _A_BAND = 4
+"""How many densities between one and its double are told apart."""
 _SAMPLED_ROWS = 256
-"""How near an estimate must be to the best for the engine to be asked, how many of them are, how
-many densities between one and its double are told apart, and how many rows the engine gets at
-least, so that no chance row decides."""
+"""How many rows the engine gets at least, so that no chance row decides."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +80,26 @@ def _shortlist(fitting: list[Mapping], machine: Machine) -> list[Mapping]:
     found = sorted(near, key=lambda m: -m.tile_m * m.tile_n * m.tile_k)[:_TRIED]
     if machine.cores > 1:
         found += sorted(near, key=lambda m: (m.tile_n, -m.tile_m * m.tile_k))[:_TRIED]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def choose_mapping(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> Mapping:
-    """The best option, the same for products of one size and about one density.
+    """The best option, the same for products of one size and about one density if it fits both.
+
+    Whether tiles fit is judged by the density of the whole weight, not of its densest part.
 
     Raises:
         TargetError: When not even the smallest tile fits.
     """
     density = round(_A_BAND * math.log2(max(op.density, 1e-3)))
-    key = (op.m, op.n, op.k, op.copies, density)
-    if key not in machine.mappings:
+    key = (op.m, op.n, op.k, op.copies, op.has_weights, streamed, density)
+    known = machine.mappings.get(key)
+    if known is None or not fits(op, machine, (known.tile_m, known.tile_n, known.tile_k)):
         options = mapping_options(op, machine, streamed=streamed)
         if not options:
             raise _too_small(op, machine)
-        machine.mappings[key] = options[0]
-    return machine.mappings[key]
+        known = machine.mappings[key] = options[0]
+    return known
 
 
 def _too_small(op: MatmulOp, machine: Machine) -> TargetError:
@@ -145,15 +149,19 @@ def _footprint(
     )
 
 
-def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Mapping | None:
-    """Estimate a mapping from its sizes and density; None where its tiles do not fit."""
+def fits(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> bool:
+    """Whether the memory of a core holds a tile, `(tile_m, tile_n, tile_k)`."""
     weights, active, accumulators = _footprint(op, machine, tile)
     near_w = machine.architecture.innermost("weights")
     near_a = machine.architecture.innermost("activations")
     if near_w is near_a:
-        if weights + active + accumulators > machine.per_core(near_w):
-            return None
-    elif weights > machine.per_core(near_w) or active + accumulators > machine.per_core(near_a):
+        return weights + active + accumulators <= machine.per_core(near_w)
+    return weights <= machine.per_core(near_w) and active + accumulators <= machine.per_core(near_a)
+
+
+def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Mapping | None:
+    """Estimate a mapping from its sizes and density; None where its tiles do not fit."""
+    if not fits(op, machine, tile):
         return None
     tile_m, tile_n, tile_k = tile
     engine = machine.engine
@@ -165,7 +173,7 @@ def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Map
     )
     moved = (tile_m + tile_n * effective) * tile_k * machine.value_bytes
     cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
-    return Mapping(tile_m, tile_n, tile_k, weights + active + accumulators, cycles)
+    return Mapping(tile_m, tile_n, tile_k, sum(_footprint(op, machine, tile)), cycles)
 
 
 def _rounds(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> int:

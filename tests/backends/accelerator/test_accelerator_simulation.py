@@ -15,6 +15,8 @@ from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
 from sparsefx.backends.accelerator.energy import LEVELS
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
+from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.mapper import choose_mapping, fits, mapping_options
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Workload
@@ -225,3 +227,15 @@ def test_a_host_fallback_costs_the_way_there_and_back() -> None:
     assert host is not None
     assert run.seconds >= 2 * host.latency.value
     assert run.waterfall["launch and host"] > 0
+
+
+@pytest.mark.parametrize("preset", ["anton", "moffett-s4-like", "eyeriss-v2-pe"])
+def test_tiles_fit_every_product_that_shares_them(preset: str) -> None:
+    machine = Machine(load_architecture(preset))
+    for share in (0.23, 0.25, 0.27):
+        mask = np.random.default_rng(0).random((768, 768)) < share
+        op = MatmulOp("linear", 128, 768, 768, ("",), mask=mask)
+        tile = choose_mapping(op, machine)
+        assert fits(op, machine, (tile.tile_m, tile.tile_n, tile.tile_k))
+        options = mapping_options(op, machine)
+        assert len({(each.tile_m, each.tile_n, each.tile_k) for each in options}) == len(options)
