@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Property"]
+__all__ = ["BOUND_TO_SHAPES", "Property"]
 
 
 class Property(Enum):
@@ -29,3 +29,16 @@ class Property(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+BOUND_TO_SHAPES = frozenset(
+    {
+        Property.MASKED,
+        Property.DISTILLING,
+        Property.QUANT_PREPARED,
+        Property.QUANTIZED,
+        Property.FUSED,
+    }
+)
+"""What holds tensors shaped as the weights, or derived from them; passes that reshape weights
+forbid all of it."""

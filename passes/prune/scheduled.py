@@ -43,25 +43,7 @@ class ScheduledPrune(Pass):
 
     Pruning ends when pattern-lock or fold-masks takes the masks over.
 
-    Attributes:
-        sparsity: Share of zeros at the end, 0 <= sparsity < 1, of each weight or of all together.
-        initial_sparsity: Share of zeros at ``begin``.
-        begin: First step at which weights are pruned; 0 is when the pass runs.
-        end: Step at which ``sparsity`` is reached; equal to ``begin``: one-shot.
-        exponent: Of the ramp.
-        frequency: Steps between two choices of masks.
-        update_end: Last step at which masks are chosen anew; 0 stands for ``end``.
-        scope: One threshold for each ``tensor``, or a ``global`` one.
-        pattern: ``unstructured``, a block ``RxC`` (R outputs by C inputs), or ``N:M``.
-        mask: ``hard``: weights are zeroed in place after every step and never come back
-            (SparseBERT); ``soft``: they keep their value and come back when others become smaller
-            (Prune OFA). Gradients of masked weights are zero in both. ``straight-through``: as
-            soft, but masked weights go on learning, from the gradients of their places.
-        ties: Whether a score equal to the threshold is kept or dropped; see ``patterns.Ties``.
-        roles: Roles of the weights to prune: encoder, pooler, head, embedding, convolution, other.
-        include: Regular expressions; a weight must match one of them, when there are any.
-        exclude: Regular expressions; a weight must match none.
-        start: Step of the Program at which the schedule's step 0 lies; None: where the pass runs.
+    Its options are explained at ``magnitude-prune``, where users read them.
     """
 
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})

@@ -15,7 +15,7 @@ from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.score_heads import drop_scores, scores_name
 from sparsefx.passes.structure.used_once import why_shared
-from sparsefx.properties import Property
+from sparsefx.properties import BOUND_TO_SHAPES, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -61,15 +61,7 @@ class PruneHeads(Pass):
 
     name: ClassVar[str] = "prune-heads"
     reshapes: ClassVar[bool] = True
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {
-            Property.MASKED,
-            Property.DISTILLING,
-            Property.QUANT_PREPARED,
-            Property.QUANTIZED,
-            Property.FUSED,
-        }
-    )
+    forbids: ClassVar[frozenset[Property]] = BOUND_TO_SHAPES
 
     ratio: float = 0.5
     scope: Literal["layer", "global"] = "layer"

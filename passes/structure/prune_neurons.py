@@ -13,7 +13,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
 from sparsefx.passes.structure.feature_order import why_order_matters
 from sparsefx.passes.structure.used_once import why_shared
-from sparsefx.properties import Property
+from sparsefx.properties import BOUND_TO_SHAPES, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -56,15 +56,7 @@ class PruneNeurons(Pass):
 
     name: ClassVar[str] = "prune-neurons"
     reshapes: ClassVar[bool] = True
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {
-            Property.MASKED,
-            Property.DISTILLING,
-            Property.QUANT_PREPARED,
-            Property.QUANTIZED,
-            Property.FUSED,
-        }
-    )
+    forbids: ClassVar[frozenset[Property]] = BOUND_TO_SHAPES
 
     ratio: float = 2.0
     multiple: int = 4

@@ -15,7 +15,7 @@ from sparsefx.passes.analyses.dataflow import aten, is_linear, is_norm
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.hidden_stream import HiddenStream, trace_hidden
-from sparsefx.properties import Property
+from sparsefx.properties import BOUND_TO_SHAPES, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -72,15 +72,7 @@ class ShrinkWidth(Pass):
     name: ClassVar[str] = "shrink-width"
     reshapes: ClassVar[bool] = True
     changes_signature: ClassVar[bool] = True
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {
-            Property.MASKED,
-            Property.DISTILLING,
-            Property.QUANT_PREPARED,
-            Property.QUANTIZED,
-            Property.FUSED,
-        }
-    )
+    forbids: ClassVar[frozenset[Property]] = BOUND_TO_SHAPES
 
     ratio: float = 0.40625
     weights: Literal["largest", "random"] = "largest"
