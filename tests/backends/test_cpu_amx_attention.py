@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsefx import Pipeline
 from sparsefx.backends.cpu.amx_check import attention
 from sparsefx.backends.cpu.engine import Engine, assembly
 from sparsefx.backends.cpu.isa import ISAS
 from sparsefx.backends.cpu.kernels import attention_amx
 from sparsefx.backends.cpu.target import CpuTarget
-from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, sparse_
+from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool
 from tests.backends.test_cpu_amx import encoded, tile_operations
-from tests.programs import captured
+from tests.int8 import int8
 
 emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpandb")
 
@@ -43,11 +42,7 @@ def test_the_bits_of_dot_products(heads: int, size: int, lengths: list[int]) -> 
 
 @emulated
 def test_whole_models() -> None:
-    program = Pipeline.parse("quantize-prepare").run(sparse_(captured("bert-cls"), 0.2))
-    program.train()
-    program(**padded_batch(program, 4, 32))
-    program.step()
-    program = Pipeline.parse("quantize-convert").run(program.eval())
+    program = int8("bert-cls", zeros=0.8)
     tiled = CpuTarget(isa="amx_emulated").lower(program)
     plain = CpuTarget(isa="avx512_vnni", rates="built-in").lower(program)
     assert "attention_amx" in tiled.listing()

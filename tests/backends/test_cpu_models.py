@@ -217,11 +217,7 @@ def test_what_the_quantize_passes_make_is_taken_whole(isa: IsaName) -> None:
 
 @pytest.mark.skipif("avx512_vnni" not in RUNNABLE, reason="this machine has no vpdpbusd")
 def test_int8_attention_starts_and_ends_anywhere_in_a_panel() -> None:
-    program = Pipeline.parse("quantize-prepare").run(sparse_(captured("bert-cls"), 0.2))
-    program.train()
-    program(**padded_batch(program, 4, 32))
-    program.step()
-    program = Pipeline.parse("quantize-convert").run(program.eval())
+    program = int8("bert-cls", zeros=0.8)
     codes = CpuTarget(isa="avx512_vnni").lower(program)
     floats = CpuTarget(isa="avx512_vnni", attention="fp32").lower(program)
     assert "attention_i8" in codes.listing()
