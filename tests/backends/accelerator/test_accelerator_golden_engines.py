@@ -143,10 +143,11 @@ def test_dstc_curve_untuned(golden: dict[str, Any]) -> None:
 
 
 def test_dstc_cycles_of_sparseloop_which_nothing_was_tuned_to(golden: dict[str, Any]) -> None:
-    # Sparseloop's DSTC has 1024 MACs: 8 units of 8 x 16. Its memory, which binds in the sparsest
-    # points of the second layer, is no part of the engine.
+    # Sparseloop's DSTC as it describes it: four units of 16 x 16, 2,048 accumulators each, behind
+    # a shared memory of 42 bytes a cycle.
     data = golden["sparseloop_fig15"]
     index = data["cols"].index("DSTC")
+    engine = OuterProduct(4, 64, 32, 16, 16, feed=42)
     errors, naive = [], []
     for layer in (key for key in data if key.startswith("M")):
         sizes = {part[0]: int(part[1:]) for part in layer.split("-") if part[0] in "MKN"}
@@ -154,9 +155,10 @@ def test_dstc_cycles_of_sparseloop_which_nothing_was_tuned_to(golden: dict[str, 
         for density, rows in data[layer].items():
             weight = random_mask(n, k, float(density), 1)
             gemm = Gemm(m, n, k, weight, random_mask(m, k, active, 2))
-            errors.append(abs(OuterProduct(units=8).run(gemm).cycles / rows[index][0] - 1))
+            errors.append(abs(engine.run(gemm).cycles / rows[index][0] - 1))
             naive.append(abs(m * n * k / 1024 * active * float(density) / rows[index][0] - 1))
-    assert np.mean(errors) < 0.09, errors
+    assert max(errors) < 0.07, errors
+    assert np.mean(errors) < 0.03, errors
     assert np.mean(naive) > 0.4
 
 
