@@ -84,6 +84,13 @@ class Machine:
         share = 1 if level.scope == "core" else self.sharing(level)
         return level.bandwidth.value / share / self.clock
 
+    def feed_cycles(self, m: int, k: int, weight_bytes: float) -> float:
+        """Cycles in which a core's nearest memory delivers a tile: `[m, k]` activations, weights.
+
+        Both operands of every tile are counted anew.
+        """
+        return (m * k * self.value_bytes + weight_bytes) / self.feed_rate
+
     def sharing(self, level: Sram) -> int:
         """Cores that share one instance of a level."""
         arch = self.architecture

@@ -137,13 +137,19 @@ def _copies(machine: Machine, operand: Operand) -> int:
     return 2 if machine.architecture.innermost(operand).double_buffered else 1
 
 
+def _stored(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> float:
+    """Bytes of a tile's weights, by the density of the whole layer."""
+    _, tile_n, tile_k = tile
+    return tile_n * tile_k * machine.bytes_a_weight(op)
+
+
 def _footprint(
     op: MatmulOp, machine: Machine, tile: tuple[int, int, int]
 ) -> tuple[float, float, float]:
     """Bytes that the weights, the activations and the sums of a tile take."""
     tile_m, tile_n, tile_k = tile
     return (
-        tile_n * tile_k * machine.bytes_a_weight(op) * _copies(machine, "weights"),
+        _stored(op, machine, tile) * _copies(machine, "weights"),
         tile_m * tile_k * machine.value_bytes * _copies(machine, "activations"),
         tile_m * tile_n * _ACCUMULATOR_BYTES,
     )
@@ -171,8 +177,8 @@ def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Map
     compute = machine.compute_cycles(1, effective == 1.0) * (
         compute + engine.overhead(tile_m, tile_n, tile_k)
     )
-    moved = (tile_m + tile_n * effective) * tile_k * machine.value_bytes
-    cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
+    feed = machine.feed_cycles(tile_m, tile_k, _stored(op, machine, tile))
+    cycles = _rounds(op, machine, tile) * max(compute, feed)
     return Mapping(tile_m, tile_n, tile_k, sum(_footprint(op, machine, tile)), cycles)
 
 
@@ -190,9 +196,9 @@ def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) ->
     gemm = Gemm(tile_m, rows, tile_k, None if op.nonzero is None else op.nonzero[:rows, :tile_k])
     timing = machine.engine.run(gemm)
     compute = machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs) * tile_n / rows
-    stored = tile_n * tile_k * machine.bytes_a_weight(op)
-    moved = tile_m * tile_k * machine.value_bytes + stored
-    cycles = _rounds(op, machine, tile) * max(compute, moved / machine.feed_rate)
+    stored = _stored(op, machine, tile)
+    feed = machine.feed_cycles(tile_m, tile_k, stored)
+    cycles = _rounds(op, machine, tile) * max(compute, feed)
     if streamed and op.has_weights and machine.architecture.outermost("weights").double_buffered:
         # The first row group is waited for, the others are loaded while one is computed.
         group = machine.dram_cycles(stored * ceil_div(op.k, tile_k))

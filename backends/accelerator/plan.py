@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray, ceil_div
+from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray, Timing, ceil_div
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.mapper import Mapping, choose_mapping
 from sparsefx.backends.accelerator.workload import MatmulOp
@@ -77,6 +77,7 @@ class MatmulPlan:
         op, mapping, engine = self.op, self.mapping, self.machine.engine
         same = self.active is None
         total = fill = macs = 0
+        cycles = 0.0
         loads: list[IntArray] = []
         for m0 in range(first, end, mapping.tile_m):
             m1 = min(m0 + mapping.tile_m, end)
@@ -88,19 +89,23 @@ class MatmulPlan:
                 repeat = 1
                 if same and m0 == first:
                     repeat = max((end - first) // mapping.tile_m, 1)
+                cycles += self._tile_cycles(group, gemm, timing) * repeat
                 total += timing.cycles * repeat
                 fill += timing.fill * repeat
                 macs += timing.macs * repeat
                 if timing.load is not None:
                     loads.append(timing.load * repeat)
-        moved = (end - first) * op.k * self.machine.value_bytes
-        if self.sizes:
-            moved += sum(self.group_bytes(group))
-        dense = macs == (end - first) * (self.rows[group][1] - self.rows[group][0]) * op.k
-        cycles = max(self.machine.compute_cycles(total, dense), moved / self.machine.feed_rate)
         alike = loads and all(load.shape[0] == loads[0].shape[0] for load in loads)
         heat = np.concatenate(loads, axis=1) if alike else None
         return TileCost(cycles, total, fill, macs, heat)
+
+    def _tile_cycles(self, group: int, gemm: Gemm, timing: Timing) -> float:
+        """Cycles of a tile: the engine's, or those of its way from the nearest memory."""
+        weights = gemm.n * gemm.k * self.machine.value_bytes
+        if self.sizes:
+            weights = sum(self.group_bytes(group)) * gemm.k / self.op.k
+        compute = self.machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs)
+        return max(compute, self.machine.feed_cycles(gemm.m, gemm.k, weights))
 
     def _tile(self, group: int, rows: tuple[int, int], columns: tuple[int, int]) -> Gemm:
         op = self.op
@@ -125,7 +130,7 @@ def plan_matmul(op: MatmulOp, machine: Machine, *, streamed: bool) -> MatmulPlan
     rows = tuple((n, min(n + mapping.tile_n, op.n)) for n in range(0, op.n, mapping.tile_n))
     sizes = _measured(op, machine, rows) if op.has_weights else ()
     plan = MatmulPlan(op, mapping, machine, rows, sizes, 1, 1)
-    if op.has_weights:
+    if op.has_weights and streamed:
         plan.weight_passes, plan.activation_passes = _passes(plan)
     return plan
 

@@ -95,12 +95,7 @@ class _Builder:
         peak = max((op.out_elements for op in self.workload.ops), default=0)
         used = min(2 * peak * self.machine.value_bytes, self.room_a / 2)
         self.room_w = arch.capacity(level_w) - (used if level_a is level_w else 0)
-        layers = [op for op in self.workload.matmuls if op.has_weights]
-        stored = sum(sum(self.machine.bytes_of(self.machine.stored(op))) for op in layers)
-        self.resident = 0 < stored <= self.room_w and not arch.dram.holds_activations
-        for index, op in enumerate(self.workload.ops):
-            if isinstance(op, MatmulOp):
-                self.plans[index] = plan_matmul(op, self.machine, streamed=not self.resident)
+        self.plan()
         self.buffered = level_w.double_buffered
         used_later = {name for op in self.workload.ops for name in op.inputs}
         self.traffic = [Traffic() for _ in self.workload.ops]
@@ -114,6 +109,27 @@ class _Builder:
             else:
                 self.host(first, op)
         return Schedule(self.graph, self.plans, self.traffic, self.work, self.chunks, self.resident)
+
+    def plan(self) -> None:
+        """Plan the products: all weights on chip if the groups then fit, or streamed."""
+        layers = [op for op in self.workload.matmuls if op.has_weights]
+        least = sum(op.density * op.n * op.k for op in layers) * self.machine.value_bytes
+        holds = self.machine.architecture.dram.holds_activations
+        self.resident = not holds and 0 < least <= self.room_w
+        if self.resident:
+            self.plans = self.planned(streamed=False)
+            stored = sum(sum(plan.stored_bytes) for plan in self.plans.values())
+            self.resident = stored <= self.room_w
+        if not self.resident:
+            self.plans = self.planned(streamed=True)
+
+    def planned(self, *, streamed: bool) -> dict[int, MatmulPlan]:
+        """Plans of all products by the operation's index."""
+        return {
+            index: plan_matmul(op, self.machine, streamed=streamed)
+            for index, op in enumerate(self.workload.ops)
+            if isinstance(op, MatmulOp)
+        }
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Operations that are issued together, `(first, end)`: neighbours on the vector unit.
@@ -172,8 +188,7 @@ class _Builder:
         plan = self.plans[index]
         arrived = [self.load_activations(index, op, chunk, gate) for chunk in range(self.chunks)]
         done: list[list[Piece]] = [[] for _ in range(self.chunks)]
-        whole = sum(plan.group_bytes(0)) * len(plan.rows) if plan.sizes else 0.0
-        by_chunk = not op.has_weights or self.resident or whole <= self.room_w / 2
+        by_chunk = not op.has_weights or self.resident or sum(plan.stored_bytes) <= self.room_w / 2
         groups = range(len(plan.rows))
         if by_chunk:
             loads = {group: self.load_weights(index, plan, group, gate) for group in groups}

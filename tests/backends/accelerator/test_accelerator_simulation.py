@@ -17,9 +17,11 @@ from sparsefx.backends.accelerator.energy import LEVELS
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.mapper import choose_mapping, fits, mapping_options
+from sparsefx.backends.accelerator.plan import plan_matmul
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Workload
+from sparsefx.backends.formats.encoding import FormatSize
 from sparsefx.errors import TargetError
 
 SMALL = EncoderSize(layers=1, hidden=128, feed_forward=256, heads=2)
@@ -239,3 +241,40 @@ def test_tiles_fit_every_product_that_shares_them(preset: str) -> None:
         assert fits(op, machine, (tile.tile_m, tile.tile_n, tile.tile_k))
         options = mapping_options(op, machine)
         assert len({(each.tile_m, each.tile_n, each.tile_k) for each in options}) == len(options)
+
+
+@pytest.mark.parametrize("preset", ["anton", "lock-step-32", "a100-fp16", "tpu-v4-like"])
+def test_the_mapper_prices_a_product_as_the_tiles_are_priced(preset: str) -> None:
+    # Whole tiles, and weights that stay on chip: nothing is estimated.
+    machine = Machine(load_architecture(preset))
+    for op in (
+        MatmulOp("linear", 256, 1024, 1024, ("",)),
+        MatmulOp("scores", 128, 128, 64, ("",), copies=32, stationary=False),
+    ):
+        for mapping in mapping_options(op, machine):
+            plan = replace(plan_matmul(op, machine, streamed=False), mapping=mapping)
+            plan.rows = tuple((n, n + mapping.tile_n) for n in range(0, op.n, mapping.tile_n))
+            size = machine.form.value_width * mapping.tile_n * op.k
+            plan.sizes = (FormatSize(size),) * len(plan.rows) if op.has_weights else ()
+            tile = plan.cost(0, 0, mapping.tile_m).cycles
+            tasks = op.copies * len(plan.rows) * (op.m // mapping.tile_m)
+            if op.n % mapping.tile_n == op.m % mapping.tile_m == op.k % mapping.tile_k == 0:
+                assert mapping.cycles == pytest.approx(-(-tasks // machine.cores) * tile)
+
+
+@pytest.mark.parametrize("preset", ["eie-64", "lock-step-32", "moffett-s4-like"])
+def test_weights_stay_on_chip_exactly_if_their_groups_fit(preset: str) -> None:
+    arch = load_architecture(preset)
+    workload = encoder_workload(SMALL, tokens=16, ratio=4, balanced=False)
+    outer = len(arch.sram) - 1
+    used = simulate(workload, arch)
+    stored = sum(sum(plan.stored_bytes) for plan in used.schedule.plans.values())
+    active = 2 * max(op.out_elements for op in workload.ops) * used.machine.value_bytes
+    for room, stays in ((stored + active + 1, True), (stored + active - 1, False)):
+        factor = room / arch.capacity(arch.sram[outer])
+        run = simulate(workload, perturbed(arch, f"sram.{outer}.capacity", factor))
+        assert run.schedule.resident is stays
+        moved = sum(t.weights + t.metadata for t in run.schedule.traffic)
+        plans = run.schedule.plans.values()
+        streamed = sum(sum(plan.stored_bytes) * plan.weight_passes for plan in plans)
+        assert moved == pytest.approx(0 if stays else streamed)
