@@ -55,7 +55,7 @@ class Distill(Pass):
         scores          sum_layers mean (S_s - S_t)^2         SparseBERT, TinyBERT
         probabilities   sum_layers mean_rows KL(P_t || P_s)   MiniLM
         value_relation  the same of softmax(V V^T / sqrt(d))  MiniLM
-        cls             sum_layers mean (h_s - h_t)^2         BERT-PKD, first token, |h| = 1
+        cls             mean_layers mean (h_s - h_t)^2        BERT-PKD, first token, |h| = 1
         cosine          mean (1 - cos(H_s, H_t)), last layer  DistilBERT
 
     The functions in :mod:`sparsefx.passes.distill.terms` give each formula in full. SparseBERT's

@@ -211,7 +211,7 @@ def _values_related(scope: Scope, value: fx.Node, heads: int) -> fx.Node:
 
 
 def cls(scope: Scope) -> fx.Node:
-    """BERT-PKD: sum_pairs mean (h_s - h_t)^2 of the first token, each scaled to length 1."""
+    """BERT-PKD: mean_pairs mean (h_s - h_t)^2 of the first token, each scaled to length 1."""
     parts = []
     for pair in scope.pairs:
         ours, theirs = (
@@ -219,7 +219,7 @@ def cls(scope: Scope) -> fx.Node:
             for node in (pair.student.hidden, scope.taught(pair.teacher.hidden))
         )
         parts.append(scope.rw.call(aten.mse_loss.default, ours, theirs))
-    return scope.total(parts)
+    return scope.average(parts)
 
 
 def _first_token(scope: Scope, node: fx.Node) -> fx.Node:

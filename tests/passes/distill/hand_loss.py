@@ -101,4 +101,5 @@ def hand_terms(
         }
         for name, part in parts.items():
             sums.setdefault(name, []).append(part)
-    return {**found, **{name: torch.stack(each).sum() for name, each in sums.items()}}
+    cls = torch.stack(sums.pop("cls")).mean()  # BERT-PKD's code averages over layers
+    return {**found, "cls": cls, **{name: torch.stack(each).sum() for name, each in sums.items()}}
