@@ -208,7 +208,7 @@ def _write_code(folder: Path, runtime: Runtime) -> None:
     engine = runtime.engine
     kernels = dict.fromkeys(step.kernel for step in runtime.plan.steps)
     texts = [kernel.code(engine.isa, width)[1] for kernel in kernels for width in WIDTHS]
-    for text in (driver_text(), *texts):
+    for text in (driver_text(engine.isa), *texts):
         key, code = engine.object(text)
         signature = sign(key.encode() + code)
         if signature is not None:

@@ -14,7 +14,10 @@ one denormal operand makes an FMA a hundred times slower.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sparsefx.backends.cpu.frame import JOB_FIELDS
+from sparsefx.backends.cpu.isa import Isa
 
 __all__ = ["CLOSED", "CONTEXT_WORDS", "MEMORIES", "driver_text"]
 
@@ -40,25 +43,85 @@ MEMORIES = ("scratch", "arena", "arena_1")
 
 CLOSED = 1 << 32
 _SPINS = 4000
-_SYS_FUTEX, _SYS_YIELD = 202, 24
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # the private forms
-_MXCSR_FLUSH = 0x8040  # flush to zero, denormals are zero
 
-_TEXT = """
+_X86 = """
 declare void @llvm.x86.sse2.pause()
 declare void @llvm.x86.sse.stmxcsr(ptr)
 declare void @llvm.x86.sse.ldmxcsr(ptr)
+
+define internal void @relax() alwaysinline nounwind {
+  call void @llvm.x86.sse2.pause()
+  ret void
+}
+
+define internal i64 @float.mode() alwaysinline nounwind {
+  %place = alloca i32
+  call void @llvm.x86.sse.stmxcsr(ptr %place)
+  %mode = load i32, ptr %place
+  %wide = zext i32 %mode to i64
+  ret i64 %wide
+}
+
+define internal void @float.set(i64 %wide) alwaysinline nounwind {
+  %place = alloca i32
+  %mode = trunc i64 %wide to i32
+  store i32 %mode, ptr %place
+  call void @llvm.x86.sse.ldmxcsr(ptr %place)
+  ret void
+}
+"""
+
+_ARM = """
+declare void @llvm.aarch64.hint(i32 immarg)
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+
+define internal void @relax() alwaysinline nounwind {
+  call void @llvm.aarch64.hint(i32 1)
+  ret void
+}
+
+define internal i64 @float.mode() alwaysinline nounwind {
+  %mode = call i64 @llvm.aarch64.get.fpcr()
+  ret i64 %mode
+}
+
+define internal void @float.set(i64 %mode) alwaysinline nounwind {
+  call void @llvm.aarch64.set.fpcr(i64 %mode)
+  ret void
+}
+"""
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What differs: wait a moment, read and set how floats behave, system calls of Linux.
+
+    Attributes:
+        flush: Bits of the mode that make denormal numbers zero.
+    """
+
+    text: str
+    flush: int
+    futex: int
+    sched_yield: int
+
+
+_MACHINES = {
+    "x86_64": _Machine(_X86, 0x8040, 202, 24),  # MXCSR: FTZ, DAZ
+    "aarch64": _Machine(_ARM, 1 << 24, 98, 124),  # FPCR: FZ
+}
+
+_TEXT = """
+{machine}
 declare i64 @syscall(i64, ...)
 
 define internal void @walk(ptr %context, i64 %thread) nounwind {{
 entry:
-  %saved = alloca i32
-  %flush = alloca i32
-  call void @llvm.x86.sse.stmxcsr(ptr %saved)
-  %old = load i32, ptr %saved
-  %new = or i32 %old, {mxcsr}
-  store i32 %new, ptr %flush
-  call void @llvm.x86.sse.ldmxcsr(ptr %flush)
+  %saved = call i64 @float.mode()
+  %flush = or i64 %saved, {flush}
+  call void @float.set(i64 %flush)
   %claimed.at = getelementptr i64, ptr %context, i64 {claimed}
   %finished.at = getelementptr i64, ptr %context, i64 {finished}
   %steps.at = getelementptr i64, ptr %context, i64 {steps}
@@ -151,7 +214,7 @@ finish:
   br label %claim
 end:
   call void @await(ptr %finished.at, i64 %total)
-  call void @llvm.x86.sse.ldmxcsr(ptr %saved)
+  call void @float.set(i64 %saved)
   ret void
 }}
 
@@ -164,7 +227,7 @@ spin:
   %enough = icmp sge i64 %seen, %least
   br i1 %enough, label %out, label %rest
 rest:
-  call void @llvm.x86.sse2.pause()
+  call void @relax()
   %count.next = add i64 %count, 1
   %long = icmp ugt i64 %count.next, {spins}
   br i1 %long, label %yield, label %again
@@ -203,7 +266,7 @@ spin:
   %empty = icmp eq i64 %inside, {closed}
   br i1 %empty, label %out, label %rest
 rest:
-  call void @llvm.x86.sse2.pause()
+  call void @relax()
   %count.next = add i64 %count, 1
   %long = icmp ugt i64 %count.next, {spins}
   br i1 %long, label %yield, label %again
@@ -244,7 +307,7 @@ wait:
   %long = icmp ugt i64 %count.next, {spins}
   br i1 %long, label %sleep, label %rest
 rest:
-  call void @llvm.x86.sse2.pause()
+  call void @relax()
   br label %spin
 sleep:
   %low = trunc i64 %known to i32
@@ -281,17 +344,19 @@ def _fill() -> str:
     )
 
 
-def driver_text() -> str:
+def driver_text(isa: Isa) -> str:
     """IR of `dispatch(context, threads)`, `worker(context, thread)`, `leave(context, 0)`."""
+    machine = _MACHINES[isa.triple.split("-")[0]]
     return _TEXT.format(
         **CONTEXT_WORDS,
         closed=CLOSED,
         fill=_fill(),
         memory_count=len(MEMORIES),
         spins=_SPINS,
-        sys_futex=_SYS_FUTEX,
-        sys_yield=_SYS_YIELD,
+        machine=machine.text,
+        flush=machine.flush,
+        sys_futex=machine.futex,
+        sys_yield=machine.sched_yield,
         wait=_FUTEX_WAIT,
         wake=_FUTEX_WAKE,
-        mxcsr=_MXCSR_FLUSH,
     )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Function", "Value", "Var", "lane_type", "vector"]
+__all__ = ["Function", "Value", "Var", "lane_count", "lane_type", "vector"]
 
 _FLOATS = ("float", "half", "bfloat", "double")
 _SIGNED_COMPARE = {"==": "eq", "!=": "ne", "<": "slt", "<=": "sle", ">": "sgt", ">=": "sge"}

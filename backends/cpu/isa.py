@@ -6,6 +6,8 @@ An instruction set is chosen from CPU *features*, never from the CPU name: hyper
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, get_args
@@ -21,6 +23,9 @@ IsaName = Literal[
     "amx_emulated",
     "neon",
     "neon_dotprod",
+    "neon_i8mm",
+    "neon_dotprod_emulated",
+    "neon_i8mm_emulated",
 ]
 
 __all__ = [
@@ -47,6 +52,9 @@ class Isa:
         cpu: LLVM cpu that gives the base level; everything above it comes from `features`.
         features: LLVM feature names that the kernels use and the host must have.
         vector_bytes: Width of one vector register that the kernels use.
+        dots: The instruction for int32 += products of four bytes: `vpdpbusd` and `usdot` multiply
+            uint8 with int8, `sdot` int8 with int8. With a triple of x86 the Arm ones are a model of
+            them in ordinary code.
         tiles: Tile registers: none, those of AMX, or a model of them in ordinary code, which is
             slow and for tests.
     """
@@ -56,6 +64,7 @@ class Isa:
     cpu: str
     features: tuple[str, ...]
     vector_bytes: int
+    dots: Literal["", "vpdpbusd", "sdot", "usdot"] = ""
     tiles: Literal["", "hardware", "model"] = ""
 
     @property
@@ -65,13 +74,35 @@ class Isa:
 
     @property
     def is_x86(self) -> bool:
-        """Whether this is an x86-64 instruction set."""
-        return self.triple.startswith("x86_64")
+        """Whether kernels use instructions of x86-64; a model of Arm's uses none of either."""
+        return self.triple == _X86 and self.dots in ("", "vpdpbusd")
+
+    @property
+    def is_model(self) -> bool:
+        """Whether this stands in for another instruction set, slowly and for tests."""
+        return self.tiles == "model" or (self.triple == _X86 and not self.is_x86)
 
     @property
     def has_dot(self) -> bool:
-        """Whether there is an int32 += u8 x s8 dot product of four (`vpdpbusd`)."""
-        return "avx512vnni" in self.features
+        """Whether there is an int32 += dot product of four bytes."""
+        return self.dots != ""
+
+    @property
+    def has_pack_order(self) -> bool:
+        """Whether bytes lie in pack order (see `panel`), and int16 have dot products of two."""
+        return self.dots == "vpdpbusd"
+
+    @property
+    def signed_codes(self) -> bool:
+        """Whether codes 0 to 255 are stored as int8, less 128: `sdot` knows no uint8."""
+        return self.dots == "sdot"
+
+    @property
+    def without_dots(self) -> Isa:
+        """What fp32 models are lowered for; its panels suit fp32."""
+        if not self.has_dot or (self.is_model and not self.has_tiles):
+            return self
+        return ISAS["avx512" if self.is_x86 else "neon"]
 
     @property
     def has_tiles(self) -> bool:
@@ -96,20 +127,32 @@ _VBMI = (*_VNNI, "avx512vbmi", "avx512vbmi2")
 _AMX = (*_VBMI, "amx-tile", "amx-int8")
 _X86 = "x86_64-unknown-linux-gnu"
 _ARM = "aarch64-unknown-linux-gnu"
+_V3, _V4 = "x86-64-v3", "x86-64-v4"
+_DOTPROD = ("neon", "dotprod")
 
 ISAS: dict[IsaName, Isa] = {
-    "avx2": Isa("avx2", _X86, "x86-64-v3", _AVX2, 32),
-    "avx512": Isa("avx512", _X86, "x86-64-v4", _AVX512, 64),
-    "avx512_vnni": Isa("avx512_vnni", _X86, "x86-64-v4", _VNNI, 64),
-    "avx512_fp16": Isa("avx512_fp16", _X86, "x86-64-v4", (*_VNNI, "avx512fp16"), 64),
-    "amx": Isa("amx", _X86, "x86-64-v4", _AMX, 64, "hardware"),
-    "amx_emulated": Isa("amx_emulated", _X86, "x86-64-v4", _VBMI, 64, "model"),
+    "avx2": Isa("avx2", _X86, _V3, _AVX2, 32),
+    "avx512": Isa("avx512", _X86, _V4, _AVX512, 64),
+    "avx512_vnni": Isa("avx512_vnni", _X86, _V4, _VNNI, 64, "vpdpbusd"),
+    "avx512_fp16": Isa("avx512_fp16", _X86, _V4, (*_VNNI, "avx512fp16"), 64, "vpdpbusd"),
+    "amx": Isa("amx", _X86, _V4, _AMX, 64, "vpdpbusd", "hardware"),
+    "amx_emulated": Isa("amx_emulated", _X86, _V4, _VBMI, 64, "vpdpbusd", "model"),
     "neon": Isa("neon", _ARM, "generic", ("neon",), 16),
-    "neon_dotprod": Isa("neon_dotprod", _ARM, "generic", ("neon", "dotprod"), 16),
+    "neon_dotprod": Isa("neon_dotprod", _ARM, "generic", _DOTPROD, 16, "sdot"),
+    "neon_i8mm": Isa("neon_i8mm", _ARM, "generic", (*_DOTPROD, "i8mm"), 16, "usdot"),
+    "neon_dotprod_emulated": Isa("neon_dotprod_emulated", _X86, _V3, _AVX2, 16, "sdot"),
+    "neon_i8mm_emulated": Isa("neon_i8mm_emulated", _X86, _V3, _AVX2, 16, "usdot"),
 }
 
-NATIVE: tuple[IsaName, ...] = ("amx", "avx512_vnni", "avx512", "avx2")
+NATIVE: tuple[IsaName, ...] = (
+    *("amx", "avx512_vnni", "avx512", "avx2"),
+    *("neon_i8mm", "neon_dotprod", "neon"),
+)
 """What `"native"` chooses from, the best first."""
+
+_HWCAP, _HWCAP2 = 16, 26
+_ARM_FEATURES = {"neon": (_HWCAP, 1), "dotprod": (_HWCAP, 20), "i8mm": (_HWCAP2, 13)}
+"""Where Linux says that an Arm CPU has a feature: the word of the auxiliary vector, and the bit."""
 
 
 @cache
@@ -117,7 +160,16 @@ def host_features() -> frozenset[str]:
     """LLVM names of the features that this machine has."""
     import llvmlite.binding as llvm
 
+    if platform.machine() == "aarch64" and platform.system() == "Linux":
+        return _arm_features()
     return frozenset(name for name, on in llvm.get_host_cpu_features().items() if on)
+
+
+def _arm_features() -> frozenset[str]:
+    """Features by the auxiliary vector: `/proc/cpuinfo`, which LLVM reads, may be hidden."""
+    value = ctypes.CDLL(None).getauxval
+    value.argtypes, value.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return frozenset(name for name, (word, bit) in _ARM_FEATURES.items() if value(word) >> bit & 1)
 
 
 def missing_features(name: IsaName) -> tuple[str, ...]:
@@ -135,6 +187,8 @@ def obstacle(name: IsaName) -> str:
 
         return refusal()
     lacking = missing_features(name)
+    if platform.system() != "Linux":
+        return "its threads wait by a system call of Linux"
     return f"it lacks {', '.join(lacking)}" if lacking else ""
 
 

@@ -118,7 +118,7 @@ class LinearLowering:
         ends = [self._snapped(n) for n in group]
         found = tuple(snap for _, snap in ends if snap is not None)
         sizes = {int(user.meta["val"].shape[-1]) for end, _ in ends for user in real_users(end)}
-        usable = walk.isa.has_dot and walk.options.attention == "auto"
+        usable = walk.isa.has_pack_order and walk.options.attention == "auto"
         if not usable or len(found) < len(group) or len(group) != 2:
             return ()
         return found if all(size % 4 == 0 for size in sizes) else ()
@@ -354,7 +354,8 @@ class LinearLowering:
             return Packed(chosen, {}), choice
         key = (*(n.args[1] for n in group), zero_point, chosen)
         if key not in self._packed:
-            self._packed[key] = pack(matrix, chosen, zero_point)
+            signed = walk.isa.signed_codes
+            self._packed[key] = pack(matrix, chosen, zero_point, signed_codes=signed)
         return self._packed[key], choice
 
 

@@ -14,6 +14,9 @@ interleaved by two levels of `vpunpck` into vectors of 4 bytes per token, and th
 back to bytes by `vpackssdw`, `vpackuswb`. All of these work inside 128-bit lanes. Byte
 `16 l + 4 j + i` of a row holds token `(W/4) j + 4 l + i`: then accumulator `j`, lane `l`,
 element `i` are tokens in order, and fp32 rows need no permutation at all.
+
+On Arm, 16 bytes of four rows are interleaved into vectors of four tokens, in order. Where only
+signed bytes have a dot product, the rows hold codes less 128.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu.ir import Function, Value, lane_type, vector
+from sparsefx.backends.cpu.ir import Function, Value, lane_count, lane_type, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.arm_dots import arm_dot
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS
 
 __all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "widest"]
@@ -33,6 +37,9 @@ __all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "widest"]
 WIDTHS = (64, 32, 16)
 """Panel widths in tokens, widest first."""
 
+_LANE_BYTES = 16
+"""Unpacks work within as many bytes."""
+_SIGN = -128
 _CONVERT = {4: "sse2.cvtps2dq", 8: "avx.cvt.ps2dq.256", 16: "avx512.mask.cvtps2dq.512"}
 _PACK = {4: ("sse2", ".128"), 8: ("avx2", ""), 16: ("avx512", ".512")}
 
@@ -41,9 +48,10 @@ def widest(isa: Isa) -> int:
     """The panel width for many tokens.
 
     64 with `vpdpbusd` (bytes fill a vector), else 32: then 192 channels of a panel fill three
-    quarters of a 32 KB cache, and none of its sets twice as much as another.
+    quarters of a 32 KB cache, and none of its sets twice as much as another. On Arm, 32 tokens of
+    bytes take two registers, and their sums eight of 32.
     """
-    return 64 if isa.has_dot else 32
+    return 64 if isa.has_pack_order else 32
 
 
 def interleaved_rows(columns: int, isa: Isa) -> int:
@@ -62,7 +70,7 @@ def pack_order(width: int, isa: Isa) -> NDArray[np.intp]:
         >>> pack_order(32, ISAS["avx512_vnni"])[:12].tolist()
         [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]
     """
-    if not isa.has_dot:
+    if not isa.has_pack_order:
         return np.arange(width)
     lane, j, i = np.meshgrid(np.arange(width // 16), np.arange(4), np.arange(4), indexing="ij")
     return np.asarray((width // 4) * j + 4 * lane + i).reshape(-1)
@@ -83,7 +91,7 @@ class Panel:
     @property
     def lanes(self) -> int:
         """Tokens in one vector of fp32 or int32."""
-        return self.width // 4 if self.isa.has_dot else min(self.isa.lanes, self.width)
+        return self.width // 4 if self.isa.has_pack_order else min(self.isa.lanes, self.width)
 
     @property
     def vectors(self) -> int:
@@ -123,12 +131,21 @@ class Panel:
 
     def store_bytes(self, f: Function, pointer: Value, values: Sequence[Value]) -> None:
         """Store int32 vectors as uint8, saturated to 0..255; pack order needs the whole row."""
-        packed = (self._pack if self.isa.has_dot else self._narrow)(f, values)
+        packed = (self._pack if self.isa.has_pack_order else self._narrow)(f, values)
+        if self.isa.signed_codes:
+            packed = f.operate("xor", packed, f.const(packed.type, _SIGN))
         f.store(packed, pointer, self.lanes * len(values))
+
+    def load_bytes(self, f: Function, pointer: Value, count: int) -> Value:
+        """The uint8 codes of `count` tokens."""
+        codes = f.load(vector(count, "i8"), pointer, count)
+        if self.isa.signed_codes:
+            return f.operate("xor", codes, f.const(codes.type, _SIGN))
+        return codes
 
     def wide_bytes(self, f: Function, values: Sequence[Value]) -> Value:
         """int32 vectors of a row as bytes, saturated to 0..255, repeated to fill 64 bytes."""
-        packed = (self._pack if self.isa.has_dot else self._narrow)(f, values)
+        packed = self._pack(f, values)
         return f.shuffle(packed, packed, [n % self.width for n in range(64)])
 
     def round_to_int(self, f: Function, value: Value) -> Value:
@@ -143,14 +160,23 @@ class Panel:
         return f.intrinsic(name, self.ints, value, zero, every, f.const("i32", 4), immediate=3)
 
     def quads(self, f: Function, rows: Sequence[Value]) -> list[Value]:
-        """Interleave four uint8 rows: vector j holds 4 bytes for each of its tokens.
+        """Interleave four rows of codes: vector j holds 4 bytes for each of its tokens.
 
         rows a b c d -> vpunpck{l,h}bw: ab, ab', cd, cd' -> vpunpck{l,h}wd: abcd x 4
+        On Arm these are zip1, zip2, of 16 bytes of each row after the other.
         """
+        size = lane_count(rows[0].type)
+        if self.isa.has_pack_order or size == _LANE_BYTES:
+            return self._quads(f, rows)
+        sections = [range(n, n + _LANE_BYTES) for n in range(0, size, _LANE_BYTES)]
+        cut = [[f.shuffle(row, row, section) for row in rows] for section in sections]
+        return [mixed for section in cut for mixed in self._quads(f, section)]
+
+    def _quads(self, f: Function, rows: Sequence[Value]) -> list[Value]:
         low, high = (
             [self._unpack(f, rows[n], rows[n + 1], 1, half) for n in (0, 2)] for half in (0, 1)
         )
-        words = vector(self.width // 2, "i16")
+        words = vector(lane_count(rows[0].type) // 2, "i16")
         result = []
         for pair in (low, high):
             first, second = (f.convert("bitcast", value, words) for value in pair)
@@ -160,7 +186,9 @@ class Panel:
         return result
 
     def dot(self, f: Function, total: Value, activations: Value, weights: Value) -> Value:
-        """`total + sum of 4 (uint8 x int8)` per lane: `vpdpbusd`."""
+        """`total + sum of 4 (code x int8)` per lane: `vpdpbusd`, `sdot` or `usdot`."""
+        if not self.isa.has_pack_order:
+            return arm_dot(f, self.isa, total, activations, weights)
         bits = self.lanes * 32
         name = f"llvm.x86.avx512.vpdpbusd.{bits}"
         return f.intrinsic(name, self.ints, total, activations, weights)
@@ -172,10 +200,10 @@ class Panel:
 
     def _unpack(self, f: Function, a: Value, b: Value, size: int, half: int) -> Value:
         """`vpunpckl*` (half 0) or `vpunpckh*` (half 1) of elements of `size` bytes."""
-        per_lane = 16 // size
-        total = self.width // size
+        per_lane = _LANE_BYTES // size
+        total = lane_count(a.type)
         order: list[int] = []
-        for lane in range(self.width // 16):
+        for lane in range(total // per_lane):
             start = lane * per_lane + half * per_lane // 2
             for n in range(per_lane // 2):
                 order += [start + n, total + start + n]

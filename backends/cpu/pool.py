@@ -33,7 +33,7 @@ class Pool:
     def __init__(self, engine: Engine, threads: int) -> None:
         self.threads = threads
         self._lock = threading.Lock()
-        text = driver_text()
+        text = driver_text(engine.isa)
         self._dispatch, self._worker, self._leave = (
             _ENTRY(engine.address(name, text)) for name in ("dispatch", "worker", "leave")
         )

@@ -67,6 +67,7 @@ _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
 _RETRY_SECONDS = 3600.0
 _VERSION = "5"
+_PROCESSOR = ("model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def measured_rates(isa: Isa) -> Rates:
         if until is None or 0 < until - time.time() <= _RETRY_SECONDS:
             return Rates(**known)
     found, until = _plausible(isa), None
-    if spread(found) > _IMPLAUSIBLE:
+    if isa.is_x86 and spread(found) > _IMPLAUSIBLE:
         until = time.time() + _RETRY_SECONDS
         why = f"this machine's were implausible, {spread(found):.1f}x apart: is it busy?"
         found = replace(BUILT_IN, origin=f"{BUILT_IN.origin} ({why})")
@@ -167,10 +168,13 @@ def spread(found: Rates) -> float:
 
 
 def _plausible(isa: Isa) -> Rates:
-    """The most plausible of a few measurements; the first one unless it is suspect."""
+    """The most plausible of a few measurements; the first one unless it is suspect.
+
+    No rates of Arm are known to compare with.
+    """
     found = measure(isa)
     for _ in range(_TRIALS - 1):
-        if spread(found) <= _SUSPECT:
+        if not isa.is_x86 or spread(found) <= _SUSPECT:
             break
         found = min(found, measure(isa), key=spread)
     return found
@@ -196,7 +200,7 @@ def machine_name(isa: Isa) -> str:
     """What the figures depend on, as a short name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    kept = [line for line in lines if line.startswith(("model", "cpu family", "stepping"))]
+    kept = [line for line in lines if line.startswith(_PROCESSOR)]
     parts = (_VERSION, platform.machine(), isa.name, isa.flags, *sorted(set(kept)))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

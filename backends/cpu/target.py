@@ -10,7 +10,7 @@ import torch
 
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import ISAS, Isa, best_isa, isa, obstacle
+from sparsefx.backends.cpu.isa import Isa, best_isa, isa, obstacle
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -30,8 +30,9 @@ class CpuTarget(Target):
     """Lowers to machine code for sparse weights, through LLVM.
 
     Attributes:
-        isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni, amx;
-            amx_emulated runs the kernels of amx on a slow model of its tiles, for tests.
+        isa: "native", or an instruction set of this machine: avx2, avx512, avx512_vnni, amx, neon,
+            neon_dotprod, neon_i8mm; with _emulated after amx, neon_dotprod and neon_i8mm, their
+            kernels run on a slow model of what x86-64 may lack, for tests.
         threads: Threads per call; 0 takes every core of this process.
         attention: "auto" multiplies in int8 where query, key and value come from int8 linears;
             "fp32" never does.
@@ -106,11 +107,11 @@ class CpuTarget(Target):
 
     def _measured(self, chosen: Isa) -> bool:
         """Whether formats are timed; on emulated tiles times would mean nothing."""
-        return self.rates == "measured" and chosen.tiles != "model"
+        return self.rates == "measured" and not chosen.is_model
 
     def _note(self, chosen: Isa) -> str:
         """Why the native instruction set is not a wider one; "" where it is or was asked for."""
-        if self.isa != "native" or not chosen.has_dot or chosen.has_tiles:
+        if self.isa != "native" or not chosen.has_pack_order or chosen.has_tiles:
             return ""
         return f"not amx: {obstacle('amx')}"
 
@@ -122,7 +123,7 @@ class CpuTarget(Target):
         if self.isa == "native":
             return best_isa(integers=False)
         chosen = isa(self.isa)
-        return ISAS["avx512"] if chosen.has_dot else chosen
+        return chosen.without_dots
 
     def _threads(self) -> int:
         return self.threads or len(os.sched_getaffinity(0))

@@ -19,6 +19,8 @@ __all__ = ["FORMATS", "TILED", "Format", "Packed", "pack", "splits"]
 
 Format = Literal["quads", "rows", "dense_i8", "dense_f32", "blocks", "dense_amx", "masked_amx"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+DOTS: frozenset[Format] = frozenset(("quads", "blocks", "dense_i8"))
+"""Formats whose kernels use dot products of four bytes."""
 TILED: frozenset[Format] = frozenset(("dense_amx", "masked_amx"))
 """Formats whose kernels work on the tiles of AMX."""
 
@@ -42,13 +44,16 @@ class Packed:
         return sum(w.nbytes for w in self.words.values() if isinstance(w, np.ndarray))
 
 
-def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
+def pack(
+    matrix: NDArray[Any], format: Format, zero_point: int = 0, *, signed_codes: bool = False
+) -> Packed:
     """Pack a weight [rows, columns].
 
     Args:
         matrix: int8 (integer arithmetic) or fp32.
         format: All but rows and dense_f32 take int8 only.
         zero_point: Zero point of the uint8 activations; it enters the start of the sums.
+        signed_codes: Whether dot products read activations that are int8, less 128.
     """
     integer = matrix.dtype == np.int8
     rows, columns = matrix.shape
@@ -90,6 +95,8 @@ def pack(matrix: NDArray[Any], format: Format, zero_point: int = 0) -> Packed:
         words["weights"] = pack_tiles(matrix, TILE_ROWS)
         work = np.full(-(-rows // TILE_ROWS), columns)
     if integer:
+        if signed_codes and format in DOTS:
+            zero_point -= 128
         padded = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.int32)
         padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
         words["initial"] = padded

@@ -28,6 +28,11 @@ RUNNABLE: list[IsaName] = [name for name in NATIVE if not obstacle(name)]
 EMULATED: list[IsaName] = [] if obstacle("amx_emulated") else ["amx_emulated"]
 """AMX on a model of its tiles, where the machine has all else that it needs."""
 
+ARM_MODELS: list[IsaName] = [
+    name for name in ("neon_dotprod_emulated", "neon_i8mm_emulated") if not obstacle(name)
+]
+"""Dot products of Arm on a model of them in ordinary code, on x86-64."""
+
 _QUANTIZE = torch.ops.sparsefx.quantize.default
 _DEQUANTIZE = torch.ops.sparsefx.dequantize.default
 
@@ -69,7 +74,8 @@ class LinearCase:
             codes, source = source, Buffer("e", source.rows, 4)
             words: dict[str, Word] = {"rows": codes.rows, "input": codes, "output": source}
             steps.append(Step(catalog.other("expand"), words | {"scale": 1.0}, "e"))
-        packed = pack(self.w, self.format, self.zero_point if integer else 0)
+        zero_point, signed = self.zero_point if integer else 0, ISAS[name].signed_codes
+        packed = pack(self.w, self.format, zero_point, signed_codes=signed)
         words = linear_words(self.w, packed, source) | {"output": target}
         steps.append(Step(catalog.linear(self.format, Epilogue(integer)), words, "y"))
         mask = np.ones((1, len(self.x)), np.bool_)

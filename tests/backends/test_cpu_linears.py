@@ -9,21 +9,23 @@ from numpy.typing import NDArray
 from sparsefx.backends.cpu.isa import ISAS, IsaName
 from sparsefx.backends.cpu.weights import FORMATS, TILED, Format
 from sparsefx.backends.formats.quads import pack_quads
-from tests.backends.cpu_cases import EMULATED, RUNNABLE, LinearCase
+from tests.backends.cpu_cases import ARM_MODELS, EMULATED, RUNNABLE, LinearCase
 
 FLOATS: tuple[Format, ...] = ("rows", "dense_f32")
 TILED_LAYOUT: tuple[Format, ...] = ("blocks", "dense_amx", "masked_amx")
 
 
 def formats(isa: IsaName) -> tuple[Format, ...]:
-    """Formats of int8 weights on an instruction set; emulated, those that tiles bear upon."""
+    """Formats of int8 weights on an instruction set; of a model, those that it bears upon."""
     if isa in EMULATED:
         return TILED_LAYOUT
+    if isa in ARM_MODELS:
+        return ("quads", "blocks", "dense_i8")
     known = FORMATS if ISAS[isa].has_dot else FLOATS
     return tuple(f for f in known if ISAS[isa].has_tiles or f not in TILED)
 
 
-INTEGER = [(i, f) for i in (*RUNNABLE, *EMULATED) for f in formats(i)]
+INTEGER = [(i, f) for i in (*RUNNABLE, *EMULATED, *ARM_MODELS) for f in formats(i)]
 FLOAT = [(i, f) for i in RUNNABLE for f in FLOATS]
 
 

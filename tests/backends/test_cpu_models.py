@@ -18,7 +18,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
 from sparsefx.passes.quantize.calibrate import calibrate
-from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized, sparse_
+from tests.backends.cpu_cases import ARM_MODELS, RUNNABLE, padded_batch, quantized, sparse_
 from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
 
@@ -60,7 +60,7 @@ def test_shapes_are_dynamic(isa: IsaName) -> None:
         assert difference(program, compiled, padded_batch(program, rows, length, number)) < 1e-5
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", [*RUNNABLE, *ARM_MODELS])
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_int8_follows_the_program(isa: IsaName, density: float) -> None:
     program = sparse_(captured("bert-cls"), density)
@@ -126,9 +126,9 @@ def test_a_forked_process_has_its_own_threads() -> None:
 def test_compile_packs_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     packed: list[tuple[int, ...]] = []
 
-    def counted(matrix: NDArray[Any], *rest: Any) -> Packed:
+    def counted(matrix: NDArray[Any], *rest: Any, **options: Any) -> Packed:
         packed.append(matrix.shape)
-        return pack(matrix, *rest)
+        return pack(matrix, *rest, **options)
 
     monkeypatch.setattr(layers, "pack", counted)
     program = captured("bert-cls")

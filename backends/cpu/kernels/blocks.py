@@ -33,7 +33,7 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
-    """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
+    """The kernel for one instruction set with dot products, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
     whole = interleaved_rows(1, isa)
     columns = (frame.word("columns") + (whole - 1)) // whole * whole

@@ -43,15 +43,15 @@ def emit_expand(isa: Isa, width: int) -> Function:
     zero = f.splat(f.convert("trunc", frame.word("zero_point"), "i32"), panel.lanes)
     for row in frame.units(frame.job("panels", space) * frame.word("rows")):
         place = f.offset(source, row * width)
-        if isa.has_dot:
+        if isa.has_pack_order:
             blank = f.const(vector(width, "i8"), 0)
             first = f.load(vector(width, "i8"), place, width)
             # Interleaving with three rows of zeros puts each byte alone into its token's lane.
             wide = panel.quads(f, [first, blank, blank, blank])
         else:
-            small = vector(panel.lanes, "i8")
             steps = [f.offset(place, n * panel.lanes) for n in range(panel.vectors)]
-            wide = [f.convert("zext", f.load(small, p, panel.lanes), panel.ints) for p in steps]
+            small = [panel.load_bytes(f, p, panel.lanes) for p in steps]
+            wide = [f.convert("zext", codes, panel.ints) for codes in small]
         values = [f.convert("sitofp", w - zero, panel.floats) * scale for w in wide]
         panel.store(f, f.offset(target, row * panel.row_bytes), values)
     return f

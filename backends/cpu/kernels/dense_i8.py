@@ -30,14 +30,14 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
-    """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
+    """The kernel for one instruction set with dot products, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    each_tile(frame, Sink(frame, epilogue), 1, frame.panel.vectors, _tile)
+    each_tile(frame, Sink(frame, epilogue), 1, 4, _tile)
     return frame.f
 
 
 def _tile(frame: Frame, values: Value, tile: Value, together: int) -> list[list[Var]]:
-    """The sums of six rows over all channels of one panel."""
+    """The sums of six rows over all channels, for four vectors of tokens."""
     f = frame.f
     columns = frame.word("columns")
     groups = (columns + 3) // 4
@@ -61,8 +61,9 @@ def _group(
 ) -> None:
     """Add four channels to the sums of six rows."""
     f, panel = frame.f, frame.panel
-    octets = vector(panel.width, "i8")
-    rows = [f.load(octets, f.offset(values, c * panel.width), panel.width) for c in channels]
+    count = len(sums[0]) * panel.lanes
+    octets = vector(count, "i8")
+    rows = [f.load(octets, f.offset(values, c * panel.width), count) for c in channels]
     mixed = panel.quads(f, rows)
     for n, totals in enumerate(sums):
         weight = f.splat(f.load("i32", f.offset(weights, 4 * n)), panel.lanes)

@@ -37,7 +37,7 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
-    """The kernel for one instruction set with `vpdpbusd`, panel width and epilogue."""
+    """The kernel for one instruction set with dot products, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
     each_sparse_row(frame, Sink(frame, epilogue), frame.word("columns"), _quad)
     return frame.f

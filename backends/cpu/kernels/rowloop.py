@@ -80,7 +80,7 @@ def each_sparse_row(frame: Frame, sink: Sink, columns: Value, unit: Unit) -> Non
             begin = f.convert("zext", f.load("i32", f.offset(starts, row * 4)), "i64")
             end = f.convert("zext", f.load("i32", f.offset(starts, row * 4 + 4)), "i64")
             seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
-            sums = [[f.var(seed) for _ in range(4)] for _ in range(count)]
+            sums = [[f.var(seed) for _ in range(panel.vectors)] for _ in range(count)]
             for number in f.loop(begin, end):
                 unit(frame, inputs, number, sums)
             for n in range(count):

@@ -90,7 +90,7 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     source = frame.buffer("input", frame.word("space"))
     panel_bytes = frame.word("columns") * panel.row_bytes
     # Bytes in pack order are written a whole row at a time.
-    whole = epilogue.octets and isa.has_dot
+    whole = epilogue.octets and isa.has_pack_order
     together = panel.vectors if whole else max(1, min(panel.vectors, TOKENS // panel.lanes))
     for number, _ in each_panel_group(frame, 1):
         start = f.offset(source, panel_bytes * number)
