@@ -20,6 +20,7 @@ from sparsefx.backends.cpu.kernels import (
     blocks,
     convert,
     dense_amx,
+    dense_bf16,
     dense_f32,
     dense_i8,
     embed,
@@ -28,6 +29,8 @@ from sparsefx.backends.cpu.kernels import (
     peak,
     quads,
     rows,
+    rows_bf16,
+    rows_fp16,
     transfer,
 )
 
@@ -84,6 +87,9 @@ _LINEARS = {
     "dense_f32": dense_f32,
     "dense_amx": dense_amx,
     "masked_amx": masked_amx,
+    "rows_bf16": rows_bf16,
+    "dense_bf16": dense_bf16,
+    "rows_fp16": rows_fp16,
 }
 
 
@@ -174,6 +180,7 @@ _OTHERS = {
         Kernel(
             ("other", "interleave"), "interleave", blocks.INTERLEAVE_FIELDS, blocks.emit_interleave
         ),
+        Kernel(("other", "shorten"), "shorten", convert.SHORTEN_FIELDS, convert.emit_shorten),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
         Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),

@@ -99,15 +99,28 @@ def choose_format(matrix: NDArray[Any], isa: Isa, rates: Rates = BUILT_IN) -> Ch
                 work["masked_amx"] = rates.masked_tile * amx
         every = rates.quad * rows * (columns / 4)
     else:
-        work = {
-            "rows": rates.nonzero * float(counts.sum()),
-            "dense_f32": rates.channel * tiles * columns,
-        }
-        every = rates.nonzero * float(rows * columns)
+        work, nonzero = _float_work(matrix, isa, rates)
+        every = nonzero * float(rows * columns)
     costs = {format: rates.row * rows + cost for format, cost in work.items()}
     density = float(counts.sum()) / max(1, matrix.size)
     break_even = min(1.0, dense_cost(work) / max(every, 1e-9))
     return Choice(min(costs, key=lambda f: costs[f]), costs, density, break_even)
+
+
+def _float_work(matrix: NDArray[Any], isa: Isa, rates: Rates) -> tuple[dict[Format, float], float]:
+    """Cost of every format of floats without its rows, and the least cost of a non-zero."""
+    (rows, columns), count = matrix.shape, float(np.count_nonzero(matrix))
+    tiles = -(-rows // TILE_ROWS)
+    short = isa.short if matrix.dtype != np.int8 else ""
+    work: dict[Format, float] = {"rows": rates.nonzero * count}
+    nonzero = rates.nonzero
+    if short:
+        work["rows_bf16" if short == "bf16" else "rows_fp16"] = rates.short_nonzero * count
+        nonzero = min(nonzero, rates.short_nonzero)
+    work["dense_f32"] = rates.channel * tiles * columns
+    if short == "bf16":
+        work["dense_bf16"] = rates.short_channel * tiles * columns
+    return work, nonzero
 
 
 def _whole_tiles(rows: int, columns: int) -> int:

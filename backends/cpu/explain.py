@@ -13,7 +13,7 @@ from sparsefx.backends.cpu.costs import dense_cost
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.plan import SEQUENCES
 from sparsefx.backends.cpu.rates import Rates
-from sparsefx.backends.cpu.weights import TILED, Format
+from sparsefx.backends.cpu.weights import SHORT, TILED, Format
 
 __all__ = ["Explanation", "LayerCosts", "explain_layers"]
 
@@ -216,4 +216,6 @@ def _peak(format: Format, rates: Rates) -> float:
     """Multiply-adds per nanosecond of one core at most, with the instructions of a format."""
     if format in TILED:
         return rates.peak_tiles
+    if format in SHORT:
+        return rates.peak_short
     return rates.peak_f32 if format in ("rows", "dense_f32") else rates.peak

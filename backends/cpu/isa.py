@@ -18,7 +18,9 @@ IsaName = Literal[
     "avx2",
     "avx512",
     "avx512_vnni",
+    "avx512_bf16",
     "avx512_fp16",
+    "avx512_fp16_emulated",
     "amx",
     "amx_emulated",
     "neon",
@@ -38,6 +40,7 @@ __all__ = [
     "isa",
     "missing_features",
     "obstacle",
+    "short_isa",
     "with_extras",
 ]
 
@@ -55,6 +58,7 @@ class Isa:
         dots: The instruction for int32 += products of four bytes: `vpdpbusd` and `usdot` multiply
             uint8 with int8, `sdot` int8 with int8. With a triple of x86 the Arm ones are a model of
             them in ordinary code.
+        short: Floats of 16 bits that it multiplies: `vdpbf16ps`, or `vfmadd` of `ph`.
         tiles: Tile registers: none, those of AMX, or a model of them in ordinary code, which is
             slow and for tests.
     """
@@ -66,6 +70,7 @@ class Isa:
     vector_bytes: int
     dots: Literal["", "vpdpbusd", "sdot", "usdot"] = ""
     tiles: Literal["", "hardware", "model"] = ""
+    short: Literal["", "bf16", "fp16"] = ""
 
     @property
     def lanes(self) -> int:
@@ -80,7 +85,7 @@ class Isa:
     @property
     def is_model(self) -> bool:
         """Whether this stands in for another instruction set, slowly and for tests."""
-        return self.tiles == "model" or (self.triple == _X86 and not self.is_x86)
+        return self.name.endswith("_emulated")
 
     @property
     def has_dot(self) -> bool:
@@ -100,7 +105,7 @@ class Isa:
     @property
     def without_dots(self) -> Isa:
         """What fp32 models are lowered for; its panels suit fp32."""
-        if not self.has_dot or (self.is_model and not self.has_tiles):
+        if not self.has_dot or (self.is_model and not self.is_x86):
             return self
         return ISAS["avx512" if self.is_x86 else "neon"]
 
@@ -124,6 +129,7 @@ _AVX2 = ("avx2", "fma", "f16c", "bmi2", "popcnt")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
 _VNNI = (*_AVX512, "avx512vnni")
 _VBMI = (*_VNNI, "avx512vbmi", "avx512vbmi2")
+_BF16, _FP16 = (*_VNNI, "avx512bf16"), (*_VNNI, "avx512fp16")
 _AMX = (*_VBMI, "amx-tile", "amx-int8")
 _X86 = "x86_64-unknown-linux-gnu"
 _ARM = "aarch64-unknown-linux-gnu"
@@ -134,7 +140,11 @@ ISAS: dict[IsaName, Isa] = {
     "avx2": Isa("avx2", _X86, _V3, _AVX2, 32),
     "avx512": Isa("avx512", _X86, _V4, _AVX512, 64),
     "avx512_vnni": Isa("avx512_vnni", _X86, _V4, _VNNI, 64, "vpdpbusd"),
-    "avx512_fp16": Isa("avx512_fp16", _X86, _V4, (*_VNNI, "avx512fp16"), 64, "vpdpbusd"),
+    "avx512_bf16": Isa("avx512_bf16", _X86, _V4, _BF16, 64, "vpdpbusd", short="bf16"),
+    "avx512_fp16": Isa("avx512_fp16", _X86, _V4, _FP16, 64, "vpdpbusd", short="fp16"),
+    "avx512_fp16_emulated": Isa(
+        "avx512_fp16_emulated", _X86, _V4, _VNNI, 64, "vpdpbusd", short="fp16"
+    ),
     "amx": Isa("amx", _X86, _V4, _AMX, 64, "vpdpbusd", "hardware"),
     "amx_emulated": Isa("amx_emulated", _X86, _V4, _VBMI, 64, "vpdpbusd", "model"),
     "neon": Isa("neon", _ARM, "generic", ("neon",), 16),
@@ -194,7 +204,7 @@ def obstacle(name: IsaName) -> str:
 
 def with_extras(chosen: Isa) -> Isa:
     """An instruction set with the optional features that this machine has on top of it."""
-    if chosen.name != "avx512_vnni":
+    if chosen.name not in ("avx512_vnni", "avx512_bf16", "avx512_fp16"):
         return chosen
     extra = tuple(f for f in ("avx512vbmi",) if f in host_features())
     return replace(chosen, features=(*chosen.features, *extra))
@@ -234,5 +244,28 @@ def isa(name: str) -> Isa:
         raise TargetError(
             f"this machine cannot run {name!r}: {why}",
             hint="isa='native' takes the best that the machine has",
+        )
+    return with_extras(chosen)
+
+
+def short_isa(name: str, short: Literal["bf16", "fp16"]) -> Isa:
+    """The instruction set that multiplies floats of 16 bits: `name`, or `"native"` for any.
+
+    Raises:
+        TargetError: if `name` has no such products, or the machine has not.
+    """
+    having = [found for found in ISAS.values() if found.short == short]
+    chosen = next((found for found in having if name in ("native", found.name)), None)
+    if chosen is None:
+        names = " or ".join(found.name for found in having)
+        raise TargetError(
+            f"{name!r} has no products of {short}",
+            hint=f"precision={short!r} goes with isa='native' or {names}",
+        )
+    why = obstacle(chosen.name)
+    if why:
+        raise TargetError(
+            f"this machine multiplies no {short}: {why}",
+            hint="precision='fp32', the default, runs here",
         )
     return with_extras(chosen)

@@ -5,6 +5,8 @@ each panel holds one row per channel:
 
     fp32   [T / W] [channels] [W]        4 W bytes a row, tokens in order
     uint8  [T / W] [channels] [W]          W bytes a row, tokens in *pack order*
+    bf16   [T / W] [channels] [W]        2 W bytes a row, tokens in the order that pairs undo
+    fp16   [T / W] [channels] [W]        2 W bytes a row, tokens in order
 
 Lanes are tokens, therefore a weight is a scalar that is broadcast, a layer norm needs no shuffles,
 and zero weights are simply never visited.
@@ -197,6 +199,47 @@ class Panel:
         """`total + sum of 2 (int16 x int16)` per lane: `vpdpwssd`."""
         name = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
         return f.intrinsic(name, self.ints, total, a, b)
+
+    def load_short(self, f: Function, pointer: Value) -> list[Value]:
+        """The two vectors of a row of 16-bit values."""
+        size, type_ = self.width, vector(self.width // 2, "i16")
+        return [f.load(type_, f.offset(pointer, n * size), size) for n in range(2)]
+
+    def store_bf16(self, f: Function, pointer: Value, values: Sequence[Value]) -> None:
+        """Store an fp32 row as bf16; the middle halves of 16 bytes are exchanged for `pairs`."""
+        lanes, short = self.lanes, vector(2 * self.lanes, "bfloat")
+        order = [h * lanes + 4 * n + i for n in range(lanes // 4) for h in (0, 1) for i in range(4)]
+        for n in range(2):
+            small = f.convert("fptrunc", join(f, *values[2 * n : 2 * n + 2]), short)
+            f.store(f.shuffle(small, small, order), f.offset(pointer, n * self.width), self.width)
+
+    def store_fp16(self, f: Function, pointer: Value, values: Sequence[Value]) -> None:
+        """Store an fp32 row as fp16."""
+        short = vector(2 * self.lanes, "half")
+        for n in range(2):
+            small = f.convert("fptrunc", join(f, *values[2 * n : 2 * n + 2]), short)
+            f.store(small, f.offset(pointer, n * self.width), self.width)
+
+    def pairs(self, f: Function, a: Sequence[Value], b: Sequence[Value]) -> list[Value]:
+        """Interleave two bf16 rows: vector j holds the two values of each of its tokens."""
+        return [
+            self._unpack(f, x, y, 2, half) for x, y in zip(a, b, strict=True) for half in (0, 1)
+        ]
+
+    def dot_bf16(self, f: Function, total: Value, a: Value, b: Value) -> Value:
+        """`total + sum of 2 (bf16 x bf16)` per lane, in fp32: `vdpbf16ps`."""
+        short = vector(2 * self.lanes, "bfloat")
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{self.lanes * 32}"
+        two = [f.convert("bitcast", value, short) for value in (a, b)]
+        return f.intrinsic(name, self.floats, total, *two)
+
+    def fma_fp16(self, f: Function, a: Value, b: Value, total: Value) -> Value:
+        """`total + a * b` in fp16: `vfmadd` of `ph`. A model rounds twice, to fp32 and to fp16."""
+        if not self.isa.is_model:
+            return f.fma(a, b, total)
+        wide = vector(lane_count(a.type), "float")
+        one, two, three = (f.convert("fpext", value, wide) for value in (a, b, total))
+        return f.convert("fptrunc", f.fma(one, two, three), a.type)
 
     def _unpack(self, f: Function, a: Value, b: Value, size: int, half: int) -> Value:
         """`vpunpckl*` (half 0) or `vpunpckh*` (half 1) of elements of `size` bytes."""

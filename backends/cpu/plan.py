@@ -27,7 +27,7 @@ class Buffer:
     Attributes:
         name: The graph node whose value it holds.
         rows: Channels.
-        item: Bytes of one value: 4 (fp32) or 1 (uint8).
+        item: Bytes of one value: 4 (fp32), 2 (bf16, fp16) or 1 (uint8).
         space: TOKENS or SEQUENCES.
     """
 

@@ -38,7 +38,7 @@ from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.private import cache_folder, read_private, write_private
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.backends.cpu.turns import shortest
-from sparsefx.backends.cpu.weights import Format, Packed, pack
+from sparsefx.backends.cpu.weights import SHORT, Format, Packed, pack
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ _BUDGET, _TUNING_BUDGET = 0.6, 0.1
 _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
 _RETRY_SECONDS = 3600.0
-_VERSION = "5"
+_VERSION = "6"
 _PROCESSOR = ("model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
 
@@ -80,6 +80,8 @@ class Rates:
         nonzero: One non-zero (rows).
         group: Six rows times four channels (dense_i8).
         channel: Six rows times one channel (dense_f32).
+        short_nonzero: One non-zero in floats of 16 bits (rows_bf16, rows_fp16), 0.0 without them.
+        short_channel: Six rows times one channel (dense_bf16), 0.0 likewise.
         tile: 16 rows times 64 channels (dense_amx).
         masked_tile: The same with its weights expanded from non-zeros (masked_amx).
         attention: A head of 64 channels for 128 tokens, with dot products (attention_i8); 0.0 if
@@ -88,6 +90,7 @@ class Rates:
         row: What a row costs besides: its epilogue, and the mispredicted end of its loop.
         peak: Multiply-adds per nanosecond on registers: int8 dot products where there are any.
         peak_f32: The same for fp32.
+        peak_short: The same for floats of 16 bits.
         peak_tiles: The same for int8 products of tiles.
         origin: Where the figures come from.
     """
@@ -97,6 +100,8 @@ class Rates:
     nonzero: float
     group: float
     channel: float
+    short_nonzero: float
+    short_channel: float
     tile: float
     masked_tile: float
     attention: float
@@ -104,6 +109,7 @@ class Rates:
     row: float
     peak: float
     peak_f32: float
+    peak_short: float
     peak_tiles: float
     origin: str
 
@@ -114,6 +120,8 @@ BUILT_IN = Rates(
     nonzero=2.19,
     group=6.85,
     channel=6.85,
+    short_nonzero=0.9,
+    short_channel=3.5,
     tile=37.0,
     masked_tile=31.0,
     attention=20_800.0,
@@ -121,6 +129,7 @@ BUILT_IN = Rates(
     row=8.2,
     peak=233.0,
     peak_f32=58.0,
+    peak_short=116.0,
     peak_tiles=3200.0,
     origin="built in: a Zen 4 core at 3.65 GHz, tiles of a Xeon core with AMX",
 )
@@ -227,6 +236,8 @@ def measure(isa: Isa) -> Rates:
         nonzero=unit["rows"],
         group=24 * unit.get("dense_i8", 0.0),
         channel=6 * unit["dense_f32"],
+        short_nonzero=unit.get("rows_bf16", unit.get("rows_fp16", 0.0)),
+        short_channel=6 * unit.get("dense_bf16", 0.0),
         tile=tile * unit.get("dense_amx", 0.0),
         masked_tile=tile * unit.get("masked_amx", 0.0),
         attention=attention,
@@ -234,6 +245,7 @@ def measure(isa: Isa) -> Rates:
         row=slopes["quads" if isa.has_dot else "rows"][1],
         peak=_peak(isa, "dots" if isa.has_dot else "fmas"),
         peak_f32=_peak(isa, "fmas"),
+        peak_short=_peak(isa, "shorts") if isa.short else 0.0,
         peak_tiles=_peak(isa, "tiles") if isa.has_tiles else 0.0,
         origin=f"measured on this machine, {isa.name}",
     )
@@ -250,6 +262,11 @@ def _cases(isa: Isa) -> dict[Format, list[tuple[NDArray[Any], float]]]:
         cases["quads"] = [_sparse(rows, wide, n, np.int8) for n in (32, 160)]
         cases["blocks"] = [_blocked(rows, wide, n) for n in (8, 40)]
         cases["dense_i8"] = _dense(rows, (narrow, wide), np.int8)
+    if isa.short:
+        name: Format = "rows_bf16" if isa.short == "bf16" else "rows_fp16"
+        cases[name] = [_sparse(rows, wide, n, np.float32) for n in (32, 160)]
+    if isa.short == "bf16":
+        cases["dense_bf16"] = _dense(rows, (narrow, wide), np.float32)
     if isa.has_tiles:
         cases["dense_amx"] = _dense(rows, (narrow, wide), np.int8)
         cases["masked_amx"] = [
@@ -339,7 +356,7 @@ def _copied(packed: Packed) -> Packed:
 def _step(matrix: NDArray[Any], packed: Packed, isa: Isa) -> Step:
     rows, columns = matrix.shape
     integer = matrix.dtype == np.int8
-    item = 4 if packed.format in ("rows", "dense_f32") else 1
+    item = 4 if packed.format in ("rows", "dense_f32") else 2 if packed.format in SHORT else 1
     words: dict[str, Word] = {
         **packed.words,
         "rows": rows,

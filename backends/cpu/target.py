@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import Isa, best_isa, isa, obstacle
+from sparsefx.backends.cpu.isa import Isa, best_isa, isa, obstacle, short_isa
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -36,16 +36,19 @@ class CpuTarget(Target):
         threads: Threads per call; 0 takes every core of this process.
         attention: "auto" multiplies in int8 where query, key and value come from int8 linears;
             "fp32" never does.
+        precision: Of fp32 linears: "fp32"; with "bf16" (AVX512_BF16) or "fp16" (AVX512-FP16) they
+            also choose among formats that multiply floats of 16 bits.
         rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
             figures of one machine, so that the choice is the same everywhere.
         format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8,
-            dense_f32, dense_amx or masked_amx.
+            dense_f32, dense_amx, masked_amx, rows_bf16, dense_bf16 or rows_fp16.
     """
 
     name: ClassVar[str] = "cpu"
     isa: str = "native"
     threads: int = 0
     attention: Literal["auto", "fp32"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     format: str = ""
     rates: Literal["measured", "built-in"] = "measured"
 
@@ -117,9 +120,11 @@ class CpuTarget(Target):
 
     def _isa(self, program: Program) -> Isa:
         """The instruction set; one without dot products where nothing is quantized."""
+        if self.precision != "fp32":
+            return short_isa(self.isa, self.precision)
         quantize = torch.ops.sparsefx.quantize.default
         if program.graph.find_nodes(op="call_function", target=quantize):
-            return isa(self.isa)
+            return replace(isa(self.isa), short="")
         if self.isa == "native":
             return best_isa(integers=False)
         chosen = isa(self.isa)

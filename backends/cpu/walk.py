@@ -17,7 +17,7 @@ from sparsefx.backends.cpu.panel import interleaved_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
-from sparsefx.backends.cpu.weights import TILED, Format
+from sparsefx.backends.cpu.weights import SHORT, TILED, Format
 from sparsefx.program import Program
 
 __all__ = ["LoweringOptions", "Walk"]
@@ -98,7 +98,7 @@ class Walk:
             return self.integers(value)
         if isinstance(value, Octets) and (format == "blocks" or format in TILED):
             return self.interleaved(value)
-        return value.buffer
+        return self.shortened(value.buffer) if format in SHORT else value.buffer
 
     def integers(self, value: Octets) -> Buffer:
         """The bytes themselves as fp32, for arithmetic without a dot product; written once."""
@@ -107,6 +107,17 @@ class Walk:
             name = f"{value.buffer.name}.integers"
             target = Buffer(name, value.buffer.rows, 4, value.buffer.space)
             self.expand(value, target, 1.0, 0)
+            self.rewritten[key] = target
+        return self.rewritten[key]
+
+    def shortened(self, source: Buffer) -> Buffer:
+        """fp32 rows as floats of 16 bits; written once."""
+        key = (source, "short")
+        if key not in self.rewritten:
+            target = Buffer(f"{source.name}.short", source.rows, 2, source.space)
+            words: dict[str, Word] = {"rows": target.rows, "input": source, "output": target}
+            step = Step(catalog.other("shorten"), words | {"space": target.space}, target.name)
+            self.steps.append(step)
             self.rewritten[key] = target
         return self.rewritten[key]
 

@@ -15,12 +15,25 @@ from sparsefx.backends.formats.amx_tiles import STRIP_ROWS, pack_amx_tiles, pack
 from sparsefx.backends.formats.quads import pack_blocks, pack_quads
 from sparsefx.backends.formats.rows import pack_groups, pack_rows, pack_tiles
 
-__all__ = ["FORMATS", "TILED", "Format", "Packed", "pack", "splits"]
+__all__ = ["DOTS", "FORMATS", "SHORT", "TILED", "Format", "Packed", "pack", "splits", "to_bf16"]
 
-Format = Literal["quads", "rows", "dense_i8", "dense_f32", "blocks", "dense_amx", "masked_amx"]
+Format = Literal[
+    "quads",
+    "rows",
+    "dense_i8",
+    "dense_f32",
+    "blocks",
+    "dense_amx",
+    "masked_amx",
+    "rows_bf16",
+    "dense_bf16",
+    "rows_fp16",
+]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DOTS: frozenset[Format] = frozenset(("quads", "blocks", "dense_i8"))
 """Formats whose kernels use dot products of four bytes."""
+SHORT: frozenset[Format] = frozenset(("rows_bf16", "dense_bf16", "rows_fp16"))
+"""Formats of fp32 weights whose kernels multiply floats of 16 bits."""
 TILED: frozenset[Format] = frozenset(("dense_amx", "masked_amx"))
 """Formats whose kernels work on the tiles of AMX."""
 
@@ -51,7 +64,7 @@ def pack(
 
     Args:
         matrix: int8 (integer arithmetic) or fp32.
-        format: All but rows and dense_f32 take int8 only.
+        format: rows and dense_f32 take both types, those of `SHORT` fp32, all others int8.
         zero_point: Zero point of the uint8 activations; it enters the start of the sums.
         signed_codes: Whether dot products read activations that are int8, less 128.
     """
@@ -68,13 +81,13 @@ def pack(
         words |= {"row_start": aligned.row_start, "index": aligned.index}
         words |= {"weights": aligned.weights}
         work = 2 * np.diff(aligned.row_start) + 4
-    elif format == "rows":
+    elif format in ("rows", "rows_bf16", "rows_fp16"):
         compressed = pack_rows(matrix, BLOCK, CHUNK_ROWS)
         words |= {
             "order": compressed.order,
             "row_start": compressed.row_start,
             "index": compressed.index,
-            "weights": compressed.weights,
+            "weights": _shortened(compressed.weights, format),
             "blocks": len(compressed.row_start),
         }
         chunks = np.arange(0, rows, CHUNK_ROWS)
@@ -89,7 +102,10 @@ def pack(
         words["weights"] = aligned_copy(pack_amx_tiles(matrix))
         work = np.full(-(-rows // STRIP_ROWS), columns)
     elif format == "dense_i8":
-        words["weights"] = pack_groups(matrix, TILE_ROWS)
+        words["weights"] = pack_groups(matrix, TILE_ROWS, 4)
+        work = np.full(-(-rows // TILE_ROWS), columns)
+    elif format == "dense_bf16":
+        words["weights"] = pack_groups(to_bf16(matrix), TILE_ROWS, 2)
         work = np.full(-(-rows // TILE_ROWS), columns)
     else:
         words["weights"] = pack_tiles(matrix, TILE_ROWS)
@@ -101,6 +117,24 @@ def pack(
         padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
         words["initial"] = padded
     return Packed(format, words | {"work": work.astype(np.int64), "unit": unit})
+
+
+def _shortened(weights: NDArray[np.float32], format: Format) -> NDArray[Any]:
+    """Weights as the kernel of a format reads them."""
+    if format == "rows_bf16":
+        return to_bf16(weights)
+    return weights.astype(np.float16) if format == "rows_fp16" else weights
+
+
+def to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """Finite fp32 as the bits of bf16, to nearest, ties to even.
+
+    Example:
+        >>> [hex(bits) for bits in to_bf16(np.array([1.0, -2.0, 1.00390625, 1.01171875]))]
+        ['0x3f80', '0xc000', '0x3f80', '0x3f82']
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def splits(work: NDArray[np.int64], unit: int, rows: int, parts: int) -> NDArray[np.int64]:

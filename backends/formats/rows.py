@@ -92,11 +92,11 @@ def pack_tiles(matrix: NDArray[Any], tile_rows: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(padded.reshape(tiles, tile_rows, columns).transpose(0, 2, 1))
 
 
-def pack_groups(matrix: NDArray[np.int8], tile_rows: int) -> NDArray[np.int8]:
-    """Dense int8 [tiles][column groups][tile_rows][4], filled with zeros."""
+def pack_groups(matrix: NDArray[Any], tile_rows: int, group: int) -> NDArray[Any]:
+    """Dense [tiles][column groups][tile_rows][group], filled with zeros."""
     rows, columns = matrix.shape
-    tiles, groups = -(-rows // tile_rows), -(-columns // 4)
-    padded = np.zeros((tiles * tile_rows, groups * 4), np.int8)
+    tiles, groups = -(-rows // tile_rows), -(-columns // group)
+    padded = np.zeros((tiles * tile_rows, groups * group), matrix.dtype)
     padded[:rows, :columns] = matrix
-    shaped = padded.reshape(tiles, tile_rows, groups, 4).transpose(0, 2, 1, 3)
+    shaped = padded.reshape(tiles, tile_rows, groups, group).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(shaped)

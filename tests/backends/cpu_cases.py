@@ -19,7 +19,7 @@ from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, NATIVE, IsaName, obstacle
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.pool import Pool
-from sparsefx.backends.cpu.weights import Format, pack
+from sparsefx.backends.cpu.weights import SHORT, Format, pack
 from sparsefx.rewrite import Rewriter
 
 RUNNABLE: list[IsaName] = [name for name in NATIVE if not obstacle(name)]
@@ -75,6 +75,10 @@ class LinearCase:
             words: dict[str, Word] = {"rows": codes.rows, "input": codes, "output": source}
             steps.append(Step(catalog.other("expand"), words | {"scale": 1.0}, "e"))
         zero_point, signed = self.zero_point if integer else 0, ISAS[name].signed_codes
+        if self.format in SHORT:
+            whole, source = source, Buffer("s", source.rows, 2)
+            words = {"rows": whole.rows, "input": whole, "output": source}
+            steps.append(Step(catalog.other("shorten"), words, "s"))
         packed = pack(self.w, self.format, zero_point, signed_codes=signed)
         words = linear_words(self.w, packed, source) | {"output": target}
         steps.append(Step(catalog.linear(self.format, Epilogue(integer)), words, "y"))

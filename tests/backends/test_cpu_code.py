@@ -77,7 +77,13 @@ def test_linears_ask_for_the_scratch_of_their_format() -> None:
     words = {"rows": 10, "columns": 130}
     sizes = {f: catalog.linear(f, Epilogue(True)).scratch(words, 1) for f in FORMATS}
     sums = 2 * 32 * 64 * 4
-    needed = {"rows": 2560, "dense_amx": sums, "masked_amx": sums + 2 * 2 * 1024 * 3}
+    needed = {
+        "rows": 2560,
+        "rows_bf16": 2560,
+        "rows_fp16": 2560,
+        "dense_amx": sums,
+        "masked_amx": sums + 2 * 2 * 1024 * 3,
+    }
     assert sizes == {format: needed.get(format, 0) for format in FORMATS}
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.isa import ISAS, IsaName
-from sparsefx.backends.cpu.weights import FORMATS, TILED, Format
+from sparsefx.backends.cpu.weights import FORMATS, SHORT, TILED, Format
 from sparsefx.backends.formats.quads import pack_quads
 from tests.backends.cpu_cases import ARM_MODELS, EMULATED, RUNNABLE, LinearCase
 
@@ -22,7 +22,7 @@ def formats(isa: IsaName) -> tuple[Format, ...]:
     if isa in ARM_MODELS:
         return ("quads", "blocks", "dense_i8")
     known = FORMATS if ISAS[isa].has_dot else FLOATS
-    return tuple(f for f in known if ISAS[isa].has_tiles or f not in TILED)
+    return tuple(f for f in known if f not in SHORT and (ISAS[isa].has_tiles or f not in TILED))
 
 
 INTEGER = [(i, f) for i in (*RUNNABLE, *EMULATED, *ARM_MODELS) for f in formats(i)]

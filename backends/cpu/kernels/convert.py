@@ -1,4 +1,4 @@
-"""Between fp32 rows and uint8 rows, and elementwise steps that no linear could take along."""
+"""Between rows of fp32, uint8 and 16-bit floats; elementwise steps that no linear took along."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ __all__ = [
     "ELEMENTWISE_FIELDS",
     "EXPAND_FIELDS",
     "QUANTIZE_FIELDS",
+    "SHORTEN_FIELDS",
     "emit_elementwise",
     "emit_expand",
     "emit_quantize",
+    "emit_shorten",
 ]
 
 QUANTIZE_FIELDS = ("rows", "input", "output_bytes", "inverse_scale", "zero_point", "space")
 EXPAND_FIELDS = ("rows", "input", "output", "scale", "zero_point", "space")
+SHORTEN_FIELDS = ("rows", "input", "output", "space")
 ELEMENTWISE_FIELDS = ("rows", "input", "other", "output", "space")
 
 
@@ -54,6 +57,18 @@ def emit_expand(isa: Isa, width: int) -> Function:
             wide = [f.convert("zext", codes, panel.ints) for codes in small]
         values = [f.convert("sitofp", w - zero, panel.floats) * scale for w in wide]
         panel.store(f, f.offset(target, row * panel.row_bytes), values)
+    return f
+
+
+def emit_shorten(isa: Isa, width: int) -> Function:
+    """fp32 rows to rows of the instruction set's floats of 16 bits."""
+    frame = open_frame(f"shorten_{isa.name}_w{width}", Panel(isa, width), SHORTEN_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    source, target = frame.buffer("input", space), frame.buffer("output", space)
+    store = panel.store_bf16 if isa.short == "bf16" else panel.store_fp16
+    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+        values = panel.load(f, f.offset(source, row * panel.row_bytes))
+        store(f, f.offset(target, row * (2 * width)), values)
     return f
 
 

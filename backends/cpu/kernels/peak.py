@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value
+from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.amx_tiles import full_tiles, tiles_of
 from sparsefx.backends.cpu.panel import Panel
@@ -18,8 +18,8 @@ CHAINS = 10
 
 FIELDS = ("rounds", "space")
 
-Unit = Literal["fmas", "dots", "tiles"]
-"""fp32 multiply-adds, int8 dot products of vectors, int8 products of tiles."""
+Unit = Literal["fmas", "dots", "shorts", "tiles"]
+"""fp32 multiply-adds, int8 dot products of vectors, products of 16-bit floats, of int8 tiles."""
 
 TILE_SUMS = 4
 """Sums of tiles that do not wait for each other."""
@@ -29,7 +29,7 @@ def products(isa: Isa, unit: Unit) -> int:
     """Multiply-adds of one round."""
     if unit == "tiles":
         return TILE_SUMS * TILE_ROWS * TILE_COLUMNS * 16
-    return CHAINS * isa.lanes * (4 if unit == "dots" else 1)
+    return CHAINS * isa.lanes * {"fmas": 1, "shorts": 2, "dots": 4}[unit]
 
 
 def emit(isa: Isa, width: int, unit: Unit) -> Function:
@@ -38,14 +38,16 @@ def emit(isa: Isa, width: int, unit: Unit) -> Function:
     if unit == "tiles":
         _tiles(frame)
         return frame.f
-    f, panel, dots = frame.f, frame.panel, unit == "dots"
-    type_ = panel.ints if dots else panel.floats
+    f, panel = frame.f, frame.panel
+    type_ = panel.ints if unit == "dots" else panel.floats
+    if unit == "shorts" and isa.short == "fp16":
+        type_ = vector(2 * panel.lanes, "half")
     source = frame.job("scratch")
     a, b = (f.load(type_, f.offset(source, n * 64)) for n in (0, 1))
     sums = [f.var(f.load(type_, f.offset(source, (n + 2) * 64))) for n in range(CHAINS)]
     for _ in f.loop(0, frame.word("rounds")):
         for total in sums:
-            total.set(_product(frame, total.get(), a, b, dots=dots))
+            total.set(_product(frame, total.get(), a, b, unit))
     for n, total in enumerate(sums):
         f.store(total.get(), f.offset(source, (n + 2) * 64))
     return f
@@ -64,5 +66,11 @@ def _tiles(frame: Frame) -> None:
     tiles.release()
 
 
-def _product(frame: Frame, total: Value, a: Value, b: Value, *, dots: bool) -> Value:
-    return frame.panel.dot(frame.f, total, a, b) if dots else frame.f.fma(a, b, total)
+def _product(frame: Frame, total: Value, a: Value, b: Value, unit: Unit) -> Value:
+    if unit == "dots":
+        return frame.panel.dot(frame.f, total, a, b)
+    if unit == "shorts" and frame.panel.isa.short == "bf16":
+        return frame.panel.dot_bf16(frame.f, total, a, b)
+    if unit == "shorts":
+        return frame.panel.fma_fp16(frame.f, a, b, total)
+    return frame.f.fma(a, b, total)

@@ -23,7 +23,7 @@ of several blocks wait in the scratch memory of the thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,17 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["BLOCK", "CHUNK_ROWS", "FIELDS", "TOKENS", "emit", "scratch_bytes", "symbol"]
+__all__ = [
+    "BLOCK",
+    "CHUNK_ROWS",
+    "FIELDS",
+    "TOKENS",
+    "Part",
+    "each_row",
+    "emit",
+    "scratch_bytes",
+    "symbol",
+]
 
 BLOCK = 192
 """Channels per block."""
@@ -70,8 +80,14 @@ def scratch_bytes(words: Mapping[str, Any]) -> int:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One pass over rows: some vectors of one panel."""
+class Part:
+    """One pass over rows: some vectors of one panel.
+
+    Attributes:
+        values: Where the first of them lies, for channel 0.
+        number: Number of the panel.
+        first, count: Which vectors.
+    """
 
     frame: Frame
     sink: Sink
@@ -82,25 +98,45 @@ class _Pass:
     count: int
 
 
+Products = Callable[[Part, Value, Value], list[Value]]
+"""Emits the fp32 sums of one row over some pairs of non-zeros, given the first and the end."""
+
+
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set, panel width and epilogue."""
     frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    f, panel = frame.f, frame.panel
-    sink = Sink(frame, epilogue)
-    source = frame.buffer("input", frame.word("space"))
-    panel_bytes = frame.word("columns") * panel.row_bytes
+    panel = frame.panel
     # Bytes in pack order are written a whole row at a time.
     whole = epilogue.octets and isa.has_pack_order
     together = panel.vectors if whole else max(1, min(panel.vectors, TOKENS // panel.lanes))
+    each_row(frame, epilogue, _products, together=together)
+    return frame.f
+
+
+def each_row(
+    frame: Frame, epilogue: Epilogue, products: Products, *, together: int, item: int = 4
+) -> None:
+    """Loop over this part's panels, blocks and rows.
+
+    Args:
+        frame: The kernel.
+        epilogue: What becomes of the sums.
+        products: The sums of one row over its non-zeros of one block.
+        together: Vectors of tokens whose sums stay in registers.
+        item: Bytes of one activation.
+    """
+    f, panel = frame.f, frame.panel
+    sink = Sink(frame, epilogue)
+    source = frame.buffer("input", frame.word("space"))
+    panel_bytes = frame.word("columns") * (panel.width * item)
     for number, _ in each_panel_group(frame, 1):
         start = f.offset(source, panel_bytes * number)
         for first in range(0, panel.vectors, together):
-            values = f.offset(start, first * panel.lanes * 4)
-            _rows(_Pass(frame, sink, epilogue, values, number, first, together))
-    return f
+            values = f.offset(start, first * panel.lanes * item)
+            _rows(Part(frame, sink, epilogue, values, number, first, together), products)
 
 
-def _rows(part: _Pass) -> None:
+def _rows(part: Part, products: Products) -> None:
     """All rows of this part, block by block."""
     frame, f = part.frame, part.frame.f
     rows, last = part.sink.rows, frame.word("blocks") - 1
@@ -112,7 +148,7 @@ def _rows(part: _Pass) -> None:
             row = f.convert("zext", f.load("i32", f.offset(order, place * 4)), "i64")
             begin = f.convert("zext", f.load("i32", f.offset(starts, place * 4)), "i64")
             end = f.convert("zext", f.load("i32", f.offset(starts, place * 4 + 4)), "i64")
-            sums = _products(part, begin, end)
+            sums = products(part, begin, end)
             waiting = f.offset(
                 frame.job("scratch"), (row - start) * (part.count * frame.panel.lanes * 4)
             )
@@ -123,7 +159,7 @@ def _rows(part: _Pass) -> None:
                 part.sink.finish(totals, row, part.number, part.first)
 
 
-def _products(part: _Pass, begin: Value, end: Value) -> list[Value]:
+def _products(part: Part, begin: Value, end: Value) -> list[Value]:
     """The sums of one row over the pairs `begin` to `end` of non-zeros."""
     frame, f, panel = part.frame, part.frame.f, part.frame.panel
     zero = f.const(panel.floats, 0)
@@ -142,7 +178,7 @@ def _products(part: _Pass, begin: Value, end: Value) -> list[Value]:
 
 
 def _with_earlier(
-    part: _Pass, own: list[Value], block: Value, row: Value, waiting: Value
+    part: Part, own: list[Value], block: Value, row: Value, waiting: Value
 ) -> list[Value]:
     """The sums of this block plus those of the blocks before it."""
     frame, f, panel = part.frame, part.frame.f, part.frame.panel
