@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 import sparsefx
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.axes import Layout, arranged
 from sparsefx.backends.cpu.driver import driver_text
 from sparsefx.backends.cpu.engine import shared_engine
 from sparsefx.backends.cpu.indices import Rule, check_index, index_of
@@ -40,7 +41,7 @@ from sparsefx.files import check_files, file_hash, read_json, take_place, write_
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PART = "cpu"
 _PLAN, _WEIGHTS, _MANIFEST, _CODE = "plan.json", "weights.bin", "manifest.json", "code"
 _LINE = 64
@@ -56,6 +57,7 @@ class Interface:
         indices: Rule for each index that the plan reads.
         padding: Input that is 0 at padding, or None.
         rows: Rows of the smallest table that each index reads.
+        layouts: How the dimensions of each output lie in its result (see `axes`).
     """
 
     inputs: tuple[str, ...]
@@ -63,6 +65,7 @@ class Interface:
     indices: dict[str, Rule]
     padding: str | None
     rows: dict[str, int]
+    layouts: dict[str, list[Any]]
 
 
 class LoadedModel:
@@ -96,7 +99,10 @@ class LoadedModel:
             mask = inputs[interface.padding] != 0
             mask[~mask.any(1)] = True
         results = self._runtime.run(mask, indices)
-        return {name: results[result] for name, result in interface.outputs.items()}
+        return {
+            name: arranged(results[result], Layout.decoded(interface.layouts[name]))
+            for name, result in interface.outputs.items()
+        }
 
 
 def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -182,6 +182,7 @@ _OTHERS = {
         ),
         Kernel(("other", "shorten"), "shorten", convert.SHORTEN_FIELDS, convert.emit_shorten),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
+        Kernel(("other", "copy"), "copy", convert.COPY_FIELDS, convert.emit_copy),
         Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
         Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from sparsefx.backends.cpu.artifact import Interface, write
+from sparsefx.backends.cpu.axes import arranged
 from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
 from sparsefx.backends.cpu.indices import Arrays, Rule, check_index, find_rule
@@ -75,7 +76,7 @@ class CpuCompiled:
             }
             results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
         for name, node in lowered.exports.items():
-            known[node] = torch.from_numpy(results[name])
+            known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
         outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
         values = lowered.host.evaluate(outputs.values(), known)
         return {name: values[node] for name, node in outputs.items()}
@@ -102,25 +103,24 @@ class CpuCompiled:
         return np.asarray(mask, np.bool_)
 
     def _index(
-        self, name: str, node: fx.Node, known: dict[fx.Node, Any], shape: tuple[int, int]
+        self, name: str, node: fx.Node | None, known: dict[fx.Node, Any], shape: tuple[int, int]
     ) -> NDArray[np.int32]:
         """The index of an embedding as int32 [batch, sequence]; kept if only sizes decide it."""
         key = (name, *shape)
         if key in self._fixed:
             return self._fixed[key]
-        value = self._lowered.host.evaluate([node], known)[node]
-        wide = value.cpu().numpy()
-        check_index(name, wide, self._table_rows(node))
+        wide = np.arange(shape[1])
+        if node is not None:
+            wide = self._lowered.host.evaluate([node], known)[node].cpu().numpy()
+        check_index(name, wide, self._table_rows(name))
         index = np.broadcast_to(wide, shape).astype(np.int32)
-        if self._lowered.host.sizes_only(node):
+        if node is None or self._lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
 
-    def _table_rows(self, node: fx.Node) -> int:
+    def _table_rows(self, name: str) -> int:
         """Rows of the smallest table that an index reads."""
-        tables = [n.args[0] for n in node.users if n.target is torch.ops.aten.embedding.default]
-        facts = [self._program.shape_of(t) for t in tables if isinstance(t, fx.Node)]
-        return min(int(fact.dims[0]) for fact in facts if fact is not None)
+        return self._lowered.table_rows[name]
 
     def cost(self) -> CostReport:
         """Multiply-adds per token of every step, non-zero ones and all, and bytes of weights."""
@@ -209,8 +209,10 @@ class CpuCompiled:
         rules: dict[str, Rule] = {}
         special = int(self._program.config.get("pad_token_id") or 0)
         for name, node in lowered.indices.items():
-            compute = partial(self._evaluated, node)
-            rule = find_rule(compute, signature.input_names, special)
+            rule: Rule | None = {"kind": "positions", "first": 0}
+            if node is not None:
+                compute = partial(self._evaluated, node)
+                rule = find_rule(compute, signature.input_names, special)
             if rule is None:
                 return None
             rules[name] = rule
@@ -219,7 +221,8 @@ class CpuCompiled:
             {name: names[node] for name, node in outputs.items()},
             rules,
             lowered.padding,
-            {name: self._table_rows(node) for name, node in lowered.indices.items()},
+            {name: self._table_rows(name) for name in lowered.indices},
+            {name: lowered.layouts[names[node]].encoded() for name, node in outputs.items()},
         )
 
     def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:

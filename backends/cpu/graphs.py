@@ -13,9 +13,8 @@ __all__ = [
     "IDENTITIES",
     "REFERENCE",
     "activation",
-    "comes_from",
     "identity_source",
-    "only_heads",
+    "integer",
     "rank",
     "real_users",
     "shape_of",
@@ -36,9 +35,6 @@ IDENTITIES = (
 )
 """Operators that, in eval mode and with the right arguments, return their input."""
 
-SPLITS = (aten.view.default, aten.reshape.default)
-"""Operators that split the channels into heads."""
-
 _END = 1 << 40
 
 
@@ -48,6 +44,12 @@ def shape_of(node: fx.Node) -> tuple[Any, ...]:
     if not isinstance(value, torch.Tensor):
         return ()
     return tuple(d if isinstance(d, int) else str(d) for d in value.shape)
+
+
+def integer(argument: object) -> int:
+    """An argument that the operator's schema says is an integer."""
+    assert isinstance(argument, int), argument
+    return argument
 
 
 def rank(node: fx.Node) -> int:
@@ -107,19 +109,3 @@ def activation(node: fx.Node) -> str:
     if node.target is aten.gelu.default:
         return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
     return _NAMES.get(node.target, "")
-
-
-def only_heads(node: fx.Node) -> bool:
-    """Whether every user splits the channels into heads."""
-    users = real_users(node)
-    return bool(users) and all(u.target in SPLITS and rank(u) == 4 for u in users)
-
-
-def comes_from(node: fx.Node, source: fx.Node) -> bool:
-    """Whether `node` is `source` or an identity of it."""
-    while node is not source:
-        before = identity_source(node)
-        if before is None:
-            return False
-        node = before
-    return True

@@ -72,24 +72,36 @@ class Host:
             stack += current.all_input_nodes
         return True
 
+    def for_sizes(self, node: fx.Node, batch: int, length: int) -> Tensor | None:
+        """The value of a node that only sizes decide, for these sizes; else None."""
+        if not self.sizes_only(node):
+            return None
+        known = self._sample(self._placeholders(node), batch, length)
+        value = self.evaluate([node], known)[node]
+        return value if isinstance(value, Tensor) else None
+
     def bind(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
         """The values of the placeholders."""
         return {n: batch[str(n.target)] for n in self._program.graph.find_nodes(op="placeholder")}
 
-    def padding(self, mask: fx.Node) -> Padding | None:
+    def padding(self, mask: fx.Node, *, hides: bool = False) -> Padding | None:
         """What an attention mask means, if it hides whole keys according to one input.
 
         Transformers builds masks in many ways, so the subgraph is not matched but tried: on random
         0/1 inputs it must hide exactly the keys whose input is 0, for every query.
+
+        Args:
+            mask: Its node.
+            hides: Whether it is True where a key is hidden; else True or 0 where one is seen.
         """
         inputs = self._placeholders(mask)
         masks = [n for n in inputs if not n.name.startswith("input_ids")]
         for candidate in masks or inputs:
-            if self._hides_keys(mask, candidate, inputs):
+            if self._hides_keys(mask, candidate, inputs, hides):
                 return Padding(str(candidate.target))
-        return Padding(None) if self._hides_nothing(mask, inputs) else None
+        return Padding(None) if self._hides_nothing(mask, inputs, hides) else None
 
-    def _hides_keys(self, mask: fx.Node, by: fx.Node, inputs: set[fx.Node]) -> bool:
+    def _hides_keys(self, mask: fx.Node, by: fx.Node, inputs: set[fx.Node], hides: bool) -> bool:
         generator = torch.Generator().manual_seed(0)
         for number, (batch, length) in enumerate(self._trial_sizes()):
             known = self._sample(inputs, batch, length)
@@ -98,15 +110,15 @@ class Host:
                 chosen[:] = 1 - number
             chosen[:, 0] = 1
             known[by] = chosen.to(known[by].dtype)
-            visible = _visible(self.evaluate([mask], known)[mask], batch, length)
+            visible = _visible(self.evaluate([mask], known)[mask], batch, length, hides)
             if visible is None or not bool((visible == chosen.bool()[:, None, None, :]).all()):
                 return False
         return True
 
-    def _hides_nothing(self, mask: fx.Node, inputs: set[fx.Node]) -> bool:
+    def _hides_nothing(self, mask: fx.Node, inputs: set[fx.Node], hides: bool) -> bool:
         batch, length = self._trial_sizes()[0]
         known = self._sample(inputs, batch, length)
-        visible = _visible(self.evaluate([mask], known)[mask], batch, length)
+        visible = _visible(self.evaluate([mask], known)[mask], batch, length, hides)
         return visible is not None and bool(visible.all())
 
     def _trial_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -172,17 +184,22 @@ class Padding:
         self.source = source
 
 
-def _visible(mask: object, batch: int, length: int) -> Tensor | None:
+def _visible(mask: object, batch: int, length: int, hides: bool) -> Tensor | None:
     """A mask as bool [batch, heads, queries, keys], or None if it is neither 0 nor hidden."""
     if not isinstance(mask, Tensor):
+        return None
+    if hides and mask.dtype != torch.bool:
         return None
     if mask.dtype != torch.bool:
         shown, hidden = mask == 0, mask <= _HIDDEN
         if not bool((shown | hidden).all()):
             return None
         mask = shown
+    seen: Tensor = ~mask if hides else mask
+    if seen.dim() == 3 and seen.shape[0] % batch == 0:  # batch and heads in one dimension
+        seen = seen.reshape(batch, -1, *seen.shape[1:])
     try:
-        return mask.broadcast_to(batch, mask.shape[1] if mask.dim() == 4 else 1, length, length)
+        return seen.broadcast_to(batch, seen.shape[1] if seen.dim() == 4 else 1, length, length)
     except RuntimeError:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.costs import Choice, choose_format, tuned
 from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.graphs import (
-    REFERENCE,
-    activation,
-    comes_from,
-    only_heads,
-    rank,
-    real_users,
-)
-from sparsefx.backends.cpu.linear_weights import Weights, read_weights
+from sparsefx.backends.cpu.graphs import REFERENCE
+from sparsefx.backends.cpu.linear_weights import Weights, joined_weights, read_weights
+from sparsefx.backends.cpu.neighbours import Neighbours, Tail
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.rates import faster
 from sparsefx.backends.cpu.values import Octets, Rows
@@ -32,10 +26,6 @@ if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
 
 __all__ = ["Layer", "LinearLowering"]
-
-aten = torch.ops.aten
-_QUANTIZE = torch.ops.sparsefx.quantize.default
-_DEQUANTIZE = torch.ops.sparsefx.dequantize.default
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,30 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class _Tail:
-    """Nodes after a linear that its kernel computes as well."""
+class _Section:
+    """What one kernel computes: linears on the same input, or some rows of one.
 
-    last: fx.Node
-    activation: str = ""
-    residual: Buffer | None = None
-    snap: tuple[float, int] | None = None
+    Attributes:
+        linears: Their nodes.
+        end: The node whose values it computes, before what follows.
+        start, stop: The rows, where they are not all.
+    """
+
+    linears: tuple[fx.Node, ...]
+    end: fx.Node
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the linears."""
+        part = f"[{self.start}:{self.stop}]" if self.stop else ""
+        return tuple(node.name + part for node in self.linears)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells its weight from others."""
+        return (*(node.args[1] for node in self.linears), self.start, self.stop)
 
 
 class LinearLowering:
@@ -79,134 +86,81 @@ class LinearLowering:
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
+        self.around = Neighbours(walk)
         self._packed: dict[tuple[Any, ...], Packed] = {}
 
     def lower(self, node: fx.Node) -> str | None:
         """Lower `node` and its siblings; says why if it cannot."""
         walk = self._walk
-        source = walk.value(node.args[0])
+        read = node.args[0]
+        source = walk.value(read)
         if source is None:
             return "its input is computed outside the plan"
-        group = self._siblings(node)
+        group = self.around.siblings(node)
         weights = [read_weights(walk, n, source) for n in group]
         known = [w for w in weights if w is not None]
         if len(known) < len(group):
             return "its weight depends on an input"
         if len({w.matrix.dtype for w in known}) > 1:
             group, known = [node], known[:1]
-        joined = Weights(
-            np.concatenate([w.matrix for w in known]),
-            np.concatenate([w.scale for w in known]),
-            np.concatenate([w.bias for w in known]),
-        )
-        if not isinstance(source, Octets) or joined.matrix.dtype != np.int8:
-            written = walk.rows(source)
-            if written is None:
-                return "its input is not whole rows"
-            source = written
-        if len(group) == 1:
-            self._step(group, source, joined, self._tail(node, len(joined.bias)))
+        joined = joined_weights(known)
+        octets = walk.whole_octets(read) if joined.matrix.dtype == np.int8 else None
+        written = octets or walk.rows(read)
+        if written is None:
+            return "its input is not whole rows"
+        if len(group) > 1:
+            self._lower_together(group, known, written)
             return None
-        codes = self._codes(group) if joined.matrix.dtype == np.int8 else ()
-        target = self._step(group, source, joined, _Tail(node), as_codes=bool(codes))
-        self._share(group, known, target, codes)
+        pieces = self.around.pieces(node)
+        end, snap = self.around.snapped(node)
+        if not pieces:
+            self._step(_Section((node,), end), written, joined, self.around.tail(end, snap))
+        for piece, start, count in pieces:
+            section = _Section((node,), piece, start, start + count)
+            last, own = (piece, snap) if snap else self.around.snapped(piece)
+            rows = joined.rows(start, start + count)
+            self._step(section, written, rows, self.around.tail(last, own))
         return None
+
+    def _lower_together(
+        self, group: list[fx.Node], weights: list[Weights], source: Rows | Octets
+    ) -> None:
+        joined = joined_weights(weights)
+        codes = self._codes(group) if joined.matrix.dtype == np.int8 else ()
+        section = _Section(tuple(group), group[0])
+        target = self._step(section, source, joined, Tail(group[0]), as_codes=bool(codes))
+        self._share(group, weights, target, codes)
 
     def _codes(self, group: list[fx.Node]) -> tuple[tuple[float, int], ...]:
         """The quantizers of query and key, if attention can work on their codes."""
         walk = self._walk
-        ends = [self._snapped(n) for n in group]
+        ends = [self.around.snapped(n) for n in group]
         found = tuple(snap for _, snap in ends if snap is not None)
-        sizes = {int(user.meta["val"].shape[-1]) for end, _ in ends for user in real_users(end)}
+        sizes = {size for end, _ in ends for size in walk.head_sizes(end)}
         usable = walk.isa.has_pack_order and walk.options.attention == "auto"
         if not usable or len(found) < len(group) or len(group) != 2:
             return ()
-        return found if all(size % 4 == 0 for size in sizes) else ()
-
-    def _siblings(self, node: fx.Node) -> list[fx.Node]:
-        """Linears on the same input that only feed attention heads: computed as one."""
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        group = [
-            n
-            for n in source.users
-            if n.target is aten.linear.default
-            and n.args[0] is source
-            and only_heads(self._snapped(n)[0])
-        ]
-        # Query and key may become codes, which a value without a quantizer does not.
-        snapped = self._snapped(node)[1] is not None
-        group = [n for n in group if (self._snapped(n)[1] is not None) == snapped]
-        fresh = [n for n in group if n not in self._walk.values]
-        return fresh if node in fresh else [node]
-
-    def _snapped(self, node: fx.Node) -> tuple[fx.Node, tuple[float, int] | None]:
-        """The dequantize that follows a node, with its quantizer; the node itself if none does.
-
-        A quantizer whose values another linear reads is no snap: it is kept as bytes.
-        """
-        users = real_users(node)
-        if node in self._walk.outputs or len(users) != 1 or users[0].target is not _QUANTIZE:
-            return node, None
-        parameters = self._walk.quantization(users[0])
-        after = list(users[0].users)
-        if parameters is None or len(after) != 1 or after[0].target is not _DEQUANTIZE:
-            return node, None
-        if any(u.target is aten.linear.default for u in real_users(after[0])):
-            return node, None
-        return after[0], parameters
-
-    def _tail(self, node: fx.Node, rows: int) -> _Tail:
-        """Follow the only user: a snap, one activation, one addition of rows already computed."""
-        last, snap = self._snapped(node)
-        tail = _Tail(last, snap=snap)
-        while tail.last not in self._walk.outputs:
-            users = real_users(tail.last)
-            if len(users) != 1:
-                break
-            user = users[0]
-            name = activation(user)
-            if name and not tail.activation and tail.residual is None:
-                tail = replace(tail, last=user, activation=name)
-                continue
-            residual = self._residual(user, tail.last, rows) if tail.residual is None else None
-            if residual is None:
-                break
-            tail = replace(tail, last=user, residual=residual)
-        return tail
-
-    def _residual(self, user: fx.Node, behind: fx.Node, rows: int) -> Buffer | None:
-        """The buffer that `user` adds to `behind`, if it is an addition of written rows."""
-        if user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
-            return None
-        sides = [n for n in user.args[:2] if isinstance(n, fx.Node)]
-        others = [n for n in sides if not comes_from(n, behind)]
-        if len(sides) != 2 or len(others) != 1 or rank(others[0]) != rank(behind):
-            return None
-        value = self._walk.value(others[0])
-        if not isinstance(value, Rows) or not value.whole or value.buffer.rows != rows:
-            return None
-        return value.buffer
+        return found if all(size and size % 4 == 0 for size in sizes) else ()
 
     def _step(
         self,
-        group: list[fx.Node],
+        section: _Section,
         source: Rows | Octets,
         weights: Weights,
-        tail: _Tail,
+        tail: Tail,
         *,
         as_codes: bool = False,
     ) -> Buffer:
         """Add the step; gives the buffer of fp32 (whether or not it is written), or of codes."""
-        walk, last = self._walk, tail.last
+        walk, last, group = self._walk, tail.last, section.linears
         rows = len(weights.matrix)
         space = source.buffer.space
-        floats, quantizes, octets = self.sinks(last, rows, space)
+        floats, quantizes, octets = self.around.sinks(last, rows, space)
         if len(group) > 1:
             floats, quantizes, octets = True, [], None
         integer = weights.matrix.dtype == np.int8
         zero_point = source.zero_point if isinstance(source, Octets) else 0
-        packed, choice = self._pack(group, weights.matrix, zero_point if integer else 0)
+        packed, choice = self._pack(section, weights.matrix, zero_point if integer else 0)
         epilogue = Epilogue(
             integer, tail.activation, tail.residual is not None, floats, octets is not None
         )
@@ -226,7 +180,7 @@ class LinearLowering:
         if floats:
             words["output"] = target
             if len(group) == 1:
-                walk.values[last] = Rows(target)
+                walk.own(last, target)
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
@@ -244,12 +198,13 @@ class LinearLowering:
             del words["output"]
             epilogue = replace(epilogue, snap=False, floats=False, octets=True, codes=True)
         operation = catalog.linear(packed.format, epilogue)
-        self._record(group, last, Step(operation, words, _joined(group)), weights, packed, choice)
+        step = Step(operation, words, "+".join(section.names))
+        self._record(section, last, step, weights, packed, choice)
         return target
 
     def _record(
         self,
-        group: list[fx.Node],
+        section: _Section,
         last: fx.Node,
         step: Step,
         weights: Weights,
@@ -257,31 +212,23 @@ class LinearLowering:
         choice: Choice,
     ) -> None:
         """Add a step with what is told of it, and take the nodes that it computes."""
-        walk, names = self._walk, tuple(n.name for n in group)
-        layer = _layer(names, weights.matrix, step, packed, choice)
+        walk = self._walk
+        layer = _layer(section.names, weights.matrix, step, packed, choice)
         facts = {"macs": float(layer.nonzeros), "dense_macs": float(weights.matrix.size)}
         walk.steps.append(replace(step, facts=facts))
         walk.layers.append(layer)
-        walk.taken |= {*group, last, *self._between(group[0], last)}
-        for node in group:
-            walk.taken |= set(self._between(node, self._snapped(node)[0]))
-
-    def _between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
-        """Nodes from a linear to the end of its tail, whose values are never written."""
-        found, node = [], first
-        while node is not last:
-            node = real_users(node)[0]
-            found.append(node)
-        return found
+        walk.taken |= {*section.linears, section.end, *self.around.between(section.end, last)}
+        for node in section.linears:
+            walk.taken |= set(self.around.between(node, self.around.snapped(node)[0]))
 
     def _snaps(
-        self, group: list[fx.Node], weights: Weights, tail: _Tail
+        self, group: Sequence[fx.Node], weights: Weights, tail: Tail
     ) -> NDArray[np.float32] | None:
         """The quantizer of every row, fp32 [rows, 4] (see `Epilogue.snap`); None without any."""
         found = [(tail.snap, len(weights.bias))]
         if len(group) > 1:
             sizes = [int(n.meta["val"].shape[-1]) for n in group]
-            found = [(self._snapped(n)[1], s) for n, s in zip(group, sizes, strict=True)]
+            found = [(self.around.snapped(n)[1], s) for n, s in zip(group, sizes, strict=True)]
         if all(snap is None for snap, _ in found):
             return None
         parts = []
@@ -291,7 +238,7 @@ class LinearLowering:
             parts.append(np.tile(np.array(row, np.float32), (size, 1)))
         return np.concatenate(parts)
 
-    def _table(self, tail: _Tail, octets: Octets | None) -> NDArray[np.uint8] | None:
+    def _table(self, tail: Tail, octets: Octets | None) -> NDArray[np.uint8] | None:
         """What snap, activation and quantize make of each of the 256 codes, as PyTorch does it."""
         if tail.snap is None or octets is None or not self._walk.isa.has_byte_table:
             return None
@@ -312,35 +259,13 @@ class LinearLowering:
         """Each sibling is a part of the joined rows."""
         first = 0
         for number, (node, own) in enumerate(zip(group, weights, strict=True)):
-            end = self._snapped(node)[0]
+            end = self.around.snapped(node)[0]
             code = codes[number] if codes else None
-            self._walk.values[end] = Rows(target, first, len(own.bias), code)
+            self._walk.values[end] = Rows(target, first, code)
             first += len(own.bias)
 
-    def sinks(
-        self, node: fx.Node, rows: int, space: int
-    ) -> tuple[bool, list[fx.Node], Octets | None]:
-        """How a node's value is used: as fp32, and by which quantize nodes alike."""
-        users = real_users(node)
-        found: Octets | None = None
-        quantizes: list[fx.Node] = []
-        for user in users:
-            parameters = self._walk.quantization(user) if user.target is _QUANTIZE else None
-            if parameters is None:
-                continue
-            if found is None:
-                found = Octets(Buffer(f"{node.name}.octets", rows, 1, space), *parameters)
-            if (found.scale, found.zero_point) == parameters:
-                quantizes.append(user)
-        floats = node in self._walk.outputs or len(quantizes) < len(users)
-        floats = floats or self._returned_through_identity(node)
-        return floats, quantizes, found
-
-    def _returned_through_identity(self, node: fx.Node) -> bool:
-        return any(user.op == "output" for user in real_users(node))
-
     def _pack(
-        self, group: list[fx.Node], matrix: NDArray[Any], zero_point: int
+        self, section: _Section, matrix: NDArray[Any], zero_point: int
     ) -> tuple[Packed, Choice]:
         walk = self._walk
         measured = walk.options.measured and walk.options.pack
@@ -352,15 +277,11 @@ class LinearLowering:
             chosen = next(f for f in FORMATS if f == walk.options.format)
         if not walk.options.pack:
             return Packed(chosen, {}), choice
-        key = (*(n.args[1] for n in group), zero_point, chosen)
+        key = (*section.key, zero_point, chosen)
         if key not in self._packed:
             signed = walk.isa.signed_codes
             self._packed[key] = pack(matrix, chosen, zero_point, signed_codes=signed)
         return self._packed[key], choice
-
-
-def _joined(group: list[fx.Node]) -> str:
-    return "+".join(node.name for node in group)
 
 
 def _layer(

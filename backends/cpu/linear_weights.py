@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.values import Octets, Value
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
 
-__all__ = ["Weights", "read_weights"]
+__all__ = ["Weights", "joined_weights", "read_weights"]
 
 _DEQUANTIZE = torch.ops.sparsefx.dequantize.default
 
@@ -27,6 +29,21 @@ class Weights:
     matrix: NDArray[Any]
     scale: NDArray[np.float32]
     bias: NDArray[np.float32]
+
+    def rows(self, start: int, stop: int) -> Weights:
+        """Some of the rows."""
+        return Weights(*(part[start:stop] for part in (self.matrix, self.scale, self.bias)))
+
+
+def joined_weights(parts: Sequence[Weights]) -> Weights:
+    """The rows of several linears on the same input, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Weights(
+        np.concatenate([w.matrix for w in parts]),
+        np.concatenate([w.scale for w in parts]),
+        np.concatenate([w.bias for w in parts]),
+    )
 
 
 def read_weights(walk: Walk, node: fx.Node, source: Value) -> Weights | None:

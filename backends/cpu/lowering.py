@@ -8,25 +8,27 @@ kernels, which takes indices and no activations, so nothing comes back into it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.axes import BATCH, Layout
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.operators import handlers
 from sparsefx.backends.cpu.plan import Plan, Step, Word
-from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
+from sparsefx.backends.cpu.values import Embedded, Octets, Rows
 from sparsefx.backends.cpu.walk import LoweringOptions, Walk
 from sparsefx.program import Program
 from sparsefx.target import Unsupported
 
 __all__ = ["Lowered", "lower_program"]
 
-_LINEAR = torch.ops.aten.linear.default
+aten = torch.ops.aten
+_LINEAR = aten.linear.default
 
 
 @dataclass
@@ -36,24 +38,41 @@ class Lowered:
     Attributes:
         plan: Steps and buffers.
         exports: Nodes whose values the plan writes as tensors (outputs, and what the rest needs).
+        layouts: How the dimensions of each export lie in the rows that the plan writes.
         rest: Nodes that run outside the plan, in order.
         reasons: Why each of the first such nodes was not taken: (node, reason).
         padding: Name of the input that is 0 at padding, or None.
         layers: What was decided for every linear.
-        indices: Node of the index of each embedding table, by name in the plan.
+        indices: Node of the index of each embedding table, by name in the plan; None counts the
+            tokens of a sequence.
         host: Evaluates nodes outside the plan.
         linears: Linears of the graph, and how many of them run in PyTorch.
     """
 
     plan: Plan
     exports: dict[str, fx.Node]
+    layouts: dict[str, Layout]
     rest: list[fx.Node]
     reasons: list[tuple[fx.Node, str]]
     padding: str | None
     layers: list[Layer]
-    indices: dict[str, fx.Node]
+    indices: dict[str, fx.Node | None]
     host: Host
     linears: tuple[int, int]
+
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """Rows of the smallest table that each index reads."""
+        found: dict[str, int] = {}
+        names = list(self.indices)
+        for step in self.plan.steps:
+            if not step.kernel.kind.startswith("embed"):
+                continue
+            for number in range(int(step.kernel.spec[1])):
+                table, slot = step.words[f"table{number}"], step.words[f"indices{number}"]
+                name = names[int(slot) - FIRST_INDEX_TABLE]  # type: ignore[arg-type]  # an int
+                found[name] = min(found.get(name, 1 << 62), len(table))  # type: ignore[arg-type]
+        return found
 
     def unsupported(self) -> tuple[Unsupported, ...]:
         """`reasons`, each with how many linears run in PyTorch because of it."""
@@ -73,11 +92,13 @@ def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     host = Host(program)
     walk = Walk(program, host, options)
     table = handlers(walk)
+    within = {node for found in walk.spelled.values() for node in found.inner}
     for node in program.graph.nodes:
         known = node in host.nodes or node in walk.values or node in walk.taken
-        if known or node.op == "output":
+        if known or node in within or node.op == "output":
             continue
-        handler = table.get(node.target) if node.op == "call_function" else None
+        target = aten.tanh.default if node in walk.spelled else node.target
+        handler = table.get(target) if node.op == "call_function" else None
         why = handler(node) if handler else f"no kernel for {_op(node)}"
         if why:
             walk.reasons[node] = why
@@ -95,12 +116,15 @@ def _finish(walk: Walk) -> Lowered:
     rest = _needed(walk, list(outputs.values()))
     wanted = {n for node in rest for n in node.all_input_nodes} | set(outputs.values())
     exports: dict[str, fx.Node] = {}
+    layouts: dict[str, Layout] = {}
     sources: list[tuple[str, Rows]] = []
     for node in graph.nodes:
         if node in wanted and node in walk.values:
-            written = walk.rows(walk.values[node])
+            written, layout = walk.written(node), walk.layout(node)
             assert written is not None, node
+            assert layout is not None, node
             exports[node.name] = node
+            layouts[node.name] = replace(layout, first=layout.first + written.first)
             sources.append((node.name, written))
     results = {}
     first = FIRST_INDEX_TABLE + len(walk.indices)
@@ -127,7 +151,8 @@ def _finish(walk: Walk) -> Lowered:
         first_reasons.append((apart[0], "it does not depend on an embedding of tokens"))
     outside = len(apart) + sum(n.target is _LINEAR for n in rest)
     return Lowered(
-        *(plan, exports, rest, first_reasons, padding, walk.layers, walk.indices, walk.host),
+        *(plan, exports, layouts, rest, first_reasons, padding),
+        *(walk.layers, walk.indices, walk.host),
         linears=(len(linears), outside),
     )
 
@@ -153,8 +178,7 @@ def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:
         node = stack.pop()
         if node in needed or node in walk.host.nodes:
             continue
-        value = walk.values.get(node)
-        if value is not None and _can_export(value):
+        if _can_export(walk, node):
             continue
         walk.values.pop(node, None)
         needed.add(node)
@@ -162,7 +186,11 @@ def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:
     return [n for n in walk.program.graph.nodes if n in needed]
 
 
-def _can_export(value: Value) -> bool:
+def _can_export(walk: Walk, node: fx.Node) -> bool:
+    """Whether a node's value can be handed over: fp32, with all tokens of all sequences."""
+    value, layout = walk.value(node), walk.layout(node)
+    if layout is None or not any(BATCH in dim for dim in layout.dims):
+        return False
     if isinstance(value, Rows):
-        return value.whole
+        return value.code is None
     return isinstance(value, Embedded) or (isinstance(value, Octets) and value.floats)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,24 +11,25 @@ import torch
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.attending import AttentionLowering
+from sparsefx.backends.cpu.axes import SEQUENCE
 from sparsefx.backends.cpu.graphs import (
     ACTIVATIONS,
     IDENTITIES,
-    activation,
     identity_source,
-    rank,
+    integer,
     shape_of,
 )
 from sparsefx.backends.cpu.layers import LinearLowering
+from sparsefx.backends.cpu.layouts import MOVES
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
-from sparsefx.backends.cpu.values import Embedded, Heads, Octets, Parts, Rows, Scores
+from sparsefx.backends.cpu.positions import position_table
+from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Scaled, Scores, Value
 from sparsefx.backends.cpu.walk import Walk
 
 __all__ = ["handlers"]
 
 aten = torch.ops.aten
-_VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-_CUTS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default)
 _OUTSIDE = "its input is computed outside the plan"
 
 Handler = Callable[[fx.Node], str | None]
@@ -39,9 +38,9 @@ Handler = Callable[[fx.Node], str | None]
 def handlers(walk: Walk) -> dict[Any, Handler]:
     """The handler of each operator."""
     operators = _Operators(walk)
-    table: dict[Any, Handler] = dict.fromkeys(_VIEWS, operators.view)
+    attention = operators.attention
+    table: dict[Any, Handler] = dict.fromkeys(MOVES, operators.move)
     table |= dict.fromkeys(IDENTITIES, operators.same)
-    table |= dict.fromkeys(_CUTS, operators.cut)
     table |= dict.fromkeys(ACTIVATIONS, operators.activation)
     table |= {
         aten.embedding.default: operators.embedding,
@@ -49,14 +48,16 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.layer_norm.default: operators.norm,
         aten.add.Tensor: operators.add,
         aten.mul.Tensor: operators.multiply,
-        aten.div.Tensor: operators.scaled,
-        aten.transpose.int: operators.transpose,
-        aten.permute.default: operators.permute,
-        aten.select.int: operators.select,
-        operator.getitem: operators.part,
-        aten.scaled_dot_product_attention.default: operators.attention,
-        aten.matmul.default: operators.matmul,
-        aten.softmax.int: operators.softmax,
+        aten.div.Tensor: operators.divide,
+        aten.scaled_dot_product_attention.default: attention.fused,
+        aten.matmul.default: attention.product,
+        aten.bmm.default: attention.product,
+        aten.baddbmm.default: attention.masked_product,
+        aten.masked_fill.Scalar: attention.filled,
+        aten.masked_fill.Tensor: attention.filled,
+        aten.where.self: attention.chosen,
+        aten.where.ScalarOther: attention.chosen,
+        aten.softmax.int: attention.softmax,
         torch.ops.sparsefx.quantize.default: operators.quantize,
         torch.ops.sparsefx.dequantize.default: operators.dequantize,
     }
@@ -69,82 +70,50 @@ class _Operators:
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
         self.linears = LinearLowering(walk)
+        self.attention = AttentionLowering(walk)
 
     # shapes
 
     def same(self, node: fx.Node) -> str | None:
-        """Dropout in eval mode, contiguous, whole slices, conversions to the same type."""
+        """Dropout in eval mode, contiguous, slices, conversions to the same type."""
         source = identity_source(node)
+        if source is None and node in self._walk.layouts:
+            return self.move(node)
         if source is None:
             return f"{node.target} changes its input"
         return self._alias(node, source)
 
-    def view(self, node: fx.Node) -> str | None:
-        """Channels into heads, heads into channels, or no change."""
+    def move(self, node: fx.Node) -> str | None:
+        """Another layout of the same rows: views, transposes, cuts of channels."""
         source = node.args[0]
-        value = self._walk.value(source)
-        assert isinstance(source, fx.Node)
-        if shape_of(source) == shape_of(node):
-            return self._alias(node, source)
-        shape = shape_of(node)
-        if isinstance(value, Rows) and len(shape) == 4 and rank(source) == 3:
-            heads, size = shape[2], shape[3]
-            count = value.count or value.buffer.rows
-            if isinstance(heads, int) and isinstance(size, int) and heads * size == count:
-                self._walk.values[node] = Heads(value, heads, size)
-                return None
-        joined = isinstance(value, Heads) and value.order == "bshd" and len(shape) == 3
-        if joined and isinstance(value, Heads) and shape[2] == value.heads * value.size:
-            self._walk.values[node] = value.rows
-            return None
-        return _OUTSIDE if value is None else "a reshape that is neither heads nor channels"
-
-    def transpose(self, node: fx.Node) -> str | None:
-        """Exchange of two dimensions of heads."""
-        value = self._walk.value(node.args[0])
-        if not isinstance(value, Heads):
-            return _OUTSIDE if value is None else "a transpose of something else than heads"
-        self._walk.values[node] = value.swap(int(node.args[1]), int(node.args[2]))  # type: ignore[arg-type]
-        return None
-
-    def permute(self, node: fx.Node) -> str | None:
-        """Reordering of the dimensions of heads."""
-        value = self._walk.value(node.args[0])
-        if not isinstance(value, Heads):
-            return _OUTSIDE if value is None else "a permute of something else than heads"
-        order = "".join(value.order[int(d)] for d in node.args[1])  # type: ignore[union-attr, arg-type]
-        self._walk.values[node] = replace(value, order=order)
-        return None
-
-    def cut(self, node: fx.Node) -> str | None:
-        """Channels cut into parts."""
-        value, dim = self._walk.value(node.args[0]), (*node.args[2:], 0)[0]
-        if not isinstance(value, Rows):
-            return _OUTSIDE if value is None else "a cut of something else than channels"
-        sizes = [part.shape[-1] for part in node.meta["val"]]
-        if dim not in (-1, node.meta["val"][0].dim() - 1):
-            return "a cut along something else than the channels"
-        starts = [value.first + sum(sizes[:index]) for index in range(len(sizes))]
-        parts = [replace(value, first=a, count=n) for a, n in zip(starts, sizes, strict=True)]
-        self._walk.values[node] = Parts(tuple(parts))
-        return None
-
-    def part(self, node: fx.Node) -> str | None:
-        """One part of a cut."""
-        value, index = self._walk.value(node.args[0]), node.args[1]
-        if not isinstance(value, Parts) or not isinstance(index, int):
+        value, layout = self._walk.value(source), self._walk.layout(source)
+        if value is None:
             return _OUTSIDE
-        self._walk.values[node] = value.rows[index]
+        if isinstance(value, Scores):
+            return self._view_scores(node, value)
+        if node not in self._walk.layouts:
+            what = str(node.target).removeprefix("aten.").split(".")[0]
+            return f"a {what} that is neither heads nor channels"
+        selects = node.target is aten.select.int and layout is not None
+        if selects and layout and layout.dims[integer(node.args[1])] == (SEQUENCE,):
+            return self._first_token(node)
+        self._walk.values[node] = value
         return None
 
-    def select(self, node: fx.Node) -> str | None:
+    def _view_scores(self, node: fx.Node, value: Scores) -> str | None:
+        """Scores whose heads lie in the dimension of the batch, or in one of their own."""
+        old, new = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]  # it has a value
+        if node.target not in (aten.view.default, aten.reshape.default) or old[-2:] != new[-2:]:
+            return "moves scores"
+        self._walk.values[node] = value
+        return None
+
+    def _first_token(self, node: fx.Node) -> str | None:
         """The first token of every sequence."""
         walk = self._walk
-        source = walk.rows(walk.value(node.args[0]))
-        if source is None:
+        source = walk.written(node.args[0])
+        if source is None or source.buffer.space != TOKENS:
             return _OUTSIDE
-        if tuple(node.args[1:3]) != (1, 0) or source.buffer.space != TOKENS:
-            return "selects something else than the first token"
         target = Buffer(node.name, source.buffer.rows, 4, SEQUENCES)
         words: dict[str, Word] = {
             "rows": target.rows,
@@ -152,7 +121,7 @@ class _Operators:
             "output": target,
         }
         walk.steps.append(Step(catalog.other("pick"), words, node.name))
-        walk.values[node] = Rows(target)
+        walk.values[node] = Rows(target, source.first)
         return None
 
     def _alias(self, node: fx.Node, source: fx.Node) -> str | None:
@@ -187,20 +156,56 @@ class _Operators:
         if isinstance(left, Embedded) and isinstance(right, Embedded):
             walk.values[node] = Embedded(left.tables + right.tables, left.indices + right.indices)
             return None
-        if isinstance(left, Scores) and right is None and left.mask is None:
-            walk.values[node] = replace(left, mask=node.args[1])  # type: ignore[arg-type]
+        if isinstance(left, Scores) and right is None:
+            return self.attention.masked(node, node.args[1])
+        if isinstance(left, Embedded) and right is None:
+            table = position_table(walk.host, node.args[1], node)
+            if table is None:
+                return "adds to embeddings what is no table of positions"
+            walk.values[node] = Embedded((*left.tables, table), (*left.indices, None))
             return None
         return self._both("add", node)
 
     def multiply(self, node: fx.Node) -> str | None:
-        """A factor on attention scores, or two rows, as gates have them."""
-        known = [self._walk.value(n) is not None for n in node.args[:2]]
-        return self._both("mul", node) if all(known) else self.scaled(node)
+        """A number, or two rows, as gates have them."""
+        walk = self._walk
+        known = [n for n in node.args[:2] if walk.value(n) is not None]
+        if not known:
+            return _OUTSIDE
+        if len(known) == 2:
+            return self._both("mul", node)
+        (other,) = (n for n in node.args[:2] if n is not known[0])
+        divides = node.target is aten.div.Tensor
+        number = walk.number(other)
+        if number is None or (divides and other is node.args[0]):
+            return "a factor that is not a number"
+        return self._scaled(node, walk.value(known[0]), 1 / number if divides else number)
+
+    def _scaled(self, node: fx.Node, value: Value | None, factor: float) -> str | None:
+        values = self._walk.values
+        if isinstance(value, Scores) and value.mask is None and not value.weights:
+            values[node] = replace(value, scale=value.scale * factor)
+        elif isinstance(value, Embedded):
+            values[node] = Embedded(tuple(t * factor for t in value.tables), value.indices)
+        elif isinstance(value, Scaled):
+            values[node] = replace(value, factor=value.factor * factor)
+        elif isinstance(value, Rows):
+            values[node] = Scaled(value, factor)
+        else:
+            return "a factor on something else than scores"
+        return None
+
+    def divide(self, node: fx.Node) -> str | None:
+        """Division by a number."""
+        both = all(self._walk.value(n) is not None for n in node.args[:2])
+        return "a quotient of two values" if both else self.multiply(node)
 
     def _both(self, operation: str, node: fx.Node) -> str | None:
         """`add` or `mul` of two values that are rows of the same shape."""
         walk = self._walk
-        a, b = (walk.rows(walk.value(n)) for n in node.args[:2])
+        if walk.layout(node) is None:
+            return f"{operation} of other shapes than tokens by channels"
+        a, b = (walk.rows(n) for n in node.args[:2])
         if a is None or b is None:
             return _OUTSIDE
         if a.buffer.rows != b.buffer.rows or a.buffer.space != b.buffer.space:
@@ -210,10 +215,12 @@ class _Operators:
 
     def activation(self, node: fx.Node) -> str | None:
         """An activation that no linear took along."""
-        source = self._walk.rows(self._walk.value(node.args[0]))
+        walk = self._walk
+        spelled = walk.spelled.get(node)
+        source = walk.rows(spelled.source if spelled else node.args[0])
         if source is None:
             return _OUTSIDE
-        self._elementwise(activation(node), node, source, source)
+        self._elementwise(walk.activation(node), node, source, source)
         return None
 
     def _elementwise(self, operation: str, node: fx.Node, a: Rows, b: Rows) -> None:
@@ -226,19 +233,19 @@ class _Operators:
             "space": target.space,
         }
         self._walk.steps.append(Step(catalog.elementwise(operation), words, node.name))
-        self._walk.values[node] = Rows(target)
+        self._walk.own(node, target)
 
     def norm(self, node: fx.Node) -> str | None:
         """Layer norm over the channels, with the quantize after it."""
         walk = self._walk
-        source = walk.rows(walk.value(node.args[0]))
+        source = walk.rows(node.args[0])
         if source is None:
             return _OUTSIDE
         _, shape, weight, bias, epsilon = (*node.args, None, None, 1e-5)[:5]
         channels = source.buffer.rows
         if list(shape) != [channels]:  # type: ignore[arg-type]  # a list of sizes
             return "a norm over more than the channels"
-        floats, quantizes, octets = self.linears.sinks(node, channels, source.buffer.space)
+        floats, quantizes, octets = self.linears.around.sinks(node, channels, source.buffer.space)
         words: dict[str, Any] = {
             "rows": channels,
             "input": source.buffer,
@@ -249,7 +256,7 @@ class _Operators:
         }
         if floats:
             words["output"] = Buffer(node.name, channels, 4, source.buffer.space)
-            walk.values[node] = Rows(words["output"])
+            walk.own(node, words["output"])
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
@@ -269,7 +276,7 @@ class _Operators:
     def quantize(self, node: fx.Node) -> str | None:
         """uint8 rows from fp32 rows that were written."""
         walk = self._walk
-        source = walk.rows(walk.value(node.args[0]))
+        source = walk.rows(node.args[0])
         if source is None:
             return _OUTSIDE
         parameters = walk.quantization(node)
@@ -285,94 +292,3 @@ class _Operators:
             return _OUTSIDE
         self._walk.values[node] = replace(value, floats=True)
         return None
-
-    # attention
-
-    def attention(self, node: fx.Node) -> str | None:
-        """A fused attention."""
-        q, k, v, mask = (*node.args[:4], None)[:4]
-        if (len(node.args) > 5 and node.args[5]) or node.kwargs.get("is_causal"):
-            return "causal attention"
-        heads = [self._walk.value(n) for n in (q, k, v)]
-        known = [h for h in heads if isinstance(h, Heads) and h.order == "bhsd"]
-        if len(known) < 3:
-            return _OUTSIDE if None in heads else "its inputs are not [batch, heads, tokens, size]"
-        mask = node.kwargs.get("attn_mask", mask)
-        scale = node.kwargs.get("scale") or 1 / math.sqrt(known[0].size)
-        return self._attend(node, known[0], known[1], known[2], float(scale), mask)  # type: ignore[arg-type]
-
-    def matmul(self, node: fx.Node) -> str | None:
-        """Scores (q k^T) or context (weights v) of an attention that is spelled out."""
-        left, right = (self._walk.value(n) for n in node.args[:2])
-        if isinstance(left, Heads) and isinstance(right, Heads):
-            if (left.order, right.order) != ("bhsd", "bhds"):
-                return "a product of heads that is not q k^T"
-            self._walk.values[node] = Scores(left, right)
-            return None
-        if isinstance(left, Scores) and isinstance(right, Heads):
-            if not left.weights or right.order != "bhsd":
-                return "a product of scores that is not weights v"
-            key = left.key.swap(2, 3)
-            return self._attend(node, left.query, key, right, left.scale, left.mask)
-        return _OUTSIDE if left is None or right is None else "a product that is not attention"
-
-    def scaled(self, node: fx.Node) -> str | None:
-        """A factor on attention scores."""
-        value, factor = self._walk.value(node.args[0]), node.args[1]
-        if not isinstance(value, Scores) or value.mask is not None:
-            return _OUTSIDE if value is None else "a factor on something else than scores"
-        if not isinstance(factor, (int, float)):
-            return "a factor that is not a number"
-        amount = factor if node.target is aten.mul.Tensor else 1 / factor
-        self._walk.values[node] = replace(value, scale=value.scale * amount)
-        return None
-
-    def softmax(self, node: fx.Node) -> str | None:
-        """Softmax over the keys."""
-        value = self._walk.value(node.args[0])
-        if not isinstance(value, Scores) or node.args[1] not in (-1, 3):
-            return _OUTSIDE if value is None else "a softmax that is not attention"
-        self._walk.values[node] = replace(value, weights=True)
-        return None
-
-    def _attend(
-        self, node: fx.Node, q: Heads, k: Heads, v: Heads, scale: float, mask: object
-    ) -> str | None:
-        walk = self._walk
-        if len({(h.heads, h.size) for h in (q, k, v)}) > 1:
-            return "query, key and value differ in heads or size"
-        why = walk.mask(mask)
-        if why:
-            return why
-        target = Buffer(node.name, q.heads * q.size, 4)
-        words: dict[str, Any] = {
-            "output": target,
-            "output_rows": target.rows,
-            "heads": q.heads,
-            "head_size": q.size,
-            "scale": scale,
-        }
-        for name, part in zip("qkv", (q, k, v), strict=True):
-            words[name] = part.rows.buffer
-            words[f"{name}_rows"] = part.rows.buffer.rows
-            words[f"{name}_first"] = part.rows.first
-        facts = {"macs_per_key": 2.0 * target.rows}
-        q_code, k_code = q.rows.code, k.rows.code
-        kind = "attention"
-        if q_code is not None and k_code is not None and v.rows.code is None:
-            kind = _int8_attention(walk)
-            words["scale"] = scale * q_code[0] * k_code[0]
-            words["q_zero"] = q_code[1]
-        elif any(h.rows.code is not None for h in (q, k, v)):
-            return "its inputs are quantized in ways that no kernel knows"
-        walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
-        walk.values[node] = Heads(Rows(target), q.heads, q.size, "bhsd")
-        return None
-
-
-def _int8_attention(walk: Walk) -> str:
-    """The faster of the kernels that multiply codes; their results are the same bits."""
-    if not walk.isa.has_tiles:
-        return "attention_i8"
-    rates = walk.rates
-    return "attention_amx" if rates.attention_tiles < rates.attention else "attention_i8"

@@ -1,41 +1,32 @@
-"""What a graph node has become while a Program is lowered."""
+"""What a graph node has become while a Program is lowered.
+
+A value is where the numbers lie; how the node's dimensions lie in it is the node's layout
+(`layouts`). Views and transposes share the value of what they view.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.plan import Buffer
 
-__all__ = ["Embedded", "Heads", "Octets", "Parts", "Rows", "Scores", "Value"]
+__all__ = ["Embedded", "Heads", "Mask", "Octets", "Rows", "Scaled", "Scores", "Value"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """fp32 [batch, sequence, channels] or [batch, channels]: rows of a buffer.
+    """fp32 rows of a buffer: one row for each channel.
 
-    `first` is not 0 for a part of a fused linear. With `code`, (scale, zero point), the buffer
-    holds the uint8 codes of these values; only attention reads such rows.
+    `first` is the row where channel 0 of the node lies: not 0 for a part of a fused linear. With
+    `code`, (scale, zero point), the buffer holds the uint8 codes of these values; only attention
+    reads such rows.
     """
 
     buffer: Buffer
     first: int = 0
-    count: int = 0
     code: tuple[float, int] | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is all of its buffer."""
-        complete = self.first == 0 and self.count in (0, self.buffer.rows)
-        return complete and self.code is None
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Rows cut along the channels, as a fused query, key and value linear is."""
-
-    rows: tuple[Rows, ...]
 
 
 @dataclass(frozen=True)
@@ -49,19 +40,30 @@ class Octets:
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Rows seen as heads: `order` names the dimensions, b s h d in some order."""
+class Scaled:
+    """Rows times a number, which only attention scores take along."""
 
     rows: Rows
+    factor: float
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Rows seen as heads: order "bsd", or "bds" with the channels of a head before its tokens."""
+
+    rows: Rows
+    order: str
     heads: int
     size: int
-    order: str = "bshd"
+    factor: float = 1.0
 
-    def swap(self, a: int, b: int) -> Heads:
-        """After exchanging two dimensions."""
-        letters = list(self.order)
-        letters[a], letters[b] = letters[b], letters[a]
-        return replace(self, order="".join(letters))
+
+@dataclass(frozen=True)
+class Mask:
+    """What hides keys: the node, and whether it is True (or not 0) where a key is hidden."""
+
+    node: object
+    hides: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,19 @@ class Scores:
     query: Heads
     key: Heads
     scale: float = 1.0
-    mask: fx.Node | None = None
+    mask: Mask | None = None
     weights: bool = False
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A sum of embeddings that is not written yet: tables and the nodes of their indices."""
+    """A sum of embeddings that is not written yet: tables and the nodes of their indices.
+
+    An index without a node counts the tokens of a sequence.
+    """
 
     tables: tuple[Tensor, ...]
-    indices: tuple[fx.Node, ...]
+    indices: tuple[fx.Node | None, ...]
 
 
-Value = Rows | Parts | Octets | Heads | Scores | Embedded
+Value = Rows | Octets | Scaled | Scores | Embedded

@@ -9,14 +9,18 @@ import numpy as np
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.axes import Channels, Layout
+from sparsefx.backends.cpu.graphs import activation, identity_source
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
+from sparsefx.backends.cpu.layouts import MOVES, Layouts, find_layouts
 from sparsefx.backends.cpu.panel import interleaved_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
-from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Value
+from sparsefx.backends.cpu.spelled import Spelled, find_spelled
+from sparsefx.backends.cpu.values import Embedded, Heads, Mask, Octets, Rows, Scaled, Value
 from sparsefx.backends.cpu.weights import SHORT, TILED, Format
 from sparsefx.program import Program
 
@@ -52,12 +56,19 @@ class Walk:
     values: dict[fx.Node, Value] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     reasons: dict[fx.Node, str] = field(default_factory=dict)
-    indices: dict[str, fx.Node] = field(default_factory=dict)
+    indices: dict[str, fx.Node | None] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
     rewritten: dict[tuple[Buffer, str], Buffer] = field(default_factory=dict)
     embedded: list[tuple[Embedded, Rows]] = field(default_factory=list)
+    spelled: dict[fx.Node, Spelled] = field(init=False)
+    layouts: Layouts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spelled = find_spelled(self.program.graph)
+        self.layouts = find_layouts(self.program, self.host, self.spelled)
+        self._spelled_from = {found.source: last for last, found in self.spelled.items()}
 
     @property
     def isa(self) -> Isa:
@@ -80,17 +91,131 @@ class Walk:
         """What an argument has become, if it has."""
         return self.values.get(node) if isinstance(node, fx.Node) else None
 
-    def rows(self, value: Value | None) -> Rows | None:
-        """A value as whole fp32 rows, written now if it was not."""
+    def number(self, node: object) -> float | None:
+        """A number, or the only element of a constant tensor."""
+        if isinstance(node, fx.Node):
+            found = self.host.constant(node)
+            return float(found) if found is not None and found.numel() == 1 else None
+        return float(node) if isinstance(node, (int, float)) else None
+
+    def layout(self, node: object) -> Layout | None:
+        """How a node's dimensions lie in its value."""
+        found = self.layouts.get(node) if isinstance(node, fx.Node) else None
+        return found if isinstance(found, Layout) else None
+
+    def activation(self, node: fx.Node) -> str:
+        """Name of the activation that a node applies, as one operator or spelled out; or ""."""
+        return self.spelled[node].name if node in self.spelled else activation(node)
+
+    def users(self, node: fx.Node) -> list[fx.Node]:
+        """Users of a node, looking through what only orders its tokens; spellings are one user."""
+        direct = set(node.users)
+        last = self._spelled_from.get(node)
+        if last is not None and direct <= {*self.spelled[last].inner, last}:
+            return [last]
+        found: list[fx.Node] = []
+        for user in node.users:
+            found += self.users(user) if self._passes(user, node) else [user]
+        return found
+
+    def comes_from(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether `node` is `source` but for the order of its tokens."""
+        while node is not source:
+            before = node.args[0] if node.args else None
+            if not isinstance(before, fx.Node) or not self._passes(node, before):
+                return False
+            node = before
+        return True
+
+    def _passes(self, user: fx.Node, node: fx.Node) -> bool:
+        """Whether `user` gives the rows of `node`, with its tokens in this or another order."""
+        if identity_source(user) is node:
+            return True
+        old, new = self.layout(node), self.layout(user)
+        if user.target not in MOVES or old is None or new is None or old.plain is None:
+            return False
+        return (old.plain, old.first, old.tokens) == (new.plain, new.first, new.tokens)
+
+    def heads_only(self, node: fx.Node) -> bool:
+        """Whether every user sees the channels as heads."""
+        users = self.users(node)
+        return bool(users) and all(self._as_heads(user) for user in users)
+
+    def _as_heads(self, user: fx.Node) -> bool:
+        layout = self.layouts.get(user)
+        if user.target not in MOVES or layout is None:
+            return False
+        if isinstance(layout, Layout) and layout.plain is None:
+            return True
+        return self.heads_only(user)
+
+    def head_sizes(self, node: fx.Node) -> set[int]:
+        """Channels of a head, by all users that see the channels of `node` as heads; else 0."""
+        found = set()
+        for user in self.users(node):
+            layout = self.layout(user)
+            last = layout.dims[-1] if layout is not None else ()
+            known = len(last) == 1 and isinstance(last[0], Channels) and last[0].step == 1
+            found.add(last[0].size if known and isinstance(last[0], Channels) else 0)
+        return found
+
+    def own(self, node: fx.Node, buffer: Buffer) -> None:
+        """Note that channel 0 of `node` lies in row 0 of a buffer."""
+        layout = self.layout(node)
+        self.values[node] = Rows(buffer, -layout.first if layout else 0)
+
+    def written(self, node: object) -> Rows | None:
+        """The fp32 rows behind a node, all of its buffer; written now if they were not."""
+        value = self.value(node)
         if isinstance(value, Embedded):
             return self._write_embedding(value)
         if isinstance(value, Octets) and value.floats:
-            target = Buffer(f"{value.buffer.name}.floats", value.buffer.rows, 4, value.buffer.space)
-            self.expand(value, target, value.scale, value.zero_point)
-            return Rows(target)
-        if isinstance(value, Rows) and value.whole:
-            return value
-        return None
+            return Rows(self.floats(value))
+        return value if isinstance(value, Rows) and value.code is None else None
+
+    def rows(self, node: object) -> Rows | None:
+        """A node as whole fp32 rows, one for each channel; a part of a buffer is copied."""
+        layout, count = self.layout(node), 0
+        if layout is not None:
+            count = layout.plain or 0
+        found = self.written(node) if count else None
+        if found is None or layout is None:
+            return None
+        first = found.first + layout.first
+        if first == 0 and count == found.buffer.rows:
+            return Rows(found.buffer)
+        key = (found.buffer, f"{first}:{first + count}")
+        if key not in self.rewritten:
+            target = Buffer(f"{found.buffer.name}[{key[1]}]", count, 4, found.buffer.space)
+            words: dict[str, Word] = {
+                "rows": count,
+                "first": first,
+                "input": found.buffer,
+                "input_rows": found.buffer.rows,
+                "output": target,
+                "space": target.space,
+            }
+            self.steps.append(Step(catalog.other("copy"), words, target.name))
+            self.rewritten[key] = target
+        return Rows(self.rewritten[key])
+
+    def heads(self, node: object) -> Heads | None:
+        """A node as the heads of attention, if its dimensions are theirs."""
+        known, layout = self.value(node), self.layout(node)
+        scaled = known if isinstance(known, Scaled) else None
+        value = scaled.rows if scaled else known
+        found = layout.heads() if layout is not None else None
+        if layout is None or found is None or not isinstance(value, Rows):
+            return None
+        rows = Rows(value.buffer, value.first + layout.first, value.code)
+        return Heads(rows, *found, scaled.factor if scaled else 1.0)
+
+    def whole_octets(self, node: object) -> Octets | None:
+        """A node as uint8 rows, one for each channel."""
+        value, layout = self.value(node), self.layout(node)
+        if not isinstance(value, Octets) or layout is None or layout.first:
+            return None
+        return value if layout.plain == value.buffer.rows else None
 
     def read_as(self, value: Rows | Octets, format: Format, *, integer: bool) -> Buffer:
         """A value as the kernel of a format reads it."""
@@ -102,11 +227,26 @@ class Walk:
 
     def integers(self, value: Octets) -> Buffer:
         """The bytes themselves as fp32, for arithmetic without a dot product; written once."""
-        key = (value.buffer, "integers")
+        return self._expanded(value, "integers", 1.0, 0)
+
+    def floats(self, value: Octets) -> Buffer:
+        """What the bytes mean, as fp32; written once."""
+        return self._expanded(value, "floats", value.scale, value.zero_point)
+
+    def _expanded(self, value: Octets, kind: str, scale: float, zero_point: int) -> Buffer:
+        key = (value.buffer, kind)
         if key not in self.rewritten:
-            name = f"{value.buffer.name}.integers"
+            name = f"{value.buffer.name}.{kind}"
             target = Buffer(name, value.buffer.rows, 4, value.buffer.space)
-            self.expand(value, target, 1.0, 0)
+            words: dict[str, Word] = {
+                "rows": target.rows,
+                "input": value.buffer,
+                "output": target,
+                "scale": scale,
+                "zero_point": zero_point,
+                "space": target.space,
+            }
+            self.steps.append(Step(catalog.other("expand"), words, target.name))
             self.rewritten[key] = target
         return self.rewritten[key]
 
@@ -138,18 +278,6 @@ class Walk:
             self.steps.append(Step(catalog.other("interleave"), words, target.name))
             self.rewritten[key] = target
         return self.rewritten[key]
-
-    def expand(self, value: Octets, target: Buffer, scale: float, zero_point: int) -> None:
-        """Add a step that widens uint8 rows to fp32."""
-        words: dict[str, Word] = {
-            "rows": target.rows,
-            "input": value.buffer,
-            "output": target,
-            "scale": scale,
-            "zero_point": zero_point,
-            "space": target.space,
-        }
-        self.steps.append(Step(catalog.other("expand"), words, target.name))
 
     def quantize(self, source: Rows, name: str, scale: float, zero_point: int) -> Octets:
         """Add a step that writes uint8 rows."""
@@ -187,21 +315,23 @@ class Walk:
             array = np.ascontiguousarray(table.detach().float().numpy())
             if stride != channels:
                 array = np.pad(array, ((0, 0), (0, stride - channels)))
-            self.indices.setdefault(index.name, index)
+            name = index.name if index is not None else "positions"
+            self.indices.setdefault(name, index)
             words[f"table{n}"] = array
-            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(index.name)
+            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(name)
         self.steps.append(Step(catalog.embedding(len(value.tables)), words, "embedding"))
         self.embedded.append((value, Rows(target)))
         return Rows(target)
 
-    def mask(self, node: object) -> str | None:
+    def mask(self, mask: Mask | None) -> str | None:
         """Why a mask cannot be taken, or None; notes which input it stands for."""
-        if node is None:
+        if mask is None:
             self.padding.append(None)
             return None
+        node = mask.node
         if not isinstance(node, fx.Node) or node not in self.host.nodes:
             return "its mask depends on activations"
-        found = self.host.padding(node)
+        found = self.host.padding(node, hides=mask.hides)
         if found is None:
             return "its mask hides more than padding"
         self.padding.append(found.source)

@@ -23,7 +23,10 @@ from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
 
 SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
-WHOLE = ("bert-cls", "bert-mlm", "bert-tok", "distilbert", "roberta", "electra", "handwritten")
+WHOLE = (
+    *("bert-cls", "bert-mlm", "bert-tok", "bert-qa", "distilbert", "roberta", "electra", "albert"),
+    "handwritten",
+)
 
 
 def difference(program: Program, compiled: CpuCompiled, batch: dict[str, torch.Tensor]) -> float:

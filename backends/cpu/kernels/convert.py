@@ -10,10 +10,12 @@ from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import ACTIVATIONS
 
 __all__ = [
+    "COPY_FIELDS",
     "ELEMENTWISE_FIELDS",
     "EXPAND_FIELDS",
     "QUANTIZE_FIELDS",
     "SHORTEN_FIELDS",
+    "emit_copy",
     "emit_elementwise",
     "emit_expand",
     "emit_quantize",
@@ -23,6 +25,7 @@ __all__ = [
 QUANTIZE_FIELDS = ("rows", "input", "output_bytes", "inverse_scale", "zero_point", "space")
 EXPAND_FIELDS = ("rows", "input", "output", "scale", "zero_point", "space")
 SHORTEN_FIELDS = ("rows", "input", "output", "space")
+COPY_FIELDS = ("rows", "first", "input", "input_rows", "output", "space")
 ELEMENTWISE_FIELDS = ("rows", "input", "other", "output", "space")
 
 
@@ -69,6 +72,20 @@ def emit_shorten(isa: Isa, width: int) -> Function:
     for row in frame.units(frame.job("panels", space) * frame.word("rows")):
         values = panel.load(f, f.offset(source, row * panel.row_bytes))
         store(f, f.offset(target, row * (2 * width)), values)
+    return f
+
+
+def emit_copy(isa: Isa, width: int) -> Function:
+    """Some rows of a buffer, from row `first` on, as a buffer of their own."""
+    frame = open_frame(f"copy_{isa.name}_w{width}", Panel(isa, width), COPY_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    source, target = frame.buffer("input", space), frame.buffer("output", space)
+    rows = frame.word("rows")
+    for unit in frame.units(frame.job("panels", space) * rows):
+        number = unit // rows
+        place = number * frame.word("input_rows") + frame.word("first") + (unit - number * rows)
+        values = panel.load(f, f.offset(source, place * panel.row_bytes))
+        panel.store(f, f.offset(target, unit * panel.row_bytes), values)
     return f
 
 
