@@ -6,6 +6,7 @@ Asks for permission, compares linears and attention on tiles with exact results 
 own, measures the machine's rates, then times attention, and linears of BERT-base in every format,
 weights cold, one core. The last column says what the calibrated model would choose: a line where it
 is not among the fastest shows what to mend. It takes a minute or two on an idle machine.
+`--isa amx_bf16` does the same for a CPU with AMX-BF16, and its linears on bf16.
 `--isa amx_emulated --quick` shows the form of the output anywhere; its times mean nothing.
 """
 
@@ -84,14 +85,15 @@ def line(found: dict[str, Any]) -> str:
 def rates_table(rates: Rates) -> str:
     """Measured rates beside those that are built in."""
     formats = ("quad", "block", "group", "tile", "masked_tile", "row")
-    names = (*formats, "attention", "attention_tiles", "peak", "peak_tiles")
+    short = ("short_nonzero", "short_channel", "short_tile", "peak_short")
+    names = (*formats, *short, "attention", "attention_tiles", "peak", "peak_tiles")
     lines = [f"{n:16s}{getattr(rates, n):10.2f}{getattr(BUILT_IN, n):10.2f}" for n in names]
     return "\n".join(["rate              measured  built in", *lines])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--isa", default="amx", choices=("amx", "amx_emulated"))
+    parser.add_argument("--isa", default="amx", choices=[i.name for i in ISAS.values() if i.tiles])
     parser.add_argument("--quick", action="store_true", help="One small linear, built-in rates.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

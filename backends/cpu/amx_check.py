@@ -19,7 +19,7 @@ from sparsefx.backends.cpu.amx_host import DIFFERS, PASSED, ask_permission
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, Isa
-from sparsefx.backends.cpu.panel import WIDTHS, interleaved_rows
+from sparsefx.backends.cpu.panel import WIDTHS, interleaved_rows, paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import Pool
 from sparsefx.backends.cpu.private import cache_folder
@@ -35,10 +35,12 @@ __all__ = [
     "linear_input",
     "linear_words",
     "main",
+    "pair",
     "run_steps",
 ]
 
 FORMATS: tuple[Format, ...] = ("dense_amx", "masked_amx")
+SHORT_FORMAT: Format = "dense_amx_bf16"
 _TOKENS = (1, 20, 130)
 """One panel of 16, one of 32, three of 64."""
 _SHAPES = ((3, 5, 1.0), (33, 64, 0.5), (70, 200, 0.1), (40, 130, 0.0), (33, 768, 0.1))
@@ -53,6 +55,8 @@ _INDEX = 2
 def kernel_texts(isa: Isa) -> list[str]:
     """The code that is checked."""
     kernels = [catalog.linear(format, Epilogue(integer=True)) for format in FORMATS]
+    if isa.short:
+        kernels += [catalog.linear(SHORT_FORMAT, Epilogue()), catalog.other("pair")]
     kernels.append(catalog.other("attention_amx"))
     return [kernel.code(isa, width)[1] for kernel in kernels for width in WIDTHS]
 
@@ -70,6 +74,8 @@ def check(isa: Isa) -> str:
             found = _linear(x, w.astype(np.int8), format, engine, pool)
             if not np.array_equal(found, exact):
                 return f"{format} [{rows}, {columns}] is wrong for {tokens} tokens"
+    if wrong := _wrong_short(engine, pools):
+        return wrong
     for heads, size, lengths in _HEADS:
         expected = attention("attention_i8", heads, size, lengths, engine, pools[0])
         for pool in pools:
@@ -77,6 +83,34 @@ def check(isa: Isa) -> str:
             if not np.array_equal(found, expected):
                 return f"attention with heads of {size} channels differs for {lengths} tokens"
     return ""
+
+
+def _wrong_short(engine: Engine, pools: Sequence[Pool]) -> str:
+    """What differs in linears on bf16, "": small integers and their sums are exact."""
+    rng = np.random.default_rng(0)
+    cases = product(_TOKENS, _SHAPES, pools) if engine.isa.short else ()
+    for tokens, (rows, columns, density), pool in cases:
+        x = rng.integers(-9, 10, (tokens, columns))
+        w = rng.integers(-9, 10, (rows, columns)) * (rng.random((rows, columns)) < density)
+        source, mixed, y = Buffer("x", columns, 4), *_short_buffers(rows, columns)
+        steps = [embed(x, source), pair(source, mixed)]
+        words = linear_words(w, pack(w.astype(np.float32), SHORT_FORMAT), mixed)
+        steps.append(Step(catalog.linear(SHORT_FORMAT, Epilogue()), words | {"output": y}, "y"))
+        found = run_steps(steps, [y], np.ones((1, tokens), np.bool_), engine, pool)["y"]
+        if not np.array_equal(found.reshape(tokens, rows), x @ w.T):
+            return f"{SHORT_FORMAT} [{rows}, {columns}] is wrong for {tokens} tokens"
+    return ""
+
+
+def _short_buffers(rows: int, columns: int) -> tuple[Buffer, Buffer]:
+    """Activations in pairs of channels, and the result."""
+    return Buffer("m", paired_rows(columns), 2), Buffer("y", rows, 4)
+
+
+def pair(source: Buffer, target: Buffer) -> Step:
+    """Bring fp32 rows into the layout that tiles of bf16 read."""
+    words: dict[str, Word] = {"rows": target.rows, "columns": source.rows, "input": source}
+    return Step(catalog.other("pair"), words | {"output_bytes": target}, target.name)
 
 
 def attention(

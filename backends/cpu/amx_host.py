@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 
 import sparsefx
-from sparsefx.backends.cpu.isa import ISAS, Isa, missing_features
+from sparsefx.backends.cpu.isa import ISAS, Isa, IsaName, missing_features
 from sparsefx.backends.cpu.private import cache_folder, read_private, write_private
 
 __all__ = ["DIFFERS", "PASSED", "ask_permission", "child_verdict", "refusal"]
@@ -45,12 +45,12 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def refusal() -> str:
+def refusal(name: IsaName = "amx") -> str:
     """Why AMX cannot be used in this process, "" if it can; asks for permission."""
-    lacking = missing_features("amx")
+    lacking = missing_features(name)
     if lacking:
         return f"it lacks {', '.join(lacking)}"
-    return _self_check(ISAS["amx"]) or ask_permission()
+    return _self_check(ISAS[name]) or ask_permission()
 
 
 def ask_permission() -> str:

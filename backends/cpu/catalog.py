@@ -90,6 +90,7 @@ _LINEARS = {
     "rows_bf16": rows_bf16,
     "dense_bf16": dense_bf16,
     "rows_fp16": rows_fp16,
+    "dense_amx_bf16": dense_amx,
 }
 
 
@@ -181,6 +182,7 @@ _OTHERS = {
             ("other", "interleave"), "interleave", blocks.INTERLEAVE_FIELDS, blocks.emit_interleave
         ),
         Kernel(("other", "shorten"), "shorten", convert.SHORTEN_FIELDS, convert.emit_shorten),
+        Kernel(("other", "pair"), "pair", blocks.INTERLEAVE_FIELDS, convert.emit_pair),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "copy"), "copy", convert.COPY_FIELDS, convert.emit_copy),
         Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),

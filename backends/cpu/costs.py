@@ -120,6 +120,8 @@ def _float_work(matrix: NDArray[Any], isa: Isa, rates: Rates) -> tuple[dict[Form
     work["dense_f32"] = rates.channel * tiles * columns
     if short == "bf16":
         work["dense_bf16"] = rates.short_channel * tiles * columns
+    if short == "bf16" and isa.has_tiles:
+        work["dense_amx_bf16"] = rates.short_tile * _whole_tiles(rows, 2 * columns)
     return work, nonzero
 
 

@@ -85,6 +85,7 @@ class Sink:
         self._epilogue = epilogue
         space = frame.word("space")
         self.rows = frame.word("rows")
+        self.integer = epilogue.integer
         self._bias = frame.pointer("bias")
         self._scale = frame.pointer("scale") if epilogue.integer else None
         self._residual = frame.buffer("residual", space) if epilogue.residual else None

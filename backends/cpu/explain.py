@@ -216,6 +216,8 @@ def _peak(format: Format, rates: Rates) -> float:
     """Multiply-adds per nanosecond of one core at most, with the instructions of a format."""
     if format in TILED:
         return rates.peak_tiles
+    if format == "dense_amx_bf16":
+        return rates.peak_tiles / 2  # as many tiles, half as many products in each
     if format in SHORT:
         return rates.peak_short
     return rates.peak_f32 if format in ("rows", "dense_f32") else rates.peak

@@ -23,6 +23,8 @@ IsaName = Literal[
     "avx512_fp16_emulated",
     "amx",
     "amx_emulated",
+    "amx_bf16",
+    "amx_bf16_emulated",
     "neon",
     "neon_dotprod",
     "neon_i8mm",
@@ -130,7 +132,9 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd")
 _VNNI = (*_AVX512, "avx512vnni")
 _VBMI = (*_VNNI, "avx512vbmi", "avx512vbmi2")
 _BF16, _FP16 = (*_VNNI, "avx512bf16"), (*_VNNI, "avx512fp16")
+_VBMI_BF16 = (*_VBMI, "avx512bf16")
 _AMX = (*_VBMI, "amx-tile", "amx-int8")
+_AMX_BF16 = (*_AMX, "avx512bf16", "amx-bf16")
 _X86 = "x86_64-unknown-linux-gnu"
 _ARM = "aarch64-unknown-linux-gnu"
 _V3, _V4 = "x86-64-v3", "x86-64-v4"
@@ -140,13 +144,17 @@ ISAS: dict[IsaName, Isa] = {
     "avx2": Isa("avx2", _X86, _V3, _AVX2, 32),
     "avx512": Isa("avx512", _X86, _V4, _AVX512, 64),
     "avx512_vnni": Isa("avx512_vnni", _X86, _V4, _VNNI, 64, "vpdpbusd"),
-    "avx512_bf16": Isa("avx512_bf16", _X86, _V4, _BF16, 64, "vpdpbusd", short="bf16"),
     "avx512_fp16": Isa("avx512_fp16", _X86, _V4, _FP16, 64, "vpdpbusd", short="fp16"),
     "avx512_fp16_emulated": Isa(
         "avx512_fp16_emulated", _X86, _V4, _VNNI, 64, "vpdpbusd", short="fp16"
     ),
     "amx": Isa("amx", _X86, _V4, _AMX, 64, "vpdpbusd", "hardware"),
     "amx_emulated": Isa("amx_emulated", _X86, _V4, _VBMI, 64, "vpdpbusd", "model"),
+    "amx_bf16": Isa("amx_bf16", _X86, _V4, _AMX_BF16, 64, "vpdpbusd", "hardware", "bf16"),
+    "amx_bf16_emulated": Isa(
+        "amx_bf16_emulated", _X86, _V4, _VBMI_BF16, 64, "vpdpbusd", "model", "bf16"
+    ),
+    "avx512_bf16": Isa("avx512_bf16", _X86, _V4, _BF16, 64, "vpdpbusd", short="bf16"),
     "neon": Isa("neon", _ARM, "generic", ("neon",), 16),
     "neon_dotprod": Isa("neon_dotprod", _ARM, "generic", _DOTPROD, 16, "sdot"),
     "neon_i8mm": Isa("neon_i8mm", _ARM, "generic", (*_DOTPROD, "i8mm"), 16, "usdot"),
@@ -192,11 +200,11 @@ def obstacle(name: IsaName) -> str:
 
     AMX needs more than features: see `amx_host`.
     """
-    if ISAS[name].tiles == "hardware":
+    lacking = missing_features(name)
+    if ISAS[name].tiles == "hardware" and not lacking:
         from sparsefx.backends.cpu.amx_host import refusal
 
-        return refusal()
-    lacking = missing_features(name)
+        return refusal(name)
     if platform.system() != "Linux":
         return "its threads wait by a system call of Linux"
     return f"it lacks {', '.join(lacking)}" if lacking else ""
@@ -255,13 +263,15 @@ def short_isa(name: str, short: Literal["bf16", "fp16"]) -> Isa:
         TargetError: if `name` has no such products, or the machine has not.
     """
     having = [found for found in ISAS.values() if found.short == short]
-    chosen = next((found for found in having if name in ("native", found.name)), None)
-    if chosen is None:
-        names = " or ".join(found.name for found in having)
+    wanted = [found for found in having if name in ("native", found.name)]
+    wanted = [found for found in wanted if name != "native" or not found.is_model]
+    if not wanted:
+        names = " or ".join(found.name for found in having if not found.is_model)
         raise TargetError(
             f"{name!r} has no products of {short}",
             hint=f"precision={short!r} goes with isa='native' or {names}",
         )
+    chosen = next((found for found in wanted if not obstacle(found.name)), wanted[-1])
     why = obstacle(chosen.name)
     if why:
         raise TargetError(

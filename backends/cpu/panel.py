@@ -34,7 +34,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.arm_dots import arm_dot
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS
 
-__all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "widest"]
+__all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "paired_rows", "widest"]
 
 WIDTHS = (64, 32, 16)
 """Panel widths in tokens, widest first."""
@@ -59,6 +59,12 @@ def widest(isa: Isa) -> int:
 def interleaved_rows(columns: int, isa: Isa) -> int:
     """Channels of the interleaved layout: filled to whole groups of four, or to whole tiles."""
     whole = TILE_COLUMNS if isa.has_tiles else 4
+    return -(-columns // whole) * whole
+
+
+def paired_rows(columns: int) -> int:
+    """Channels of bf16 interleaved by two: filled to whole tiles."""
+    whole = TILE_COLUMNS // 2
     return -(-columns // whole) * whole
 
 

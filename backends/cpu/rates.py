@@ -66,7 +66,7 @@ _BUDGET, _TUNING_BUDGET = 0.6, 0.1
 _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
 _RETRY_SECONDS = 3600.0
-_VERSION = "6"
+_VERSION = "7"
 _PROCESSOR = ("model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
 
@@ -84,6 +84,7 @@ class Rates:
         short_channel: Six rows times one channel (dense_bf16), 0.0 likewise.
         tile: 16 rows times 64 channels (dense_amx).
         masked_tile: The same with its weights expanded from non-zeros (masked_amx).
+        short_tile: 16 rows times 32 channels (dense_amx_bf16).
         attention: A head of 64 channels for 128 tokens, with dot products (attention_i8); 0.0 if
             it was not measured, for want of tiles to compare with.
         attention_tiles: The same on tiles (attention_amx), 0.0 likewise.
@@ -104,6 +105,7 @@ class Rates:
     short_channel: float
     tile: float
     masked_tile: float
+    short_tile: float
     attention: float
     attention_tiles: float
     row: float
@@ -124,6 +126,7 @@ BUILT_IN = Rates(
     short_channel=3.5,
     tile=37.0,
     masked_tile=31.0,
+    short_tile=37.0,
     attention=20_800.0,
     attention_tiles=13_000.0,
     row=8.2,
@@ -240,6 +243,7 @@ def measure(isa: Isa) -> Rates:
         short_channel=6 * unit.get("dense_bf16", 0.0),
         tile=tile * unit.get("dense_amx", 0.0),
         masked_tile=tile * unit.get("masked_amx", 0.0),
+        short_tile=tile // 2 * unit.get("dense_amx_bf16", 0.0),
         attention=attention,
         attention_tiles=attention_tiles,
         row=slopes["quads" if isa.has_dot else "rows"][1],
@@ -267,6 +271,8 @@ def _cases(isa: Isa) -> dict[Format, list[tuple[NDArray[Any], float]]]:
         cases[name] = [_sparse(rows, wide, n, np.float32) for n in (32, 160)]
     if isa.short == "bf16":
         cases["dense_bf16"] = _dense(rows, (narrow, wide), np.float32)
+    if isa.short == "bf16" and isa.has_tiles:
+        cases["dense_amx_bf16"] = _dense(rows, (narrow, wide), np.float32)
     if isa.has_tiles:
         cases["dense_amx"] = _dense(rows, (narrow, wide), np.int8)
         cases["masked_amx"] = [

@@ -41,7 +41,7 @@ class CpuTarget(Target):
         rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
             figures of one machine, so that the choice is the same everywhere.
         format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8,
-            dense_f32, dense_amx, masked_amx, rows_bf16, dense_bf16 or rows_fp16.
+            dense_f32, dense_amx, masked_amx, rows_bf16, dense_bf16, dense_amx_bf16, rows_fp16.
     """
 
     name: ClassVar[str] = "cpu"

@@ -16,7 +16,7 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.layouts import MOVES, Layouts, find_layouts
-from sparsefx.backends.cpu.panel import interleaved_rows
+from sparsefx.backends.cpu.panel import interleaved_rows, paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.spelled import Spelled, find_spelled
@@ -223,6 +223,8 @@ class Walk:
             return self.integers(value)
         if isinstance(value, Octets) and (format == "blocks" or format in TILED):
             return self.interleaved(value)
+        if format == "dense_amx_bf16":
+            return self.paired(value.buffer)
         return self.shortened(value.buffer) if format in SHORT else value.buffer
 
     def integers(self, value: Octets) -> Buffer:
@@ -258,6 +260,18 @@ class Walk:
             words: dict[str, Word] = {"rows": target.rows, "input": source, "output": target}
             step = Step(catalog.other("shorten"), words | {"space": target.space}, target.name)
             self.steps.append(step)
+            self.rewritten[key] = target
+        return self.rewritten[key]
+
+    def paired(self, source: Buffer) -> Buffer:
+        """fp32 rows as bf16 with two channels together, for tiles; written once."""
+        key = (source, "paired")
+        if key not in self.rewritten:
+            rows = paired_rows(source.rows)
+            target = Buffer(f"{source.name}.paired", rows, 2, source.space)
+            words: dict[str, Word] = {"rows": rows, "columns": source.rows, "input": source}
+            words |= {"output_bytes": target, "space": target.space}
+            self.steps.append(Step(catalog.other("pair"), words, target.name))
             self.rewritten[key] = target
         return self.rewritten[key]
 

@@ -28,14 +28,15 @@ Format = Literal[
     "rows_bf16",
     "dense_bf16",
     "rows_fp16",
+    "dense_amx_bf16",
 ]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DOTS: frozenset[Format] = frozenset(("quads", "blocks", "dense_i8"))
 """Formats whose kernels use dot products of four bytes."""
-SHORT: frozenset[Format] = frozenset(("rows_bf16", "dense_bf16", "rows_fp16"))
+SHORT: frozenset[Format] = frozenset(("rows_bf16", "dense_bf16", "rows_fp16", "dense_amx_bf16"))
 """Formats of fp32 weights whose kernels multiply floats of 16 bits."""
 TILED: frozenset[Format] = frozenset(("dense_amx", "masked_amx"))
-"""Formats whose kernels work on the tiles of AMX."""
+"""int8 formats whose kernels work on the tiles of AMX."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ def pack(
     elif format == "dense_i8":
         words["weights"] = pack_groups(matrix, TILE_ROWS, 4)
         work = np.full(-(-rows // TILE_ROWS), columns)
+    elif format == "dense_amx_bf16":
+        words["weights"] = aligned_copy(pack_amx_tiles(to_bf16(matrix).view(np.int8)))
+        words["columns"] = 2 * columns
+        work = np.full(-(-rows // STRIP_ROWS), columns)
     elif format == "dense_bf16":
         words["weights"] = pack_groups(to_bf16(matrix), TILE_ROWS, 2)
         work = np.full(-(-rows // TILE_ROWS), columns)

@@ -13,10 +13,11 @@ from torch import Tensor, fx
 
 from sparsefx import Program
 from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import embed, linear_input, linear_words, run_steps
+from sparsefx.backends.cpu.amx_check import embed, linear_input, linear_words, pair, run_steps
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, NATIVE, IsaName, obstacle
+from sparsefx.backends.cpu.panel import paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.pool import Pool
 from sparsefx.backends.cpu.weights import SHORT, Format, pack
@@ -75,7 +76,10 @@ class LinearCase:
             words: dict[str, Word] = {"rows": codes.rows, "input": codes, "output": source}
             steps.append(Step(catalog.other("expand"), words | {"scale": 1.0}, "e"))
         zero_point, signed = self.zero_point if integer else 0, ISAS[name].signed_codes
-        if self.format in SHORT:
+        if self.format == "dense_amx_bf16":
+            whole, source = source, Buffer("m", paired_rows(source.rows), 2)
+            steps.append(pair(whole, source))
+        elif self.format in SHORT:
             whole, source = source, Buffer("s", source.rows, 2)
             words = {"rows": whole.rows, "input": whole, "output": source}
             steps.append(Step(catalog.other("shorten"), words, "s"))

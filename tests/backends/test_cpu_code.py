@@ -82,6 +82,7 @@ def test_linears_ask_for_the_scratch_of_their_format() -> None:
         "rows_bf16": 2560,
         "rows_fp16": 2560,
         "dense_amx": sums,
+        "dense_amx_bf16": sums,
         "masked_amx": sums + 2 * 2 * 1024 * 3,
     }
     assert sizes == {format: needed.get(format, 0) for format in FORMATS}

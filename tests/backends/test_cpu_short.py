@@ -25,14 +25,21 @@ from tests.programs import captured
 FORMATS: list[tuple[IsaName, Format]] = [
     ("avx512_bf16", "rows_bf16"),
     ("avx512_bf16", "dense_bf16"),
+    ("amx_bf16_emulated", "dense_amx_bf16"),
     ("avx512_fp16", "rows_fp16"),
     ("avx512_fp16_emulated", "rows_fp16"),
 ]
 CASES = [case for case in FORMATS if not isa.obstacle(case[0])]
-ERROR = {"rows_bf16": 2.0**-8, "dense_bf16": 2.0**-8, "rows_fp16": 2.0**-9}
+ERROR = {
+    "rows_bf16": 2.0**-8,
+    "dense_bf16": 2.0**-8,
+    "dense_amx_bf16": 2.0**-8,
+    "rows_fp16": 2.0**-9,
+}
 """Of a product: twice half a unit in the last place; fp16 also rounds sums of a block."""
 MODELS: list[tuple[IsaName, str, float]] = [
     ("avx512_bf16", "bf16", 2e-3),
+    ("amx_bf16_emulated", "bf16", 2e-3),
     ("avx512_fp16_emulated", "fp16", 3e-4),
 ]
 bf16 = pytest.mark.skipif(bool(isa.obstacle("avx512_bf16")), reason="no AVX512_BF16 here")
@@ -97,7 +104,7 @@ def test_models_stay_near_the_reference(
     if isa.obstacle(name):
         pytest.skip(isa.obstacle(name))
     program = sparse_(captured("bert-cls"), density)
-    target = CpuTarget(isa=name, precision=precision, threads=2)  # type: ignore[arg-type]
+    target = CpuTarget(isa=name, precision=precision, rates="built-in", threads=2)  # type: ignore[arg-type]
     compiled = target.lower(program)
     assert f"_{precision} " in compiled.listing()
     for rows, length in ((1, 5), (3, 70)):
@@ -167,4 +174,4 @@ def test_a_machine_without_them_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         assert "precision='fp32'" in str(caught.value)
     with pytest.raises(TargetError, match="'avx2' has no products of bf16") as caught:
         CpuTarget(isa="avx2", precision="bf16").lower(program)
-    assert "isa='native' or avx512_bf16" in str(caught.value)
+    assert "isa='native' or amx_bf16 or avx512_bf16" in str(caught.value)

@@ -7,6 +7,9 @@ channels as `blocks` and `vpdpbusd` read them, so one layout of activations serv
     B  16 groups of 4 channels x 16 tokens     in place: a group is one line of a panel's row
     C  16 rows x 16 tokens, int32
 
+On bf16 a tile of weights has 32 channels, activations are interleaved by two, sums are fp32, and
+`columns` counts the bytes of a row of weights.
+
 Two tiles of A times two of B fill four of C: a tile is loaded per product. With one strip at a
 time its weights are read once for all tokens.
 
@@ -93,7 +96,7 @@ def each_strip(
         between: Called once within the innermost loop.
     """
     f, panel = frame.f, frame.panel
-    tiles = tiles_of(f, panel.isa)
+    tiles, integer = tiles_of(f, panel.isa), sink.integer
     depth, groups = strip_depth(frame), max(1, panel.width // 32)
     source = frame.buffer("input", frame.word("space"))
     panel_bytes = depth * (TILE_COLUMNS * panel.width)
@@ -113,7 +116,7 @@ def each_strip(
                 for n in range(2 * _token_tiles(frame)):
                     tiles.zero(n)
                 for k in f.loop(0, depth):
-                    _products(frame, tiles, origin, tokens, k)
+                    _products(frame, tiles, origin, tokens, k, integer=integer)
                     between(Place(strip, last, number, group, k))
                     waiting.some()
                 _store_sums(frame, tiles, f.offset(sums, group * (2 * _B_BYTES)))
@@ -128,8 +131,10 @@ def _token_tiles(frame: Frame) -> int:
     return min(2, frame.panel.width // _TILE_TOKENS)
 
 
-def _products(frame: Frame, tiles: TileRegisters, weights: Value, tokens: Value, k: Value) -> None:
-    """All products of the tiles of 64 channels."""
+def _products(
+    frame: Frame, tiles: TileRegisters, weights: Value, tokens: Value, k: Value, *, integer: bool
+) -> None:
+    """All products of the tiles of 64 bytes of channels."""
     f, row_bytes = frame.f, frame.panel.row_bytes
     count = _token_tiles(frame)
     origin = f.offset(tokens, k * (TILE_COLUMNS // 4 * row_bytes))
@@ -139,7 +144,8 @@ def _products(frame: Frame, tiles: TileRegisters, weights: Value, tokens: Value,
         for n in range(count):
             if row == 0:
                 tiles.load(_B[n], f.offset(origin, n * _B_BYTES), f.i64(row_bytes))
-            tiles.dot(row * count + n, tile, _B[n])
+            dot = tiles.dot if integer else tiles.dot_bf16
+            dot(row * count + n, tile, _B[n])
 
 
 def _store_sums(frame: Frame, tiles: TileRegisters, place: Value) -> None:
@@ -189,10 +195,12 @@ class _Waiting:
 
     def _until(self, limit: Value) -> None:
         f, panel = self._frame.f, self._frame.panel
-        initial = self._frame.pointer("initial")
+        integer, initial = self._sink.integer, self._frame.pointer("initial")
         for row in f.loop(self._next.get(), limit):
-            seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
             place = f.offset(self._sums.get(), (row - self._first.get()) * panel.row_bytes)
-            sums = [value + seed for value in panel.load(f, place, panel.ints)]
+            sums = panel.load(f, place, panel.ints if integer else panel.floats)
+            if integer:
+                seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
+                sums = [value + seed for value in sums]
             self._sink.finish(sums, row, self._panel.get())
         self._next.set(limit)

@@ -63,6 +63,9 @@ class TileRegisters(Protocol):
         Each int32 gets k sums of four products. `left` is int8 (TDPBSUD) or uint8 (TDPBUUD).
         """
 
+    def dot_bf16(self, total: int, left: int, right: int) -> None:
+        """Add bf16 `left` [m, k, 2] x bf16 `right` [k, n, 2] to the fp32 [m, n] of `total`."""
+
 
 def tiles_of(f: Function, isa: Isa) -> TileRegisters:
     """The tile registers of an instruction set inside the kernel `f`."""
@@ -99,6 +102,11 @@ class HardwareTiles:
         """TDPBSUD or TDPBUUD."""
         numbers = (self._number(tile) for tile in (total, left, right))
         self._f.intrinsic(f"llvm.x86.tdpb{'su' if signed else 'uu'}d", "void", *numbers)
+
+    def dot_bf16(self, total: int, left: int, right: int) -> None:
+        """TDPBF16PS."""
+        numbers = (self._number(tile) for tile in (total, left, right))
+        self._f.intrinsic("llvm.x86.tdpbf16ps", "void", *numbers)
 
     def _number(self, tile: int) -> Value:
         return self._f.const("i8", tile)
@@ -166,6 +174,39 @@ class ModelTiles:
     def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
         """TDPBSUD, TDPBUUD: #UD unless the tiles differ and their shapes fit."""
         f = self._f
+        self._require_fit(total, left, right)
+        for m in f.loop(0, self._rows(total)):
+            for k in f.loop(0, self._row_bytes(left) // 4):
+                for n in f.loop(0, self._row_bytes(right) // 4):
+                    a = f.offset(self._row(left, m), k * 4)
+                    b = f.offset(self._row(right, k), n * 4)
+                    self._add_four(f.offset(self._row(total, m), n * 4), a, b, signed=signed)
+
+    def dot_bf16(self, total: int, left: int, right: int) -> None:
+        """TDPBF16PS: even and odd products of a row add up apart, rounded once each (FMA)."""
+        f = self._f
+        self._require_fit(total, left, right)
+        for m in f.loop(0, self._rows(total)):
+            for n in f.loop(0, self._row_bytes(right) // 4):
+                sums = [f.var(f.const("float", 0)) for _ in range(2)]
+                for k in f.loop(0, self._row_bytes(left) // 4):
+                    a = f.offset(self._row(left, m), k * 4)
+                    b = f.offset(self._row(right, k), n * 4)
+                    for half, part in enumerate(sums):
+                        x, y = (self._bf16(f.offset(place, 2 * half)) for place in (a, b))
+                        part.set(f.fma(x, y, part.get()))
+                place = f.offset(self._row(total, m), n * 4)
+                both = f.operate("fadd", sums[0].get(), sums[1].get())
+                f.store(f.operate("fadd", f.load("float", place), both), place)
+
+    def _bf16(self, place: Value) -> Value:
+        """A bf16 as fp32."""
+        f = self._f
+        return f.convert("bitcast", f.convert("zext", f.load("i16", place), "i32") << 16, "float")
+
+    def _require_fit(self, total: int, left: int, right: int) -> None:
+        """#UD unless the tiles differ and their shapes fit."""
+        f = self._f
         for tile in (total, left, right):
             self._require_valid(tile)
         self._require(f.const("i1", len({total, left, right}) == 3))
@@ -174,12 +215,6 @@ class ModelTiles:
         self._require(f.compare(self._rows(total), "==", self._rows(left)))
         self._require(f.compare(self._row_bytes(total), "==", self._row_bytes(right)))
         self._require(f.compare(self._row_bytes(left) // 4, "==", self._rows(right)))
-        for m in f.loop(0, self._rows(total)):
-            for k in f.loop(0, self._row_bytes(left) // 4):
-                for n in f.loop(0, self._row_bytes(right) // 4):
-                    a = f.offset(self._row(left, m), k * 4)
-                    b = f.offset(self._row(right, k), n * 4)
-                    self._add_four(f.offset(self._row(total, m), n * 4), a, b, signed=signed)
 
     def _add_four(self, place: Value, left: Value, right: Value, *, signed: bool) -> None:
         """Add four products of bytes to the int32 at `place`."""

@@ -6,6 +6,7 @@ from sparsefx.backends.cpu.epilogue import quantize_row
 from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.blocks import INTERLEAVE_FIELDS
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import ACTIVATIONS
 
@@ -18,6 +19,7 @@ __all__ = [
     "emit_copy",
     "emit_elementwise",
     "emit_expand",
+    "emit_pair",
     "emit_quantize",
     "emit_shorten",
 ]
@@ -86,6 +88,28 @@ def emit_copy(isa: Isa, width: int) -> Function:
         place = number * frame.word("input_rows") + frame.word("first") + (unit - number * rows)
         values = panel.load(f, f.offset(source, place * panel.row_bytes))
         panel.store(f, f.offset(target, unit * panel.row_bytes), values)
+    return f
+
+
+def emit_pair(isa: Isa, width: int) -> Function:
+    """fp32 rows to pairs of interleaved rows of bf16, for tiles; `rows` counts the result's."""
+    frame = open_frame(f"pair_{isa.name}_w{width}", Panel(isa, width), INTERLEAVE_FIELDS)
+    f, panel, space = frame.f, frame.panel, frame.word("space")
+    columns, groups = frame.word("columns"), frame.word("rows") // 2
+    source, target = frame.buffer("input", space), frame.buffer("output_bytes", space)
+    short, words = vector(panel.lanes, "bfloat"), vector(panel.lanes, "i16")
+    for unit in frame.units(frame.job("panels", space) * groups):
+        number = unit // groups
+        two = []
+        for n in range(2):
+            # The last channel stands in for those that do not exist: their weights are zero.
+            channel = (unit - number * groups) * 2 + n
+            channel = f.select(f.compare(channel, "<", columns), channel, columns - 1)
+            row = panel.load(f, f.offset(source, (number * columns + channel) * panel.row_bytes))
+            small = [f.convert("bitcast", f.convert("fptrunc", v, short), words) for v in row]
+            two.append([f.convert("zext", v, panel.ints) for v in small])
+        mixed = [a | (b << 16) for a, b in zip(*two, strict=True)]
+        panel.store(f, f.offset(target, unit * panel.row_bytes), mixed)
     return f
 
 

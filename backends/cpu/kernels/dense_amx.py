@@ -1,8 +1,8 @@
-"""int8 linear on AMX tiles that reads every weight.
+"""Linear on AMX tiles that reads every weight, int8 or bf16 (`dense_amx_bf16`: fp32 sums).
 
 Weights: int8 [rows of tiles][tiles of a row][16][64] (see `formats/amx_tiles`); `initial`
 int32[rows] starts the sums. The activations are interleaved by four channels, as many as the tiles
-have columns. While a strip is multiplied, the next one is fetched into the cache.
+have columns; bf16 by two. While a strip is multiplied, the next one is fetched into the cache.
 """
 
 from __future__ import annotations
