@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 from transformers import AutoTokenizer
 
+from sparsefx.cli.compress import name_classes
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
 from sparsefx.huggingface import load_pretrained
@@ -84,10 +85,12 @@ def run_one(
     task = load_glue(task_name, data)
     outputs = len(task.classes) if task.kind == "classification" else 1
     seed_everything(recipe.seed)
+    network = load_pretrained(model, labels=outputs)
+    name_classes(network, task)
     with SessionProgress() as progress:
         return Session(
             recipe,
-            load_pretrained(model, labels=outputs),
+            network,
             SessionData(
                 task,
                 AutoTokenizer.from_pretrained(model),
@@ -96,6 +99,24 @@ def run_one(
             folder,
             listeners=[progress],
         ).run()
+
+
+def curve(folder: Path) -> list[dict[str, object]]:
+    """Return the scores of all evaluations of a run, in between too, and the loss up to each.
+
+    The loss is the mean over the steps since the evaluation before.
+    """
+    found: list[dict[str, object]] = []
+    losses: list[float] = []
+    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        if "loss" in line:
+            losses.append(line["loss"])
+        if "value" in line:
+            mean = sum(losses) / len(losses) if losses else None
+            found.append({**{k: line[k] for k in ("stage", "step", "value")}, "loss": mean})
+            losses.clear()
+    return found
 
 
 def as_json(
@@ -117,6 +138,7 @@ def as_json(
         "transfer": {"texts": transfer, "from": TRANSFER[task]} if transfer else None,
         "model": Path(model).name,
         "stages": stages,
+        "curve": curve(result.folder),
         "seconds": {stage.name: dict(stage.seconds) for stage in result.stages},
         "machine": machine(),
     }

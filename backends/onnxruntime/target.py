@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sparsefx.program import Program
 
-__all__ = ["OnnxRuntime", "OnnxRuntimeCompiled"]
+__all__ = ["OnnxRuntime", "OnnxRuntimeCompiled", "open_session", "run_session"]
 
 _TRANSLATED = {torch.ops.sparsefx.quantize.default, torch.ops.sparsefx.dequantize.default}
 _UNFINISHED = {
@@ -129,13 +129,13 @@ class OnnxRuntimeCompiled:
         self.program = program
         self.model = export_onnx(program)
         self._options = options
-        self._session = _session(self.model, options)
+        self._session = open_session(self.model, options)
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program, on the CPU."""
         self.program.signature.check(batch)
         try:
-            return _run(self._session, batch)
+            return run_session(self._session, batch)
         except ProgramError as error:
             found = fault_of(self.program, batch)
             if found is None:
@@ -162,7 +162,7 @@ class OnnxRuntimeCompiled:
         rewriter.finish()
         if not names:
             return {}
-        values = _run(_session(export_onnx(tapped), self._options), batch)
+        values = run_session(open_session(export_onnx(tapped), self._options), batch)
         return {name: values[f"tap.{name}"] for name in names}
 
     def cost(self) -> CostReport:
@@ -172,9 +172,9 @@ class OnnxRuntimeCompiled:
         batch = self.program.signature.example(sizes)
         with tempfile.TemporaryDirectory() as folder:
             prefix = os.path.join(folder, "profile")
-            session = _session(self.model, options, profile=prefix)
+            session = open_session(self.model, options, profile=prefix)
             for _ in range(options.repeats + 1):
-                _run(session, batch)
+                run_session(session, batch)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         rows = _rows(events, options.repeats)
         note = (
@@ -218,7 +218,8 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _session(model: ModelProto, options: OnnxRuntime, *, profile: str = "") -> Any:
+def open_session(model: ModelProto, options: OnnxRuntime, *, profile: str = "") -> Any:
+    """Return a session of ONNX Runtime for a model."""
     import_onnx()
     runtime = import_onnxruntime()
     settings = runtime.SessionOptions()
@@ -247,7 +248,12 @@ def _has_exact_integer_sums() -> bool:
     return "vnni" in flags
 
 
-def _run(session: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run_session(session: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all outputs of a session for a batch; tensors that it does not take are left out.
+
+    Raises:
+        ProgramError: ONNX Runtime refuses them.
+    """
     wanted = {value.name for value in session.get_inputs()}
     feeds = {n: t.detach().cpu().contiguous().numpy() for n, t in batch.items() if n in wanted}
     names = [value.name for value in session.get_outputs()]

@@ -12,8 +12,8 @@ from rich.progress import track
 
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
-from sparsefx.cli.evaluate import tokenizer_of
 from sparsefx.cli.programs import open_program
+from sparsefx.cli.saved import tokenizer_of
 from sparsefx.errors import DataError
 from sparsefx.files import whole_file
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,67 +11,176 @@ import typer
 
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stdout
-from sparsefx.cli.programs import open_program
-from sparsefx.errors import DataError
+from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
+from sparsefx.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from sparsefx.program import Program
+    from sparsefx.train.glue import GlueLayout
+    from sparsefx.train.labels import Kind
+    from sparsefx.train.tables import Table
+    from sparsefx.train.tasks import Task
 
-__all__ = ["class_names", "command", "tokenizer_of"]
+__all__ = ["command"]
+
+_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the user says of the data; empty where the model, its run and the file tell."""
+
+    data: str
+    text: str | None
+    label: str | None
+    task: str | None
+    classes: str | None
+    metric: str | None
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder, saved Program, Hugging Face model, ONNX file, or a folder that "
+            "was compiled for cpu."
+        ),
+    ],
     data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
-    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
-    label: Annotated[str, typer.Option(help="Label column.")] = "label",
-    metric: Annotated[str | None, typer.Option(help="Default: accuracy, or correlations.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text column, or two: first,second. Default: by their names."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A GLUE task: columns, classes and metric are its own.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Default: that of its run, accuracy, or correlations.")
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[str, typer.Option(help="Where the model runs.")] = "reference",
-    max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest sequence in tokens. Default: its run's, 128.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", help="Write the score to this file too.")
+    ] = None,
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
-    from sparsefx import registry
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.batches import check_tokens, encode
-    from sparsefx.train.evaluation import predict
+    from sparsefx.train.events import score_as_json
     from sparsefx.train.metrics import evaluate
-    from sparsefx.train.tasks import load_task
 
-    program = open_program(model).eval()
-    classes = class_names(program)
-    task = load_task({"test": data}, text=text_columns(text), label=label, classes=classes)
-    examples = encode(
-        load_tokenizer(tokenizer or tokenizer_of(model)),
-        task.split("test"),
-        max_length,
-    )
+    made = made_by(model)
+    saved = open_saved(model, target)
+    found = _read(_Asked(data, text, label, task, classes, metric), saved, made)
+    length = max_length or (made.max_length if made else _LENGTH)
+    examples = encode(load_tokenizer(tokenizer or tokenizer_of(model)), found.split("test"), length)
     if examples.labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
-    check_tokens(examples, program.config)
-    compiled = None if target == "reference" else registry.parse_target(target).compile(program)
-    logits = predict(program, examples, batch_size, compiled)
-    chosen = task.metric if metric is None else metric
-    score = evaluate(chosen, logits, examples.labels.numpy())  # type: ignore[arg-type]  # evaluate names unknown ones
+    check_tokens(examples, saved.config)
+    logits = saved.predict(examples, batch_size)
+    score = evaluate(found.metric, logits, examples.labels.numpy())  # type: ignore[arg-type]  # evaluate names unknown ones
     stdout.print(f"{score.metric} {score} on {score.count} examples, {target}", markup=False)
     for name, value in score.parts.items():
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")
+    if to_json is not None:
+        to_json.write_text(json.dumps(score_as_json(score), indent=1) + "\n", encoding="utf-8")
 
 
-def class_names(program: Program) -> tuple[str, ...] | None:
-    """Return the names of the classes in the order of the head, if the model knows them."""
-    names = program.config.get("id2label") or {}
-    found = tuple(str(names[key]) for key in sorted(names, key=int))
-    return None if not found or all(name.startswith("LABEL_") for name in found) else found
+def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
+    """Return the data as a task with the classes of the model's head."""
+    from sparsefx.train.columns import find_label, find_text
+    from sparsefx.train.tables import read_table
+    from sparsefx.train.tasks import load_task
+
+    layout = _layout(asked.task)
+    header = layout.header if layout and _lacks_header(asked.data, layout) else None
+    table = read_table(asked.data, header)
+    if asked.text is not None:
+        text = text_columns(asked.text)
+    else:
+        text = layout.text if layout else find_text(table.columns, table.origin)
+    label = asked.label or (layout.label if layout else find_label(table.columns, table.origin))
+    classes = _classes(asked, saved, made, layout)
+    kind: Kind | None = "regression" if saved.outputs == 1 else None
+    if kind is None and made is not None and made.kind == "classification":
+        kind = "classification"
+    if kind is None and classes is None:
+        classes = _numbered(table, label, saved)
+    metric = asked.metric or (layout.metric if layout else None)
+    if metric is None and made is not None and made.metric != "loss":
+        metric = made.metric
+    return load_task(
+        {"test": asked.data},
+        text=text,
+        label=label,
+        kind=kind,
+        classes=None if kind == "regression" else classes,
+        metric=metric,  # type: ignore[arg-type]  # evaluate names unknown ones
+        header=header,
+    )
 
 
-def tokenizer_of(model: str) -> str:
-    """Return where the tokenizer of a model is: in its folder, or under its id."""
-    for place in (Path(model) / "huggingface", Path(model)):
-        if (place / "tokenizer.json").exists() or (place / "vocab.txt").exists():
-            return str(place)
-    if Path(model).exists():
-        raise DataError("there is no tokenizer here", where=model, hint="give --tokenizer")
-    return model
+def _layout(task: str | None) -> GlueLayout | None:
+    from sparsefx.train.glue import GLUE
+
+    if task is None:
+        return None
+    if task not in GLUE:
+        raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
+    return GLUE[task]
+
+
+def _lacks_header(data: str, layout: GlueLayout) -> bool:
+    """Return whether a file has no header where the task's own files have none."""
+    if layout.header is None or Path(data).suffix not in (".tsv", ".csv"):
+        return False
+    from sparsefx.train.tables import read_table
+
+    return not set(layout.header) & set(read_table(data, None).columns)
+
+
+def _classes(
+    asked: _Asked, saved: Saved, made: Made | None, layout: GlueLayout | None
+) -> tuple[str, ...] | None:
+    """Return the names of the classes in the head's order: the first that know them count."""
+    if asked.classes is not None:
+        return tuple(name.strip() for name in asked.classes.split(","))
+    if made is not None and made.classes:
+        return made.classes
+    return saved.classes or (layout.classes if layout else None) or None
+
+
+def _numbered(table: Table, label: str, saved: Saved) -> tuple[str, ...] | None:
+    """Return the numbers of the classes, where the labels are such; None leaves it to the data.
+
+    Raises:
+        DataError: The labels are names, and nobody knows which output is which.
+    """
+    found = {str(cell).strip() for cell in table.column(label)} - {"", "None"}
+    values = [_number(name) for name in found]
+    if None in values:
+        listed = ", ".join(sorted(found)[:5])
+        raise DataError(
+            f"column {label!r} names classes ({listed}), and the model does not know which of its "
+            f"outputs is which",
+            who="evaluate",
+            where=table.origin,
+            hint="give --classes in the order of the head, or --task for a task of GLUE",
+        )
+    whole = all(value is not None and value.is_integer() for value in values)
+    return tuple(map(str, range(saved.outputs))) if whole and saved.outputs else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

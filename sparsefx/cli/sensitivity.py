@@ -12,8 +12,8 @@ from rich.table import Table
 
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stdout
-from sparsefx.cli.evaluate import class_names, tokenizer_of
 from sparsefx.cli.programs import open_program
+from sparsefx.cli.saved import class_names, tokenizer_of
 from sparsefx.errors import DataError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "logits_name",
     "losses",
     "predict",
+    "predict_by",
     "takes_taught",
     "with_teacher",
 ]
@@ -141,8 +142,14 @@ def inputs_for(
     Raises:
         TrainingError: The Program takes an input that a tokenizer does not give.
     """
+    return _chosen(program.signature.input_names, batch, taught=taught)
+
+
+def _chosen(
+    names: Sequence[str], batch: Mapping[str, Tensor], *, taught: bool
+) -> dict[str, Tensor]:
     found = {}
-    for name in program.signature.input_names:
+    for name in names:
         if name in batch:
             found[name] = batch[name]
         elif name.startswith(_TAUGHT) and not taught:
@@ -283,13 +290,29 @@ def predict(
             return compiled(**batch)[output]
 
     device = next(iter(program.named_tensors().values())).device
-    results: list[tuple[NDArray[np.int64], Tensor]] = []
+
+    def moved(batch: Mapping[str, Tensor]) -> Tensor:
+        return run({name: value.to(device) for name, value in batch.items()})
+
     cast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with program.evaluating(), cast:
-        for rows, batch in evaluation_batches(data, batch_size):
-            inputs = inputs_for(program, batch, taught=False)
-            moved = {name: value.to(device) for name, value in inputs.items()}
-            results.append((rows, run(moved).float().cpu()))
+        return predict_by(moved, program.signature.input_names, data, batch_size)
+
+
+def predict_by(
+    run: Predictor, inputs: Sequence[str], data: Encoded, batch_size: int
+) -> NDArray[np.float32]:
+    """Return what ``run`` gives for all examples, as :func:`predict` does.
+
+    Args:
+        run: From a batch to logits, of shape (rows, outputs).
+        inputs: Names of what it takes.
+        data: The examples.
+        batch_size: Examples in a batch.
+    """
+    results: list[tuple[NDArray[np.int64], Tensor]] = []
+    for rows, batch in evaluation_batches(data, batch_size):
+        results.append((rows, run(_chosen(inputs, batch, taught=False)).float().cpu()))
     first = results[0][1]
     logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
     for rows, found in results:

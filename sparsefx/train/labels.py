@@ -94,10 +94,11 @@ def check_classes(table: Table, label: str) -> None:
 
 
 def _class(name: str, indices: Mapping[str, int]) -> int | None:
-    """Return the index of a class given by name, or by index (as datasets stores it)."""
+    """Return the index of a class given by name, or by index (as datasets or pandas store it)."""
     if name in indices:
         return indices[name]
-    return int(name) if name.isdigit() and int(name) < len(indices) else None
+    plain = name.removesuffix(".0")
+    return int(plain) if plain.isdigit() and int(plain) < len(indices) else None
 
 
 def _no_label(

@@ -153,6 +153,12 @@ class RunFolder:
         """Save the model that the run starts from."""
         program.save(self.path / "model")
 
+    def save_tokenizer(self) -> None:
+        """Save the tokenizer, unless it is there."""
+        place = self.path / "tokenizer"
+        if not place.exists():
+            self._data.tokenizer.save_pretrained(place)
+
     def load_model(self) -> Program:
         """Load the model that the run starts from."""
         return Program.load(self.path / "model")

@@ -6,6 +6,7 @@ Everything lies in one folder, from which a session that was interrupted, or kil
       run.json             the recipe's settings, hashes of the data, machine and versions
       recipe.yaml          the recipe
       model/               the Program that was captured
+      tokenizer/           the tokenizer, so that ``sparsefx evaluate`` needs nothing else
       metrics.jsonl        a line for each step and evaluation (events.MetricsFile)
       stages/1-dense/      one folder for each stage, numbered
         program/           the Program that the stage ended with
@@ -144,6 +145,7 @@ class Session:
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
             if not folder.has_model:
                 folder.save_model(model)
+            folder.save_tokenizer()
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
             result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))

@@ -98,8 +98,9 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = ("--data", place / "test.csv", "--text", "words", "--label", "kind")
     assert run("evaluate", place / "run", *test) == 0
     first = capsys.readouterr().out
-    assert run("evaluate", place / "run" / "huggingface", *test) == 0
-    assert capsys.readouterr().out == first
+    for form in ("huggingface", "stages/2-sparse/program"):
+        assert run("evaluate", place / "run" / form, *test) == 0
+        assert capsys.readouterr().out == first
 
     assert compress(place) == 0
     assert "finished before: dense, sparse" in capsys.readouterr().err

@@ -39,6 +39,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages" / "1-dense").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "stages" / "1-dense" / "result.json").write_text("{}")
+    (tmp_path / "named.csv").write_text("text,label\ngood,good\nbad,bad\n")
+    (tmp_path / "odd.csv").write_text("a,b\ngood,1\nbad,0\n")
     (tmp_path / "three.csv").write_text("text,label\ngood,0\nbad,2\n")
     return tmp_path
 
@@ -54,7 +56,14 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data long.csv", "the model has positions for 16"),
         ("evaluate model --data scores.csv", "a regression needs one output"),
         ("evaluate model --data nan.csv", "line 3: column 'label' holds 'nan', not a number"),
-        ("evaluate model --data three.csv", "cannot tell class 2"),
+        (
+            "evaluate model --data three.csv",
+            "holds '2', which is none of the 2 classes",
+        ),
+        ("evaluate model --data named.csv", "names classes (bad, good), and the model does not"),
+        ("evaluate model --data odd.csv", "none of the columns 'a', 'b' is known to hold the text"),
+        ("evaluate model --data data.csv --task MPRC", "did you mean 'MRPC'?"),
+        ("evaluate data.onnx --data data.csv", "there is no such file"),
         ("evaluate run --data data.csv", "finished by now: run/stages/1-dense/program"),
         ("bench model -t reference --shape 1x99", "the model has positions for 16"),
         ("bench model -t reference --shape \u00b2x4", "two whole numbers above 0"),

@@ -1,0 +1,58 @@
+"""An ONNX file, whoever exported it, as something that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsefx.backends.onnxruntime.export import import_onnx
+from sparsefx.backends.onnxruntime.target import OnnxRuntime, open_session, run_session
+from sparsefx.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["OnnxFile"]
+
+
+class OnnxFile:
+    """A model that was saved as ONNX.
+
+    Args:
+        path: The file; larger models have a second one beside it, which its own names.
+
+    Attributes:
+        inputs: Names of what it takes.
+        classes: Size of the last dimension of its predictions; None when it is not fixed.
+
+    Raises:
+        ArtifactError: There is no file, it is no ONNX, or it returns no predictions.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        place = Path(path)
+        if not place.is_file():
+            raise ArtifactError("there is no such file", who="open", where=str(path))
+        onnx = import_onnx()
+        try:
+            self._session: Any = open_session(onnx.load(str(place)), OnnxRuntime())
+        except Exception as error:  # of protobuf, onnx or ONNX Runtime, which have no common base
+            raise ArtifactError(
+                f"ONNX Runtime cannot load it: {error}", who="open", where=str(path)
+            ) from error
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        self._output = "logits" if "logits" in outputs else next(iter(outputs))
+        if "logits" not in outputs and len(outputs) > 1:
+            raise ArtifactError(
+                f"none of its outputs {', '.join(outputs)} is called 'logits'",
+                who="open",
+                where=str(path),
+            )
+        last = outputs[self._output][-1] if outputs[self._output] else None
+        self.classes = last if isinstance(last, int) else None
+
+    def predictor(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Return a function from a batch to predictions, float [rows, classes]."""
+        return lambda batch: run_session(self._session, batch)[self._output]

@@ -1,0 +1,175 @@
+"""A saved model in any of its forms, ready to be scored, and what lies beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsefx.cli.programs import open_program
+from sparsefx.errors import ArtifactError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sparsefx.program import Program
+    from sparsefx.train.batches import Encoded
+    from sparsefx.train.labels import Kind
+
+__all__ = ["Made", "Saved", "class_names", "made_by", "open_saved", "tokenizer_of"]
+
+_CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the run that made a model knows of its task.
+
+    Attributes:
+        kind: Classification, regression or text.
+        classes: Their names in the order of the head.
+        metric: By which the run scored.
+        max_length: Longest sequence in tokens.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    metric: str
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model.
+
+    Attributes:
+        predict: From data and batch size to outputs [examples, classes].
+        outputs: Outputs of the head; None when the form does not tell.
+        classes: Their names, if the model knows them.
+        config: Hugging Face configuration, if the form holds it.
+    """
+
+    predict: Callable[[Encoded, int], NDArray[np.float32]]
+    outputs: int | None
+    classes: tuple[str, ...] | None
+    config: Mapping[str, Any]
+
+
+def open_saved(model: str, target: str) -> Saved:
+    """Open a Program, a run, a Hugging Face model, an ONNX file, or what was compiled for ``cpu``.
+
+    Args:
+        model: Its place.
+        target: Where it runs; an ONNX file brings its own.
+
+    Raises:
+        ArtifactError: There is no model, or it cannot run on ``target``.
+    """
+    if Path(model).suffix == ".onnx":
+        return _onnx(model, target)
+    from sparsefx import registry
+    from sparsefx.train.evaluation import predict
+
+    program = open_program(model).eval()
+    compiled: Callable[..., Mapping[str, Tensor]] | None = None
+    if target.partition("{")[0] == _CPU and (Path(model) / _CPU / "manifest.json").exists():
+        compiled = _from_artifact(model)
+    elif target != "reference":
+        compiled = registry.parse_target(target).compile(program)
+    return Saved(
+        lambda data, size: predict(program, data, size, compiled),
+        _outputs(program),
+        class_names(program),
+        program.config,
+    )
+
+
+def _onnx(model: str, target: str) -> Saved:
+    from sparsefx.backends.onnxruntime.saved import OnnxFile
+    from sparsefx.train.evaluation import predict_by
+
+    if target not in ("reference", "onnxruntime"):
+        raise ArtifactError(
+            f"an ONNX file runs on onnxruntime, not on {target}", who="open", where=model
+        )
+    file = OnnxFile(model)
+    run = file.predictor()
+    return Saved(
+        lambda data, size: predict_by(run, file.inputs, data, size), file.classes, None, {}
+    )
+
+
+def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
+    import torch
+
+    from sparsefx.backends.cpu.artifact import load
+
+    loaded = load(folder)
+
+    def run(**batch: Tensor) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(found) for name, found in loaded(**batch).items()}
+
+    return run
+
+
+def _outputs(program: Program) -> int | None:
+    from sparsefx.train.evaluation import logits_name
+
+    nodes: Any = program.graph.output_node().args[0]
+    fact = program.shape_of(nodes[logits_name(program)])
+    last = None if fact is None or not fact.dims else fact.dims[-1]
+    return last if isinstance(last, int) else None
+
+
+def class_names(program: Program) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of the head, if the model knows them."""
+    names = program.config.get("id2label") or {}
+    found = tuple(str(names[key]) for key in sorted(names, key=int))
+    return None if not found or all(name.startswith("LABEL_") for name in found) else found
+
+
+def made_by(model: str) -> Made | None:
+    """Return what the run says in whose folder a model lies; None outside of one."""
+    folder = _run_folder(model)
+    if folder is None:
+        return None
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        data = found["data"]
+        length = int(found["recipe"]["data"]["max_length"])
+        return Made(data["kind"], tuple(data["classes"]), data["metric"], length)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run_folder(model: str) -> Path | None:
+    """Return the run of ``RUN``, ``RUN/model.onnx`` or ``RUN/stages/2-sparse/program``."""
+    place = Path(model).absolute()
+    if not place.exists():
+        return None
+    near = (place, *list(place.parents)[:3])
+    return next((each for each in near if (each / "run.json").exists()), None)
+
+
+def tokenizer_of(model: str) -> str:
+    """Return where the tokenizer of a model is: beside it, in the folder of its run, or its id.
+
+    Raises:
+        DataError: There is none beside a model that is here.
+    """
+    place = Path(model)
+    run = _run_folder(model)
+    folders = [place, place.parent] if place.is_file() else [place]
+    if run is not None:
+        folders.append(run)
+    for folder in folders:
+        for each in (folder, folder / "huggingface", folder / "tokenizer"):
+            if (each / "tokenizer.json").exists() or (each / "vocab.txt").exists():
+                return str(each)
+    if place.exists():
+        raise DataError("there is no tokenizer here", where=model, hint="give --tokenizer")
+    return model

@@ -1,0 +1,123 @@
+"""evaluate scores every form of a saved model, on labels of every form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsefx import registry
+from sparsefx.cli import main
+from sparsefx.program import Program
+from sparsefx.train.batches import encode
+from sparsefx.train.evaluation import predict
+from sparsefx.train.tasks import Examples
+from tests.train import tiny_run
+
+TEXTS = tiny_run.texts(24, 3)
+Scored = Callable[..., dict[str, float]]
+
+
+@pytest.fixture
+def program() -> Program:
+    """A classifier that tells some of the texts from others."""
+    found = tiny_run.program().copy()
+    found.config["id2label"] = {"0": "late", "1": "early"}
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path, program: Program) -> Path:
+    """The model, its tokenizer and labels that it gets right in 3 of 4 texts."""
+    program.save(tmp_path / "model")
+    tiny_run.tokenizer().save_pretrained(tmp_path / "model" / "tokenizer")
+    coded = encode(tiny_run.tokenizer(), Examples("drawn", TEXTS), 16)
+    chosen = predict(program, coded, 8).argmax(1)
+    chosen[::4] = 1 - chosen[::4]
+    np.save(tmp_path / "labels.npy", chosen)
+    return tmp_path
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Scored:
+    """Return a function that evaluates and returns the parts of the score."""
+
+    def run(model: Path, *options: object) -> dict[str, float]:
+        out = tmp_path / "score.json"
+        words = ["evaluate", str(model), *map(str, options), "--json", str(out)]
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        parts: dict[str, float] = json.loads(out.read_text())["parts"]
+        return parts
+
+    return run
+
+
+def write(place: Path, name: str, lines: list[str]) -> Path:
+    (place / name).write_text("\n".join(lines) + "\n")
+    return place / name
+
+
+def labels(place: Path) -> list[int]:
+    found: list[int] = np.load(place / "labels.npy").tolist()
+    return found
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.0", "names"])
+def test_labels_by_name_number_or_float(place: Path, scored: Scored, form: str) -> None:
+    words = [("late", "early")[n] if form == "names" else form.format(n) for n in labels(place)]
+    rows = [f"{text}\t{word}" for text, word in zip(TEXTS, words, strict=True)]
+    data = write(place, "data.tsv", ["sentence\tlabel", *rows])
+    assert scored(place / "model", "--data", data) == {"accuracy": 0.75}
+
+
+def test_a_task_brings_columns_and_metric(place: Path, scored: Scored) -> None:
+    rows = [f"x\t{n}\t\t{text}" for text, n in zip(TEXTS, labels(place), strict=True)]
+    data = write(place, "dev.tsv", rows)
+    found = scored(place / "model", "--data", data, "--task", "CoLA")
+    assert list(found) == ["matthews", "accuracy"]
+    assert found["accuracy"] == 0.75
+
+
+def test_pairs_and_the_score_of_mrpc(place: Path, scored: Scored) -> None:
+    rows = [f"{text}\ta b\t{n}" for text, n in zip(TEXTS, labels(place), strict=True)]
+    data = write(place, "dev.tsv", ["#1 String\t#2 String\tQuality", *rows])
+    found = scored(place / "model", "--data", data, "--task", "MRPC")
+    assert list(found) == ["accuracy_f1", "accuracy", "f1"]
+
+
+def test_names_in_the_order_of_the_head(place: Path, program: Program, scored: Scored) -> None:
+    program.config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
+    program.save(place / "model")
+    words = [("z", "a")[n] for n in labels(place)]
+    rows = [f"{text}\t{word}" for text, word in zip(TEXTS, words, strict=True)]
+    data = write(place, "data.tsv", ["text\tlabel", *rows])
+    tokens = ("--tokenizer", place / "tokens")
+    tiny_run.tokenizer().save_pretrained(place / "tokens")
+    assert scored(place / "model", "--data", data, "--classes", "z,a", *tokens)["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "cpu"])
+def test_compiled_models(place: Path, program: Program, scored: Scored, target: str) -> None:
+    rows = [f"{text}\t{n}" for text, n in zip(TEXTS, labels(place), strict=True)]
+    data = write(place, "data.tsv", ["text\tlabel", *rows])
+    compiled = registry.parse_target(target).compile(program)
+    saved = compiled.save(place / ("model.onnx" if target == "onnxruntime" else "compiled"))
+    options = ["--data", data, "--tokenizer", place / "model" / "tokenizer", "--target", target]
+    assert scored(saved, *options) == {"accuracy": 0.75}
+
+
+def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:
+    from sparsefx.frontend import capture
+
+    regressor = capture(tiny_run.model(1), tiny_run.example_inputs(tiny_run.data()))
+    regressor.save(place / "regressor")
+    tiny_run.tokenizer().save_pretrained(place / "regressor" / "tokenizer")
+    rows = [f"{text}\tb\t{len(text) % 5}" for text in TEXTS]
+    data = write(place, "dev.tsv", ["sentence1\tsentence2\tscore", *rows])
+    found = scored(place / "regressor", "--data", data)
+    assert list(found) == ["pearson_spearman", "pearson", "spearman"]
