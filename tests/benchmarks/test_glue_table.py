@@ -5,25 +5,67 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.glue_table import cell, load
+from benchmarks.glue_table import Key, cell, load, table
 
 
-def write_run(folder: Path, seed: int, accuracy: float, f1: float) -> None:
-    score = {"value": (accuracy + f1) / 2, "parts": {"accuracy": accuracy, "f1": f1}}
-    stage = {"score": score, "difference": None, "encoder_zeros": 0.0}
-    run = {
-        "recipe": {"name": "r"},
-        "task": "MRPC",
-        "seed": seed,
-        "model": "m",
-        "stages": {"dense": stage},
+def write_run(
+    folder: Path,
+    recipe: str,
+    task: str,
+    seed: int,
+    scores: dict[str, tuple[float, float]],
+    epochs: int = 3,
+) -> None:
+    """A run whose stages have these accuracies and F1."""
+    stages = {
+        name: {
+            "score": {"value": (a + f) / 2, "parts": {"accuracy": a, "f1": f}},
+            "encoder_zeros": 0.0 if name == "dense" else 0.9,
+            "paper_ratio": 10.0,
+            "stored_ratio": 1.7,
+        }
+        for name, (a, f) in scores.items()
     }
-    (folder / f"{seed}.json").write_text(json.dumps(run))
+    settings = {"name": recipe, "seed": seed, "epochs": epochs}
+    run = {"recipe": settings, "task": task, "seed": seed, "model": "m", "stages": stages}
+    (folder / f"{recipe}-{task}-{seed}-{epochs}.json").write_text(json.dumps(run))
 
 
-def test_mean_spread_and_parts(tmp_path: Path) -> None:
-    write_run(tmp_path, 0, 0.80, 0.90)
-    write_run(tmp_path, 1, 0.82, 0.88)
-    rows = load(tmp_path)[("m", "r", "dense")]
-    assert cell(rows) == "85.0 ±0.0 (81.0/89.0)"
+def rows(folder: Path, dense: str | None = None) -> dict[tuple[str, str], list[str]]:
+    """The cells of each row, by recipe and stage."""
+    lines = table(load(folder), dense).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {(each[1], each[2]): each[3:] for each in cells}
+
+
+def test_mean_interval_and_parts(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", "MRPC", 0, {"dense": (0.80, 0.90)})
+    write_run(tmp_path, "r", "MRPC", 1, {"dense": (0.82, 0.92)})
+    ((key, entries),) = load(tmp_path).items()
+    assert key == Key("m", "r", "dense", key.settings)
+    assert cell(entries) == "86.0 ±12.7 (81.0/91.0)"  # t of one degree of freedom: 12.706
     assert cell([]) == ""
+
+
+def test_differences_are_paired_by_task_and_seed(tmp_path: Path) -> None:
+    for seed, high in ((0, 0.9), (1, 0.7)):
+        for task in ("QNLI", "MRPC", "RTE", "CoLA"):
+            scores = {"dense": (high, high), "sparse": (high - 0.01, high - 0.01)}
+            write_run(tmp_path, "a", task, seed, scores)
+        write_run(tmp_path, "fine-tune", "RTE", seed, {"dense": (high + 0.02, high + 0.02)})
+        write_run(tmp_path, "b", "RTE", seed, {"student": (high, high)})
+    found = rows(tmp_path)
+    # seeds, the four tasks, their average, to dense, zeros, paper, stored
+    assert found["a", "sparse"][0] == "2"
+    assert found["a", "sparse"][5:] == ["79.0 ±127.1", "-1.0 ±0.0", "90%", "10.0x", "1.7x"]
+    assert found["b", "student"][5:7] == ["", "-2.0 ±0.0"]
+    assert found["a", "dense"][6] == ""
+    assert rows(tmp_path, "fine-tune")["a", "sparse"][6] == "-3.0 ±0.0"
+
+
+def test_other_settings_are_other_rows(tmp_path: Path) -> None:
+    write_run(tmp_path, "r", "RTE", 0, {"dense": (0.6, 0.6)})
+    write_run(tmp_path, "r", "RTE", 1, {"dense": (0.8, 0.8)}, epochs=9)
+    names = [key for key, _ in rows(tmp_path)]
+    assert len(names) == 2
+    assert all(name.startswith("r [") for name in names)
