@@ -12,7 +12,12 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
-from sparsefx.passes.distill.fit import NEEDS_LAYERS, check_fit, paired_layers
+from sparsefx.passes.distill.fit import (
+    NEEDS_ATTENTION,
+    NEEDS_LAYERS,
+    check_fit,
+    paired_layers,
+)
 from sparsefx.passes.distill.heads import (
     classes,
     label_inputs,
@@ -22,6 +27,7 @@ from sparsefx.passes.distill.heads import (
 )
 from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map
 from sparsefx.passes.distill.scope import Options, Pair, Scope
+from sparsefx.passes.distill.states import Given, taught_outputs
 from sparsefx.passes.distill.teacher import Joined, check_inputs
 from sparsefx.passes.distill.terms import TERMS
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
@@ -30,7 +36,7 @@ from sparsefx.properties import Property
 from sparsefx.signature import InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sparsefx.program import Program
 
@@ -105,8 +111,9 @@ class Distill(Pass):
         teacher_mode: ``eval``, or ``train`` for a teacher whose dropout follows the student's mode.
         teacher_inputs: Inputs that the teacher alone reads; they are added to the signature.
         outputs: What logits and labels compare; none stands for all outputs that classify.
-        cached: Take the teacher's logits from the batch (inputs ``teacher_<output>``) in place of
-            a joined teacher; only for the logits term. A session computes them once for a stage.
+        cached: Take what the teacher computes from the batch (inputs ``teacher_<output>`` and
+            ``teacher_hidden_<layers below>``) in place of a joined teacher; not for terms of
+            attention. A session computes it once for a stage: see :mod:`sparsefx.train.taught`.
         seed: Of the projection's initial values.
     """
 
@@ -159,13 +166,19 @@ class Distill(Pass):
         for option in ("outputs", "teacher_inputs"):
             if isinstance(name := getattr(self, option), str):
                 object.__setattr__(self, option, (name,))
-        if self.cached and set(self.terms) - {"logits", "labels"}:
-            raise self.refuse("cached", "only the logits term can be cached")
+        if self.cached and set(self.terms) & NEEDS_ATTENTION:
+            raise self.refuse("cached", "terms of attention cannot be cached")
+        if self.cached and self.teacher_mode == "train":
+            raise self.refuse("cached", "a teacher with dropout gives other values in each step")
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The terms that are on."""
         return tuple(term for term in TERMS if getattr(self, term) > 0)
+
+    def taught(self, student: Program, teacher: Program) -> dict[str, fx.Node]:
+        """Return the node of the teacher for each input that ``cached`` added to the student."""
+        return taught_outputs(student, teacher, self.outputs) if self.cached else {}
 
     def check_programs(self, program: Program, programs: Mapping[str, Program]) -> None:
         """Check heads, inputs, vocabularies and layers of student and teacher."""
@@ -205,8 +218,12 @@ class _Builder:
         self.joins = (self.needs_layers or item.logits > 0) and not item.cached
         self.teacher = self._given_teacher() if self.joins else None
         self.student_encoder = program.facts(EncoderStructure)
-        given = ctx.programs.get(item.teacher) if item.cached else self.teacher
-        check_fit(item, program, given)
+        self.known = self.teacher
+        if item.cached:
+            self.known = ctx.programs.get(item.teacher)
+        if item.cached and self.needs_layers:
+            self.known = ctx.program(item.teacher, who=item.name)
+        check_fit(item, program, self.known)
         self.specs: list[InputSpec] = []
         if self.teacher is not None:
             self.specs = check_inputs(program, self.teacher, item.teacher_inputs)
@@ -229,9 +246,12 @@ class _Builder:
             rw.add_input(spec)
         if item.logits and item.logits_loss == "auto":
             self._tell_values()
-        joined = None
+        joined: Joined | None = None
+        taught: Callable[[fx.Node], fx.Node] = _no_teacher
         if self.teacher is not None:
-            joined = Joined(rw, self.teacher, trains=item.teacher_mode == "train")
+            taught = joined = Joined(rw, self.teacher, trains=item.teacher_mode == "train")
+        elif self.needs_layers and self.known is not None:
+            taught = Given(rw, self.known)
         pairs, ends = self._pairs()
         return Scope(
             rw=rw,
@@ -248,7 +268,7 @@ class _Builder:
             labels=self._labels(specs) if item.labels else {},
             pairs=pairs,
             ends=ends,
-            taught=joined or _no_teacher,
+            taught=taught,
             tokens=self._tokens(logits),
         )
 
@@ -261,9 +281,9 @@ class _Builder:
             )
 
     def _pairs(self) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-        if not self.needs_layers or self.teacher is None:
+        if not self.needs_layers or self.known is None:
             return (), ()
-        return paired_layers(self.item, self.student_encoder, self.teacher.facts(EncoderStructure))
+        return paired_layers(self.item, self.student_encoder, self.known.facts(EncoderStructure))
 
     def _targets(self, logits: dict[str, fx.Node], joined: Joined | None) -> dict[str, fx.Node]:
         if joined is None or self.teacher is None:

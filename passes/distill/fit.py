@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from sparsefx.passes.distill.distill import Distill
     from sparsefx.program import Program
 
-__all__ = ["NEEDS_LAYERS", "check_all", "check_fit", "paired_layers"]
+__all__ = ["NEEDS_ATTENTION", "NEEDS_LAYERS", "check_all", "check_fit", "paired_layers"]
 
 NEEDS_LAYERS = frozenset(TERMS) - {"logits", "labels"}
 """The terms that compare layers."""
-_COMPARES_HEADS = ("scores", "probabilities", "value_relation")
+NEEDS_ATTENTION = frozenset({"scores", "probabilities", "value_relation"})
+"""Those that compare what happens inside of attention."""
 
 
 def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
@@ -123,7 +124,7 @@ def _check_labels(item: Distill, student: Program) -> None:
 
 def _check_layers(item: Distill, student: Encoder, teacher: Encoder) -> None:
     pairs, ends = paired_layers(item, student, teacher)
-    if any(getattr(item, term) for term in _COMPARES_HEADS):
+    if any(getattr(item, term) for term in NEEDS_ATTENTION):
         for pair in pairs:
             _same_heads(pair)
     if item.cls:

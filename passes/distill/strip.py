@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.passes.distill.heads import label_inputs, logits_outputs
+from sparsefx.passes.distill.states import STATES
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -67,4 +68,5 @@ def _added_inputs(program: Program) -> list[str]:
         names += [spec.name for spec in label_inputs(program, item.outputs).values()]
     if item.cached and item.logits:
         names += [f"teacher_{name}" for name in logits_outputs(program, item.outputs)]
+    names += [name for name in program.signature.input_names if name.startswith(STATES)]
     return names

@@ -22,7 +22,17 @@ _DEFAULTS: dict[str, Any] = {
     "sparsity_decay_type": "exp",
     "pruning_op_types": ["Conv", "Linear"],
 }
-_OLD_NAMES = {"names": "op_names", "extra_excluded_op_names": "excluded_op_names"}
+_OLD_NAMES = {
+    "names": "op_names",
+    "excluded_names": "excluded_op_names",
+    "prune_type": "pruning_type",
+    "prune_frequency": "pruning_frequency",
+    "update_frequency": "pruning_frequency",
+    "prune_layer_type": "pruning_op_types",
+    "max_layer_sparsity_ratio": "max_sparsity_ratio_per_op",
+}
+_EXTRA = ("extra_excluded_op_names", "extra_excluded_names")
+_KINDS = {"basic_magnitude": "magnitude", "BasicMagnitude": "magnitude"}
 _EXPONENTS = {"cube": 3.0, "linear": 1.0}
 _ALL_LINEARS = ("encoder", "pooler", "head", "other")
 _FREE_EPOCHS = 3
@@ -51,7 +61,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         notes.leave(key, "only the section 'pruning' is carried over")
     texts, last = [], 0
     for index, pruner in enumerate(pruners):
-        merged = {**_DEFAULTS, **_renamed(general), **_renamed(pruner or {})}
+        merged = _merged(general, pruner or {})
         last = max(last, int(merged["end_step"]))
         texts += _Pruner(merged, f"pruners[{index}]", notes, who).texts()
     texts = _without_locks(texts, notes)
@@ -91,6 +101,21 @@ def _general(content: object) -> dict[str, Any] | None:
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
     return {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
+
+
+def _merged(general: dict[str, Any], pruner: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a pruner; names that it excludes besides come on top."""
+    more = [name for key in _EXTRA for name in _listed(pruner.get(key))]
+    own = _renamed({key: value for key, value in pruner.items() if key not in _EXTRA})
+    merged = {**_DEFAULTS, **_renamed(general), **own}
+    merged["pruning_type"] = _KINDS.get(merged["pruning_type"], merged["pruning_type"])
+    if more:
+        merged["excluded_op_names"] = [*_listed(merged.get("excluded_op_names")), *more]
+    return merged
+
+
+def _listed(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
 
 
 def _without_locks(texts: list[str], notes: Notes) -> list[str]:

@@ -18,7 +18,13 @@ from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
 __all__ = ["import_sparseml"]
 
-_PRUNERS = ("GMPruningModifier", "MagnitudePruningModifier", "GlobalMagnitudePruningModifier")
+_PRUNERS = (
+    "GMPruningModifier",
+    "MagnitudePruningModifier",
+    "GlobalMagnitudePruningModifier",
+    "OBSPruningModifier",
+    "MovementPruningModifier",
+)
 _LOCK = "ConstantPruningModifier"
 _QUANTIZER = "QuantizationModifier"
 _DISTILLER = "DistillationModifier"

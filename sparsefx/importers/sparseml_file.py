@@ -30,7 +30,17 @@ class SparsemlStage(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads any tagged mapping as a Modifier."""
+    """SafeLoader that reads any tagged mapping as a Modifier, and lets anchors be set again.
+
+    YAML allows the latter (1.2, section 3.2.2.2), PyYAML does not, and published recipes do it.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Forget an anchor of the same name before a node."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # a stub of PyYAML
+        if not isinstance(event, yaml.AliasEvent):
+            self.anchors.pop(getattr(event, "anchor", None), None)
+        return super().compose_node(parent, index)
 
 
 def _tagged(loader: _Loader, kind: str, node: yaml.Node) -> Modifier:

@@ -23,6 +23,12 @@ __all__ = [
 _EVERY_LINEAR = ("encoder", "pooler", "head", "other")
 _EVERY_MATRIX = ("encoder", "pooler", "head", "embedding", "other")
 _EXPONENTS = {"cubic": 3.0, "linear": 1.0}
+_PASSES = {"OBSPruningModifier": "obert-prune", "MovementPruningModifier": "movement-prune"}
+_OBS = {
+    "num_grads": ("gradients", int),
+    "fisher_block_size": ("block", int),
+    "damp": ("damp", float),
+}
 _FLOAT_ANYWAY = {"LayerNorm", "Tanh", "Softmax", "GELU", "GELUActivation", "Dropout", "Embedding"}
 _EMBEDDINGS = "embeddings"
 _WITHOUT_EFFECT = ("log_types", "update_frequency", "end_comparator", "constant_logging")
@@ -36,8 +42,10 @@ def reason_for(kind: str) -> str:
 
 
 def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str, ...]:
-    """Return a magnitude-prune for each final sparsity of a gradual magnitude pruning modifier."""
+    """Return a pruning pass for each final sparsity of a modifier that prunes along a ramp."""
     rest = dict(item.settings)
+    kind = _PASSES.get(item.kind, "magnitude-prune")
+    more = _second_order(rest, notes) if kind == "obert-prune" else {}
     begin = max(0.0, float(rest.pop("start_epoch", 0.0)))
     end = float(rest.pop("end_epoch", length))
     end = length if end < 0 else end
@@ -55,6 +63,9 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
         notes.leave(f"{item.kind}.init_sparsity", f"{initial}: the ramp starts at 0")
         initial = 0.0
     everywhere = rest.pop("global_sparsity", item.kind.startswith("Global"))
+    if everywhere and kind == "movement-prune":
+        notes.leave(f"{item.kind}.global_sparsity", "scores are compared within each weight")
+        everywhere = False
     rest.pop("end_comparator", None)
     criterion = rest.pop("score_type", "magnitude")
     if criterion != "magnitude":
@@ -63,7 +74,7 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
     texts = []
     for sparsity, names in _targets(rest, item.kind, who):
         text = pass_text(
-            "magnitude-prune",
+            kind,
             sparsity=sparsity,
             initial_sparsity=float(initial) or None,
             begin=share(begin, length) or None,
@@ -72,12 +83,23 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
             frequency=(share(every, length) or None) if every > 0 else None,
             scope="global" if everywhere else None,
             pattern=_pattern(mask, sparsity, item.kind, who),
+            **more,
             **_selection(names, item.kind, notes),
         )
         notes.carry(item.kind, text)
         texts.append(text)
     notes.leave_rest(item.kind, rest)
     return tuple(texts)
+
+
+def _second_order(rest: dict[str, Any], notes: Notes) -> dict[str, Any]:
+    """Return the options of obert-prune that have a setting of their own."""
+    rest.pop("grad_sampler_kwargs", None)
+    notes.leave(
+        "OBSPruningModifier.grad_sampler_kwargs",
+        "gradients are those of the training's last steps, not of extra batches",
+    )
+    return {name: kind(rest.pop(key)) for key, (name, kind) in _OBS.items() if key in rest}
 
 
 def lock(item: Modifier, notes: Notes) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "Batches",
     "Encoded",
     "Position",
+    "TokenValues",
     "check_tokens",
     "encode",
     "evaluation_batches",
@@ -36,6 +37,27 @@ _POOL = 50  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
+class TokenValues:
+    """Values of every token of every example, without padding.
+
+    Attributes:
+        values: Of shape (tokens of all examples, width), example after example.
+        starts: Where each example begins, and the end of the last, of shape (examples + 1,).
+    """
+
+    values: NDArray[np.float16]
+    starts: Ints
+
+    def collate(self, rows: Sequence[int] | Ints, longest: int) -> torch.Tensor:
+        """Return the rows padded by zeros, float32 of shape (rows, longest, width)."""
+        found = torch.zeros(len(rows), longest, self.values.shape[1])
+        for place, row in enumerate(rows):
+            part = self.values[self.starts[row] : self.starts[row + 1]]
+            found[place, : len(part)] = torch.from_numpy(part.astype(np.float32))
+        return found
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Token sequences without padding.
 
@@ -45,14 +67,15 @@ class Encoded:
         labels: Of shape (examples,), int64 classes (``UNLABELLED`` where there is none) or
             float32 values; None when no example has a label.
         pad: Id of the padding token.
-        more: Further inputs by name, such as outputs of a teacher, each of shape (examples, ...).
+        more: Further inputs by name, such as outputs of a teacher: of shape (examples, ...), or
+            values of tokens.
     """
 
     tokens: tuple[Ints, ...]
     types: tuple[Ints, ...] | None
     labels: torch.Tensor | None
     pad: int
-    more: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    more: Mapping[str, torch.Tensor | TokenValues] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -89,7 +112,11 @@ class Encoded:
         chosen = torch.as_tensor(np.asarray(rows))
         if self.labels is not None:
             batch["labels"] = self.labels[chosen]
-        batch.update({name: values[chosen] for name, values in self.more.items()})
+        for name, values in self.more.items():
+            if isinstance(values, TokenValues):
+                batch[name] = values.collate(rows, longest)
+            else:
+                batch[name] = values[chosen]
         return batch
 
     def joined(self, other: Encoded) -> Encoded:

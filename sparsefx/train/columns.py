@@ -32,7 +32,7 @@ def find_text(columns: Collection[str], origin: str) -> str | tuple[str, str]:
         DataError: None of the names is known.
     """
     names = set(columns)
-    if "text" in names:
+    if "text" in names or len(names) == 1:  # a single one may be several that were not told apart
         return "text"
     for pair in _PAIRS:
         if names >= set(pair):

@@ -21,6 +21,7 @@ from sparsefx.train.metrics import Score, mean_loss
 from sparsefx.train.tasks import Examples, Task
 
 __all__ = [
+    "TAUGHT",
     "SessionData",
     "TokenData",
     "inputs_for",
@@ -28,11 +29,10 @@ __all__ = [
     "losses",
     "predict",
     "predict_by",
-    "takes_taught",
-    "with_teacher",
 ]
 
-_TAUGHT = "teacher_"
+TAUGHT = "teacher_"
+"""What inputs begin with that hold what a teacher computes."""
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -152,7 +152,7 @@ def _chosen(
     for name in names:
         if name in batch:
             found[name] = batch[name]
-        elif name.startswith(_TAUGHT) and not taught:
+        elif name.startswith(TAUGHT) and not taught:
             continue
         elif name == "token_type_ids":
             found[name] = torch.zeros_like(batch["input_ids"])
@@ -228,38 +228,6 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     return mean_loss(
         [{n.removeprefix("loss."): v for n, v in each.items()} for each in found], sizes
     )
-
-
-def takes_taught(program: Program) -> bool:
-    """Return whether a Program takes outputs of its teacher, computed beforehand, as inputs."""
-    return any(name.startswith(_TAUGHT) for name in program.signature.input_names)
-
-
-def with_teacher(
-    student: Program, teacher: Program, data: Encoded, size: int, *, bf16: bool
-) -> Encoded:
-    """Return ``data`` with what ``student`` takes of its teacher: ``teacher_<output>``.
-
-    Args:
-        student: Its other inputs come from the tokenizer.
-        teacher: Run once over all examples, in evaluation mode.
-        data: The examples.
-        size: Examples in a batch.
-        bf16: Run it under autocast.
-
-    Raises:
-        TrainingError: The student takes another output than the teacher's predictions.
-    """
-    names = [n for n in student.signature.input_names if n.startswith(_TAUGHT)]
-    known = _TAUGHT + logits_name(student)
-    if any(name != known for name in names):
-        raise TrainingError(
-            f"{', '.join(names)} cannot be computed beforehand, only {known}",
-            who="session",
-            hint="leave out cached=True: the teacher then runs in each step",
-        )
-    found = predict(teacher, data, size, bf16=bf16)
-    return replace(data, more={known: torch.from_numpy(found)})
 
 
 def predict(

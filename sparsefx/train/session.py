@@ -14,6 +14,7 @@ Everything lies in one folder, from which a session that was interrupted, or kil
         result.json        score with interval, steps, times, sparsity; written last
         start/             while it runs: the Program that training began with
         checkpoints/       while it runs: the last two checkpoints
+        taught/            while it runs: hidden states of a cached teacher
       result.json          all stages and the machine; written last
 
 ``RunResult.read(folder)`` reads it back. No file holds code, none is a pickle.
@@ -41,8 +42,6 @@ from sparsefx.train.evaluation import (
     TokenData,
     losses,
     predict,
-    takes_taught,
-    with_teacher,
 )
 from sparsefx.train.events import (
     CheckpointSaved,
@@ -62,9 +61,12 @@ from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
 from sparsefx.train.start import Programs, open_folder, starting_model
+from sparsefx.train.taught import takes_taught, with_teacher
 from sparsefx.train.trainer import StageTrainer
 
 __all__ = ["Session"]
+
+_TAUGHT = "taught"
 
 
 class Session:
@@ -275,8 +277,10 @@ class Session:
         if stage.teacher is None or not takes_taught(program):
             return data
         teacher = self._programs.of(stage.teacher, finished).to(self._processes.device)
-        size = self.recipe.data.eval_batch_size
-        return with_teacher(program, teacher, data, size, bf16=training.precision == "bf16")
+        split = "test" if data is self._data.test else "train"
+        place = self._folder.stage(len(finished)) / _TAUGHT / f"{split}-{self._processes.rank}"
+        size, bf16 = self.recipe.data.eval_batch_size, training.precision == "bf16"
+        return with_teacher(program, teacher, data, size, place, bf16=bf16)
 
     def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         """Train to the last step; save in between, at the end, and when asked to stop."""
@@ -346,7 +350,7 @@ class Session:
         result = StageResult(stage.name, place, steps, found, seconds, sparsity, properties)
         self._metrics.close()
         result.save(logits, labels)
-        for leftover in ("start", "checkpoints"):
+        for leftover in ("start", "checkpoints", _TAUGHT):
             shutil.rmtree(place / leftover, ignore_errors=True)
         self._emit(StageFinished(result))
         return result

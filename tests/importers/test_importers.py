@@ -228,7 +228,7 @@ def test_sparseml_stages_count_from_their_own_start() -> None:
     assert [item.where for item in left_out].count("learning rate") == 2
 
 
-@pytest.mark.parametrize("kind", ["OBSPruningModifier", "MovementPruningModifier"])
+@pytest.mark.parametrize("kind", ["ACDCPruningModifier", "MFACPruningModifier"])
 def test_sparseml_criterion_that_is_not_here_is_listed(kind: str) -> None:
     recipe, left_out, _ = import_text(PRUNE_QUANT.replace("GMPruningModifier", kind), name="other")
     assert all("magnitude-prune" not in text for s in recipe.stages for text in s.pipeline)

@@ -42,6 +42,20 @@ def test_every_term_equals_the_loss_by_hand(*, mask_padding: bool) -> None:
     assert float(found["loss"]) == pytest.approx(float(sum(expected.values())), rel=2e-5)
 
 
+def test_a_batch_of_padding_alone_gives_finite_losses() -> None:
+    program = distilled(f"distill{{{ALL}}}").train()
+    given = batch()
+    given["attention_mask"].zero_()
+    labels = torch.full((3,), -100)
+    found = program(**given, labels=labels)
+    found["loss"].backward()
+    losses = {name: value for name, value in found.items() if name.startswith("loss")}
+    assert all(bool(value.isfinite()) for value in losses.values())
+    assert losses["loss.hidden"].item() == 0
+    gradients = [each.grad for each in program.parameters() if each.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 def test_weights_scale_the_sum_and_not_the_parts() -> None:
     program = distilled("distill{logits=0.25,hidden=2.0}").eval()
     found = program(**batch())

@@ -153,6 +153,24 @@ def test_cached_teacher() -> None:
     assert stripped.fingerprint() == program_of().fingerprint()
 
 
+def test_cached_states() -> None:
+    terms = "logits=1,hidden=1,embedding=1,cls=1,cosine=1"
+    program = distilled(f"distill{{{terms},cached=True}}").eval()
+    assert not any(name.startswith("teacher.") for name in program.named_tensors())
+    (item,) = (each for each in program.active if isinstance(each, Distill))
+    given = item.taught(program, program_of(1))
+    assert list(given) == [f"teacher_hidden_{place}" for place in range(3)] + ["teacher_logits"]
+    taught = look(model(1), batch())
+    states = {f"teacher_hidden_{place}": state for place, state in enumerate(taught.hidden)}
+    with torch.no_grad():
+        found = program(**batch(), **states, teacher_logits=taught.logits)
+        expected = distilled(f"distill{{{terms}}}").eval()(**batch())
+    for name in ("loss", "loss.hidden", "loss.embedding", "loss.cls", "loss.cosine"):
+        torch.testing.assert_close(found[name], expected[name])
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.fingerprint() == program_of().fingerprint()
+
+
 # -- errors --------------------------------------------------------------------------------------
 
 
@@ -249,7 +267,8 @@ def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
         ("layers=every", "expected 'identity', 'skip', .*'final' or a list of"),
         ("layers=(1,2)", "or a list of"),
         ("teacher_inputs=3", "expected a text or a list of texts"),
-        ("cached=True,hidden=1", "only the logits term can be cached"),
+        ("cached=True,scores=1", "terms of attention cannot be cached"),
+        ("cached=True,teacher_mode=train", "a teacher with dropout gives other values"),
     ],
 )
 def test_options_are_checked(options: str, message: str) -> None:

@@ -1,0 +1,62 @@
+"""What published recipes of other tools hold besides the plain forms of test_importers."""
+
+from __future__ import annotations
+
+from sparsefx.amounts import parse_pipeline
+from sparsefx.importers.files import import_text
+
+RAMP = """
+num_epochs: &num_epochs 10
+modifiers:
+  - !EpochRangeModifier {start_epoch: 0, end_epoch: *num_epochs}
+  - !SetLearningRateModifier {start_epoch: 0.0, learning_rate: 1.5e-4}
+  - !GMPruningModifier
+    params: ["re:bert.encoder.layer.*.output.dense.weight"]
+    start_epoch: 1
+    end_epoch: 8
+    init_sparsity: 0.05
+    final_sparsity: 0.8
+    inter_func: cubic
+    update_frequency: 1
+    mask_type: [1, 4]
+"""
+
+
+def test_sparseml_second_order_and_movement() -> None:
+    settings = "num_grads: 1024\n    damp: 1e-7\n    fisher_block_size: 4\n    mask_type: [1, 4]"
+    text = RAMP.replace("GMPruning", "OBSPruning").replace("mask_type: [1, 4]", settings)
+    recipe, left_out, _ = import_text(text, name="obs")
+    (first, *_) = recipe.stages[0].pipeline
+    assert first.startswith("obert-prune{sparsity=0.8,initial_sparsity=0.05,")
+    assert "pattern='1x4',gradients=1024,block=4,damp=1e-07" in first
+    assert parse_pipeline((first,), 100)
+    assert "OBSPruningModifier.grad_sampler_kwargs" in [item.where for item in left_out]
+    recipe, _, _ = import_text(RAMP.replace("GMPruning", "MovementPruning"), name="move")
+    assert recipe.stages[0].pipeline[0].startswith("movement-prune{sparsity=0.8,")
+
+
+def test_sparseml_variables_may_be_set_again() -> None:
+    recipe, _, _ = import_text("num_epochs: &num_epochs 8\n" + RAMP, name="twice")
+    assert recipe.stages[0].training
+    assert recipe.stages[0].training.epochs == 10
+
+
+def test_neural_compressor_in_its_older_words() -> None:
+    text = """
+pruning:
+  approach:
+    weight_compression:
+      target_sparsity: 0.9
+      end_step: 100
+      excluded_names: [classifier]
+      prune_layer_type: [Linear]
+      pruners:
+        - !Pruner {prune_type: basic_magnitude, prune_frequency: 20, extra_excluded_names: [key]}
+        - !Pruner {prune_type: group_lasso}
+"""
+    recipe, left_out, _ = import_text(text, name="old")
+    (text,) = recipe.stages[0].pipeline
+    assert "frequency=20,scope='global',pattern='4x1'" in text
+    assert text.endswith("exclude=('classifier','key',)}")
+    listed = {item.where: item.reason for item in left_out}
+    assert "'group_lasso' is not here" in listed["pruners[1].pruning_type"]
