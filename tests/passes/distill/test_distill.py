@@ -48,7 +48,7 @@ def test_a_batch_of_padding_alone_gives_finite_losses() -> None:
     given["attention_mask"].zero_()
     labels = torch.full((3,), -100)
     found = program(**given, labels=labels)
-    found["loss"].backward()
+    torch.autograd.backward(found["loss"])
     losses = {name: value for name, value in found.items() if name.startswith("loss")}
     assert all(bool(value.isfinite()) for value in losses.values())
     assert losses["loss.hidden"].item() == 0
