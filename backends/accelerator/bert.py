@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
 from sparsefx.backends.accelerator.workload import MatmulOp, Op, VectorOp, Workload
 
-__all__ = ["EncoderSize", "balanced_mask", "encoder_workload", "random_mask"]
+__all__ = ["EncoderSize", "Zeros", "balanced_mask", "draw_mask", "encoder_workload"]
+
+Zeros = Literal["random", "balanced", "n-of-m", "block"]
+"""How zeros are drawn.
+
+random: independently. balanced: as many in every row of a bank of 64. n-of-m: two of every
+`2 x ratio` neighbours along k stay, 2:4 for ratio 2. block: whole blocks of 1 x 16.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,28 @@ def balanced_mask(
     return mask
 
 
+def draw_mask(
+    rows: int, columns: int, ratio: float, zeros: Zeros, rng: np.random.Generator
+) -> BoolArray:
+    """Non-zeros of one matrix, `[rows, columns]`, dense over remaining weights being `ratio`."""
+    if zeros == "balanced":
+        return balanced_mask(rows, columns, ratio, rng)
+    if zeros == "n-of-m":
+        group = max(round(2 * ratio), 2)
+        return balanced_mask(rows, columns, group / 2, rng, group)
+    if zeros == "block":
+        blocks = random_mask(rows, -(-columns // 16), 1 / ratio, rng)
+        return np.repeat(blocks, 16, axis=1)[:, :columns]
+    return random_mask(rows, columns, 1 / ratio, rng)
+
+
 def encoder_workload(
     size: EncoderSize,
     *,
     batch: int = 1,
     tokens: int = 128,
     ratio: float = 1.0,
-    balanced: bool = True,
+    zeros: Zeros = "balanced",
     distinct: bool = True,
     seed: int = 0,
 ) -> Workload:
@@ -64,7 +87,7 @@ def encoder_workload(
         batch: Sequences at once.
         tokens: Tokens of a sequence.
         ratio: Dense weights over those that are left, 1 for dense.
-        balanced: Equal banks of 64 instead of independent non-zeros.
+        zeros: How they are drawn.
         distinct: Draw new non-zeros for every layer; else one mask serves all of a shape.
         seed: For the places of the non-zeros.
     """
@@ -77,8 +100,7 @@ def encoder_workload(
         if ratio <= 1:
             return None
         if distinct or (n, k) not in drawn:
-            draw = balanced_mask(n, k, ratio, rng) if balanced else None
-            drawn[n, k] = random_mask(n, k, 1 / ratio, rng) if draw is None else draw
+            drawn[n, k] = draw_mask(n, k, ratio, zeros, rng)
         return drawn[n, k]
 
     def linear(name: str, n: int, k: int, source: str) -> str:
@@ -95,11 +117,14 @@ def encoder_workload(
         at = f"layer{layer}."
         q, k, v = (linear(at + x, size.hidden, size.hidden, hidden) for x in ("q", "k", "v"))
         copies, head = batch * size.heads, size.hidden // size.heads
-        ops.append(MatmulOp(at + "scores", tokens, tokens, head, (q, k), copies))
+        sizes = tokens, tokens, head
+        ops.append(MatmulOp(at + "scores", *sizes, (q, k), copies, stationary=False))
         ops.append(
             VectorOp(at + "softmax", "softmax", copies * tokens**2, (at + "scores",), copies, True)
         )
-        ops.append(MatmulOp(at + "context", tokens, head, tokens, (at + "softmax", v), copies))
+        sizes = tokens, head, tokens
+        made = at + "softmax", v
+        ops.append(MatmulOp(at + "context", *sizes, made, copies, stationary=False))
         out = linear(at + "out", size.hidden, size.hidden, at + "context")
         first = vector(at + "add1", "add", state, (out, hidden))
         first = vector(at + "norm1", "layer-norm", state, (first,), rowwise=True)

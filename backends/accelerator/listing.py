@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.mapper import mapping_options
 from sparsefx.backends.accelerator.simulation import Simulation
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
-from sparsefx.errors import TargetError, did_you_mean
+from sparsefx.errors import TargetError
 
 __all__ = ["layer_summary", "listing", "mapping_table"]
 
@@ -65,6 +67,14 @@ def mapping_table(run: Simulation, most: int = 5) -> str:
     return "\n".join(lines)
 
 
+def _closest(name: str, products: Iterable[str], most: int = 8) -> str:
+    names = list(products)
+    if close := get_close_matches(name.removeprefix("%"), names, n=1):
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"known: {', '.join(names[:most])}{more}"
+
+
 def layer_summary(run: Simulation, name: str) -> str:
     """One product at the finest fidelity: the engine on the whole layer, memory left out.
 
@@ -78,7 +88,7 @@ def layer_summary(run: Simulation, name: str) -> str:
             f"there is no product {name!r}",
             who="accelerator",
             where="layer",
-            hint=did_you_mean(name, products),
+            hint=_closest(name, products),
         )
     timing = run.machine.engine.run(op.gemm)
     cycles = timing.cycles * op.copies

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
-from sparsefx.backends.accelerator.units import Unit, op_name, units_of, vector_kind
+from sparsefx.backends.accelerator.units import Unit, op_name, reads_table, units_of, vector_kind
 from sparsefx.backends.accelerator.workload import (
     FLOAT_PRODUCT,
     HostOp,
@@ -100,7 +100,8 @@ class _Lowerer:
                 continue
             unit: Unit = units.get(node, "free")
             if unit == "free":
-                self.source[node] = inputs
+                size = isinstance(node.meta.get("val"), int | torch.SymInt)
+                self.source[node] = () if size else inputs  # no data flows through a size
                 continue
             op = self.op(node, unit, inputs)
             ops.append(op)
@@ -143,7 +144,8 @@ class _Lowerer:
             reason = f"the machine has no {op_name(node)}"
             return HostOp(node.name, op_name(node), elements, inputs, reason, copies)
         rowwise = kind in ("softmax", "layer-norm")
-        return VectorOp(node.name, kind, elements, inputs, copies, rowwise)
+        fetched = elements if reads_table(node) else 0
+        return VectorOp(node.name, kind, elements, inputs, copies, rowwise, fetched=fetched)
 
     def matmul(self, node: fx.Node, inputs: tuple[str, ...]) -> MatmulOp | VectorOp:
         out = self.shape(node)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sparsefx.backends.accelerator.architecture import Architecture, Sram
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format
-from sparsefx.backends.accelerator.engines.base import Engine
+from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
 from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
 from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
 
@@ -23,6 +24,19 @@ class Machine:
     """What the mapper and the simulators ask of an architecture; all times are core cycles."""
 
     architecture: Architecture
+    timings: dict[tuple[object, ...], Timing] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def timed(self, place: tuple[object, ...], part: Callable[[], Gemm]) -> Timing:
+        """Time a part of a product once; `place` names the part.
+
+        Machines that only differ in other numbers than the engine's may share `timings`.
+        """
+        key = (self.engine, *place)
+        if key not in self.timings:
+            self.timings[key] = self.engine.run(part())
+        return self.timings[key]
 
     @cached_property
     def engine(self) -> Engine:

@@ -61,7 +61,7 @@ def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -
     """
     fitting = [
         mapping
-        for tile_k in _halvings(op.k, 64)
+        for tile_k in _depths(op, machine)
         for tile_m in _steps(op.m, machine.engine.column_step)
         for tile_n in _row_tiles(op, machine)
         if (mapping := _estimate(op, machine, (tile_m, tile_n, tile_k))) is not None
@@ -103,7 +103,7 @@ def choose_mapping(op: MatmulOp, machine: Machine, *, streamed: bool = False) ->
 
 
 def _too_small(op: MatmulOp, machine: Machine) -> TargetError:
-    smallest = (1, min(op.n, machine.engine.row_step), min(op.k, 64))
+    smallest = (1, min(op.n, machine.engine.row_step), _depths(op, machine)[-1])
     needed = sum(_footprint(op, machine, smallest))
     level = machine.architecture.innermost("weights")
     return TargetError(
@@ -120,6 +120,12 @@ def _halvings(size: int, least: int) -> list[int]:
     while found[-1] // 2 >= least and len(found) < 12:
         found.append(ceil_div(found[-1], 2))
     return found
+
+
+def _depths(op: MatmulOp, machine: Machine) -> list[int]:
+    """Sizes along k, the largest first: whole steps of the engine, and not below 64."""
+    step = machine.engine.k_step
+    return [min(op.k, step * n) for n in _halvings(ceil_div(op.k, step), max(64 // step, 1))]
 
 
 def _steps(size: int, step: int) -> list[int]:
@@ -194,7 +200,7 @@ def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) ->
     tile_m, tile_n, tile_k = tile = mapping.tile_m, mapping.tile_n, mapping.tile_k
     rows = min(op.n, max(tile_n, _SAMPLED_ROWS))
     gemm = Gemm(tile_m, rows, tile_k, None if op.nonzero is None else op.nonzero[:rows, :tile_k])
-    timing = machine.engine.run(gemm)
+    timing = machine.timed((op.name, "first rows", rows, tile_m, tile_k), lambda: gemm)
     compute = machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs) * tile_n / rows
     stored = _stored(op, machine, tile)
     feed = machine.feed_cycles(tile_m, tile_k, stored)

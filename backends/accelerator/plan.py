@@ -74,22 +74,18 @@ class MatmulPlan:
         return self._cache[key]
 
     def _cost(self, group: int, first: int, end: int) -> TileCost:
-        op, mapping, engine = self.op, self.mapping, self.machine.engine
-        same = self.active is None
-        total = fill = macs = 0
+        machine, n = self.machine, self.rows[group][1] - self.rows[group][0]
+        column = sum(self.group_bytes(group)) / self.op.k if self.sizes else n * machine.value_bytes
         cycles = 0.0
+        total = fill = macs = 0
         loads: list[IntArray] = []
-        for m0 in range(first, end, mapping.tile_m):
-            m1 = min(m0 + mapping.tile_m, end)
-            for k0 in range(0, op.k, mapping.tile_k):
-                gemm = self._tile(group, (m0, m1), (k0, min(k0 + mapping.tile_k, op.k)))
-                if same and m0 > first and m1 - m0 == mapping.tile_m:
-                    break
-                timing = engine.run(gemm)
-                repeat = 1
-                if same and m0 == first:
-                    repeat = max((end - first) // mapping.tile_m, 1)
-                cycles += self._tile_cycles(group, gemm, timing) * repeat
+        for (m0, m1), repeat in self._row_tiles(first, end):
+            for k0 in range(0, self.op.k, self.mapping.tile_k):
+                k1 = min(k0 + self.mapping.tile_k, self.op.k)
+                m, k = m1 - m0, k1 - k0
+                timing = self._timed(group, (m0, m1), (k0, k1))
+                compute = machine.compute_cycles(timing.cycles, timing.macs == m * n * k)
+                cycles += max(compute, machine.feed_cycles(m, k, column * k)) * repeat
                 total += timing.cycles * repeat
                 fill += timing.fill * repeat
                 macs += timing.macs * repeat
@@ -99,13 +95,17 @@ class MatmulPlan:
         heat = np.concatenate(loads, axis=1) if alike else None
         return TileCost(cycles, total, fill, macs, heat)
 
-    def _tile_cycles(self, group: int, gemm: Gemm, timing: Timing) -> float:
-        """Cycles of a tile: the engine's, or those of its way from the nearest memory."""
-        weights = gemm.n * gemm.k * self.machine.value_bytes
-        if self.sizes:
-            weights = sum(self.group_bytes(group)) * gemm.k / self.op.k
-        compute = self.machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs)
-        return max(compute, self.machine.feed_cycles(gemm.m, gemm.k, weights))
+    def _row_tiles(self, first: int, end: int) -> list[tuple[tuple[int, int], int]]:
+        """Tiles of activation rows, and how often each comes: equal ones are named once."""
+        tile = self.mapping.tile_m
+        if self.active is not None:
+            return [((m, min(m + tile, end)), 1) for m in range(first, end, tile)]
+        whole, rest = divmod(end - first, tile)
+        return [((0, m), count) for m, count in ((tile, whole), (rest, 1)) if m and count]
+
+    def _timed(self, group: int, rows: tuple[int, int], columns: tuple[int, int]) -> Timing:
+        place = self.op.name, self.rows[group], rows, columns
+        return self.machine.timed(place, lambda: self._tile(group, rows, columns))
 
     def _tile(self, group: int, rows: tuple[int, int], columns: tuple[int, int]) -> Gemm:
         op = self.op

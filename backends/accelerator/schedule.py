@@ -342,12 +342,22 @@ class _Builder:
         """Run pieces behind the tasks that make their inputs, where the data flow allows it."""
         launch = 0.0 if chunk else self.machine.vector_launch
         pieces: list[Piece] = []
+        gate += self.fetch(index, op)
         for low, high, needs in self.cut(op, chunk):
             cycles = self.machine.vector_cycles(op, (high - low) / self.chunks) + launch
             launch = 0.0
             task = self.graph.add("vector", index, "vector", cycles, needs + gate)
             pieces.append((low, high, (task,)))
         return pieces
+
+    def fetch(self, index: int, op: VectorOp) -> tuple[int, ...]:
+        """Bring a chunk of the rows of a table in; a unit bound by memory counts them itself."""
+        if not op.fetched or self.machine.architecture.vector.memory_bound:
+            return ()
+        size = op.fetched / self.chunks * self.machine.value_bytes
+        self.traffic[index].activations_in += size
+        cycles = self.machine.dram_cycles(size)
+        return (self.graph.add("load", index, "dram", cycles, (), size=size),)
 
     def cut(self, op: VectorOp, chunk: int) -> list[Piece]:
         """Shares of one chunk of a vector operation with the tasks that each waits for."""

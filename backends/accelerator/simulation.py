@@ -109,13 +109,20 @@ class Simulation:
         return executed / (self.cycles * self.machine.engine.peak * self.machine.cores)
 
 
-def simulate(workload: Workload, architecture: Architecture) -> Simulation:
+def simulate(
+    workload: Workload, architecture: Architecture, *, like: Simulation | None = None
+) -> Simulation:
     """Simulate a workload tile by tile with its real non-zeros.
+
+    Args:
+        workload: What to run.
+        architecture: What it runs on.
+        like: An earlier run of the same workload; what its engine timed is not timed again.
 
     Raises:
         TargetError: When the architecture cannot hold a tile.
     """
-    machine = Machine(architecture)
+    machine = Machine(architecture, like.machine.timings if like else {})
     planned = schedule(workload, machine)
     cycles = planned.graph.run(machine.dram_latency)
     results = _results(workload, machine, planned)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.bert import EncoderSize, Zeros, encoder_workload
 from sparsefx.backends.accelerator.programs import workload_of
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import Workload
@@ -33,7 +33,7 @@ __all__ = [
     "write_sweep",
 ]
 
-Pattern = Literal["random", "balanced", "saved"]
+Pattern = Zeros | Literal["saved"]
 SIZES = {"bert-base": EncoderSize(), "bert-large": EncoderSize.large()}
 
 
@@ -145,7 +145,7 @@ def _workload(point: Point, integers: bool) -> Workload:
         batch=point.batch,
         tokens=point.tokens,
         ratio=point.ratio,
-        balanced=point.pattern == "balanced",
+        zeros=point.pattern,
         distinct=False,
     )
 
@@ -176,6 +176,8 @@ def run_sweep(
     progress(len(points) - len(todo), len(points))
     runner = _on_ray(todo, ray_address) if ray_address else _here(todo, jobs)
     with file.open("a", encoding="utf-8") as out:
+        if known and not file.read_text(encoding="utf-8").endswith("\n"):
+            out.write("\n")  # the last line of a sweep that was killed
         for done, result in enumerate(runner, start=len(points) - len(todo) + 1):
             known[result.point.key] = result
             out.write(json.dumps(asdict(result)) + "\n")
@@ -192,7 +194,7 @@ def _read(file: Path) -> dict[str, Result]:
         try:
             tree = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the last line of a sweep that was killed
+            continue  # a line that was cut off
         result = Result(**{**tree, "point": Point(**tree["point"])})
         found[result.point.key] = result
     return found

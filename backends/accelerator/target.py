@@ -18,6 +18,7 @@ from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.probabilities import QuantizeProbabilities
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.page import write_page
+from sparsefx.backends.accelerator.sensitivity import sensitivity
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.units import op_name, units_of
 from sparsefx.backends.accelerator.workload import Workload
@@ -189,4 +190,5 @@ class CompiledForAccelerator:
 
     def save(self, path: str | Path, format: Literal["html"] = "html") -> Path:
         """Write the report page to `path` and return the path."""
-        return write_page(self.simulation, Path(path))
+        swings = sensitivity(self.workload, self.architecture)
+        return write_page(self.simulation, Path(path), swings)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import torch
 from torch import fx
 
-__all__ = ["Unit", "op_name", "units_of", "vector_kind"]
+__all__ = ["Unit", "op_name", "reads_table", "units_of", "vector_kind"]
 
 Unit = Literal["matrix", "vector", "free", "host"]
 """matrix: the engine. vector: the vector unit. free: no work at run time. host: not on the chip."""
@@ -53,6 +53,16 @@ def op_name(node: fx.Node) -> str:
     return str(target)
 
 
+def reads_table(node: fx.Node) -> bool:
+    """Whether a node takes rows of a table of weights, floats or their integers."""
+    source = node.args[0] if node.args else None
+    if vector_kind(node) != "embedding" or not isinstance(source, fx.Node):
+        return False
+    value = node.meta.get("val")
+    numbers = isinstance(value, torch.Tensor) and value.ndim > 1 and value.dtype != torch.int64
+    return source.op == "get_attr" and numbers and value.dtype != torch.bool
+
+
 def vector_kind(node: fx.Node) -> str:
     """The vector unit's name for a node, as in an architecture's `costs`."""
     return _VECTOR.get(op_name(node), "elementwise")
@@ -80,7 +90,7 @@ def _unit(node: fx.Node) -> Unit:
     name = op_name(node)
     if name in _MATRIX:
         return "matrix"
-    if name == "sparsefx.quantize":
+    if name == "sparsefx.quantize" or reads_table(node):
         return "vector"
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else [value]

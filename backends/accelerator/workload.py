@@ -107,6 +107,7 @@ class VectorOp:
         elements: Values of the result.
         repeats: How often an element's cost is paid: the inner size of a product in float.
         reads: Values read; None for as many as the result has from every input.
+        fetched: Those of them that come from tables in external memory.
     """
 
     name: str
@@ -117,6 +118,7 @@ class VectorOp:
     rowwise: bool = False
     repeats: int = 1
     reads: int | None = None
+    fetched: int = 0
 
     @property
     def out_elements(self) -> int:

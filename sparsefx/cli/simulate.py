@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
-from sparsefx.errors import TargetError
+from sparsefx.errors import TargetError, did_you_mean
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.architecture import Architecture
+    from sparsefx.backends.accelerator.bert import Zeros
     from sparsefx.backends.accelerator.report.outcome import Outcome, Row
+    from sparsefx.backends.accelerator.sensitivity import Swing
     from sparsefx.backends.accelerator.simulation import Simulation
     from sparsefx.backends.accelerator.workload import Workload
 
@@ -39,13 +42,19 @@ def command(
             min=1, max=1e6, help="With bert-base or -large: dense over remaining weights."
         ),
     ] = 1.0,
+    pattern: Annotated[
+        str, typer.Option(help="With --ratio: random, balanced, n-of-m or block zeros.")
+    ] = "balanced",
     html: Annotated[Path | None, typer.Option(help="Write the report page.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace for Perfetto.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line for each operation.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Move every assumed number by 20 %.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Move every assumed number by 20 %; done for --html unless switched off."
+        ),
+    ] = None,
     listing: Annotated[bool, typer.Option("--listing", help="Print the instructions.")] = False,
     mappings: Annotated[
         bool, typer.Option("--mappings", help="Print the best tile sizes of each product.")
@@ -65,7 +74,8 @@ def command(
             hint="name a saved Program or model, or bert-base; or compare two saved .json files",
         )
     archs = [name for name in names if name not in files]
-    runs = _simulate(model, archs, batch=batch, seq=seq, ratio=ratio)
+    drawn = _Drawn(ratio, _zeros(pattern))
+    runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
     outcomes = _outcomes(names, runs)
     stdout.print(_table(outcomes))
     for run in runs:
@@ -73,21 +83,46 @@ def command(
             stdout.print(f"{run.architecture.name}: {note}", markup=False)
     if len(outcomes) == 2:
         _print_apart(*outcomes)
+    elif runs:
+        _print_reasons(runs[0])
     if not runs:
         return
-    _report(runs[0], html, trace, csv, json, sensitivity=sensitivity)
+    wanted = html is not None if sensitivity is None else sensitivity
+    _report(runs[0], html, trace, csv, json, sensitivity=wanted)
     _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """Zeros for a model that is known by its sizes alone."""
+
+    ratio: float
+    zeros: Zeros
+
+
+def _zeros(pattern: str) -> Zeros:
+    from sparsefx.backends.accelerator.bert import Zeros
+
+    for known in get_args(Zeros):
+        if pattern == known:
+            return cast("Zeros", known)
+    raise TargetError(
+        f"there is no pattern {pattern!r}",
+        who="simulate",
+        where="--pattern",
+        hint=did_you_mean(pattern, get_args(Zeros)),
+    )
+
+
 def _simulate(
-    model: str, names: list[str], *, batch: int, seq: int, ratio: float
+    model: str, names: list[str], drawn: _Drawn, *, batch: int, seq: int
 ) -> list[Simulation]:
     from sparsefx.backends.accelerator.archfile import load_architecture
     from sparsefx.backends.accelerator.simulation import simulate
 
     archs = [load_architecture(name) for name in names]
     workloads = {
-        integers: _workload(model, integers=integers, batch=batch, seq=seq, ratio=ratio)
+        integers: _workload(model, drawn, integers=integers, batch=batch, seq=seq)
         for integers in {_is_integer(a) for a in archs}
     }
     return [simulate(workloads[_is_integer(a)], a) for a in archs]
@@ -123,16 +158,14 @@ def _report(
     from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
 
     swings = swings_of(run.workload, run.architecture) if sensitivity else ()
-    for swing in swings[:16]:
-        moved = f"{swing.less:+.1%} / {swing.more:+.1%} {swing.measure}"
-        text = f"{swing.path} ({swing.quantity}): {moved}"
-        stdout.print(text, markup=False)
+    if swings:
+        _print_swings(swings)
     try:
         written = [
             page.write_page(run, html, swings) if html else None,
             traces.write_trace(run, trace) if trace else None,
             tables.write_csv(run, csv) if csv else None,
-            tables.write_json(run, json) if json else None,
+            tables.write_json(run, json, swings) if json else None,
         ]
     except OSError as error:
         names = ", ".join(str(path) for path in (html, trace, csv, json) if path)
@@ -141,6 +174,25 @@ def _report(
         ) from error
     for path in filter(None, written):
         stderr.print(f"wrote {path}", markup=False)
+
+
+def _print_reasons(run: Simulation) -> None:
+    from sparsefx.backends.accelerator.report.reasons import reasons
+
+    if told := reasons(run):
+        stdout.print("why it is not faster:")
+    for text in told:
+        stdout.print(f"  {text}", markup=False)
+
+
+def _print_swings(swings: tuple[Swing, ...], least: float = 0.0005) -> None:
+    stdout.print("what moves when a number that nobody published is 20 % less / 20 % more:")
+    moving = [swing for swing in swings if not swing.size < least]
+    for swing in moving:
+        moved = f"{swing.measure} {swing.less:+.1%} / {swing.more:+.1%}"
+        stdout.print(f"  {moved}: {swing.path} ({swing.quantity})", markup=False)
+    if left := len(swings) - len(moving):
+        stdout.print(f"  {left} other numbers move it by less than 0.1 %")
 
 
 def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing: bool) -> None:
@@ -154,7 +206,7 @@ def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing:
         stdout.print(instructions.listing(run), markup=False)
 
 
-def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float) -> Workload:
+def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int) -> Workload:
     from sparsefx.backends.accelerator.bert import encoder_workload
     from sparsefx.backends.accelerator.programs import is_float, workload_of
     from sparsefx.backends.accelerator.sweep import SIZES
@@ -162,8 +214,9 @@ def _workload(model: str, *, integers: bool, batch: int, seq: int, ratio: float)
     from sparsefx.huggingface import check_length
 
     if model in SIZES and not Path(model).exists():
-        return encoder_workload(SIZES[model], batch=batch, tokens=seq, ratio=ratio)
-    if ratio != 1:
+        size, ratio, zeros = SIZES[model], drawn.ratio, drawn.zeros
+        return encoder_workload(size, batch=batch, tokens=seq, ratio=ratio, zeros=zeros)
+    if drawn.ratio != 1:
         stderr.print("--ratio is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
     check_length(program.config, seq)
@@ -199,6 +252,7 @@ def _side_by_side(outcomes: list[Outcome], rows: list[Row]) -> Table:
     if len(outcomes) == 2:
         table.add_column("second / first")
     for name, values, shape in rows:
-        last = [f"{values[1] / values[0]:.3f}"] if len(values) == 2 and values[0] else []
+        told = len(values) == 2 and all(format(v, shape) != format(0.0, shape) for v in values)
+        last = [f"{values[1] / values[0]:.3f}"] if told else []
         table.add_row(name, *(format(value, shape) for value in values), *last)
     return table

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.progress import Progress
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
-from sparsefx.errors import DataError
+from sparsefx.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.sweep import Pattern, Point
@@ -27,7 +27,9 @@ def command(
     ] = None,
     archs: Annotated[str, typer.Option(help="Presets or files, with commas.")] = "anton",
     ratios: Annotated[str, typer.Option(help="Compressions, with commas.")] = "1,2,4,8,16",
-    patterns: Annotated[str, typer.Option(help="random, balanced, or both.")] = "random,balanced",
+    patterns: Annotated[
+        str, typer.Option(help="Of random, balanced, n-of-m and block, with commas.")
+    ] = "random,balanced",
     size: Annotated[str, typer.Option(help="bert-base or bert-large.")] = "bert-base",
     batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
     seq: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 128,
@@ -72,11 +74,14 @@ def _drawn(
     archs: list[str], ratios: str, patterns: str, *, size: str, batch: int, seq: int
 ) -> list[Point]:
     """The points of an encoder's sizes, with zeros that are drawn."""
+    from sparsefx.backends.accelerator.bert import Zeros
     from sparsefx.backends.accelerator.sweep import SIZES, grid
 
     kinds = _list(patterns)
-    if unknown := [kind for kind in kinds if kind not in ("random", "balanced")]:
-        raise DataError(f"there is no pattern {unknown[0]!r}", who="sweep", where="--patterns")
+    if unknown := [kind for kind in kinds if kind not in get_args(Zeros)]:
+        hint = did_you_mean(unknown[0], get_args(Zeros))
+        told = f"there is no pattern {unknown[0]!r}"
+        raise DataError(told, who="sweep", where="--patterns", hint=hint)
     if size not in SIZES:
         known = ", ".join(SIZES)
         raise DataError(f"there is no size {size!r}; known: {known}", who="sweep", where="--size")

@@ -32,6 +32,11 @@ class BankBalanced(RowArray):
     max_ratio: int = 32
 
     @property
+    def k_step(self) -> int:
+        """Columns of a bank."""
+        return self.bank
+
+    @property
     def column_step(self) -> int:
         """Activation rows that share a weight."""
         return self.lanes

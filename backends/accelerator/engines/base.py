@@ -149,6 +149,11 @@ class Engine(ABC):
         """Activation rows that the array takes at once; tiles are not smaller if they can."""
         return 1
 
+    @property
+    def k_step(self) -> int:
+        """Columns that belong together, as a bank or group; tiles do not cut through them."""
+        return 1
+
     def overhead(self, m: int, n: int, k: int) -> int:
         """Cycles of a dense tile in which the array fills and drains, for the mapper."""
         return 0

@@ -76,6 +76,11 @@ class LockStep(RowArray):
     block: int = 64
     look_ahead: int = 0
 
+    @property
+    def k_step(self) -> int:
+        """Columns between two barriers."""
+        return self.block
+
     def run(self, gemm: Gemm) -> Timing:
         """Time the GEMM from the real non-zeros of every row and block."""
         groups = by_group(block_work(gemm, self.block, self.lanes), self.elements)

@@ -33,6 +33,11 @@ class SystolicNM(Systolic):
     group: int = 4
     slots: int = 0
 
+    @property
+    def k_step(self) -> int:
+        """Columns of a group."""
+        return self.group
+
     def run(self, gemm: Gemm) -> Timing:
         """Time the GEMM at the pattern that its weights fit."""
         fullest = fullest_group(gemm, self.group)

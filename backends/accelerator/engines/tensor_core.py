@@ -76,6 +76,11 @@ class TensorCore(Engine):
         """Activation rows of a tile."""
         return self.tile_m
 
+    @property
+    def k_step(self) -> int:
+        """Columns that are whole groups, whatever the pattern."""
+        return math.lcm(*self.groups)
+
     def fitting(self, gemm: Gemm) -> tuple[int, ...]:
         """The groups in which at most `slots` weights are non-zero; 0, dense, always fits."""
         if gemm.weight is None:

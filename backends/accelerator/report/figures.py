@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsefx.backends.accelerator.energy import LEVELS
 from sparsefx.backends.accelerator.roofline import roofline
+from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import WATERFALL, OpResult, Simulation
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.report.svg import COLOURS, Axis, Canvas, short
@@ -20,7 +21,9 @@ __all__ = [
     "energy_stack",
     "gantt",
     "heat_map",
+    "over_ideal",
     "roofline_plot",
+    "tornado",
     "waterfall",
     "worst_balanced",
 ]
@@ -160,6 +163,13 @@ def balance(op: OpResult) -> float:
     return float(op.heat.max(axis=0).sum() / op.heat.mean(axis=0).sum())
 
 
+def over_ideal(run: Simulation, op: OpResult) -> float:
+    """Cycles of the array over those of its executed multiplications alone; at least 1."""
+    if not op.macs or not op.macs.executed:
+        return 1.0
+    return max(op.engine_cycles * run.machine.engine.peak / op.macs.executed, 1.0)
+
+
 def heat_map(op: OpResult) -> str:
     """Work of each element (down) and k block (across) of one product."""
     if op.heat is None:
@@ -186,7 +196,7 @@ def heat_map(op: OpResult) -> str:
                 round(value / top, 2),
             )
     told = f"{rows} elements, {columns} k blocks; {balance(op):.2f} times the mean is waited for"
-    canvas.text(60, 13, f"{told}; red: above 1.5 of the mean")
+    canvas.text(60, 13, f"{told}; darker: more work, red: over 1.5 times the mean")
     canvas.text(60, 36 + rows * height, "k blocks")
     canvas.text(20, 20 + rows * height / 2, "elements", "middle", turn=-90)
     return canvas.render()
@@ -247,6 +257,28 @@ def compression_curve(run: Simulation, ratios: Sequence[int] = (1, 2, 4, 8, 16, 
         canvas.text(x(20) + 8, y(ANTON_POINTS[20]) + 14, "ANTON, published")
     canvas.dot(x(min(ratio, max(ratios))), y(run.throughput), COLOURS[3], "this run", 5)
     canvas.text(x(min(ratio, max(ratios))) + 8, y(run.throughput) + 14, "this run")
+    return canvas.render()
+
+
+def tornado(swings: Sequence[Swing], most: int = 12) -> str:
+    """The numbers that move the result most, each with a bar for 20 % less and 20 % more."""
+    shown = [s for s in swings if s.size == s.size and s.size >= 0.0005][:most]
+    canvas = Canvas(880, 50 + 24 * len(shown), "sensitivity")
+    top = max((s.size for s in shown), default=1.0)
+    axis = Axis(-top, top, 400, 800)
+    for row, swing in enumerate(shown):
+        y = 8 + 24 * row
+        canvas.text(330, y + 13, f"{swing.path}, {swing.measure}", "end")
+        for value, colour in ((swing.less, COLOURS[0]), (swing.more, COLOURS[1])):
+            if value == value:
+                left, right = sorted((axis(0), axis(value)))
+                canvas.rect(left, y, right - left, 16, colour, f"{value:+.1%}", 0.8)
+        canvas.text(axis(-top) - 6, y + 13, f"{min(swing.less, swing.more):+.1%}", "end", 10.5)
+        canvas.text(axis(top) + 6, y + 13, f"{max(swing.less, swing.more):+.1%}", size=10.5)
+    bottom = 14 + 24 * len(shown)
+    for at, (text, colour) in enumerate((("20 % less", COLOURS[0]), ("20 % more", COLOURS[1]))):
+        canvas.rect(400 + 110 * at, bottom, 11, 11, colour)
+        canvas.text(416 + 110 * at, bottom + 10, text, size=10.5)
     return canvas.render()
 
 

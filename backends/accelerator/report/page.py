@@ -7,6 +7,7 @@ from typing import Final
 
 from sparsefx.backends.accelerator.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
+from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import OpResult, Simulation
 from sparsefx.report.page import Page, paragraph, table
@@ -39,6 +40,11 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
     )
     page.section("Result", _summary(run))
     page.section(
+        "Why it is not faster",
+        paragraph(against_dense(run)),
+        *(paragraph(text) for text in reasons(run)),
+    )
+    page.section(
         "Where the cycles go",
         paragraph(_CAUSES),
         figures.waterfall(run),
@@ -49,8 +55,12 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
     if worst:
         page.section(
             "Balance",
-            paragraph("Work of the array's elements by k block, for the least even products."),
-            *(part for op in worst for part in (paragraph(f"%{op.name}"), figures.heat_map(op))),
+            paragraph(
+                "Work of the array's elements by k block, for the least even products. Row groups "
+                "are added up here, but each waits for its own fullest element: the array can lose "
+                "more than a picture shows."
+            ),
+            *(part for op in worst for part in (_ratio(run, op), figures.heat_map(op))),
         )
     page.section("Energy", figures.energy_stack(run))
     page.section("Throughput against compression", figures.compression_curve(run))
@@ -72,7 +82,7 @@ def _summary(run: Simulation) -> str:
         ("multiplications, dense", short(run.workload.dense_macs)),
         ("multiplications, executed", short(executed)),
         ("external memory traffic", f"{moved / 1e6:,.2f} MB"),
-        ("energy", f"{energy / 1e6:,.2f} uJ"),
+        ("energy", f"{energy / 1e9:,.3f} mJ"),
         ("program", run.workload.fingerprint[:16] or "made from sizes"),
     ]
     return table(["", ""], rows)
@@ -87,11 +97,11 @@ def _operations(run: Simulation, most: int = 60) -> str:
             f"{op.busy:,.0f}",
             f"{op.end - op.start:,.0f}",
             short(op.macs.executed) if op.macs else "",
-            _over_ideal(run, op),
+            f"{figures.over_ideal(run, op):.2f}" if op.macs and op.macs.executed else "",
             f"{op.traffic.total / 1e3:,.1f}",
             f"{op.traffic.metadata / 1e3:,.1f}",
             f"{sum(op.energy.values()) / 1e6:.3f}",
-            op.mapping,
+            op.mapping.rpartition(",")[0],
         )
         for op in busiest
     ]
@@ -104,11 +114,8 @@ def _operations(run: Simulation, most: int = 60) -> str:
     return f'<div class="scroll">{table(head, rows)}</div>{more}'
 
 
-def _over_ideal(run: Simulation, op: OpResult) -> str:
-    """Cycles that the array took over those that its multiplications alone would have taken."""
-    if not op.macs or not op.macs.executed:
-        return ""
-    return f"{op.engine_cycles * run.machine.engine.peak / op.macs.executed:.2f}"
+def _ratio(run: Simulation, op: OpResult) -> str:
+    return paragraph(f"%{op.name}, {figures.over_ideal(run, op):.2f} times its ideal cycles")
 
 
 def _swings(swings: tuple[Swing, ...]) -> str:
@@ -122,8 +129,15 @@ def _swings(swings: tuple[Swing, ...]) -> str:
         )
         for s in swings
     ]
-    told = paragraph("How time or energy moves when a number that nobody published does by 20 %.")
-    return told + table(["number", "value", "moves", "20 % less", "20 % more"], rows)
+    told = paragraph(
+        f"How time or energy moves when one of the {len(swings)} numbers that nobody published "
+        "moves by 20 %."
+    )
+    return (
+        told
+        + figures.tornado(swings)
+        + table(["number", "value", "moves", "20 % less", "20 % more"], rows)
+    )
 
 
 def _numbers(run: Simulation) -> str:

@@ -10,13 +10,15 @@ from typing import Any
 
 from sparsefx.backends.accelerator.archfile import dump_architecture
 from sparsefx.backends.accelerator.report.cost import cost_report
+from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.roofline import roofline
+from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import Simulation
 
 __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
 
 
-def as_tree(run: Simulation) -> dict[str, Any]:
+def as_tree(run: Simulation, swings: tuple[Swing, ...] = ()) -> dict[str, Any]:
     """Everything that the page shows, as plain values."""
     bound = roofline(run.workload, run.architecture)
     return {
@@ -33,9 +35,16 @@ def as_tree(run: Simulation) -> dict[str, Any]:
         "energy_pJ": run.energy,
         "waterfall": dict(run.waterfall),
         "notes": list(run.notes),
+        "reasons": list(reasons(run)),
+        "sensitivity": [_swing(swing) for swing in swings],
         "operations": _operations(run),
         "architecture": dump_architecture(run.architecture),
     }
+
+
+def _swing(swing: Swing) -> dict[str, Any]:
+    moved = {"20 % less": swing.less, "20 % more": swing.more}
+    return {"number": swing.path, "value": str(swing.quantity), "moves": swing.measure, **moved}
 
 
 def _operations(run: Simulation) -> list[dict[str, Any]]:
@@ -53,10 +62,10 @@ def as_csv(run: Simulation) -> str:
     return out.getvalue()
 
 
-def write_json(run: Simulation, path: Path) -> Path:
+def write_json(run: Simulation, path: Path, swings: tuple[Swing, ...] = ()) -> Path:
     """Write the JSON tree and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_tree(run), indent=1), encoding="utf-8")
+    path.write_text(json.dumps(as_tree(run, swings), indent=1), encoding="utf-8")
     return path
 
 

@@ -42,6 +42,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(
     seen: list[tuple[int, int]] = []
     results = run_sweep(points, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert calls == points[2:]
+    run_sweep(points, tmp_path)
+    assert calls == points[2:]  # the line that was cut off spoils none after it
     assert [result.point for result in results] == points
     assert seen == [(2, 4), (3, 4), (4, 4)]
     sheet, page = write_sweep(results, tmp_path)
@@ -53,6 +55,23 @@ def test_balanced_zeros_are_faster_than_random_ones_in_lock_step(tmp_path: Path)
     points = grid(["lock-step-32"], [8], ["random", "balanced"], tokens=16)
     random, balanced = run_sweep(points, tmp_path)
     assert balanced.cycles < random.cycles
+
+
+def test_a_pattern_machine_needs_its_pattern(tmp_path: Path) -> None:
+    points = grid(["a100-2-4"], [2], ["random", "balanced", "block", "n-of-m"], tokens=16)
+    random, balanced, block, pairs = run_sweep(points, tmp_path)
+    assert pairs.millijoules < min(random.millijoules, balanced.millijoules, block.millijoules)
+
+
+def test_an_unknown_pattern_is_told() -> None:
+    for command in (
+        ["sweep", "--out", "x", "--patterns", "blok"],
+        ["simulate", "bert-base", "--pattern", "blok"],
+    ):
+        error = CliRunner().invoke(app, command).exception
+        assert isinstance(error, SparsefxError)
+        assert "there is no pattern 'blok'" in str(error)
+        assert "did you mean 'block'?" in str(error)
 
 
 def test_a_point_that_cannot_run_says_why(tmp_path: Path) -> None:

@@ -18,17 +18,19 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
 from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.programs import workload_of
+from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
 from sparsefx.backends.accelerator.sensitivity import sensitivity
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
 from sparsefx.backends.accelerator.units import op_name
-from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
+from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, VectorOp
 from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
 from sparsefx.passes.analyses.quantized import QuantizedProducts
@@ -324,7 +326,10 @@ def test_options_are_checked() -> None:
 def test_page_trace_and_tables(tmp_path: Path) -> None:
     machine = compiled()
     page = machine.save(tmp_path / "report.html").read_text()
-    for part in ("Where the cycles go", "Who works when", "Roofline", "Balance", "Energy"):
+    for part in (
+        "Why it is not faster", "Where the cycles go", "Who works when", "Roofline", "Balance",
+        "Energy", "What the assumptions are worth",
+    ):  # fmt: skip
         assert f"<h2>{part}</h2>" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
@@ -332,9 +337,36 @@ def test_page_trace_and_tables(tmp_path: Path) -> None:
     trace = json.loads(write_trace(run, tmp_path / "trace.json").read_text())
     assert len(trace["traceEvents"]) == len(trace_events(run))
     assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
-    tree = json.loads(json.dumps(as_tree(run)))
+    swings = sensitivity(run.workload, run.architecture)[:2]
+    tree = json.loads(json.dumps(as_tree(run, swings)))
+    assert [row["number"] for row in tree["sensitivity"]] == [swing.path for swing in swings]
     assert sum(tree["waterfall"].values()) == pytest.approx(tree["cycles"])
     assert len(as_csv(run).splitlines()) == 1 + len(run.ops)
+
+
+def test_reasons_name_what_takes_the_time() -> None:
+    run = compiled("lock-step-32").simulation
+    told = reasons(run)
+    shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
+    largest = max((c for c in shares if c != "ideal"), key=lambda cause: shares[cause])
+    assert told[0].startswith(f"{shares[largest]:.0%} {largest}: ")
+    assert any("balance-banks or permute-rows" in text for text in told)
+    dense = simulate(encoder_workload(EncoderSize(1, 64, 128, 2), tokens=16), run.architecture)
+    assert "No multiplication is skipped" in against_dense(dense)
+    executed = sum(op.macs.executed for op in run.ops if op.macs)
+    fewer = f"{run.workload.dense_macs / executed:.2f} times fewer"
+    assert fewer in against_dense(run)
+
+
+def test_embedding_rows_are_fetched_and_sizes_are_no_data() -> None:
+    machine = compiled("lock-step-32")
+    tables = [op for op in machine.workload.ops if isinstance(op, VectorOp) and op.fetched]
+    assert len(tables) == 3
+    moved = {op.name: op.traffic.activations_in for op in machine.simulation.ops}
+    assert all(moved[op.name] == op.fetched for op in tables)
+    for op in machine.workload.matmuls:
+        assert "" not in op.inputs
+        assert moved[op.name] == 0
 
 
 def test_sensitivity_orders_the_assumptions() -> None:

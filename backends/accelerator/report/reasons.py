@@ -1,0 +1,125 @@
+"""Why a run is not faster: the waterfall in words, with the operations behind each cause."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from sparsefx.backends.accelerator.report.figures import over_ideal
+from sparsefx.backends.accelerator.simulation import Simulation, simulate
+from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, MatmulOp, Workload
+from sparsefx.report.svg import short
+
+__all__ = ["against_dense", "reasons"]
+
+_LEAST: Final = 0.02
+"""Causes with a smaller share of the cycles are left out."""
+
+
+def against_dense(run: Simulation) -> str:
+    """What the zeros save: fewer multiplications, and how much of that becomes time."""
+    executed = sum(op.macs.executed for op in run.ops if op.macs)
+    dense = run.workload.dense_macs
+    if not executed or executed == dense:
+        return "No multiplication is skipped: this engine skips no zeros, or finds none."
+    faster = simulate(_without_zeros(run.workload), run.architecture).cycles / run.cycles
+    return (
+        f"Zeros leave {short(executed)} of {short(dense)} multiplications: {dense / executed:.2f} "
+        f"times fewer. The run is {faster:.2f} times faster than without zeros."
+    )
+
+
+def _without_zeros(workload: Workload) -> Workload:
+    ops = tuple(
+        replace(op, weight=None, mask=None, activation=None) if isinstance(op, MatmulOp) else op
+        for op in workload.ops
+    )
+    return replace(workload, ops=ops)
+
+
+def reasons(run: Simulation) -> tuple[str, ...]:
+    """One sentence or more for each cause that takes cycles, the largest first."""
+    shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
+    told = sorted((c for c in _TOLD if shares.get(c, 0) >= _LEAST), key=lambda c: -shares[c])
+    return tuple(f"{shares[cause]:.0%} {cause}: {_TOLD[cause](run)}" for cause in told)
+
+
+def _imbalance(run: Simulation) -> str:
+    engine = run.machine.engine
+    products = [op for op in run.ops if op.macs and op.macs.executed]
+    worst = sorted(products, key=lambda op: -op.engine_cycles * (1 - 1 / over_ideal(run, op)))
+    names = ", ".join(f"%{op.name} ({over_ideal(run, op):.2f})" for op in worst[:3])
+    text = f"slots of the array do no work; the most in {names}, times the ideal cycles."
+    if "weight" in engine.skips and any(op.nonzero is not None for op in run.workload.matmuls):
+        text += " Where rows differ in non-zeros, balance-banks or permute-rows evens them out."
+    return text
+
+
+def _overheads(run: Simulation) -> str:
+    arch = run.architecture
+    known = [q for q in (arch.utilisation, arch.sparse_utilisation) if q is not None]
+    if known:
+        values = " and ".join(f"{q.text} ({q.status})" for q in known)
+        return f"the machine's utilisation of {values} stands for what is not modelled."
+    return "operands come more slowly from the core's nearest memory than the array takes them."
+
+
+def _fill(run: Simulation) -> str:
+    return "the array fills and drains for every tile; more rows at once make tiles longer."
+
+
+def _memory(run: Simulation) -> str:
+    rate = run.machine.dram_rate * run.machine.clock
+    most = _largest({f"%{op.name}": op.traffic.total for op in run.ops}, "B")
+    return (
+        f"cores wait for external memory: {run.dram_bytes / 1e6:,.2f} MB at {short(rate)}B/s take "
+        f"{run.dram_bytes / rate * 1e3:,.3f} ms; the most for {most}."
+    )
+
+
+def _metadata(run: Simulation) -> str:
+    size = sum(op.traffic.metadata for op in run.ops)
+    form = run.architecture.weights.kind
+    return f"{size / 1e6:,.2f} MB of the traffic are indices and padding of the format {form}."
+
+
+def _vector(run: Simulation) -> str:
+    busy: Counter[str] = Counter()
+    for op in run.ops:
+        if op.macs is None:
+            busy[op.kind] += round(op.busy)
+    text = f"cores wait for the vector unit; it works the most on {_largest(busy, ' cycles')}."
+    if FLOAT_PRODUCT in busy:
+        text += " Products in float run there: quantize-prepare{requantize='all'} avoids them."
+    return text
+
+
+def _dependencies(run: Simulation) -> str:
+    return (
+        f"cores wait for each other: {run.machine.cores} of them, and too few tasks at a time; "
+        "more sequences at once fill them."
+    )
+
+
+def _launch(run: Simulation) -> str:
+    counts = Counter(task.kind for task in run.tasks)
+    return f"{counts['launch']} launches and {counts['host']} operations on the host."
+
+
+def _largest(sizes: dict[str, float] | Counter[str], unit: str) -> str:
+    best = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{name} ({short(size)}{unit})" for name, size in best if size > 0)
+
+
+_TOLD: Final[dict[str, Callable[[Simulation], str]]] = {
+    "imbalance": _imbalance,
+    "overheads": _overheads,
+    "fill and drain": _fill,
+    "DRAM": _memory,
+    "metadata": _metadata,
+    "vector unit": _vector,
+    "dependencies": _dependencies,
+    "launch and host": _launch,
+}
