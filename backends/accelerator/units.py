@@ -59,8 +59,9 @@ def reads_table(node: fx.Node) -> bool:
     if vector_kind(node) != "embedding" or not isinstance(source, fx.Node):
         return False
     value = node.meta.get("val")
-    numbers = isinstance(value, torch.Tensor) and value.ndim > 1 and value.dtype != torch.int64
-    return source.op == "get_attr" and numbers and value.dtype != torch.bool
+    if source.op != "get_attr" or not isinstance(value, torch.Tensor) or value.ndim < 2:
+        return False
+    return value.dtype not in (torch.int64, torch.bool)
 
 
 def vector_kind(node: fx.Node) -> str:
