@@ -10,7 +10,7 @@ import torch
 
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import Isa, best_isa, isa, obstacle, short_isa
+from sparsefx.backends.cpu.isa import Isa, IsaName, best_isa, isa, obstacle, short_isa
 from sparsefx.backends.cpu.lowering import Lowered, lower_program
 from sparsefx.backends.cpu.pool import shared_pool
 from sparsefx.backends.cpu.runtime import Runtime
@@ -23,6 +23,8 @@ from sparsefx.target import Target, Unsupported
 __all__ = ["CpuTarget"]
 
 _MOST_THREADS = 1024
+_SHORTS: dict[str, IsaName] = {"fp16": "avx512_fp16", "bf16": "avx512_bf16"}
+"""Floats of 16 bits, the more exact ones first."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,15 @@ class CpuTarget(Target):
         return self.rates == "measured" and not chosen.is_model
 
     def _note(self, chosen: Isa) -> str:
-        """Why the native instruction set is not a wider one; "" where it is or was asked for."""
-        if self.isa != "native" or not chosen.has_pack_order or chosen.has_tiles:
+        """Why the native instruction set is not a wider one, or what else linears could have."""
+        if self.isa != "native" or chosen.has_tiles or self.precision == "fp16":
             return ""
-        return f"not amx: {obstacle('amx')}"
+        if self.precision == "bf16":
+            return f"not amx_bf16: {obstacle('amx_bf16')}"
+        if chosen.has_pack_order:
+            return f"not amx: {obstacle('amx')}"
+        others = [short for short, name in _SHORTS.items() if not obstacle(name)]
+        return f"precision={others[0]!r} offers more formats" if others else ""
 
     def _isa(self, program: Program) -> Isa:
         """The instruction set; one without dot products where nothing is quantized."""

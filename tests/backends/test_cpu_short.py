@@ -148,8 +148,16 @@ def test_formats_of_both_precisions_are_explained() -> None:
     program = sparse_(captured("bert-cls"), 0.1)
     found = CpuTarget(precision="bf16", rates="built-in").lower(program).explain()
     text = str(found)
+    assert "avx512_bf16 (not amx_bf16: it lacks " in text or "amx_bf16, one core" in text
     assert "-> rows_bf16" in text
     assert re.search(r"rows \d.*rows_bf16 \d.*dense_f32 \d.*dense_bf16 \d", text)
+
+
+@bf16
+def test_fp32_models_are_told_of_other_precisions() -> None:
+    program = sparse_(captured("bert-cls"), 0.1)
+    text = str(CpuTarget(rates="built-in").lower(program).explain())
+    assert re.search(r"avx512 \(precision='(bf16|fp16)' offers more formats\), one core", text)
 
 
 def test_rates_choose_among_both_precisions() -> None:
