@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.graphs import shape_of
 from sparsefx.backends.cpu.plan import Buffer, Step
-from sparsefx.backends.cpu.values import Heads, Mask, Rows, Scores
+from sparsefx.backends.cpu.values import Heads, Kept, Mask, Rows, Scores
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
@@ -125,14 +126,18 @@ class AttentionLowering:
             return "query, key and value differ in heads or size"
         if v.factor != 1:
             return "a factor on value"
+        kept = walk.live.heads.get(node)
+        if {h.rows.kept is not None for h in (q, k, v)} != {kept is not None}:
+            return "its query, key or value lack heads"
         why = walk.mask(scores.mask)
         if why:
             return why
-        target = Buffer(node.name, q.heads * q.size, 4)
+        heads = q.heads if kept is None else len(kept.channels)
+        target = Buffer(node.name, heads * q.size, 4)
         words: dict[str, Any] = {
             "output": target,
             "output_rows": target.rows,
-            "heads": q.heads,
+            "heads": heads,
             "head_size": q.size,
             "scale": scores.scale,
         }
@@ -150,7 +155,11 @@ class AttentionLowering:
         elif any(h.rows.code is not None for h in (q, k, v)):
             return "its inputs are quantized in ways that no kernel knows"
         walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
-        walk.values[node] = Rows(target)
+        if kept is not None:
+            walk.dropped[node.name] = q.heads - heads
+            channels = kept.channels[:, None] * q.size + np.arange(q.size)
+            kept = Kept(channels.reshape(-1))
+        walk.values[node] = Rows(target, kept=kept)
         return None
 
 

@@ -176,7 +176,7 @@ class CpuCompiled:
         layers, isa = self._lowered.layers, runtime.isa.name
         described = f"{isa} ({self._note})" if self._note else isa
         found = explain_layers(layers, described, (batch, tokens), rates, seconds)
-        return replace(found, linears=self._lowered.linears)
+        return replace(found, linears=self._lowered.linears, heads=self._lowered.heads_dropped)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.

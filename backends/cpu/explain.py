@@ -77,8 +77,16 @@ class LayerCosts:
             f"{'+'.join(layer.nodes)}: {kind} [{layer.rows}, {layer.columns}], "
             f"sparsity {1 - choice.density:.1%} -> {layer.format}\n"
             f"    us ({how}): {costs}; break-even sparsity {needed}\n"
-            f"    {self.why}; {layer.packed_bytes:,} bytes\n" + self.achieved
+            f"    {self.why}; {layer.packed_bytes:,} bytes\n" + self.lost + self.achieved
         )
+
+    @property
+    def lost(self) -> str:
+        """What was left out of the weight, "" if nothing was."""
+        rows, columns = self.layer.dropped
+        if not rows and not columns:
+            return ""
+        return f"    left out: {rows} rows that nothing reads, {columns} columns\n"
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class Explanation:
         layers: One entry for each linear kernel, in order.
         others: Nanoseconds of the other steps by kind, if they were timed.
         linears: Linears of the graph, and how many of them run in PyTorch.
+        heads: Heads of attention that nothing reads, and that were left out.
     """
 
     shape: tuple[int, int]
@@ -100,6 +109,7 @@ class Explanation:
     layers: tuple[LayerCosts, ...]
     others: Mapping[str, float]
     linears: tuple[int, int] = (0, 0)
+    heads: int = 0
 
     @property
     def gain(self) -> float:
@@ -128,12 +138,15 @@ class Explanation:
         total, outside = self.linears
         apart = f"{outside} of {total} linears run in PyTorch, outside the plan\n"
         others = "".join(f"{kind}: {cost / 1e3:,.1f} us\n" for kind, cost in self.others.items())
+        rows, columns = (sum(found.layer.dropped[n] for found in self.layers) for n in (0, 1))
+        left = f"left out: {self.heads} heads, {rows} rows and {columns} columns of linears\n"
         return (
             f"{batch}x{tokens} tokens, {self.isa}, one core; rates {self.rates.origin}\n"
             + entries
             + others
             + f"{len(self.layers)} linears: {chosen / 1e3:,.1f} us, {self.gain:.2f}x less than "
             f"with every weight visited; zeros do not pay in {len(dense)}\n"
+            + (left if rows or columns or self.heads else "")
             + (apart if outside else "")
         )
 

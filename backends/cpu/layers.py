@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from sparsefx.backends.cpu.linear_weights import Weights, joined_weights, read_w
 from sparsefx.backends.cpu.neighbours import Neighbours, Tail
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.rates import faster
-from sparsefx.backends.cpu.values import Octets, Rows
+from sparsefx.backends.cpu.values import Kept, Octets, Rows
 from sparsefx.backends.cpu.weights import FORMATS, Format, Packed, pack
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ class Layer:
         format: The format it got, the cheapest unless one was asked for.
         choice: Candidates and costs.
         packed_bytes: Bytes of the packed weights.
+        dropped: Rows that nothing reads and columns of channels that are not computed: left out
+            of the shape.
     """
 
     nodes: tuple[str, ...]
@@ -52,6 +53,7 @@ class Layer:
     format: Format
     choice: Choice
     packed_bytes: int
+    dropped: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,18 @@ class _Section:
         linears: Their nodes.
         end: The node whose values it computes, before what follows.
         start, stop: The rows, where they are not all.
+        sizes: Rows of each of several linears.
+        kept: The rows of the only linear that are left, if some are not.
+        dropped: Rows and columns that were left out.
     """
 
     linears: tuple[fx.Node, ...]
     end: fx.Node
     start: int = 0
     stop: int = 0
+    sizes: tuple[int, ...] = ()
+    kept: Kept | None = None
+    dropped: tuple[int, int] = (0, 0)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,18 +111,29 @@ class LinearLowering:
             return "its weight depends on an input"
         if len({w.matrix.dtype for w in known}) > 1:
             group, known = [node], known[:1]
-        joined = joined_weights(known)
-        octets = walk.whole_octets(read) if joined.matrix.dtype == np.int8 else None
-        written = octets or walk.rows(read)
+        integer = known[0].matrix.dtype == np.int8
+        columns = walk.live.columns.get(node)
+        partial = walk.kept(read, columns) if columns is not None else None
+        if isinstance(partial, Octets) and not integer:
+            partial = Rows(walk.floats(partial))
+        written = partial or (walk.whole_octets(read) if integer else None) or walk.rows(read)
         if written is None:
             return "its input is not whole rows"
+        known = [
+            w.kept(walk.live.rows.get(n), columns if partial else None)
+            for n, w in zip(group, known, strict=True)
+        ]
+        joined = joined_weights(known)
+        everything = sum(int(n.meta["val"].shape[-1]) for n in group)
+        lost = everything - len(joined.bias), _width(group[0]) - joined.matrix.shape[1]
         if len(group) > 1:
-            self._lower_together(group, known, written)
+            self._lower_together(group, known, written, lost)
             return None
         pieces = self.around.pieces(node)
         end, snap = self.around.snapped(node)
         if not pieces:
-            self._step(_Section((node,), end), written, joined, self.around.tail(end, snap))
+            section = _Section((node,), end, kept=walk.live.rows.get(node), dropped=lost)
+            self._step(section, written, joined, self.around.tail(end, snap))
         for piece, start, count in pieces:
             section = _Section((node,), piece, start, start + count)
             last, own = (piece, snap) if snap else self.around.snapped(piece)
@@ -123,11 +142,16 @@ class LinearLowering:
         return None
 
     def _lower_together(
-        self, group: list[fx.Node], weights: list[Weights], source: Rows | Octets
+        self,
+        group: list[fx.Node],
+        weights: list[Weights],
+        source: Rows | Octets,
+        dropped: tuple[int, int],
     ) -> None:
         joined = joined_weights(weights)
         codes = self._codes(group) if joined.matrix.dtype == np.int8 else ()
-        section = _Section(tuple(group), group[0])
+        sizes = tuple(len(w.bias) for w in weights)
+        section = _Section(tuple(group), group[0], sizes=sizes, dropped=dropped)
         target = self._step(section, source, joined, Tail(group[0]), as_codes=bool(codes))
         self._share(group, weights, target, codes)
 
@@ -164,7 +188,9 @@ class LinearLowering:
         epilogue = Epilogue(
             integer, tail.activation, tail.residual is not None, floats, octets is not None
         )
-        snaps = self._snaps(group, weights, tail)
+        if octets is not None:
+            octets = replace(octets, kept=section.kept)
+        snaps = self._snaps(section, weights, tail)
         table = self._table(tail, octets) if not floats and tail.residual is None else None
         target = Buffer(last.name, rows, 4, space)
         words: dict[str, Any] = {
@@ -180,7 +206,7 @@ class LinearLowering:
         if floats:
             words["output"] = target
             if len(group) == 1:
-                walk.own(last, target)
+                walk.own(last, target, section.kept)
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
@@ -214,6 +240,7 @@ class LinearLowering:
         """Add a step with what is told of it, and take the nodes that it computes."""
         walk = self._walk
         layer = _layer(section.names, weights.matrix, step, packed, choice)
+        layer = replace(layer, dropped=section.dropped)
         facts = {"macs": float(layer.nonzeros), "dense_macs": float(weights.matrix.size)}
         walk.steps.append(replace(step, facts=facts))
         walk.layers.append(layer)
@@ -221,14 +248,12 @@ class LinearLowering:
         for node in section.linears:
             walk.taken |= set(self.around.between(node, self.around.snapped(node)[0]))
 
-    def _snaps(
-        self, group: Sequence[fx.Node], weights: Weights, tail: Tail
-    ) -> NDArray[np.float32] | None:
+    def _snaps(self, section: _Section, weights: Weights, tail: Tail) -> NDArray[np.float32] | None:
         """The quantizer of every row, fp32 [rows, 4] (see `Epilogue.snap`); None without any."""
         found = [(tail.snap, len(weights.bias))]
-        if len(group) > 1:
-            sizes = [int(n.meta["val"].shape[-1]) for n in group]
-            found = [(self.around.snapped(n)[1], s) for n, s in zip(group, sizes, strict=True)]
+        if section.sizes:
+            several = zip(section.linears, section.sizes, strict=True)
+            found = [(self.around.snapped(n)[1], size) for n, size in several]
         if all(snap is None for snap, _ in found):
             return None
         parts = []
@@ -261,7 +286,7 @@ class LinearLowering:
         for number, (node, own) in enumerate(zip(group, weights, strict=True)):
             end = self.around.snapped(node)[0]
             code = codes[number] if codes else None
-            self._walk.values[end] = Rows(target, first, code)
+            self._walk.values[end] = Rows(target, first, code, self._walk.live.rows.get(node))
             first += len(own.bias)
 
     def _pack(
@@ -277,7 +302,10 @@ class LinearLowering:
             chosen = next(f for f in FORMATS if f == walk.options.format)
         if not walk.options.pack:
             return Packed(chosen, {}), choice
-        key = (*section.key, zero_point, chosen)
+        live = [
+            part.get(n) for n in section.linears for part in (walk.live.rows, walk.live.columns)
+        ]
+        key = (*section.key, *live, zero_point, chosen)
         if key not in self._packed:
             signed = walk.isa.signed_codes
             self._packed[key] = pack(matrix, chosen, zero_point, signed_codes=signed)
@@ -291,3 +319,10 @@ def _layer(
     (rows, columns), space = matrix.shape, int(step.words["space"])  # type: ignore[arg-type]
     stored = packed.stored_bytes
     return Layer(nodes, rows, columns, nonzeros, integer, space, packed.format, choice, stored)
+
+
+def _width(node: fx.Node) -> int:
+    """Columns of a linear's weight."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    return int(weight.meta["val"].shape[1])

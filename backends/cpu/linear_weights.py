@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 import sparsefx.ops  # noqa: F401  # registers the operators named below
-from sparsefx.backends.cpu.values import Octets, Value
+from sparsefx.backends.cpu.values import Kept, Octets, Value
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
@@ -33,6 +33,17 @@ class Weights:
     def rows(self, start: int, stop: int) -> Weights:
         """Some of the rows."""
         return Weights(*(part[start:stop] for part in (self.matrix, self.scale, self.bias)))
+
+    def kept(self, rows: Kept | None, columns: Kept | None) -> Weights:
+        """Without the rows that nothing reads and the columns that nothing is written to."""
+        found = self
+        if rows is not None:
+            parts = (self.matrix, self.scale, self.bias)
+            found = Weights(*(np.ascontiguousarray(part[rows.channels]) for part in parts))
+        if columns is None:
+            return found
+        narrow = np.ascontiguousarray(found.matrix[:, columns.channels])
+        return Weights(narrow, found.scale, found.bias)
 
 
 def joined_weights(parts: Sequence[Weights]) -> Weights:

@@ -47,6 +47,7 @@ class Lowered:
             tokens of a sequence.
         host: Evaluates nodes outside the plan.
         linears: Linears of the graph, and how many of them run in PyTorch.
+        heads_dropped: Heads of attention that were left out.
     """
 
     plan: Plan
@@ -59,6 +60,7 @@ class Lowered:
     indices: dict[str, fx.Node | None]
     host: Host
     linears: tuple[int, int]
+    heads_dropped: int = 0
 
     @property
     def table_rows(self) -> dict[str, int]:
@@ -154,6 +156,7 @@ def _finish(walk: Walk) -> Lowered:
         *(plan, exports, layouts, rest, first_reasons, padding),
         *(walk.layers, walk.indices, walk.host),
         linears=(len(linears), outside),
+        heads_dropped=sum(walk.dropped.values()),
     )
 
 
@@ -192,5 +195,7 @@ def _can_export(walk: Walk, node: fx.Node) -> bool:
     if layout is None or not any(BATCH in dim for dim in layout.dims):
         return False
     if isinstance(value, Rows):
-        return value.code is None
-    return isinstance(value, Embedded) or (isinstance(value, Octets) and value.floats)
+        return value.code is None and value.kept is None
+    if isinstance(value, Octets):
+        return value.floats and value.kept is None
+    return isinstance(value, Embedded)

@@ -276,7 +276,7 @@ class _Operators:
     def quantize(self, node: fx.Node) -> str | None:
         """uint8 rows from fp32 rows that were written."""
         walk = self._walk
-        source = walk.rows(node.args[0])
+        source = walk.rows(node.args[0]) or self._partial(node.args[0])
         if source is None:
             return _OUTSIDE
         parameters = walk.quantization(node)
@@ -284,6 +284,13 @@ class _Operators:
             return "not uint8 0..255 with one scale"
         walk.values[node] = walk.quantize(source, node.name, *parameters)
         return None
+
+    def _partial(self, node: object) -> Rows | None:
+        """Rows of a node that holds some of its channels alone, as attention without dead heads."""
+        value, layout = self._walk.value(node), self._walk.layout(node)
+        kept = isinstance(value, Rows) and value.kept is not None and value.first == 0
+        plain = layout is not None and layout.first == 0 and layout.plain is not None
+        return value if kept and plain and isinstance(value, Rows) else None
 
     def dequantize(self, node: fx.Node) -> str | None:
         """The value that a quantized linear reads; widened only if something else needs it."""

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.plan import Buffer
 
-__all__ = ["Embedded", "Heads", "Mask", "Octets", "Rows", "Scaled", "Scores", "Value"]
+__all__ = ["Embedded", "Heads", "Kept", "Mask", "Octets", "Rows", "Scaled", "Scores", "Value"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Channels of a node that are computed, in order, where they are not all."""
+
+    channels: NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,13 @@ class Rows:
 
     `first` is the row where channel 0 of the node lies: not 0 for a part of a fused linear. With
     `code`, (scale, zero point), the buffer holds the uint8 codes of these values; only attention
-    reads such rows.
+    reads such rows. `kept` are the channels of the node that have a row, if not all have one.
     """
 
     buffer: Buffer
     first: int = 0
     code: tuple[float, int] | None = None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Octets:
     scale: float
     zero_point: int
     floats: bool = False
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)

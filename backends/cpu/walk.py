@@ -16,11 +16,12 @@ from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.layouts import MOVES, Layouts, find_layouts
+from sparsefx.backends.cpu.live import Live, find_live
 from sparsefx.backends.cpu.panel import interleaved_rows, paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.spelled import Spelled, find_spelled
-from sparsefx.backends.cpu.values import Embedded, Heads, Mask, Octets, Rows, Scaled, Value
+from sparsefx.backends.cpu.values import Embedded, Heads, Kept, Mask, Octets, Rows, Scaled, Value
 from sparsefx.backends.cpu.weights import SHORT, TILED, Format
 from sparsefx.program import Program
 
@@ -62,13 +63,16 @@ class Walk:
     taken: set[fx.Node] = field(default_factory=set)
     rewritten: dict[tuple[Buffer, str], Buffer] = field(default_factory=dict)
     embedded: list[tuple[Embedded, Rows]] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
     spelled: dict[fx.Node, Spelled] = field(init=False)
     layouts: Layouts = field(init=False)
+    live: Live = field(init=False)
 
     def __post_init__(self) -> None:
         self.spelled = find_spelled(self.program.graph)
         self.layouts = find_layouts(self.program, self.host, self.spelled)
         self._spelled_from = {found.source: last for last, found in self.spelled.items()}
+        self.live = find_live(self) if self.options.pack else Live()
 
     @property
     def isa(self) -> Isa:
@@ -159,19 +163,29 @@ class Walk:
             found.add(last[0].size if known and isinstance(last[0], Channels) else 0)
         return found
 
-    def own(self, node: fx.Node, buffer: Buffer) -> None:
+    def own(self, node: fx.Node, buffer: Buffer, kept: Kept | None = None) -> None:
         """Note that channel 0 of `node` lies in row 0 of a buffer."""
         layout = self.layout(node)
-        self.values[node] = Rows(buffer, -layout.first if layout else 0)
+        self.values[node] = Rows(buffer, -layout.first if layout else 0, kept=kept)
 
     def written(self, node: object) -> Rows | None:
         """The fp32 rows behind a node, all of its buffer; written now if they were not."""
         value = self.value(node)
         if isinstance(value, Embedded):
             return self._write_embedding(value)
-        if isinstance(value, Octets) and value.floats:
+        if isinstance(value, Octets) and value.floats and value.kept is None:
             return Rows(self.floats(value))
-        return value if isinstance(value, Rows) and value.code is None else None
+        known = isinstance(value, Rows) and value.code is None and value.kept is None
+        return value if known and isinstance(value, Rows) else None
+
+    def kept(self, node: object, kept: Kept) -> Rows | Octets | None:
+        """The rows or bytes of a node that holds these channels alone."""
+        value, layout = self.value(node), self.layout(node)
+        if not isinstance(value, (Rows, Octets)) or value.kept is None or layout is None:
+            return None
+        if layout.first or layout.plain is None or (isinstance(value, Rows) and value.first):
+            return None
+        return value if np.array_equal(value.kept.channels, kept.channels) else None
 
     def rows(self, node: object) -> Rows | None:
         """A node as whole fp32 rows, one for each channel; a part of a buffer is copied."""
@@ -207,13 +221,16 @@ class Walk:
         found = layout.heads() if layout is not None else None
         if layout is None or found is None or not isinstance(value, Rows):
             return None
-        rows = Rows(value.buffer, value.first + layout.first, value.code)
+        place = layout.first
+        if value.kept is not None:
+            place = int(np.searchsorted(value.kept.channels, layout.first))
+        rows = Rows(value.buffer, value.first + place, value.code, value.kept)
         return Heads(rows, *found, scaled.factor if scaled else 1.0)
 
     def whole_octets(self, node: object) -> Octets | None:
         """A node as uint8 rows, one for each channel."""
         value, layout = self.value(node), self.layout(node)
-        if not isinstance(value, Octets) or layout is None or layout.first:
+        if not isinstance(value, Octets) or layout is None or layout.first or value.kept:
             return None
         return value if layout.plain == value.buffer.rows else None
 
@@ -305,7 +322,7 @@ class Walk:
             "space": target.space,
         }
         self.steps.append(Step(catalog.other("quantize"), words, name))
-        return Octets(target, scale, zero_point)
+        return Octets(target, scale, zero_point, kept=source.kept)
 
     def quantization(self, node: fx.Node) -> tuple[float, int] | None:
         """(scale, zero point) of a per-tensor uint8 quantize node, else None."""
