@@ -27,15 +27,15 @@ from pydantic import (
     model_validator,
 )
 
-from sparsefx.amounts import Shares, check_amount, parse_pipeline
-from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
+from sparsefx.amounts import check_amount
+from sparsefx.errors import RecipeError, did_you_mean
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
+from sparsefx.recipe_passes import check_passes, is_path, unknown_stage
 from sparsefx.recipe_text import explain, flow_style_dumper, read_yaml
 
 __all__ = ["DataSettings", "OptimizerSettings", "Recipe", "ScheduleSettings", "Stage", "Training"]
 
-TEACHER = "teacher"  # how a stage names its teacher to its passes
 MODEL = "model"
 """As ``start`` of a stage: the model as it was given to the session."""
 _NOMINAL_STEPS = 100_000  # with which shares are resolved when a recipe is checked without data
@@ -349,49 +349,9 @@ class Recipe(_Settings):
                 )
             start = self.start_of(index)
             if start not in held:
-                raise _unknown_stage(start, held, who, f"{path}.start")
-            if stage.teacher and stage.teacher not in held and not _is_path(stage.teacher):
-                raise _unknown_stage(stage.teacher, held, who, f"{path}.teacher")
+                raise unknown_stage(start, held, who, f"{path}.start")
+            if stage.teacher and stage.teacher not in held and not is_path(stage.teacher):
+                raise unknown_stage(stage.teacher, held, who, f"{path}.teacher")
             nominal = _NOMINAL_STEPS if stage.training else None
             known = nominal if steps is None else steps[stage.name]
-            held[stage.name] = _check_passes(stage, held[start], known, who, path)
-
-
-def _check_passes(
-    stage: Stage, held: frozenset[Property], steps: int | None, who: str, path: str
-) -> frozenset[Property]:
-    for key in ("pipeline", "after"):
-        texts = getattr(stage, key)
-        try:
-            pipeline = parse_pipeline(texts, steps)
-            held = pipeline.check(held)
-        except (SpecError, PipelineError, RecipeError) as error:
-            why = str(error).split("\n  hint: ")[0]
-            if isinstance(error, PipelineError):
-                why = Shares.of(texts, steps).restore(why)
-            raise RecipeError(why, who=who, where=f"{path}.{key}", hint=error.hint) from error
-        given = {TEACHER} if stage.teacher else set()
-        for item in pipeline.passes:
-            if set(item.needs) - given:
-                raise RecipeError(
-                    f"{item.name!r} needs a teacher, and the stage names none",
-                    who=who,
-                    where=f"{path}.{key}",
-                    hint="add e.g. 'teacher: dense', the name of an earlier stage",
-                )
-    return held
-
-
-def _is_path(text: str) -> bool:
-    return "/" in text or "\\" in text or text.startswith((".", "~"))
-
-
-def _unknown_stage(
-    name: str, held: Mapping[str, frozenset[Property]], who: str, where: str
-) -> RecipeError:
-    return RecipeError(
-        f"{name!r} is neither an earlier stage nor 'model'",
-        who=who,
-        where=where,
-        hint=did_you_mean(name, held) + "; a folder is written with a slash, e.g. ./teacher",
-    )
+            held[stage.name] = check_passes(stage, held[start], known, who, path)

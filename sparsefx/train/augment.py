@@ -22,7 +22,7 @@ from sparsefx.errors import DataError
 from sparsefx.program import Program
 from sparsefx.train.tasks import Examples
 
-__all__ = ["STOP_WORDS", "Augmentation", "Augmenter", "augment"]
+__all__ = ["STOP_WORDS", "Augmentation", "Augmenter"]
 
 _ENGLISH = """
 a about above after again against ain all am an and any are aren as at be because been before
@@ -75,21 +75,10 @@ class Augmentation:
             )
 
 
-def augment(
-    examples: Examples,
-    tokenizer: Any,
-    program: Program,
-    settings: Augmentation | None = None,
-    *,
-    max_length: int = 128,
-    batch_size: int = 32,
-) -> Examples:
-    """Return the examples and their variants, each with the label of the example it is made from.
-
-    Of a pair, each sentence is varied beside the other as it was.
+class Augmenter:
+    """Makes variants of texts.
 
     Args:
-        examples: Texts or pairs of texts.
         tokenizer: Of the model, a fast one.
         program: The model; with an output of logits for tokens where it has such a head.
         settings: See :class:`Augmentation`.
@@ -99,23 +88,6 @@ def augment(
     Raises:
         DataError: The tokenizer knows no places of tokens, or the model has an unknown input.
     """
-    augmenter = Augmenter(
-        tokenizer, program, settings, max_length=max_length, batch_size=batch_size
-    )
-    rows, texts, pairs = [], [], []
-    for row, text in enumerate(examples.texts):
-        second = None if examples.pairs is None else examples.pairs[row]
-        for first, other in ((text, second), *augmenter.variants(text, second)):
-            rows.append(row)
-            texts.append(first)
-            pairs.append(other)
-    kept = examples.select(rows)
-    varied = None if examples.pairs is None else tuple(str(pair) for pair in pairs)
-    return replace(kept, texts=tuple(texts), pairs=varied)
-
-
-class Augmenter:
-    """Makes variants of texts; arguments and errors as in :func:`augment`."""
 
     def __init__(
         self,
@@ -152,6 +124,22 @@ class Augmenter:
     def predicts(self) -> bool:
         """Whether candidates come from a head for masked tokens, where words are single tokens."""
         return self._output is not None
+
+    def augment(self, examples: Examples) -> Examples:
+        """Return texts or pairs with their variants, each with the label that it is made from.
+
+        Of a pair, each sentence is varied beside the other as it was.
+        """
+        rows, texts, pairs = [], [], []
+        for row, text in enumerate(examples.texts):
+            second = None if examples.pairs is None else examples.pairs[row]
+            for first, other in ((text, second), *self.variants(text, second)):
+                rows.append(row)
+                texts.append(first)
+                pairs.append(other)
+        kept = examples.select(rows)
+        varied = None if examples.pairs is None else tuple(str(pair) for pair in pairs)
+        return replace(kept, texts=tuple(texts), pairs=varied)
 
     def variants(self, text: str, pair: str | None = None) -> list[tuple[str, str | None]]:
         """Return new forms of an example, without the example itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from sparsefx.errors import RecipeError, SparsefxError, did_you_mean
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
-from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage
+from sparsefx.recipe import MODEL, Recipe, Stage
+from sparsefx.recipe_passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.evaluation import logits_name
 from sparsefx.train.tasks import Task
 
-__all__ = ["check_parts", "check_stages", "check_teacher_folders", "within"]
+__all__ = ["StageChecks", "check_parts", "check_teacher_folders", "within"]
 
 
 @contextmanager
@@ -69,16 +71,11 @@ def check_parts(recipe: Recipe, processes: int) -> None:
             )
 
 
-def check_stages(
-    recipe: Recipe,
-    model: Program,
-    steps: Mapping[str, int | None],
-    load: Callable[[str], Program],
-    task: Task,
-) -> None:
-    """Check every stage: passes and amounts, labels, teacher, schedule, what it freezes.
+@dataclass
+class StageChecks:
+    """Checks every stage: passes and amounts, labels, teacher, schedule, what it freezes.
 
-    Args:
+    Attributes:
         recipe: Checked by itself already.
         model: What the run starts from. Its structure is that of all stages, until a pass changes
             what the Program takes and returns: from there on heads, teachers and names are found
@@ -86,60 +83,56 @@ def check_stages(
         steps: Optimizer steps of each stage; None for one that does not train.
         load: Returns the Program in a teacher's folder.
         task: What the run is scored on.
-
-    Raises:
-        SparsefxError: What is wrong, with its place in the recipe.
     """
-    recipe.check(model.properties, who=recipe.name, steps=steps)
-    checks = _StageChecks(recipe, model, steps, load, task)
-    for index in range(len(recipe.stages)):
-        checks.check(index)
 
+    recipe: Recipe
+    model: Program
+    steps: Mapping[str, int | None]
+    load: Callable[[str], Program]
+    task: Task
 
-class _StageChecks:
-    """Checks one stage after the other, and keeps what a stage leaves to the next ones."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        model: Program,
-        steps: Mapping[str, int | None],
-        load: Callable[[str], Program],
-        task: Task,
-    ) -> None:
-        self._recipe, self._model, self._task = recipe, model, task
-        self._steps, self._load = steps, load
-        self._known: dict[str, Program | None] = {MODEL: model}
-        self._may_lose = "loss" in model.signature.outputs
+    def __post_init__(self) -> None:
+        # What a stage leaves to the next ones.
+        self._known: dict[str, Program | None] = {MODEL: self.model}
+        self._may_lose = "loss" in self.model.signature.outputs
         self._untouched = True
 
-    def check(self, index: int) -> None:
-        """Check a stage, after those before it."""
-        stage = self._recipe.stages[index]
-        steps = self._steps[stage.name]
+    def check(self) -> None:
+        """Check all stages in their order.
+
+        Raises:
+            SparsefxError: What is wrong, with its place in the recipe.
+        """
+        self.recipe.check(self.model.properties, who=self.recipe.name, steps=self.steps)
+        for index in range(len(self.recipe.stages)):
+            self._check_stage(index)
+
+    def _check_stage(self, index: int) -> None:
+        stage = self.recipe.stages[index]
+        steps = self.steps[stage.name]
         passes = parse_pipeline(stage.pipeline, steps).passes
         after = parse_pipeline(stage.after, steps).passes
-        student, teacher = self._known[self._recipe.start_of(index)], self._teacher(stage, passes)
-        left = sum(self._steps[later.name] or 0 for later in self._recipe.stages[index:])
+        student, teacher = self._known[self.recipe.start_of(index)], self._teacher(stage, passes)
+        left = sum(self.steps[later.name] or 0 for later in self.recipe.stages[index:])
         with within(stage.name, "pipeline"):
             self._check_pipeline(passes, student, teacher, left)
         self._untouched = self._untouched and not any(map(_touches, after))
         self._known[stage.name] = student = None if _altered((*passes, *after)) else student
-        if student is not None and self._task.kind != "text":
-            _check_head(self._task, student)
+        if student is not None and self.task.kind != "text":
+            _check_head(self.task, student)
         self._may_lose = self._may_lose or any(item.changes_signature for item in passes)
         with within(stage.name, "training"):
             _check_schedule(stage, passes, steps or 0)
             if student is not None:
                 _check_frozen(stage, student)
             if not self._may_lose:
-                _check_loss(stage, self._task)
+                _check_loss(stage, self.task)
         self._may_lose = self._may_lose and not any(item.changes_signature for item in after)
 
     def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
         name = stage.teacher or ""
         if name and name not in self._known and _asks(passes):
-            self._known[name] = self._load(name)
+            self._known[name] = self.load(name)
         return self._known.get(name)
 
     def _check_pipeline(
@@ -149,13 +142,13 @@ class _StageChecks:
         teacher: Program | None,
         left: int,
     ) -> None:
-        if self._task.kind != "text":
+        if self.task.kind != "text":
             _check_head_stays(passes)
         _check_passes(passes, student, teacher)
         for item in passes:
             _check_last_step(item, left)
             if self._untouched:
-                item.check_weights(self._model)
+                item.check_weights(self.model)
             self._untouched = self._untouched and not _touches(item)
 
 

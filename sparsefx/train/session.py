@@ -55,7 +55,7 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
-from sparsefx.train.precheck import check_parts, check_stages, check_teacher_folders, within
+from sparsefx.train.precheck import StageChecks, check_parts, check_teacher_folders, within
 from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
@@ -174,7 +174,7 @@ class Session:
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
-        check_stages(self.recipe, model, steps, open_folder, self._source.task)
+        StageChecks(self.recipe, model, steps, open_folder, self._source.task).check()
 
     @property
     def _by_loss(self) -> bool:
@@ -214,7 +214,7 @@ class Session:
         after = parse_pipeline(stage.after, steps)
         teachers = self._programs.teachers(stage, after, finished)
         with within(stage.name, "after"):
-            program = after.run(program.to("cpu"), programs=teachers)
+            program = after.run(program.to("cpu"), programs=teachers, in_place=True)
         seconds["passes"] += time.perf_counter() - began
         return self._finish(stage, place, program, steps or 0, seconds, sparsity, loss)
 

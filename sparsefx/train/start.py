@@ -17,7 +17,8 @@ from sparsefx.frontend import capture
 from sparsefx.huggingface import capture_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
-from sparsefx.recipe import MODEL, TEACHER, Recipe, Stage
+from sparsefx.recipe import MODEL, Recipe, Stage
+from sparsefx.recipe_passes import TEACHER
 from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
 from sparsefx.train.precheck import within

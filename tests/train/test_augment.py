@@ -17,7 +17,7 @@ import sparsefx
 from sparsefx import Program
 from sparsefx.cli import main
 from sparsefx.errors import DataError
-from sparsefx.train.augment import Augmentation, Augmenter, augment
+from sparsefx.train.augment import Augmentation, Augmenter
 from sparsefx.train.tasks import Examples
 
 WORDS = ("cat", "dog", "bird", "sees", "eats", "likes", "the", "un", "##real", "7")
@@ -91,8 +91,8 @@ def test_words_of_several_tokens_get_the_nearest_words() -> None:
 def test_copies_keep_label_pair_and_all_else_of_the_text() -> None:
     examples = Examples("drawn", ("The cat, sees!", "dog"), ("bird", "dog eats"), (1, 0))
     settings = Augmentation(copies=6, probability=0.5, seed=3)
-    found = augment(examples, tokenizer(), guesser(), settings)
-    assert found == augment(examples, tokenizer(), guesser(), settings)
+    found = Augmenter(tokenizer(), guesser(), settings).augment(examples)
+    assert found == Augmenter(tokenizer(), guesser(), settings).augment(examples)
     assert found.pairs is not None
     assert found.labels is not None
     rows = list(zip(found.texts, found.pairs, found.labels, strict=True))

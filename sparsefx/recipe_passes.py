@@ -1,0 +1,71 @@
+"""The checks of what a recipe's stages name: their passes, and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sparsefx.amounts import Shares, parse_pipeline
+from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
+from sparsefx.properties import Property
+
+if TYPE_CHECKING:
+    from sparsefx.recipe import Stage
+
+__all__ = ["TEACHER", "check_passes", "is_path", "unknown_stage"]
+
+TEACHER = "teacher"  # how a stage names its teacher to its passes
+
+
+def check_passes(
+    stage: Stage, held: frozenset[Property], steps: int | None, who: str, path: str
+) -> frozenset[Property]:
+    """Check the passes of a stage in their order; return what holds behind them.
+
+    Args:
+        stage: Whose ``pipeline`` and ``after`` are read.
+        held: What holds before it.
+        steps: Its optimizer steps, of which shares are taken; None where it does not train.
+        who: Whom errors name.
+        path: Of the stage in the recipe.
+
+    Raises:
+        RecipeError: A pass or an option is unknown, the order is wrong, or a teacher is missing.
+    """
+    for key in ("pipeline", "after"):
+        texts = getattr(stage, key)
+        try:
+            pipeline = parse_pipeline(texts, steps)
+            held = pipeline.check(held)
+        except (SpecError, PipelineError, RecipeError) as error:
+            why = str(error).split("\n  hint: ")[0]
+            if isinstance(error, PipelineError):
+                why = Shares.of(texts, steps).restore(why)
+            raise RecipeError(why, who=who, where=f"{path}.{key}", hint=error.hint) from error
+        given = {TEACHER} if stage.teacher else set()
+        for item in pipeline.passes:
+            if set(item.needs) - given:
+                raise RecipeError(
+                    f"{item.name!r} needs a teacher, and the stage names none",
+                    who=who,
+                    where=f"{path}.{key}",
+                    hint="add e.g. 'teacher: dense', the name of an earlier stage",
+                )
+    return held
+
+
+def is_path(text: str) -> bool:
+    """Whether a teacher is written as a folder, and not as the name of a stage."""
+    return "/" in text or "\\" in text or text.startswith((".", "~"))
+
+
+def unknown_stage(
+    name: str, held: Mapping[str, frozenset[Property]], who: str, where: str
+) -> RecipeError:
+    """Return the error for a name that is no earlier stage."""
+    return RecipeError(
+        f"{name!r} is neither an earlier stage nor 'model'",
+        who=who,
+        where=where,
+        hint=did_you_mean(name, held) + "; a folder is written with a slash, e.g. ./teacher",
+    )
