@@ -166,7 +166,7 @@ class EncoderStructure(Analysis[Encoder]):
             tuple(skipped),
             first,
             _attention_mask(layers, flow),
-            roles_of(program.graph, flow, first, last, attending if layers else ()),
+            roles_of(program.graph, flow, first, last, _members(attending, flow, first)),
         )
 
 
@@ -220,6 +220,27 @@ def _layer(core: AttentionCore, index: int) -> EncoderLayer | str:
 def _around(core: AttentionCore) -> set[fx.Node]:
     """Return the linears before and behind an attention, be it part of a layer or not."""
     return {core.q, core.k, core.v, *next_nodes(core.context, is_linear, through=_passes_on)}
+
+
+def _members(
+    attending: set[fx.Node], flow: nx.DiGraph[fx.Node], first: fx.Node | None
+) -> set[fx.Node]:
+    """Return the linears of the encoder that may lie outside of its layers; none without layers.
+
+    Those of all attention, and those of feed-forward blocks before the first attention, which are
+    added to what they read as all blocks of an encoder are; what projects an embedding is not.
+    """
+    if first is None:
+        return set()
+    members = set(attending)
+    for down in (node for node in nx.ancestors(flow, first) if is_linear(node)):
+        added = _residual(down)
+        if added is None:
+            continue
+        read = {added[1], *nx.descendants(flow, added[1])}
+        ups = [up for up in linears_behind(down.all_input_nodes[0]) if up in read]
+        members |= {down, *ups} if ups else set()
+    return members
 
 
 def _passes_on(node: fx.Node) -> bool:

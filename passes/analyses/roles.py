@@ -31,7 +31,8 @@ class Role(StrEnum):
     """What a weight is for; passes select by it."""
 
     ENCODER = "encoder"
-    """A linear of attention, or between the embedding output and the last hidden state."""
+    """A linear of attention, of a feed-forward block before the first attention, or between the
+    embedding output and the last hidden state."""
     POOLER = "pooler"
     """A square linear with an activation, applied to one vector of each sequence."""
     HEAD = "head"
@@ -49,7 +50,7 @@ def roles_of(
     flow: nx.DiGraph[fx.Node],
     first: fx.Node | None,
     last: fx.Node | None,
-    attending: Collection[fx.Node] = (),
+    members: Collection[fx.Node] = (),
 ) -> dict[str, Role]:
     """Return the role of every weight of a linear, convolution or embedding, by tensor name.
 
@@ -61,14 +62,14 @@ def roles_of(
         flow: Its flow of values.
         first: The embedding output; None when the graph is no encoder.
         last: The last hidden state; None likewise.
-        attending: Linears of attention, which belong to the encoder wherever they stand: a layer
-            that was not understood may lie before the first or behind the last that was.
+        members: Linears that belong to the encoder wherever they stand: a layer that was not
+            understood may lie before the first or behind the last that was.
     """
     found: dict[str, Role] = {}
     regions = _Regions.around(flow, first, last)
     for node in graph.nodes:
         if is_linear(node):
-            role = Role.ENCODER if node in attending else regions.role(node)
+            role = Role.ENCODER if node in members else regions.role(node)
         elif node.target is aten.embedding.default:
             role = Role.EMBEDDING
         elif node.target in CONVOLUTIONS:

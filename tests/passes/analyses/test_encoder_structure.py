@@ -273,6 +273,9 @@ def test_attention_behind_the_last_layer_is_of_the_encoder() -> None:
     assert [skip.reason for skip in found.skipped] == ["no feed-forward block follows %add_3"]
     last = {f"blocks.1.{part}.weight" for part in "qkvo"}
     assert {found.roles[name] for name in last} == {Role.ENCODER}
+    first = {f"blocks.0.{part}.weight" for part in ("up", "down")}
+    assert {found.roles[name] for name in first} == {Role.ENCODER}
+    assert found.roles["words.weight"] is Role.EMBEDDING
     assert found.roles["score.weight"] is Role.HEAD
 
 
