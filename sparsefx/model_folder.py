@@ -19,6 +19,7 @@ _PLACES = (
     "name a folder with config.json, or a model of the Hugging Face hub, e.g. "
     "google/bert_uncased_L-4_H-256_A-4, while there is a network"
 )
+_PATIENCE = 10  # seconds to wait for the hub's answer
 
 
 def read_config(place: str) -> Any:
@@ -46,7 +47,8 @@ def read_config(place: str) -> Any:
     except (OSError, ValueError) as error:
         if folder.exists():
             raise unreadable(place, first_line(error)) from error
-        raise _no_such_place(place, error=error) from error
+        why = f"the hub gives no model of this name: {first_line(error)}"
+        raise _no_such_place(place, also=why) from error
     names: Sequence[str] = config.architectures or []
     decodes = any("CausalLM" in name or "LMHead" in name for name in names)
     decodes = decodes or _only_decodes(config.model_type)
@@ -78,7 +80,8 @@ def check_place(place: str, asked: str = "config.json", hint: str = _PLACES) -> 
         hint: What can be named.
 
     Raises:
-        ArtifactError: It is a file, or a path that does not exist and cannot be an id.
+        ArtifactError: It is a file; or a path that does not exist and cannot be an id; or an id
+            that is not in the cache while the hub cannot be reached.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -92,14 +95,28 @@ def check_place(place: str, asked: str = "config.json", hint: str = _PLACES) -> 
         cached = try_to_load_from_cache(place, asked)
     except HFValidationError as error:
         raise _no_such_place(place, hint) from error
-    if not isinstance(cached, str):
-        logger.warning("%s: no such folder; asking the Hugging Face hub for it", place)
+    if isinstance(cached, str):
+        return
+    logger.warning("%s: no such folder; asking the Hugging Face hub for it", place)
+    if (trouble := _trouble_with_hub()) is not None:
+        raise _no_such_place(place, hint, f"the Hugging Face hub cannot be reached: {trouble}")
 
 
-def _no_such_place(
-    place: str, hint: str = _PLACES, error: Exception | None = None
-) -> ArtifactError:
-    also = f", and the hub gives no model of this name: {first_line(error)}" if error else ""
+def _trouble_with_hub() -> str | None:
+    """Return why the hub does not answer, None if it does; a model's own request tries for 24 s."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+    except Exception as error:  # of the HTTP library that this version of huggingface_hub uses
+        return first_line(error)
+    return None
+
+
+def _no_such_place(place: str, hint: str = _PLACES, also: str = "") -> ArtifactError:
+    also = f", and {also}" if also else ""
     return ArtifactError(
         f"there is no such file or folder{also}", who="load", where=place, hint=hint
     )

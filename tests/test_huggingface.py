@@ -161,3 +161,20 @@ def test_a_head_that_is_replaced_is_named(tmp_path: Path, caplog: pytest.LogCapt
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
     load_pretrained(str(tmp_path), labels=3)
     assert "its head of 5 outputs is replaced by a new one of 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("offline", "trouble"), [(True, "HF_HUB_OFFLINE is set"), (False, "no route to the hub")]
+)
+def test_a_name_is_refused_at_once_while_the_hub_is_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch, offline: bool, trouble: str
+) -> None:
+    class Session:
+        def head(self, url: str, timeout: float) -> None:
+            raise OSError("no route to the hub")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    for load in (load_pretrained, load_tokenizer):
+        with pytest.raises(errors.ArtifactError, match=f"cannot be reached: {trouble}"):
+            load("nosuch")
