@@ -27,7 +27,7 @@ from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.signature import InputSpec, Signature, format_dtype
 
-__all__ = ["FORMAT_VERSION", "load_program", "save_program"]
+__all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
 
 FORMAT_VERSION = 1
 _GRAPH, _TENSORS, _MANIFEST = "graph.json", "tensors.safetensors", "manifest.json"
@@ -40,10 +40,7 @@ def save_program(program: Program, folder: Path) -> Path:
     The files are written beside the folder and moved into place, so that an interrupted save
     leaves the former one whole.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
-        raise ArtifactError(
-            "the folder holds other files", who="save", where=str(folder), hint="choose another"
-        )
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work, old = (
         folder.with_name(f".{folder.name}-{os.getpid()}-{part}") for part in ("new", "old")
@@ -60,6 +57,24 @@ def save_program(program: Program, folder: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place where no Program can be saved, before the work that makes one.
+
+    Raises:
+        ArtifactError: It is a file, holds other files, or lies where nothing can be written.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    why = ""
+    if not nearest.is_dir():
+        why = f"{nearest} is a file" if nearest != folder else "it is a file"
+    elif nearest == folder and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
+        why = "the folder holds other files"
+    elif not os.access(folder.parent if nearest == folder else nearest, os.W_OK | os.X_OK):
+        why = f"{nearest} cannot be written to"
+    if why:
+        raise ArtifactError(why, who="save", where=str(folder), hint="choose another folder")
 
 
 def load_program(folder: Path) -> Program:

@@ -24,6 +24,7 @@ from sparsefx.cli import (
     sensitivity,
     simulate,
     sweep,
+    targets,
 )
 from sparsefx.cli.console import stderr
 
@@ -43,6 +44,7 @@ app.command("evaluate")(evaluate.command)
 app.command("capture")(capture.command)
 app.command("import")(import_.command)
 app.command("passes")(passes.command)
+app.command("targets")(targets.command)
 app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)

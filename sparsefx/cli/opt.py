@@ -36,18 +36,23 @@ def command(
     """Run passes on a Program and print the graph before and after."""
     from sparsefx.instruments import DumpDir, Timing
     from sparsefx.pipeline import Instrument, Pipeline
+    from sparsefx.storage import check_free
 
     pipeline = Pipeline.parse(passes)
-    before = open_program(program)
+    if out is not None:
+        check_free(out)
+    opened = open_program(program)
+    old, begun = opened.dump(facts=facts), len(opened.history)
     others = _named(given or [])
     timing = Timing()
     watchers: list[Instrument] = [timing, *([DumpDir(dump_dir, facts)] if dump_dir else [])]
     after = pipeline.run(
-        before,
+        opened,
         programs={name: open_program(place) for name, place in others.items()},
         instruments=watchers,
+        in_place=True,
     )
-    old, new = before.dump(facts=facts), after.dump(facts=facts)
+    new = after.dump(facts=facts)
     if full:
         stdout.print(f"before:\n{old}\nafter:\n{new}", markup=False)
     else:
@@ -55,7 +60,7 @@ def command(
             old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2
         )
         stdout.print("\n".join(lines) or "no change", markup=False)
-    entries = after.history[len(before.history) :]
+    entries = after.history[begun:]
     stdout.print(_table(entries, [seconds for _, seconds in timing.seconds]))
     for entry in entries:
         for text in (*entry.notes, *(f"skipped {skip}" for skip in entry.skipped)):

@@ -14,8 +14,9 @@ from sparsefx.errors import RegistryError
 
 if TYPE_CHECKING:
     from sparsefx.passbase import Pass
+    from sparsefx.target import Target
 
-__all__ = ["command"]
+__all__ = ["command", "show_options", "summary"]
 
 _KINDS = ("requires", "establishes", "destroys", "forbids")
 
@@ -36,12 +37,13 @@ def command(
         except RegistryError as error:
             stderr.print(str(error), markup=False)
             continue
-        table.add_row(each, _summary(cls), *_contract(cls)[:3])
+        table.add_row(each, summary(cls), *_contract(cls)[:3])
     stdout.print(table)
     stdout.print("\nsparsefx passes NAME shows the options of one.")
 
 
-def _summary(cls: type[Pass]) -> str:
+def summary(cls: type) -> str:
+    """Return the first line of a class's documentation."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
@@ -59,6 +61,14 @@ def _contract(cls: type[Pass]) -> tuple[str, str, str, str]:
 
 
 def _show_one(cls: type[Pass]) -> None:
+    show_options(cls)
+    for label, text in zip(_KINDS, _contract(cls), strict=True):
+        if text:
+            stdout.print(f"{label}: {text}")
+
+
+def show_options(cls: type[Pass] | type[Target]) -> None:
+    """Print the documentation and the options of a pass or target."""
     stdout.print(f"[bold]{cls.name}[/]\n")
     stdout.print(inspect.getdoc(cls) or "", markup=False)
     table = Table("option", "type", "default", box=None)
@@ -70,6 +80,3 @@ def _show_one(cls: type[Pass]) -> None:
         table.add_row(field.name, str(field.type), shown)
     stdout.print()
     stdout.print(table)
-    for label, text in zip(_KINDS, _contract(cls), strict=True):
-        if text:
-            stdout.print(f"{label}: {text}")

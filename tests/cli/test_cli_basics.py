@@ -34,6 +34,25 @@ def test_passes_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "max_rounds" in capsys.readouterr().out
 
 
+def test_targets_lists_all_and_shows_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("targets") == 0
+    assert "onnxruntime" in capsys.readouterr().out
+    assert run("targets", "cpu") == 0
+    assert "threads" in capsys.readouterr().out
+
+
+def test_opt_looks_at_the_place_before_it_runs(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place, expected in (("file", "it is a file"), ("file/deep/er", "file is a file")):
+        out = str(tmp_path / place)
+        assert run("opt", saved, "--passes", "simplify", "--out", out) == 2
+        shown = capsys.readouterr()
+        assert expected in "".join(shown.err.split("\n"))
+        assert not shown.out
+
+
 def test_opt_shows_the_difference_and_saves(
     saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +73,7 @@ def test_bench_times_in_turns(saved: str, capsys: pytest.CaptureFixture[str]) ->
         (["opt", "SAVED", "--passes", "fixpont"], "did you mean 'fixpoint'?"),
         (["opt", "SAVED", "--passes", "", "--program", "x"], "expected NAME=FOLDER"),
         (["passes", "nothing"], "there is no pass 'nothing'"),
+        (["targets", "cpux"], "did you mean 'cpu'?"),
         (["opt", "SAVED"], "Missing option"),
         (["nonsense"], "No such command"),
     ],

@@ -1,0 +1,37 @@
+"""``sparsefx targets``: what a Program can be lowered to, with options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.passes import show_options, summary
+from sparsefx.errors import RegistryError
+
+__all__ = ["command"]
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(help="Show this target whole.")] = None,
+) -> None:
+    """List the targets, or show the documentation and the options of one."""
+    from sparsefx import registry
+
+    if name is not None:
+        show_options(registry.target_class(name))
+        return
+    table = Table("target", "what it is", box=None)
+    for each in registry.names("targets"):
+        try:
+            table.add_row(each, summary(registry.target_class(each)))
+        except RegistryError as error:
+            stderr.print(str(error), markup=False)
+    stdout.print(table)
+    stdout.print(
+        "\nsparsefx targets NAME shows the options of one; bench, evaluate and compress take it "
+        "with them, e.g. cpu{threads=2}.",
+        markup=False,
+    )
