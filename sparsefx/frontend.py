@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from sparsefx.clean import clean_graph
 from sparsefx.errors import CaptureError, did_you_mean, first_line
+from sparsefx.memory import no_collection
 from sparsefx.program import Program
 from sparsefx.shapes import Shapes, static_size
 from sparsefx.signature import InputSpec, Signature
@@ -71,12 +72,12 @@ def capture(
     dims = _dynamic_dims(inputs, dynamic)
     # Copies: of one tensor that is given under two names, export would make one input.
     inputs = {name: _grow(value, dims[name]).clone() for name, value in inputs.items()}
-    exported = _export(model, inputs, dims)
     specs = tuple(
         InputSpec(name, value.dtype, tuple(dims[name].get(i, n) for i, n in enumerate(value.shape)))
         for name, value in inputs.items()
     )
-    program = _to_program(exported, specs, _config_of(model))
+    with no_collection():
+        program = _to_program(_export(model, inputs, dims), specs, _config_of(model))
     return program.train(model.training)
 
 

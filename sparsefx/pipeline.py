@@ -16,6 +16,7 @@ from sparsefx.errors import (
     RegistryError,
     SparsefxError,
 )
+from sparsefx.memory import no_collection
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
@@ -106,16 +107,20 @@ class Pipeline:
         *,
         programs: Mapping[str, Program] | None = None,
         instruments: Sequence[Instrument] = (),
+        in_place: bool = False,
     ) -> Program:
         """Run the passes on a copy of ``program``, verifying after each.
 
         Args:
-            program: Stays as it is.
+            program: Stays as it is, unless ``in_place``.
             programs: Further Programs that passes ask for by name, e.g. ``teacher``.
             instruments: Watchers, called in order.
+            in_place: Change ``program`` itself, for one that is not needed any more: a copy of a
+                large one takes memory and time. Where a pass fails, it is left half changed.
 
         Returns:
-            The new Program; its ``history`` says what each pass did.
+            The new Program, or ``program`` where ``in_place``; its ``history`` says what each pass
+            did.
 
         Raises:
             PipelineError: When what is given is no Program or the order is wrong (before anything
@@ -131,7 +136,19 @@ class Pipeline:
                 )
         self.check(program.properties)
         _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
-        program = program.copy()
+        if not in_place:
+            program = program.copy()
+        with no_collection():
+            self._run(program, programs or {}, instruments)
+        _ = program.module  # compiled here, not in the first step
+        return program
+
+    def _run(
+        self,
+        program: Program,
+        programs: Mapping[str, Program],
+        instruments: Sequence[Instrument],
+    ) -> None:
         idle: list[Pass] = []
         for index, item in enumerate(self.passes):
             _check_contract(index, item, program.properties, idle)
@@ -139,7 +156,7 @@ class Pipeline:
                 instrument.before_pass(PassEvent(index, item, program))
             report, error = None, None
             try:
-                report = run_pass(item, program, programs or {})
+                report = run_pass(item, program, programs)
             except Exception as caught:
                 error = caught
             event = PassEvent(index, item, program, report, error)
@@ -151,7 +168,6 @@ class Pipeline:
                 raise placed from error
             if report is not None and not report.applied:
                 idle.append(item)
-        return program
 
 
 def _tell(instruments: Sequence[Instrument], event: PassEvent) -> None:

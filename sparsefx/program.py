@@ -50,7 +50,6 @@ class Program:
     :meth:`step`, which lets masks and observers that passes put into the graph move on.
 
     Attributes:
-        module: The ``fx.GraphModule``; tensors are attributes under their state_dict names.
         signature: Names, dtypes and dimensions of the inputs, names of the outputs.
         properties: What passes have established.
         history: What was run, in order.
@@ -69,7 +68,8 @@ class Program:
         ties: tuple[tuple[str, ...], ...] = (),
         shapes: Shapes | None = None,
     ) -> None:
-        self.module = module
+        self._module = module
+        self._is_compiled = True
         self.signature = signature
         self.properties: frozenset[Property] = frozenset()
         self.history: tuple[HistoryEntry, ...] = ()
@@ -108,7 +108,7 @@ class Program:
 
     def train(self, mode: bool = True) -> Program:
         """Switch every dropout and observer on (or off)."""
-        self.module.train(mode)
+        self._module.train(mode)
         return self
 
     def eval(self) -> Program:
@@ -129,7 +129,7 @@ class Program:
     @property
     def training(self) -> bool:
         """Whether the Program is in training mode."""
-        return self.module.training
+        return self._module.training
 
     def step(self) -> None:
         """Let masks and schedules move on; call it after each ``optimizer.step()``.
@@ -146,7 +146,7 @@ class Program:
     def to(self, device: torch.device | str) -> Program:
         """Move tensors, and the constants that the graph makes, to ``device``."""
         device = torch.device(device)
-        self.module.to(device)
+        self._module.to(device)
         for node in self.graph.nodes:
             node.args = _replace_devices(node.args, device)
             node.kwargs = _replace_devices(node.kwargs, device)
@@ -156,18 +156,26 @@ class Program:
     # -- tensors ---------------------------------------------------------------------------------
 
     @property
+    def module(self) -> fx.GraphModule:
+        """The module, ready to run; tensors are attributes under their state_dict names."""
+        if not self._is_compiled:  # once for all passes of a pipeline, not after each
+            self._module.recompile()
+            self._is_compiled = True
+        return self._module
+
+    @property
     def graph(self) -> fx.Graph:
         """The FX graph; change it through :class:`sparsefx.rewrite.Rewriter` alone."""
-        return self.module.graph
+        return self._module.graph
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters, each once."""
-        return self.module.parameters()
+        return self._module.parameters()
 
     def named_tensors(self) -> dict[str, Tensor]:
         """All parameters and buffers by name, in a fixed order, each tensor once."""
-        found: dict[str, Tensor] = dict(self.module.named_parameters())
-        found.update(self.module.named_buffers())
+        found: dict[str, Tensor] = dict(self._module.named_parameters())
+        found.update(self._module.named_buffers())
         return dict(sorted(found.items()))
 
     def tensor(self, name: str) -> Tensor:
@@ -178,7 +186,7 @@ class Program:
         """
         path, _, leaf = self.canonical(name).rpartition(".")
         try:
-            value = getattr(self.module.get_submodule(path), leaf)
+            value = getattr(self._module.get_submodule(path), leaf)
         except AttributeError:
             value = None
         if not isinstance(value, Tensor):
@@ -220,16 +228,16 @@ class Program:
         """Shape inference for this graph; runs over the whole graph on first use."""
         if self._shapes is None:
             self._shapes = Shapes(self.signature)
-            self._shapes.infer(self.module)
+            self._shapes.infer(self._module)
         return self._shapes
 
     def changed(self, *, shapes: bool = True) -> None:
-        """Drop what is cached about the graph, and recompile it; the Rewriter calls this."""
+        """Drop what is cached about the graph, its compiled code too; the Rewriter calls this."""
         self._revision += 1
         self._facts.clear()
         if shapes:
             self._shapes = None
-        self.module.recompile()
+        self._is_compiled = False
 
     def fingerprint(self) -> str:
         """Return a hash of graph and tensors: equal exactly when both are equal."""
@@ -259,7 +267,7 @@ class Program:
     def copy(self) -> Program:
         """Return an independent Program with the same graph, tensors, properties and history."""
         twin = Program(
-            copy.deepcopy(self.module), self.signature, ties=self.ties, shapes=self._shapes
+            copy.deepcopy(self._module), self.signature, ties=self.ties, shapes=self._shapes
         )
         twin.config = copy.deepcopy(self.config)
         twin.properties, twin.history = self.properties, self.history

@@ -84,7 +84,7 @@ class Rewriter:
         node.meta = {key: origin.meta[key] for key in ("module",) if key in origin.meta}
         if self.author:
             node.meta["by"] = self.author
-        self._shapes.infer_node(self.program.module, node)
+        self._shapes.infer_node(self.program._module, node)
         self.wired[node] = wiring(node)
         return node
 
@@ -141,7 +141,7 @@ class Rewriter:
         """Give ``node`` new arguments and infer its shape again."""
         node.args = args
         node.kwargs = kwargs
-        self._shapes.infer_node(self.program.module, node)
+        self._shapes.infer_node(self.program._module, node)
         self.wired[node] = wiring(node)
 
     def erase(self, node: fx.Node) -> None:
@@ -188,8 +188,8 @@ class Rewriter:
         found: list[fx.Node] = self.program.graph.find_nodes(op="call_module", target=MODE)
         if found:
             return found[0]
-        if not hasattr(self.program.module, MODE):
-            self.program.module.add_module(MODE, Mode().train(self.program.training))
+        if not hasattr(self.program._module, MODE):
+            self.program._module.add_module(MODE, Mode().train(self.program.training))
         calls = (n for n in self.program.graph.nodes if n.op not in ("placeholder", "get_attr"))
         first = next(calls)
         with self.program.graph.inserting_before(first):
@@ -252,7 +252,7 @@ class Rewriter:
         self.program._digests.pop(name, None)
         if (node := self._reader(name)) is not None:
             before = node.meta.get("val")
-            self._shapes.infer_node(self.program.module, node)
+            self._shapes.infer_node(self.program._module, node)
             same_device = getattr(before, "device", None) == node.meta["val"].device
             if same_device and self._shapes.agree(before, node.meta["val"]):
                 node.meta["val"] = before  # so that what reads it counts as unchanged
@@ -292,11 +292,11 @@ class Rewriter:
 
     def _place(self, name: str) -> tuple[nn.Module, str]:
         path, _, leaf = name.rpartition(".")
-        return self.program.module.get_submodule(path), leaf
+        return self.program._module.get_submodule(path), leaf
 
     def _new_place(self, name: str) -> tuple[nn.Module, str]:
         *path, leaf = name.split(".")
-        module: nn.Module = self.program.module
+        module: nn.Module = self.program._module
         for part in path:
             if not hasattr(module, part):
                 module.add_module(part, nn.Module())
@@ -353,5 +353,5 @@ class Rewriter:
         self.program.signature = Signature(self.program.signature.inputs, tuple(outputs))
 
     def finish(self) -> None:
-        """Recompile the graph and drop facts that were cached about it."""
+        """Drop what was cached about the graph: facts and compiled code."""
         self.program.changed(shapes=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
+from sparsefx.finite import is_finite
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
@@ -125,7 +126,7 @@ class BalanceBanks(Pass):
         sites = []
         for name in selection.chosen:
             weight = program.tensor(name).detach()
-            if not bool(torch.isfinite(weight).all()):
+            if not is_finite(weight):
                 raise PassError("it holds NaN or infinite values", who=self.name, where=name)
             columns = weight[0].numel()
             if not any(bank_quotas(columns, self.bank, self.sparsity)):

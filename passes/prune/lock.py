@@ -85,8 +85,7 @@ class PatternLock(Pass):
         taken = find_masks(program)
         for site in taken:
             bake(program, site)
-            weight, mask = program.tensor(site.weight), program.tensor(site.mask)
-            mask.copy_(weight != 0)
+            torch.ne(program.tensor(site.weight).detach(), 0, out=program.tensor(site.mask))
         selection = select_weights(program, self.roles, self.include, self.exclude)
         skipped = list(selection.skipped)
         added = 0

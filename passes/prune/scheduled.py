@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
+from sparsefx.finite import is_finite
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip, Window
 from sparsefx.passes.prune.masking import add_mask, make_plain, masks_of, zero_masked
@@ -230,6 +231,8 @@ class ScheduledPrune(Pass):
         if self.mask != "hard":
             mask.copy_(chosen)
             return
+        if bool(chosen.all()) and torch.count_nonzero(mask) == mask.numel():
+            return  # the ramp has not begun to drop weights: nothing is written
         self.dropped(program, site, ~chosen & (mask != 0))
         mask.mul_(chosen)
         program.tensor(site.weight).mul_(mask)
@@ -238,7 +241,7 @@ class ScheduledPrune(Pass):
         pattern = parse_pattern(self.pattern)
         for name in names:
             weight = program.tensor(name)
-            if not bool(torch.isfinite(weight).all()):
+            if not is_finite(weight):
                 raise PassError("it holds NaN or infinite values", who=self.name, where=name)
             reason = unfit(tuple(weight.shape), self._share(pattern), pattern)
             if reason:

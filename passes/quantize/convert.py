@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from sparsefx.errors import PassError
 from sparsefx.fake_quantization import affine_parameters, symmetric_scale
+from sparsefx.finite import is_finite
 from sparsefx.ops import MODE, along, storage_dtype
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.quantize.prepare import STEP, QuantizePrepare
@@ -132,7 +133,7 @@ def _problems(program: Program, weights: list[fx.Node], activations: list[fx.Nod
         source = node.args[0]
         if source.op != "get_attr":  # type: ignore[union-attr]  # a node by schema
             found.append(f"%{node.name}: its weight is computed by %{source}; fold it first")
-        elif not bool(torch.isfinite(program.tensor(_target(source))).all()):
+        elif not is_finite(program.tensor(_target(source))):
             found.append(f"{_target(source)} holds NaN or infinity")
     for node in activations:
         if problem := _range_problem(program, node):
@@ -175,7 +176,8 @@ def _convert_weight(program: Program, rewriter: Rewriter, node: fx.Node) -> int:
     name = _target(source)
     weight = program.tensor(name).detach()
     integers, scale = quantize_weight(weight, qmin, qmax, axis)
-    if bool(integers[weight == 0].any()):
+    alive, kept = weight != 0, integers != 0
+    if bool((kept & ~alive).any()):
         raise PassError("a zero weight became non-zero", who="quantize-convert", where=name)
     rewriter.set_tensor(name, integers)
     zeros = torch.zeros_like(scale, dtype=torch.int32)
@@ -184,7 +186,7 @@ def _convert_weight(program: Program, rewriter: Rewriter, node: fx.Node) -> int:
         zero_node = rewriter.add_buffer(f"{name}_zero_point", zeros)
         arguments = (source, scale_node, zero_node, *(() if axis is None else (axis,)))
         rewriter.replace(node, rewriter.call(_ops.dequantize.default, *arguments))
-    return int(((integers == 0) & (weight != 0)).sum())
+    return int(torch.count_nonzero(alive) - torch.count_nonzero(kept))
 
 
 def quantize_weight(

@@ -30,7 +30,7 @@ def import_sparse_checkpoint(
         ArtifactError: The checkpoint cannot be read, or it is dense.
     """
     program = capture_pretrained(place, labels=labels)
-    locked = Pipeline.parse("pattern-lock{on_no_match='ignore'}").run(program)
+    locked = Pipeline.parse("pattern-lock{on_no_match='ignore'}").run(program, in_place=True)
     masks = [locked.tensor(site.mask) for site in find_masks(locked)]
     count = sum(mask.numel() for mask in masks)
     zeros = count - sum(int(torch.count_nonzero(mask)) for mask in masks)

@@ -67,7 +67,7 @@ class Programs:
         pipeline = parse_pipeline(stage.pipeline, steps)
         teachers = self.teachers(stage, pipeline, finished)
         with within(stage.name, "pipeline"):
-            program = pipeline.run(program, programs=teachers)
+            program = pipeline.run(program, programs=teachers, in_place=True)
         if stage.training is None:
             return program
         program.save(saved)
