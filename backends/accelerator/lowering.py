@@ -153,6 +153,13 @@ class _Lowerer:
         if not isinstance(left, fx.Node):
             raise TargetError(f"{op_name(node)} of a constant", who="accelerator", where=node.name)
         k = self.shape(left)[-1]
+        if not math.prod(out) * k:
+            raise TargetError(
+                f"the product of {list(self.shape(left))} into {list(out)} is empty",
+                who="accelerator",
+                where=f"%{node.name}",
+                hint="take the layer out, or give it rows",
+            )
         if op_name(node) != "aten.linear":
             copies = math.prod(out[:-2])
             if self.how.integers and node not in self.quantized:

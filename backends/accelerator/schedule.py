@@ -11,6 +11,7 @@ from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.plan import MatmulPlan, TileCost, plan_matmul
 from sparsefx.backends.accelerator.tasks import TaskGraph
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
+from sparsefx.errors import TargetError
 
 __all__ = ["Schedule", "Traffic", "Work", "schedule"]
 
@@ -377,12 +378,12 @@ class _Builder:
     def host(self, index: int, op: HostOp) -> None:
         """Send operands to the host, compute there, and bring the result back."""
         link = self.machine.architecture.host
+        if link is None:
+            raise AssertionError("schedule() lets no such operation through")
         needs = tuple(t for chunk in range(self.chunks) for t in self.needs(op, chunk, None))
-        cycles = 0.0
-        if link is not None:
-            moved = (op.in_elements + op.out_elements) * self.machine.value_bytes
-            seconds = moved / link.bandwidth.value + 2 * link.latency.value
-            cycles = (seconds + op.elements / link.throughput.value) * self.machine.clock
+        moved = (op.in_elements + op.out_elements) * self.machine.value_bytes
+        seconds = moved / link.bandwidth.value + 2 * link.latency.value
+        cycles = (seconds + op.elements / link.throughput.value) * self.machine.clock
         task = self.graph.add("host", index, "host", cycles, needs)
         self.finish(op, [[(0.0, 1.0, (task,))] for _ in range(self.chunks)])
 
@@ -391,6 +392,16 @@ def schedule(workload: Workload, machine: Machine) -> Schedule:
     """Cut a workload into tile tasks for a machine.
 
     Raises:
-        TargetError: When an operation's smallest tile does not fit.
+        TargetError: When an operation's smallest tile does not fit, or the machine has no host for
+            what it cannot do itself.
     """
+    left = [op for op in workload.ops if isinstance(op, HostOp)]
+    if left and machine.architecture.host is None:
+        listed = "".join(f"\n  - %{op.name}: {op.reason}" for op in left)
+        raise TargetError(
+            f"{len(left)} operations need a host, and there is none:{listed}",
+            who="accelerator",
+            where=machine.architecture.name,
+            hint="give the architecture a host",
+        )
     return _Builder(workload, machine).build()

@@ -13,7 +13,7 @@ from sparsefx.backends.accelerator.engines.base import IntArray
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.schedule import Schedule, Traffic, schedule
 from sparsefx.backends.accelerator.tasks import Kind, Task
-from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, MatmulOp, Workload
+from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
 
 __all__ = ["WATERFALL", "OpResult", "Simulation", "simulate"]
 
@@ -184,6 +184,13 @@ def _notes(workload: Workload, machine: Machine, planned: Schedule) -> tuple[str
             f"int8 array: {', '.join(floats)}; quantize-prepare{{requantize='all'}} makes operands "
             "integer"
         )
+    host = {op.name: 0.0 for op in workload.ops if isinstance(op, HostOp)}
+    for task in planned.graph.tasks:
+        if task.kind == "host":
+            host[workload.ops[task.op].name] += task.cycles / machine.clock * 1e6
+    if host:
+        told = ", ".join(f"{name} ({us:,.1f} us)" for name, us in host.items())
+        notes.append(f"{len(host)} operations run on the host, over its link: {told}")
     dead = [op.name for op in workload.matmuls if op.nonzero is not None and not op.nonzero.any()]
     if dead:
         notes.append(f"all weights are zero in {', '.join(dead)}")

@@ -45,6 +45,14 @@ class MatmulOp:
     kind = "matmul"
 
     def __post_init__(self) -> None:
+        if min(self.m, self.n, self.k, self.copies) < 1:
+            sizes = f"{self.copies} x [{self.m}, {self.k}] by [{self.n}, {self.k}]"
+            raise ValueError(f"{self.name}: a product of {sizes} is empty")
+        if self.mask is not None and self.mask.shape != (self.n, self.k):
+            raise ValueError(
+                f"{self.name}: the mask is {list(self.mask.shape)}, "
+                f"the product needs {[self.n, self.k]}"
+            )
         if self.weight is not None and self.weight.shape != (self.n, self.k):
             raise ValueError(
                 f"{self.name}: the weights are {list(self.weight.shape)}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import networkx as nx
@@ -220,6 +221,13 @@ def test_masks_that_do_not_match_weights_are_refused() -> None:
         MatmulOp("a", 1, 4, 4, ("",), weight=weight, mask=np.zeros((4, 4), bool))
     with pytest.raises(ValueError, match=r"the weights are \[4, 4\], the product needs \[4, 5\]"):
         MatmulOp("a", 1, 4, 5, ("",), weight=weight)
+    with pytest.raises(ValueError, match=r"the mask is \[4, 4\], the product needs \[4, 5\]"):
+        MatmulOp("a", 1, 4, 5, ("",), mask=weight != 0)
+
+
+def test_an_empty_product_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a: a product of 1 x \[4, 8\] by \[0, 8\] is empty"):
+        MatmulOp("a", 4, 0, 8, ("",))
 
 
 def test_a_host_fallback_costs_the_way_there_and_back() -> None:
@@ -229,6 +237,15 @@ def test_a_host_fallback_costs_the_way_there_and_back() -> None:
     assert host is not None
     assert run.seconds >= 2 * host.latency.value
     assert run.waterfall["launch and host"] > 0
+    assert any(re.search(r"1 operations run on the host.*odd \(2\d\.\d us\)", n) for n in run.notes)
+
+
+def test_without_a_host_what_needs_one_is_listed() -> None:
+    ops = tuple(HostOp(n, "aten.sort", 10, ("",), "the machine has no sort") for n in ("a", "b"))
+    alone = replace(load_architecture("anton"), host=None)
+    with pytest.raises(TargetError, match=r"(?s)2 operations need a host.*%a: the.*%b: the") as e:
+        simulate(Workload("w", ops, 1, 1), alone)
+    assert "give the architecture a host" in str(e.value)
 
 
 @pytest.mark.parametrize("preset", ["anton", "moffett-s4-like", "eyeriss-v2-pe"])

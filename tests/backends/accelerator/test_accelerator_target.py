@@ -35,6 +35,7 @@ from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.quantize.calibrate import calibrate
+from sparsefx.testing import small_program
 from tests.int8 import int8
 from tests.programs import captured, shared
 from tests.tiny_models import example_batch
@@ -274,6 +275,15 @@ def test_a_float_program_is_refused_on_an_integer_machine() -> None:
     with pytest.raises(TargetError, match=r"14 linears have float weights, int8 is needed") as e:
         target.compile(captured("bert-cls"))
     assert "quantize-convert" in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_an_empty_layer_is_refused() -> None:
+    program = small_program(torch.nn.Linear(8, 0), input=torch.ones(2, 8))
+    with pytest.raises(
+        TargetError, match=r"%linear: the product of \[2, 8\] into \[2, 0\] is empty"
+    ):
+        workload_of(program, integers=False, batch=2, tokens=1)
 
 
 def test_a_linear_that_stays_float_is_named_with_the_reason() -> None:
