@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from sparsefx.backends.accelerator.engines.base import IntArray, ceil_div
 from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.plan import MatmulPlan, TileCost, plan_matmul
+from sparsefx.backends.accelerator.placement import Placement, place
+from sparsefx.backends.accelerator.plan import MatmulPlan, TileCost
 from sparsefx.backends.accelerator.tasks import TaskGraph
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
 from sparsefx.errors import TargetError
@@ -76,8 +77,8 @@ class Schedule:
 class _Builder:
     workload: Workload
     machine: Machine
+    placement: Placement
     graph: TaskGraph = field(default_factory=TaskGraph)
-    plans: dict[int, MatmulPlan] = field(default_factory=dict)
     traffic: list[Traffic] = field(default_factory=list)
     work: dict[int, Work] = field(default_factory=dict)
     pieces: dict[str, list[list[Piece]]] = field(default_factory=dict)
@@ -89,15 +90,7 @@ class _Builder:
     core: int = 0
 
     def build(self) -> Schedule:
-        arch = self.machine.architecture
         self.chunks = self.chunk_count()
-        level_w, level_a = arch.outermost("weights"), arch.outermost("activations")
-        self.room_a = arch.capacity(level_a)
-        peak = max((op.out_elements for op in self.workload.ops), default=0)
-        used = min(2 * peak * self.machine.value_bytes, self.room_a / 2)
-        self.room_w = arch.capacity(level_w) - (used if level_a is level_w else 0)
-        self.plan()
-        self.buffered = level_w.double_buffered
         used_later = {name for op in self.workload.ops for name in op.inputs}
         self.traffic = [Traffic() for _ in self.workload.ops]
         for first, end in self.runs():
@@ -109,28 +102,8 @@ class _Builder:
                 self.vectors(range(first, end), gate)
             else:
                 self.host(first, op)
-        return Schedule(self.graph, self.plans, self.traffic, self.work, self.chunks, self.resident)
-
-    def plan(self) -> None:
-        """Plan the products: all weights on chip if the groups then fit, or streamed."""
-        layers = [op for op in self.workload.matmuls if op.has_weights]
-        least = sum(op.density * op.n * op.k for op in layers) * self.machine.value_bytes
-        holds = self.machine.architecture.dram.holds_activations
-        self.resident = not holds and 0 < least <= self.room_w
-        if self.resident:
-            self.plans = self.planned(streamed=False)
-            stored = sum(sum(plan.stored_bytes) for plan in self.plans.values())
-            self.resident = stored <= self.room_w
-        if not self.resident:
-            self.plans = self.planned(streamed=True)
-
-    def planned(self, *, streamed: bool) -> dict[int, MatmulPlan]:
-        """Plans of all products by the operation's index."""
-        return {
-            index: plan_matmul(op, self.machine, streamed=streamed)
-            for index, op in enumerate(self.workload.ops)
-            if isinstance(op, MatmulOp)
-        }
+        plans, resident = self.placement.plans, self.placement.resident
+        return Schedule(self.graph, plans, self.traffic, self.work, self.chunks, resident)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Operations that are issued together, `(first, end)`: neighbours on the vector unit.
@@ -181,15 +154,22 @@ class _Builder:
     def spills(self, op: Op) -> bool:
         """Whether an operation's result goes to external memory."""
         size = op.out_elements * self.machine.value_bytes / self.chunks
-        return self.machine.architecture.dram.holds_activations or size > self.room_a
+        return (
+            self.machine.architecture.dram.holds_activations
+            or size > self.placement.activation_room
+        )
 
     # -- matrix products ---------------------------------------------------------------------------
 
     def matmul(self, index: int, op: MatmulOp, gate: tuple[int, ...], last: bool) -> None:
-        plan = self.plans[index]
+        plan = self.placement.plans[index]
         arrived = [self.load_activations(index, op, chunk, gate) for chunk in range(self.chunks)]
         done: list[list[Piece]] = [[] for _ in range(self.chunks)]
-        by_chunk = not op.has_weights or self.resident or sum(plan.stored_bytes) <= self.room_w / 2
+        by_chunk = (
+            not op.has_weights
+            or self.placement.resident
+            or sum(plan.stored_bytes) <= self.placement.weight_room / 2
+        )
         groups = range(len(plan.rows))
         if by_chunk:
             loads = {group: self.load_weights(index, plan, group, gate) for group in groups}
@@ -213,14 +193,15 @@ class _Builder:
         self, index: int, plan: MatmulPlan, group: int, gate: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Load a group's weights as soon as the buffer has room, however far ahead that is."""
-        if not plan.sizes or self.resident:
+        if not plan.sizes or self.placement.resident:
             return gate
         values, metadata = (size * plan.weight_passes for size in plan.group_bytes(group))
         self.traffic[index].weights += values
         self.traffic[index].metadata += metadata
         needs = list(gate)
         size = (values + metadata) / plan.weight_passes
-        limit = self.room_w if self.buffered else 0.0
+        buffered = self.machine.architecture.outermost("weights").double_buffered
+        limit = self.placement.weight_room if buffered else 0.0
         while self.held and self.held_bytes + size > limit:
             freed, users = self.held.popleft()
             self.held_bytes -= freed
@@ -234,7 +215,7 @@ class _Builder:
 
     def release(self, index: int, plan: MatmulPlan, groups: range, done: list[list[Piece]]) -> None:
         """Note who must end before these groups' place in the buffer is free again."""
-        if not plan.sizes or self.resident:
+        if not plan.sizes or self.placement.resident:
             return
         users = tuple(t for chunk in done for _, _, tasks in chunk for t in tasks)
         size = sum(sum(plan.group_bytes(group)) for group in groups)
@@ -247,7 +228,7 @@ class _Builder:
         """Bring a chunk of the inputs in, when they lie outside; once, if they then stay."""
         arrived = gate
         stays = not self.machine.architecture.dram.holds_activations
-        passes = self.plans[index].activation_passes
+        passes = self.placement.plans[index].activation_passes
         for name in dict.fromkeys(op.inputs):
             if name != "" and name not in self.outside:
                 continue
@@ -404,4 +385,4 @@ def schedule(workload: Workload, machine: Machine) -> Schedule:
             where=machine.architecture.name,
             hint="give the architecture a host",
         )
-    return _Builder(workload, machine).build()
+    return _Builder(workload, machine, place(workload, machine)).build()
