@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -92,8 +93,6 @@ def encoder_workload(
         seed: For the places of the non-zeros.
     """
     rng = np.random.default_rng(seed)
-    ops: list[Op] = []
-
     drawn: dict[tuple[int, int], BoolArray] = {}
 
     def mask_of(n: int, k: int) -> BoolArray | None:
@@ -103,35 +102,58 @@ def encoder_workload(
             drawn[n, k] = draw_mask(n, k, ratio, zeros, rng)
         return drawn[n, k]
 
-    def linear(name: str, n: int, k: int, source: str) -> str:
-        ops.append(MatmulOp(name, batch * tokens, n, k, (source,), mask=mask_of(n, k)))
-        return name
-
-    def vector(name: str, kind: str, elements: int, inputs: tuple[str, ...], **more: bool) -> str:
-        ops.append(VectorOp(name, kind, elements, inputs, **more))
-        return name
-
+    encoder = _Encoder(size, batch, tokens, mask_of)
     hidden = ""
-    state = batch * tokens * size.hidden
     for layer in range(size.layers):
-        at = f"layer{layer}."
-        q, k, v = (linear(at + x, size.hidden, size.hidden, hidden) for x in ("q", "k", "v"))
-        copies, head = batch * size.heads, size.hidden // size.heads
-        sizes = tokens, tokens, head
-        ops.append(MatmulOp(at + "scores", *sizes, (q, k), copies, stationary=False))
-        ops.append(
-            VectorOp(at + "softmax", "softmax", copies * tokens**2, (at + "scores",), copies, True)
-        )
-        sizes = tokens, head, tokens
-        made = at + "softmax", v
-        ops.append(MatmulOp(at + "context", *sizes, made, copies, stationary=False))
-        out = linear(at + "out", size.hidden, size.hidden, at + "context")
-        first = vector(at + "add1", "add", state, (out, hidden))
-        first = vector(at + "norm1", "layer-norm", state, (first,), rowwise=True)
-        up = linear(at + "up", size.feed_forward, size.hidden, first)
-        gelu = vector(at + "gelu", "gelu", batch * tokens * size.feed_forward, (up,))
-        down = linear(at + "down", size.hidden, size.feed_forward, gelu)
-        second = vector(at + "add2", "add", state, (down, first))
-        hidden = vector(at + "norm2", "layer-norm", state, (second,), rowwise=True)
+        hidden = encoder.layer(f"layer{layer}.", hidden)
     name = f"encoder {size.layers} x {size.hidden}, {batch} x {tokens} tokens, {ratio:g}x"
-    return Workload(name, tuple(ops), batch, tokens)
+    return Workload(name, tuple(encoder.ops), batch, tokens)
+
+
+@dataclass
+class _Encoder:
+    """Collects the operations of an encoder; its methods return the names of the results."""
+
+    size: EncoderSize
+    batch: int
+    tokens: int
+    mask_of: Callable[[int, int], BoolArray | None]
+    ops: list[Op] = field(default_factory=list)
+
+    def linear(self, name: str, n: int, k: int, source: str) -> str:
+        rows, mask = self.batch * self.tokens, self.mask_of(n, k)
+        self.ops.append(MatmulOp(name, rows, n, k, (source,), mask=mask))
+        return name
+
+    def product(self, name: str, n: int, k: int, sources: tuple[str, str]) -> str:
+        """A product of activations in every head."""
+        copies = self.batch * self.size.heads
+        self.ops.append(MatmulOp(name, self.tokens, n, k, sources, copies, stationary=False))
+        return name
+
+    def vector(self, name: str, kind: str, width: int, *sources: str) -> str:
+        """An operation on `width` values of every token."""
+        elements, rowwise = self.batch * self.tokens * width, kind == "layer-norm"
+        self.ops.append(VectorOp(name, kind, elements, sources, rowwise=rowwise))
+        return name
+
+    def softmax(self, name: str, scores: str) -> str:
+        copies = self.batch * self.size.heads
+        self.ops.append(VectorOp(name, "softmax", copies * self.tokens**2, (scores,), copies, True))
+        return name
+
+    def layer(self, at: str, hidden: str) -> str:
+        width, inner = self.size.hidden, self.size.feed_forward
+        head = width // self.size.heads
+        q, k, v = (self.linear(at + x, width, width, hidden) for x in ("q", "k", "v"))
+        scores = self.product(at + "scores", self.tokens, head, (q, k))
+        softmax = self.softmax(at + "softmax", scores)
+        context = self.product(at + "context", head, self.tokens, (softmax, v))
+        out = self.linear(at + "out", width, width, context)
+        first = self.vector(at + "add1", "add", width, out, hidden)
+        first = self.vector(at + "norm1", "layer-norm", width, first)
+        up = self.linear(at + "up", inner, width, first)
+        gelu = self.vector(at + "gelu", "gelu", inner, up)
+        down = self.linear(at + "down", width, inner, gelu)
+        second = self.vector(at + "add2", "add", width, down, first)
+        return self.vector(at + "norm2", "layer-norm", width, second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 
@@ -79,18 +80,18 @@ class MatmulPlan:
         cycles = 0.0
         total = fill = macs = 0
         loads: list[IntArray] = []
-        for (m0, m1), repeat in self._row_tiles(first, end):
-            for k0 in range(0, self.op.k, self.mapping.tile_k):
-                k1 = min(k0 + self.mapping.tile_k, self.op.k)
-                m, k = m1 - m0, k1 - k0
-                timing = self._timed(group, (m0, m1), (k0, k1))
-                compute = machine.compute_cycles(timing.cycles, timing.macs == m * n * k)
-                cycles += max(compute, machine.feed_cycles(m, k, column * k)) * repeat
-                total += timing.cycles * repeat
-                fill += timing.fill * repeat
-                macs += timing.macs * repeat
-                if timing.load is not None:
-                    loads.append(timing.load * repeat)
+        step = self.mapping.tile_k
+        columns = [(k0, min(k0 + step, self.op.k)) for k0 in range(0, self.op.k, step)]
+        for ((m0, m1), repeat), (k0, k1) in product(self._row_tiles(first, end), columns):
+            m, k = m1 - m0, k1 - k0
+            timing = self._timed(group, (m0, m1), (k0, k1))
+            compute = machine.compute_cycles(timing.cycles, timing.macs == m * n * k)
+            cycles += max(compute, machine.feed_cycles(m, k, column * k)) * repeat
+            total += timing.cycles * repeat
+            fill += timing.fill * repeat
+            macs += timing.macs * repeat
+            if timing.load is not None:
+                loads.append(timing.load * repeat)
         alike = loads and all(load.shape[0] == loads[0].shape[0] for load in loads)
         heat = np.concatenate(loads, axis=1) if alike else None
         return TileCost(cycles, total, fill, macs, heat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Literal
 
-from sparsefx.backends.accelerator.archfile import load_architecture
+from sparsefx.backends.accelerator.archfile import dump_architecture, load_architecture
 from sparsefx.backends.accelerator.bert import EncoderSize, Zeros, encoder_workload
 from sparsefx.backends.accelerator.programs import workload_of
 from sparsefx.backends.accelerator.simulation import simulate
@@ -46,6 +47,7 @@ class Point:
         pattern: How the zeros are drawn; ``saved`` for those of a Program.
         size: Name of an encoder's sizes, or the folder of a saved Program.
         fingerprint: Of that Program, so that a changed one is simulated again.
+        machine: Hash of an architecture file, for the same reason; "" for a preset.
     """
 
     arch: str
@@ -55,6 +57,7 @@ class Point:
     batch: int = 1
     tokens: int = 128
     fingerprint: str = ""
+    machine: str = ""
 
     @property
     def key(self) -> str:
@@ -87,7 +90,7 @@ def grid(
 ) -> list[Point]:
     """All combinations, in order."""
     return [
-        Point(arch, ratio, pattern, size, batch, tokens)
+        Point(arch, ratio, pattern, size, batch, tokens, machine=machine_hash(arch))
         for arch in archs
         for ratio in ratios
         for pattern in patterns
@@ -104,7 +107,16 @@ def program_grid(
     """
     programs = [(str(folder), Program.load(folder)) for folder in folders]
     return [
-        Point(arch, ratio, "saved", name, batch, tokens, program.fingerprint()[:16])
+        Point(
+            arch,
+            ratio,
+            "saved",
+            name,
+            batch,
+            tokens,
+            program.fingerprint()[:16],
+            machine_hash(arch),
+        )  # fmt: skip
         for name, program in programs
         for ratio in (_ratio(program),)
         for arch in archs
@@ -114,6 +126,14 @@ def program_grid(
 def _ratio(program: Program) -> float:
     share = program.facts(SparsityStats).encoder
     return round(share.values / max(share.values - share.zeros, 1), 2) if share.values else 1.0
+
+
+def machine_hash(arch: str) -> str:
+    """Hash of the numbers in an architecture file; "" for a preset."""
+    if not Path(arch).is_file():
+        return ""
+    text = json.dumps(dump_architecture(load_architecture(arch)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def run_point(point: Point) -> Result:

@@ -57,6 +57,16 @@ def test_balanced_zeros_are_faster_than_random_ones_in_lock_step(tmp_path: Path)
     assert balanced.cycles < random.cycles
 
 
+def test_a_changed_machine_is_simulated_again(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    times = []
+    for clock in ("1 GHz", "2 GHz"):
+        file.write_text(f"base: lock-step-32\nname: mine\nclock: {clock} | assumed")
+        (result,) = run_sweep(grid([str(file)], [1], ["random"], tokens=16), tmp_path)
+        times.append(result.milliseconds)
+    assert times[1] < times[0]
+
+
 def test_a_pattern_machine_needs_its_pattern(tmp_path: Path) -> None:
     points = grid(["a100-2-4"], [2], ["random", "balanced", "block", "n-of-m"], tokens=16)
     random, balanced, block, pairs = run_sweep(points, tmp_path)
