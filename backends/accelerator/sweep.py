@@ -116,7 +116,7 @@ def program_grid(
             tokens,
             program.fingerprint()[:16],
             machine_hash(arch),
-        )  # fmt: skip
+        )
         for name, program in programs
         for ratio in (_ratio(program),)
         for arch in archs
