@@ -22,13 +22,32 @@ def against_dense(run: Simulation) -> str:
     """What the zeros save: fewer multiplications, and how much of that becomes time."""
     executed = sum(op.macs.executed for op in run.ops if op.macs)
     dense = run.workload.dense_macs
-    if not executed or executed == dense:
-        return "No multiplication is skipped: this engine skips no zeros, or finds none."
+    if "weight" not in run.machine.engine.skips:
+        return "This engine skips no zeros."
+    if unfit := _unfit(run):
+        return (
+            f"{len(unfit)} products have zeros in no pattern that this engine skips, and run "
+            f"dense, as %{unfit[0]} does. Prune to its pattern."
+        )
+    if executed == dense:
+        return "There are no zeros to skip."
+    if not executed:
+        return "All multiplications are skipped: the weights are zero."
     faster = simulate(_without_zeros(run.workload), run.architecture).cycles / run.cycles
     return (
         f"Zeros leave {short(executed)} of {short(dense)} multiplications: {dense / executed:.2f} "
         f"times fewer. The run is {faster:.2f} times faster than without zeros."
     )
+
+
+def _unfit(run: Simulation) -> list[str]:
+    """Products that run dense although a twentieth or more of their weights is zero."""
+    return [
+        op.name
+        for op, result in zip(run.workload.ops, run.ops, strict=True)
+        if isinstance(op, MatmulOp) and op.nonzero is not None and op.density < 0.95
+        if result.macs and result.macs.executed == result.macs.dense
+    ]
 
 
 def _without_zeros(workload: Workload) -> Workload:
