@@ -109,7 +109,10 @@ def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDAr
     """The inputs as arrays, in the order of the model."""
     if set(batch) != set(names):
         raise ProgramError(f"expected the inputs {', '.join(names)}, got {', '.join(batch)}")
-    inputs = {name: np.asarray(batch[name]) for name in names}
+    try:
+        inputs = {name: np.asarray(batch[name]) for name in names}
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ProgramError(f"expected arrays of integers: {error}", who="cpu") from error
     shapes = {array.shape for array in inputs.values()}
     if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
         listed = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())

@@ -25,6 +25,8 @@ from sparsefx.backends.cpu.plan import Step
 from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
+from sparsefx.errors import ProgramError
+from sparsefx.failures import explained
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Unsupported
 
@@ -64,8 +66,26 @@ class CpuCompiled:
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
-        """Run a batch; inputs and outputs as those of the Program."""
+        """Run a batch; inputs and outputs as those of the Program.
+
+        A sequence of padding alone is computed as if all its tokens were real.
+
+        Raises:
+            ProgramError: For inputs that the Program refuses, or that are not on the CPU.
+        """
         self._program.signature.check(batch)
+        for name, tensor in batch.items():
+            if tensor.device.type != "cpu":
+                raise ProgramError(
+                    f"the tensor is on {tensor.device}; this model runs on the CPU",
+                    who="cpu",
+                    where=name,
+                    hint=f"{name}.cpu()",
+                )
+        with explained(self._program, batch):
+            return self._run(batch)
+
+    def _run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lowered = self._lowered
         known = lowered.host.bind(batch)
         shape = self._shape(batch)
@@ -95,7 +115,7 @@ class CpuCompiled:
         return int(first.shape[0]), int(first.shape[1])
 
     def _mask(self, batch: Mapping[str, Tensor], shape: tuple[int, int]) -> NDArray[np.bool_]:
-        """True for real tokens. A sequence without any keeps all: attention is uniform there."""
+        """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
         if self._lowered.padding is None:
             return np.ones(shape, np.bool_)
         mask = batch[self._lowered.padding].detach().cpu().numpy() != 0

@@ -1,0 +1,122 @@
+"""Inputs that are unusual or wrong: a right result or an error that says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sparsefx import Program
+from sparsefx.backends.cpu.artifact import LoadedModel, load
+from sparsefx.backends.cpu.compiled import CpuCompiled
+from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.errors import ProgramError
+from tests.backends.cpu_cases import padded_batch
+from tests.programs import captured
+
+Batch = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return captured("bert-cls")
+
+
+@pytest.fixture(scope="module")
+def compiled(program: Program) -> CpuCompiled:
+    return CpuTarget(rates="built-in").lower(program)
+
+
+@pytest.fixture(scope="module")
+def loaded(compiled: CpuCompiled, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder: Path = tmp_path_factory.mktemp("saved") / "m"
+    return load(compiled.save(folder))
+
+
+@pytest.fixture
+def batch(program: Program) -> Batch:
+    return padded_batch(program, 3, 21)
+
+
+def arrays(batch: Batch) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("shape", [(0, 21), (3, 0)])
+def test_empty(
+    program: Program, compiled: CpuCompiled, loaded: LoadedModel, shape: tuple[int, int]
+) -> None:
+    empty = {name: torch.zeros(shape, dtype=torch.int64) for name in program.signature.input_names}
+    with pytest.raises(ProgramError, match="is empty"):
+        compiled(**empty)
+    with pytest.raises(ProgramError, match="is empty"):
+        loaded(**arrays(empty))
+
+
+def test_longer_than_the_positions(
+    program: Program, compiled: CpuCompiled, loaded: LoadedModel
+) -> None:
+    long = {n: torch.ones(1, 600, dtype=torch.int64) for n in program.signature.input_names}
+    with pytest.raises(ProgramError, match="600 tokens; the model has positions for 512"):
+        compiled(**long)
+    with pytest.raises(ProgramError, match=r"599 into an embedding of 512 rows[^$]*no text longer"):
+        loaded(**arrays(long))
+
+
+def test_padding_alone_changes_no_other_sequence(
+    program: Program, compiled: CpuCompiled, batch: Batch
+) -> None:
+    expected = compiled(**batch)["logits"]
+    mask = batch["attention_mask"].clone()
+    mask[1] = 0
+    found = compiled(**{**batch, "attention_mask": mask})["logits"]
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-6)
+    alone = compiled(
+        **{name: value[1:2] for name, value in batch.items()} | {"attention_mask": mask[1:2]}
+    )
+    assert torch.isfinite(alone["logits"]).all()
+
+
+def test_any_order_of_memory(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch) -> None:
+    expected = compiled(**batch)["logits"]
+    turned = {name: value.t().contiguous().t() for name, value in batch.items()}
+    spread = {name: value.repeat_interleave(2, 1)[:, ::2] for name, value in batch.items()}
+    for other in (turned, spread):
+        assert not other["input_ids"].is_contiguous()
+        torch.testing.assert_close(compiled(**other)["logits"], expected, rtol=0, atol=0)
+        np.testing.assert_array_equal(loaded(**arrays(other))["logits"], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.bool, torch.float32])
+def test_masks_of_other_types(
+    compiled: CpuCompiled, loaded: LoadedModel, batch: Batch, dtype: torch.dtype
+) -> None:
+    other = {**batch, "attention_mask": batch["attention_mask"].to(dtype)}
+    with pytest.raises(ProgramError, match=r"attention_mask\.to\(torch\.int64\)"):
+        compiled(**other)
+    if dtype is torch.float32:
+        with pytest.raises(ProgramError, match="expected integers, got float32"):
+            loaded(**arrays(other))
+        return
+    found = loaded(**arrays(other))["logits"]
+    np.testing.assert_array_equal(found, compiled(**batch)["logits"])
+
+
+def test_int32_ids(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch) -> None:
+    other = {name: value.int() for name, value in batch.items()}
+    with pytest.raises(ProgramError, match=r"expected input_ids: int64.*got int32"):
+        compiled(**other)
+    np.testing.assert_array_equal(loaded(**arrays(other))["logits"], compiled(**batch)["logits"])
+
+
+def test_another_device(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch) -> None:
+    away = {**batch, "input_ids": batch["input_ids"].to("meta")}
+    with pytest.raises(ProgramError, match="on meta; this model runs on the CPU"):
+        compiled(**away)
+    with pytest.raises(ProgramError, match="expected arrays of integers"):
+        loaded(**away)
