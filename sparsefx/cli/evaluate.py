@@ -100,7 +100,7 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
-    layout = _layout(asked.task)
+    layout = _layout(asked.task or _without_header(asked.data))
     header = layout.header if layout and _lacks_header(asked.data, layout) else None
     table = read_table(asked.data, header)
     if asked.text is not None:
@@ -136,6 +136,16 @@ def _layout(task: str | None) -> GlueLayout | None:
     if task not in GLUE:
         raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
     return GLUE[task]
+
+
+def _without_header(data: str) -> str | None:
+    """Return CoLA for a file that looks like its own: no header, but source, 0 or 1, and mark."""
+    from sparsefx.train.tables import read_table
+
+    if Path(data).suffix != ".tsv":
+        return None
+    first = list(read_table(data).columns)
+    return "CoLA" if len(first) == 4 and first[1] in ("0", "1") and first[2] in ("", "*") else None
 
 
 def _lacks_header(data: str, layout: GlueLayout) -> bool:

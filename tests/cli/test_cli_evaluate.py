@@ -81,6 +81,7 @@ def test_a_task_brings_columns_and_metric(place: Path, scored: Scored) -> None:
     found = scored(place / "model", "--data", data, "--task", "CoLA")
     assert list(found) == ["matthews", "accuracy"]
     assert found["accuracy"] == 0.75
+    assert scored(place / "model", "--data", data) == found  # told by its missing header
 
 
 def test_pairs_and_the_score_of_mrpc(place: Path, scored: Scored) -> None:
