@@ -53,7 +53,7 @@ def find_label(columns: Collection[str], origin: str) -> str:
         DataError: None of the names is known.
     """
     for name in _LABELS:
-        if name in columns:
+        if name in columns or len(columns) == 1:  # then the text column is looked for first
             return name
     raise _unknown("labels", columns, origin, "--label COLUMN")
 
