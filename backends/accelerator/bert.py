@@ -106,7 +106,8 @@ def encoder_workload(
     hidden = ""
     for layer in range(size.layers):
         hidden = encoder.layer(f"layer{layer}.", hidden)
-    name = f"encoder {size.layers} x {size.hidden}, {batch} x {tokens} tokens, {ratio:g}x"
+    kind = f"{ratio:g}x {zeros}" if ratio > 1 else "dense"
+    name = f"encoder {size.layers} x {size.hidden}, {batch} x {tokens} tokens, {kind}"
     return Workload(name, tuple(encoder.ops), batch, tokens)
 
 
