@@ -111,6 +111,11 @@ class Layout:
         if factors and dims and all(_size(f, sizes) == 1 for f in factors):
             dims[-1] = _joined([*dims[-1], *factors])
             factors = []
+        if len(dims) > 1 and len(dims[-1]) > 1 and isinstance(dims[-1][0], str):
+            # Tokens of size 1 belong to either dimension; before the channels they are in the way.
+            token, *channels = dims[-1]
+            if _size(token, sizes) == 1:
+                dims[-2:] = [(*dims[-2], token), tuple(channels)]
         return None if factors else replace(self, dims=tuple(dims))
 
     def cut(self, dim: int, start: int, count: int) -> Layout | None:

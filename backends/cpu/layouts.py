@@ -139,7 +139,8 @@ class _Finder:
         shape = shape_of(index)
         if len(shape) == 1:
             return whole.without(0)
-        return Layout(((), *whole.dims[1:])) if shape[0] == 1 else whole
+        shared = shape[0] == 1 and self._sizes[BATCH] != 1
+        return Layout(((), *whole.dims[1:])) if shared else whole
 
     def _per_token(self, node: fx.Node, before: Layout) -> Layout | None:
         if before.plain is None:

@@ -145,6 +145,18 @@ def test_own_models_are_taken_whole(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded[output], value)
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (4, 4), (1, 1)])
+def test_sizes_may_be_fixed(shape: tuple[int, int]) -> None:
+    # Sizes that are equal to each other, to the heads or to 1 tell nothing apart.
+    torch.manual_seed(0)
+    batch = example_batch(*shape)
+    batch["attention_mask"][:, 0] = 1
+    program = sparsefx.capture(Fused(0).eval(), batch, dynamic={})
+    compiled = CpuTarget(rates="built-in").lower(program)
+    assert compiled.explain().linears == (5, 0)
+    torch.testing.assert_close(compiled(**batch), program(**batch), rtol=0, atol=1e-5)
+
+
 def test_gates_take_their_activation_along() -> None:
     program = sparsefx.capture(Fused(2).eval(), example_batch())
     listed = CpuTarget(rates="built-in").lower(program).listing()
