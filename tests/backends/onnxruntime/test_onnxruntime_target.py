@@ -141,9 +141,9 @@ def test_saved_file_runs_alone(tmp_path: Path) -> None:
 
 def test_exact_mode_for_cpus_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_exact_integer_sums", lambda: False)
-    session = module._session(compiled().model, OnnxRuntime(threads=1))
+    session = module.open_session(compiled().model, OnnxRuntime(threads=1))
     batch = example_batch(3, 8)
-    found = module._run(session, batch)["logits"]
+    found = module.run_session(session, batch)["logits"]
     assert torch.allclose(found, compiled()(**batch)["logits"], atol=2e-2)
 
 
