@@ -13,7 +13,11 @@ __all__ = ["is_finite", "not_finite", "told"]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether a floating-point tensor holds neither NaN nor infinity."""
+    """Whether a floating-point tensor holds neither NaN nor infinity.
+
+    >>> is_finite(torch.full((9,), 3e38)), is_finite(torch.tensor([1.0, float("inf")]))
+    (True, False)
+    """
     # A sum is finite only where all terms are, and takes a tenth of the time; one that overflows
     # says nothing.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

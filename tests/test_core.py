@@ -26,7 +26,7 @@ from sparsefx import (
 from sparsefx.analysis import Analysis
 from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
 from sparsefx.passbase import PassContext
-from sparsefx.pipeline import Fixpoint
+from sparsefx.pipeline import Fixpoint, PassEvent
 from sparsefx.rewrite import Rewriter
 from sparsefx.spec import build, format_spec, parse_specs
 from sparsefx.testing import assert_pass, graph_text, small_program
@@ -386,3 +386,30 @@ def test_assert_pass_shows_a_diff() -> None:
     with pytest.raises(AssertionError, match="found"):
         assert_pass(Scale(), relu_program(), "return {output: %relu}")
     assert "%add = aten.add.Tensor(%relu, 1)" in graph_text(relu_program())
+
+
+def test_a_pipeline_runs_in_place_and_leaves_what_runs() -> None:
+    x = torch.tensor([[-1.0, 2.0]])
+    program = small_program(torch.nn.ReLU(), input=x)
+    copied = Pipeline((Scale(3.0),)).run(program)
+    assert torch.equal(program(input=x)["output"], torch.tensor([[0.0, 2.0]]))
+    assert Pipeline((Scale(3.0),)).run(program, in_place=True) is program
+    assert program.dump() == copied.dump()
+    assert torch.equal(program(input=x)["output"], torch.tensor([[0.0, 6.0]]))
+
+
+def test_an_instrument_sees_code_as_new_as_the_graph() -> None:
+    x = torch.tensor([[-1.0, 2.0]])
+    seen = []
+
+    class Run:
+        def before_pass(self, event: object) -> None:
+            pass
+
+        def after_pass(self, event: PassEvent) -> None:
+            seen.append(event.program(input=x)["output"][0, 1].item())
+
+    Pipeline((Scale(2.0), Scale(3.0))).run(
+        small_program(torch.nn.ReLU(), input=x), instruments=[Run()]
+    )
+    assert seen == [4.0, 12.0]
