@@ -65,15 +65,7 @@ def command(
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
     names = compare or (arch,)
-    files = [name for name in names if Path(name).suffix == ".json"]
-    if not model and len(files) < len(names):
-        raise TargetError(
-            "no model is named",
-            who="simulate",
-            where="MODEL",
-            hint="name a saved Program or model, or bert-base; or compare two saved .json files",
-        )
-    archs = [name for name in names if name not in files]
+    archs = _to_simulate(model, names)
     drawn = _Drawn(ratio, _zeros(pattern))
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
     outcomes = _outcomes(names, runs)
@@ -90,6 +82,19 @@ def command(
     wanted = html is not None if sensitivity is None else sensitivity
     _report(runs[0], html, trace, csv, json, sensitivity=wanted)
     _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
+
+
+def _to_simulate(model: str, names: Iterable[str]) -> list[str]:
+    """Return the names that are no files of earlier runs."""
+    archs = [name for name in names if Path(name).suffix != ".json"]
+    if archs and not model:
+        raise TargetError(
+            "no model is named",
+            who="simulate",
+            where="MODEL",
+            hint="name a saved Program or model, or bert-base; or compare two saved .json files",
+        )
+    return archs
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,85 @@
+"""What a simulated run tells: page, trace, tables, reasons, sensitivity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsefx.backends.accelerator.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
+from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
+from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
+from sparsefx.backends.accelerator.sensitivity import sensitivity
+from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.workload import MatmulOp
+from tests.accelerated import compiled
+
+
+def test_page_trace_and_tables(tmp_path: Path) -> None:
+    machine = compiled()
+    page = machine.save(tmp_path / "report.html").read_text()
+    for part in (
+        "Why it is not faster", "Where the cycles go", "Who works when", "Roofline", "Balance",
+        "Energy", "What the assumptions are worth",
+    ):  # fmt: skip
+        assert f"<h2>{part}</h2>" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    run = machine.simulation
+    trace = json.loads(write_trace(run, tmp_path / "trace.json").read_text())
+    assert len(trace["traceEvents"]) == len(trace_events(run))
+    assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
+    swings = sensitivity(run.workload, run.architecture)[:2]
+    tree = json.loads(json.dumps(as_tree(run, swings)))
+    assert [row["number"] for row in tree["sensitivity"]] == [swing.path for swing in swings]
+    assert sum(tree["waterfall"].values()) == pytest.approx(tree["cycles"])
+    assert len(as_csv(run).splitlines()) == 1 + len(run.ops)
+
+
+def test_reasons_name_what_takes_the_time() -> None:
+    run = compiled("lock-step-32").simulation
+    told = reasons(run)
+    shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
+    largest = max((c for c in shares if c != "ideal"), key=lambda cause: shares[cause])
+    assert told[0].startswith(f"{shares[largest]:.0%} {largest}: ")
+    assert any("balance-banks or permute-rows" in text for text in told)
+    dense = simulate(encoder_workload(EncoderSize(1, 64, 128, 2), tokens=16), run.architecture)
+    assert against_dense(dense) == "There are no zeros to skip."
+    rigid = compiled("tensor-core-2-4").simulation
+    assert "12 products have zeros in no pattern" in against_dense(rigid)
+    assert "no zeros" in against_dense(compiled("scalesim-compat").simulation)
+    executed = sum(op.macs.executed for op in run.ops if op.macs)
+    fewer = f"{run.workload.dense_macs / executed:.2f} times fewer"
+    assert fewer in against_dense(run)
+
+
+def test_sensitivity_orders_the_assumptions() -> None:
+    machine = compiled()
+    linears = tuple(op for op in machine.workload.ops if isinstance(op, MatmulOp))[:2]
+    small = type(machine.workload)("two", linears, 2, 16)
+    swings = sensitivity(small, machine.architecture)
+    sizes = [swing.size for swing in swings]
+    assert sizes == sorted(sizes, reverse=True)
+    unsure = [
+        (path, quantity.status)
+        for path, quantity in quantities(machine.architecture)
+        if quantity.status in ("assumed", "suspect", "fitted") and path != "value_bits"
+        if not quantity == quantity.scaled(0.8) == quantity.scaled(1.2)
+    ]
+    assert sorted(swing.path for swing in swings) == sorted(path for path, _ in unsure)
+    by_path = {swing.path: swing for swing in swings}
+    base = simulate(small, machine.architecture)
+    for path in ("clock", "dram.bandwidth", "vector.launch"):
+        for factor, told in ((0.8, by_path[path].less), (1.2, by_path[path].more)):
+            moved = simulate(small, perturbed(machine.architecture, path, factor))
+            assert told == pytest.approx(moved.seconds / base.seconds - 1)
+    energy = by_path["energy.operand_registers"]
+    less = simulate(small, perturbed(machine.architecture, energy.path, 0.8))
+    change = sum(less.energy.values()) / sum(base.energy.values()) - 1
+    assert energy.measure == "energy"
+    assert energy.less == pytest.approx(change)
+    clock = next(swing for swing in swings if swing.path == "engine.numbers.elements")
+    assert clock.less != 0
