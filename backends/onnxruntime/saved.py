@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,6 @@ class OnnxFile:
         last = outputs[self._output][-1] if outputs[self._output] else None
         self.classes = last if isinstance(last, int) else None
 
-    def predictor(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """Return a function from a batch to predictions, float [rows, classes]."""
-        return lambda batch: run_session(self._session, batch)[self._output]
+    def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the predictions of a batch, float [rows, classes]."""
+        return run_session(self._session, batch)[self._output]

@@ -76,7 +76,8 @@ def open_saved(model: str, target: str) -> Saved:
 
     program = open_program(model).eval()
     compiled: Callable[..., Mapping[str, Tensor]] | None = None
-    if target.partition("{")[0] == _CPU and (Path(model) / _CPU / "manifest.json").exists():
+    # With options of its own the target compiles the Program that lies beside what was compiled.
+    if target == _CPU and (Path(model) / _CPU / "manifest.json").exists():
         compiled = _from_artifact(model)
     elif target != "reference":
         compiled = registry.parse_target(target).compile(program)
@@ -97,9 +98,8 @@ def _onnx(model: str, target: str) -> Saved:
             f"an ONNX file runs on onnxruntime, not on {target}", who="open", where=model
         )
     file = OnnxFile(model)
-    run = file.predictor()
     return Saved(
-        lambda data, size: predict_by(run, file.inputs, data, size), file.classes, None, {}
+        lambda data, size: predict_by(file.predict, file.inputs, data, size), file.classes, None, {}
     )
 
 

@@ -102,7 +102,7 @@ def test_names_in_the_order_of_the_head(place: Path, program: Program, scored: S
     assert scored(place / "model", "--data", data, "--classes", "z,a", *tokens)["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "cpu"])
+@pytest.mark.parametrize("target", ["onnxruntime", "cpu", "cpu{threads=1}"])
 def test_compiled_models(place: Path, program: Program, scored: Scored, target: str) -> None:
     rows = [f"{text}\t{n}" for text, n in zip(TEXTS, labels(place), strict=True)]
     data = write(place, "data.tsv", ["text\tlabel", *rows])
