@@ -110,7 +110,7 @@ class LinearLowering:
         if len(known) < len(group):
             return "its weight depends on an input"
         if len({w.matrix.dtype for w in known}) > 1:
-            group, known = [node], known[:1]
+            group, known = [node], [known[group.index(node)]]
         integer = known[0].matrix.dtype == np.int8
         columns = walk.live.columns.get(node)
         partial = walk.kept(read, columns) if columns is not None else None
