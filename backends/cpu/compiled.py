@@ -132,15 +132,11 @@ class CpuCompiled:
         wide = np.arange(shape[1])
         if node is not None:
             wide = self._lowered.host.evaluate([node], known)[node].cpu().numpy()
-        check_index(name, wide, self._table_rows(name))
+        check_index(name, wide, self._lowered.table_rows[name])
         index = np.broadcast_to(wide, shape).astype(np.int32)
         if node is None or self._lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
-
-    def _table_rows(self, name: str) -> int:
-        """Rows of the smallest table that an index reads."""
-        return self._lowered.table_rows[name]
 
     def cost(self) -> CostReport:
         """Multiply-adds per token of every step, non-zero ones and all, and bytes of weights."""
@@ -241,7 +237,7 @@ class CpuCompiled:
             {name: names[node] for name, node in outputs.items()},
             rules,
             lowered.padding,
-            {name: self._table_rows(name) for name in lowered.indices},
+            {name: self._lowered.table_rows[name] for name in lowered.indices},
             {name: lowered.layouts[names[node]].encoded() for name, node in outputs.items()},
         )
 

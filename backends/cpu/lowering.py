@@ -9,6 +9,7 @@ kernels, which takes indices and no activations, so nothing comes back into it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import fx
@@ -62,7 +63,7 @@ class Lowered:
     linears: tuple[int, int]
     heads_dropped: int = 0
 
-    @property
+    @cached_property
     def table_rows(self) -> dict[str, int]:
         """Rows of the smallest table that each index reads."""
         found: dict[str, int] = {}
