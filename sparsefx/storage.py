@@ -66,13 +66,14 @@ def check_free(folder: Path) -> None:
         ArtifactError: It is a file, holds other files, or lies where nothing can be written.
     """
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    written = folder.parent if nearest == folder else nearest
     why = ""
     if not nearest.is_dir():
         why = f"{nearest} is a file" if nearest != folder else "it is a file"
     elif nearest == folder and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
         why = "the folder holds other files"
-    elif not os.access(folder.parent if nearest == folder else nearest, os.W_OK | os.X_OK):
-        why = f"{nearest} cannot be written to"
+    elif not os.access(written, os.W_OK | os.X_OK):
+        why = f"{written} cannot be written to"
     if why:
         raise ArtifactError(why, who="save", where=str(folder), hint="choose another folder")
 
