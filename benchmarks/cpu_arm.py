@@ -77,10 +77,10 @@ def main() -> int:
     parser.add_argument("--isa", default="", choices=("", *ISAS))
     parser.add_argument("--quick", action="store_true", help="Measure no rates.")
     options = parser.parse_args()
-    failed = False
+    failed, asked = False, (options.isa,) if options.isa else NAMES
     print(f"{platform.processor() or platform.machine()}, {platform.platform()}")
     for isa in ISAS.values():
-        if isa.name != options.isa if options.isa else isa.name not in NAMES:
+        if isa.name not in asked:
             continue
         if why := obstacle(isa.name):
             print(f"{isa.name}: {why}")

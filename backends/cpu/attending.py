@@ -12,6 +12,7 @@ from torch import fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.graphs import shape_of
+from sparsefx.backends.cpu.host import HIDDEN
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.values import Heads, Kept, Mask, Rows, Scores
 
@@ -22,8 +23,6 @@ __all__ = ["AttentionLowering"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
-_HIDDEN = -1e4
-"""A score at or below this counts for nothing."""
 
 
 class AttentionLowering:
@@ -94,7 +93,7 @@ class AttentionLowering:
     def filled(self, node: fx.Node) -> str | None:
         """`masked_fill(scores, mask, -inf)`."""
         number = self._walk.number(node.args[2])
-        if number is None or number > _HIDDEN:
+        if number is None or number > HIDDEN:
             return "fills in something else than what hides a key"
         return self.masked(node, node.args[1], hides=True)
 
@@ -105,7 +104,7 @@ class AttentionLowering:
         found = self._walk.value(kept)
         if not isinstance(found, Scores) or found.mask is not None or found.weights:
             return _OUTSIDE
-        if number is None or number > _HIDDEN:
+        if number is None or number > HIDDEN:
             return "fills in something else than what hides a key"
         self._walk.values[node] = replace(found, mask=Mask(mask))
         return None

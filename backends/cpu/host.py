@@ -15,11 +15,11 @@ from torch import Tensor, fx
 from sparsefx.backends.cpu.graphs import rank, shape_of
 from sparsefx.program import Program
 
-__all__ = ["Host", "Padding"]
+__all__ = ["HIDDEN", "Host", "Padding"]
 
 _EMBEDDING = torch.ops.aten.embedding.default
-_HIDDEN = -1e4
-"""An additive mask at or below this hides a key."""
+HIDDEN = -1e4
+"""An additive mask, or a score that is filled in, at or below this hides a key."""
 
 
 class Host:
@@ -191,7 +191,7 @@ def _visible(mask: object, batch: int, length: int, hides: bool) -> Tensor | Non
     if hides and mask.dtype != torch.bool:
         return None
     if mask.dtype != torch.bool:
-        shown, hidden = mask == 0, mask <= _HIDDEN
+        shown, hidden = mask == 0, mask <= HIDDEN
         if not bool((shown | hidden).all()):
             return None
         mask = shown

@@ -140,7 +140,7 @@ class _Finder:
             for user in users:
                 passes = bool(walk.activation(user)) or user.target in _QUANTIZERS
                 layout = walk.layout(user)
-                if user.target is _LINEAR and user.args[0] is not None:
+                if user.target is _LINEAR:
                     before = walk.layout(user.args[0])
                     if before is None or before.first or before.plain is None:
                         return []

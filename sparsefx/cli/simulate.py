@@ -197,7 +197,7 @@ def _print_swings(swings: tuple[Swing, ...], least: float = 0.0005) -> None:
         moved = f"{swing.measure} {swing.less:+.1%} / {swing.more:+.1%}"
         stdout.print(f"  {moved}: {swing.path} ({swing.quantity})", markup=False)
     if left := len(swings) - len(moving):
-        stdout.print(f"  {left} other numbers move it by less than 0.1 %")
+        stdout.print(f"  {left} other numbers move it by less than {100 * least:g} %")
 
 
 def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing: bool) -> None:

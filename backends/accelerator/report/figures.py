@@ -262,7 +262,7 @@ def compression_curve(run: Simulation, ratios: Sequence[int] = (1, 2, 4, 8, 16, 
 
 def tornado(swings: Sequence[Swing], most: int = 12) -> str:
     """The numbers that move the result most, each with a bar for 20 % less and 20 % more."""
-    shown = [s for s in swings if s.size == s.size and s.size >= 0.0005][:most]
+    shown = [s for s in swings if s.size >= 0.0005][:most]
     canvas = Canvas(880, 50 + 24 * len(shown), "sensitivity")
     top = max((s.size for s in shown), default=1.0)
     axis = Axis(-top, top, 400, 800)
