@@ -1,11 +1,8 @@
-"""Spec text, pipeline contracts, rewriter, verifier, instruments and errors."""
+"""Spec text, options, rewriter, verifier and errors."""
 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,78 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsefx import (
-    Pass,
-    PassReport,
     Pipeline,
     Program,
     Property,
-    Skip,
     errors,
     function_pass,
     registry,
 )
 from sparsefx.analysis import Analysis
-from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
+from sparsefx.instruments import Timing
 from sparsefx.passbase import PassContext
-from sparsefx.pipeline import Fixpoint, PassEvent
 from sparsefx.rewrite import Rewriter
 from sparsefx.spec import build, format_spec, parse_specs
 from sparsefx.testing import assert_pass, graph_text, small_program
 from sparsefx.verify import verify
+from tests.toy_passes import Scale, relu_program
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Scale(Pass):
-    """Multiplies every relu by a factor: a pass to test with."""
-
-    name: ClassVar[str] = "scale"
-    establishes: ClassVar[frozenset[Property]] = frozenset({Property.FUSED})
-
-    factor: float = 2.0
-    words: tuple[str, ...] = ()
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.factor == 0:
-            raise self.refuse("factor", "expected a number other than 0")
-
-    def run(self, program: Program, ctx: PassContext) -> PassReport:
-        found = program.graph.find_nodes(op="call_function", target=aten.relu.default)
-        for node in found:
-            with ctx.rewriter.after(node):
-                new = ctx.rewriter.call(aten.mul.Tensor, node, self.factor)
-            ctx.rewriter.replace(node, new, erase=False)
-        skipped = () if found else (Skip("graph", "no relu"),)
-        return PassReport(len(found), skipped)
-
-
-@dataclass(frozen=True)
-class NeedsLock(Scale):
-    name: ClassVar[str] = "needs-lock"
-    requires: ClassVar[frozenset[Property]] = frozenset({Property.LOCKED})
-
-
-@function_pass("break-output")
-def break_output(program: Program, ctx: PassContext) -> int:
-    """Drops the output behind the verifier's back."""
-    program.graph.output_node().args = ({},)
-    return 1
-
-
-@function_pass("crash")
-def crash(program: Program, ctx: PassContext) -> int:
-    """Fails with an error of its own."""
-    raise ValueError("inside")
-
-
-def relu_program() -> Program:
-    return small_program(lambda x: torch.relu(x) + 1, x=torch.randn(2, 3))
-
-
-# -- spec text -------------------------------------------------------------------------------------
 
 
 @given(
@@ -201,92 +143,6 @@ def test_unknown_pass_suggests_a_name() -> None:
 # -- pipeline --------------------------------------------------------------------------------------
 
 
-def test_wrong_order_is_refused_before_anything_runs() -> None:
-    with pytest.raises(errors.PipelineError) as caught:
-        Pipeline((Scale(), NeedsLock())).run(relu_program())
-    assert "pass 1 'needs-lock'" in str(caught.value)
-    assert "requires locked" in str(caught.value)
-
-
-@dataclass(frozen=True)
-class NeedsInference(Scale):
-    name: ClassVar[str] = "needs-inference"
-    requires: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-
-
-def test_the_option_with_which_a_pass_gives_a_property_is_named() -> None:
-    pipeline = Pipeline((NeedsInference(),))
-    with pytest.raises(errors.PipelineError, match=r"run 'simplify\{inference=True\}' before it"):
-        pipeline.check()
-    (simple,) = Pipeline.parse("simplify{inference=True}").passes
-    assert simple.contract().establishes == {Property.INFERENCE}
-    assert Property.MASKED in simple.contract().forbids
-    assert Pipeline((simple, NeedsInference())).check() == {Property.INFERENCE, Property.FUSED}
-
-
-def test_run_leaves_the_callers_program_alone_and_writes_history() -> None:
-    program = relu_program()
-    before = program.fingerprint()
-    result = Pipeline((Scale(factor=4.0),)).run(program)
-    assert program.fingerprint() == before
-    (entry,) = result.history
-    assert (entry.spec, entry.applied, entry.changed) == ("scale{factor=4.0}", 1, True)
-    assert result.properties == {Property.FUSED}
-
-
-@pytest.mark.parametrize("on_no_match", ["error", "warn", "ignore"])
-def test_no_match_is_never_silent(on_no_match: str, caplog: pytest.LogCaptureFixture) -> None:
-    program = small_program(lambda x: x + 1, x=torch.randn(2))
-    pipeline = Pipeline.parse("").__add__(Scale(on_no_match=on_no_match))  # type: ignore[arg-type]
-    if on_no_match == "error":
-        with pytest.raises(errors.PassError, match="no relu"):
-            pipeline.run(program)
-        return
-    result = pipeline.run(program)
-    assert ("applied nowhere" in caplog.text) == (on_no_match == "warn")
-    assert not result.history[0].changed
-    assert result.properties == frozenset()
-
-
-def test_a_giver_that_applied_nowhere_is_named() -> None:
-    pipeline = Pipeline.parse("magnitude-prune{sparsity=0.5,roles=encoder},fold-masks")
-    program = small_program(torch.nn.Linear(4, 4), input=torch.ones(1, 4))
-    with pytest.raises(errors.PipelineError, match=r"fold-masks.*requires masked") as caught:
-        pipeline.run(program)
-    assert "ran before, but applied nowhere" in caught.value.hint
-
-
-def test_a_broken_graph_is_caught_after_the_pass() -> None:
-    with pytest.raises(errors.VerifyError) as caught:
-        Pipeline((break_output(),)).run(relu_program())
-    assert "pass 0 'break-output'" in str(caught.value)
-    assert "the graph returns ()" in str(caught.value)
-
-
-def test_an_error_of_a_pass_names_the_pass(tmp_path: Path) -> None:
-    with pytest.raises(errors.PipelineError, match="pass 1 'crash': ValueError: inside"):
-        Pipeline((Scale(), crash())).run(relu_program(), instruments=[Reproducer(tmp_path)])
-    again = Program.load(tmp_path / "program")
-    assert "aten.mul.Tensor(%relu, 2.0)" in again.dump()
-    assert "inside" in (tmp_path / "failure.json").read_text()
-
-
-def test_fixpoint_that_does_not_settle_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsefx.registry.parse_passes", lambda text: (Scale(),))
-    with pytest.raises(errors.ConvergenceError, match="still changing after 3 rounds"):
-        Pipeline((Fixpoint(passes="scale", max_rounds=3),)).run(relu_program())
-
-
-def test_fixpoint_has_the_contract_of_its_passes(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(errors.PipelineError, match="requires masked"):
-        Pipeline.parse("fixpoint{passes='fold-masks'}").run(relu_program())
-    once = "magnitude-prune{sparsity=0.5,roles=other}"
-    pipeline = Pipeline.parse(f"{once},fixpoint{{passes='fold-masks'}},{once}")
-    found = pipeline.run(small_program(torch.nn.Linear(4, 4), input=torch.ones(1, 4)))
-    assert found.properties == {Property.MASKED}
-    assert not caplog.text  # the last round of a fixpoint applies nowhere
-
-
 def test_an_error_keeps_its_own_cause() -> None:
     @function_pass("wrap")
     def wrap(program: Program, ctx: PassContext) -> int:
@@ -299,20 +155,6 @@ def test_an_error_keeps_its_own_cause() -> None:
     with pytest.raises(errors.PassError, match="outer") as caught:
         Pipeline((wrap(),)).run(relu_program(), instruments=[Broken()])
     assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_instruments(tmp_path: Path) -> None:
-    timing = Timing()
-    batch = {"x": torch.randn(2, 3)}
-    allowed = Numerics(batch, allow=frozenset({"scale"}))
-    Pipeline((Scale(),)).run(relu_program(), instruments=[timing, DumpDir(tmp_path), allowed])
-    assert [name for name, _ in timing.seconds] == ["scale"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00-input.txt", "01-scale.txt"]
-    with pytest.raises(errors.PassError, match="moved the output 'output'"):
-        Pipeline((Scale(),)).run(relu_program(), instruments=[Numerics(batch)])
-
-
-# -- rewriter, analyses, verifier ------------------------------------------------------------------
 
 
 def test_new_nodes_carry_shape_author_and_origin() -> None:
@@ -386,30 +228,3 @@ def test_assert_pass_shows_a_diff() -> None:
     with pytest.raises(AssertionError, match="found"):
         assert_pass(Scale(), relu_program(), "return {output: %relu}")
     assert "%add = aten.add.Tensor(%relu, 1)" in graph_text(relu_program())
-
-
-def test_a_pipeline_runs_in_place_and_leaves_what_runs() -> None:
-    x = torch.tensor([[-1.0, 2.0]])
-    program = small_program(torch.nn.ReLU(), input=x)
-    copied = Pipeline((Scale(3.0),)).run(program)
-    assert torch.equal(program(input=x)["output"], torch.tensor([[0.0, 2.0]]))
-    assert Pipeline((Scale(3.0),)).run(program, in_place=True) is program
-    assert program.dump() == copied.dump()
-    assert torch.equal(program(input=x)["output"], torch.tensor([[0.0, 6.0]]))
-
-
-def test_an_instrument_sees_code_as_new_as_the_graph() -> None:
-    x = torch.tensor([[-1.0, 2.0]])
-    seen = []
-
-    class Run:
-        def before_pass(self, event: object) -> None:
-            pass
-
-        def after_pass(self, event: PassEvent) -> None:
-            seen.append(event.program(input=x)["output"][0, 1].item())
-
-    Pipeline((Scale(2.0), Scale(3.0))).run(
-        small_program(torch.nn.ReLU(), input=x), instruments=[Run()]
-    )
-    assert seen == [4.0, 12.0]
