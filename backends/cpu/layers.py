@@ -223,8 +223,7 @@ class LinearLowering:
             target = words["output_bytes"] = Buffer(last.name, rows, 1, space)
             del words["output"]
             epilogue = replace(epilogue, snap=False, floats=False, octets=True, codes=True)
-        operation = catalog.linear(packed.format, epilogue)
-        step = Step(operation, words, "+".join(section.names))
+        step = Step(catalog.linear(packed.format, epilogue), words, "+".join(section.names))
         self._record(section, last, step, weights, packed, choice)
         return target
 

@@ -116,12 +116,16 @@ def pack(
         words["weights"] = pack_tiles(matrix, TILE_ROWS)
         work = np.full(-(-rows // TILE_ROWS), columns)
     if integer:
-        if signed_codes and format in DOTS:
-            zero_point -= 128
-        padded = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.int32)
-        padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
-        words["initial"] = padded
+        words["initial"] = _initial(matrix, zero_point - 128 * (signed_codes and format in DOTS))
     return Packed(format, words | {"work": work.astype(np.int64), "unit": unit})
+
+
+def _initial(matrix: NDArray[np.int8], zero_point: int) -> NDArray[np.int32]:
+    """Where the sums of each row start, filled to whole tiles of rows."""
+    rows = len(matrix)
+    padded = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.int32)
+    padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
+    return padded
 
 
 def _shortened(weights: NDArray[np.float32], format: Format) -> NDArray[Any]:
