@@ -26,7 +26,7 @@ _VECTOR: Final = {
     "aten.gather": "embedding", "sparsefx.quantize": "quantize", "aten.log": "tanh",
     "aten.cos": "tanh", "aten.sin": "tanh", "aten.erf": "tanh", "aten.abs": "elementwise",
     "aten.ceil": "elementwise", "aten.floor": "elementwise", "aten.sign": "elementwise",
-    "aten.maximum": "elementwise", "aten.minimum": "elementwise",
+    "aten.maximum": "elementwise", "aten.minimum": "elementwise", "aten.stack": "elementwise",
 }  # fmt: skip
 
 _FREE: Final = {
@@ -35,7 +35,10 @@ _FREE: Final = {
     "aten.squeeze", "aten.to", "aten._to_copy", "aten.clone", "aten.dropout", "aten.flatten",
     "aten.detach", "aten.alias", "aten.split", "aten.chunk", "aten.unbind", "aten.expand_as",
     "sparsefx.dequantize", "sparsefx.dropout_rate", "_operator.getitem", "aten.type_as",
-    "aten.repeat",
+    "aten.repeat", "aten.unflatten", "aten.movedim", "aten.moveaxis", "aten.swapaxes",
+    "aten.swapdims", "aten.narrow", "aten.unsafe_split", "aten.split_with_sizes",
+    "aten.unsafe_split_with_sizes", "aten.unsafe_chunk", "aten.tensor_split", "aten.view_as",
+    "aten.reshape_as", "aten.broadcast_to", "aten.mT", "aten.numpy_T", "aten.ravel",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from sparsefx.backends.accelerator.report.figures import over_ideal
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, MatmulOp, Workload
+from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
 from sparsefx.report.svg import short
 
 __all__ = ["against_dense", "reasons"]
@@ -123,8 +123,13 @@ def _dependencies(run: Simulation) -> str:
 
 
 def _launch(run: Simulation) -> str:
-    counts = Counter(task.kind for task in run.tasks)
-    return f"{counts['launch']} launches and {counts['host']} operations on the host."
+    launches = sum(task.kind == "launch" for task in run.tasks)
+    named = Counter(op.kind for op in run.workload.ops if isinstance(op, HostOp))
+    told = [f"{launches} launches"] if launches else []
+    if named:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in named.most_common())
+        told.append(f"{named.total()} operations that the machine does not have: {kinds}")
+    return f"{' and '.join(told)}."
 
 
 def _largest(sizes: dict[str, float] | Counter[str], unit: str) -> str:

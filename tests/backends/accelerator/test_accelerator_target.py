@@ -17,6 +17,7 @@ from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.programs import workload_of
+from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
 from sparsefx.backends.accelerator.units import op_name
@@ -289,6 +290,27 @@ def test_unknown_operators_are_listed_with_their_cost() -> None:
     found = Accelerator(arch="anton").unsupported(program)
     assert any("aten.sort" in str(item) for item in found)
     assert all("runs on the host" in item.instead for item in found)
+
+
+def test_views_are_free_and_what_the_host_runs_is_named() -> None:
+    class Views(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x).unflatten(-1, (2, 4)).movedim(-1, -2).swapaxes(-1, -2)
+            y = y.flatten(-2).unsqueeze(0).expand(3, -1, -1).narrow(0, 0, 2).squeeze(0)
+            left, right = y.chunk(2, -1)
+            above, below = torch.stack([left, right]).split([1, 1])
+            values: torch.Tensor = torch.sort(above + below.unbind(0)[0])[0]
+            return values
+
+    program = sparsefx.capture(Views(), {"x": torch.randn(2, 8)})
+    workload = workload_of(program, integers=False, batch=1, tokens=2)
+    assert [op.kind for op in workload.ops if isinstance(op, HostOp)] == ["aten.sort"]
+    told = reasons(simulate(workload, load_architecture("a100-fp16")))
+    assert any("1 operations that the machine does not have: aten.sort (1)" in t for t in told)
 
 
 def test_tag_writes_units_and_lists_host_nodes() -> None:
