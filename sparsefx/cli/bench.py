@@ -38,11 +38,12 @@ def command(
 
     if threads:
         torch.set_num_threads(threads)
+    targets = {text: registry.parse_target(text) for text in target or ["reference", "onnxruntime"]}
     model = open_program(program).eval()
     compiled: dict[str, Callable[..., object]] = {}
-    for text in target or ["reference", "onnxruntime"]:
+    for text, known in targets.items():
         try:
-            compiled[text] = ready = registry.parse_target(text).compile(model)
+            compiled[text] = ready = known.compile(model)
         except SparsefxError as error:
             stderr.print(f"left out {text}: {error}", markup=False)
             continue

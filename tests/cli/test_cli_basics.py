@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
+from sparsefx.errors import TargetError
 from sparsefx.program import Program
 from sparsefx.testing import small_program
 from tests.tiny_models import tiny
@@ -61,9 +63,27 @@ def test_opt_shows_the_difference_and_saves(
     assert (tmp_path / "q" / "manifest.json").exists()
 
 
-def test_bench_times_in_turns(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("bench", saved, "-t", "nowhere") == 2
-    assert "there is no target 'nowhere'" in capsys.readouterr().err
+def test_bench_refuses_unknown_targets_before_it_times(
+    saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("bench", saved, "-t", "reference", "-t", "nowhere") == 2
+    shown = capsys.readouterr()
+    assert "there is no target 'nowhere'" in shown.err
+    assert "left out" not in shown.err
+    assert not shown.out
+
+
+def test_bench_leaves_out_targets_that_cannot_take_the_model(
+    saved: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TargetError("cannot take it", who="cpu")
+
+    monkeypatch.setattr(CpuTarget, "compile", refuse)
+    assert run("bench", saved, "-t", "reference", "-t", "cpu", "--runs", "3") == 0
+    shown = capsys.readouterr()
+    assert "left out cpu: cpu: cannot take it" in shown.err
+    assert "reference" in shown.out
 
 
 @pytest.mark.parametrize(
