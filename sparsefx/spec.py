@@ -3,7 +3,7 @@
 An object with a text form is a frozen dataclass with a class variable ``name``; its fields are its
 options. ``format_spec`` prints the options that differ from their defaults, ``parse_specs`` reads a
 comma-separated list back. Values are Python literals (numbers, strings, tuples, lists, dicts, True,
-False, None); a bare word stands for a string.
+False, None); a bare word stands for a string, in a list too: ``roles=(encoder,other)``.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _value_end(text: str, start: int) -> int:
-    """Return the index of the ',' or '}' that ends the value which begins at ``start``."""
+def _value_end(text: str, start: int, stops: str = ",}") -> int:
+    """Return the index of the first of ``stops`` after the value which begins at ``start``."""
     stack: list[str] = []
     quote = ""
     escaped = False
@@ -190,9 +190,10 @@ def _value_end(text: str, start: int) -> int:
             stack.append(_CLOSING[char])
         elif stack and char == stack[-1]:
             stack.pop()
-        elif not stack and char in ",}":
+        elif not stack and char in stops:
             return index
-    why = "the quote is not closed" if quote else "the value is not ended by ',' or '}'"
+    ended = " or ".join(repr(stop) for stop in stops)
+    why = "the quote is not closed" if quote else f"the value is not ended by {ended}"
     raise SpecError(why, text=text, position=start)
 
 
@@ -206,6 +207,8 @@ def _parse_value(text: str, start: int, end: int) -> Any:
         return _WORDS[raw.lower()]
     if _NAME.fullmatch(raw):
         return raw
+    if raw.startswith(("(", "[")):
+        return _parse_list(text, start, start + len(raw))
     raise SpecError(
         f"{raw!r} is not a value",
         text=text,
@@ -214,12 +217,34 @@ def _parse_value(text: str, start: int, end: int) -> Any:
     )
 
 
+def _parse_list(text: str, start: int, end: int) -> Any:
+    """Read a list in which bare words stand; as in Python, ``(a)`` is ``a`` and ``(a,)`` a list."""
+    closing = _CLOSING[text[start]]
+    items: list[Any] = []
+    comma = text[start] == "["
+    cursor = _skip_space(text, start + 1)
+    while text[cursor] != closing:
+        stop = _value_end(text, cursor, "," + closing)
+        items.append(_parse_value(text, cursor, stop))
+        comma |= text[stop] == ","
+        cursor = _skip_space(text, stop + 1) if text[stop] == "," else stop
+    if cursor != end - 1:
+        raise SpecError(
+            f"{text[start:end]!r} is not a value",
+            text=text,
+            position=cursor + 1,
+            hint=_value_hint(text[start:end]),
+        )
+    return tuple(items) if comma or not items else items[0]
+
+
 def _value_hint(raw: str) -> str:
     if re.fullmatch(r"[\d.]+%", raw):
         return "shares of a stage's steps are known in recipes alone; here give the step"
     if re.fullmatch(r"\d+[x:]\d+", raw):
         return f"write it as text: '{raw}'"
-    return "a number, True, False, None, a word, 'text' or a list of these"
+    listed = "a list of these: (encoder,other) or (1,2)"
+    return f"a number, True, False, None, a word, 'text' or {listed}"
 
 
 def options_of(item: Described) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from sparsefx.analysis import Analysis
 from sparsefx.instruments import Timing
 from sparsefx.passbase import PassContext
 from sparsefx.rewrite import Rewriter
-from sparsefx.spec import build, format_spec, parse_specs
+from sparsefx.spec import build, format_spec, format_value, parse_specs
 from sparsefx.testing import assert_pass, graph_text, small_program
 from sparsefx.verify import verify
 from tests.toy_passes import Scale, relu_program
@@ -38,6 +38,25 @@ def test_text_form_round_trips(factor: float, words: tuple[str, ...], note: str 
     item = Scale(factor=factor, words=words, note=note)
     (spec,) = parse_specs(format_spec(item))
     assert build(Scale, spec) == item
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("(encoder,other)", ("encoder", "other")),
+        ("[ encoder , lock-step ]", ("encoder", "lock-step")),
+        ("(encoder,)", ("encoder",)),
+        ("[encoder]", ("encoder",)),
+        ("(encoder)", "encoder"),
+        ("(a,'b, (c',3,none)", ("a", "b, (c", 3, None)),
+        ("((a,1),[b,(c,)])", (("a", 1), ("b", ("c",)))),
+    ],
+)
+def test_lists_hold_bare_words(text: str, value: object) -> None:
+    (spec,) = parse_specs(f"scale{{words={text},factor=2}}")
+    assert spec.options == {"words": value, "factor": 2}
+    (again,) = parse_specs(f"scale{{words={format_value(value)}}}")
+    assert again.options["words"] == value
 
 
 def test_pass_is_hashable_and_survives_pickling() -> None:
@@ -58,6 +77,9 @@ def test_pass_is_hashable_and_survives_pickling() -> None:
         ("scale{factor=0}", 6, "expected a number other than 0"),
         ("scale{factor=1,factor=2}", 15, "given twice"),
         ("scale{factor=@}", 13, "is not a value"),
+        ("scale{words=(a,b c)}", 15, "a list of these: (encoder,other) or (1,2)"),
+        ("scale{words=(a,,b)}", 15, "'' is not a value"),
+        ("scale{words=(a,b)c}", 17, "'(a,b)c' is not a value"),
         ("scale{factor=50%}", 13, "are known in recipes alone"),
         ("scale{note=5x7}", 11, "write it as text: '5x7'"),
         ("scale{factor=1", 5, "not ended"),
