@@ -327,8 +327,8 @@ class _Builder:
         gate += self.fetch(index, op)
         for low, high, needs in self.cut(op, chunk):
             cycles = self.machine.vector_cycles(op, (high - low) / self.chunks) + launch
+            task = self.graph.add("vector", index, "vector", cycles, needs + gate, launch=launch)
             launch = 0.0
-            task = self.graph.add("vector", index, "vector", cycles, needs + gate)
             pieces.append((low, high, (task,)))
         return pieces
 

@@ -207,6 +207,14 @@ _CAUSES: Final[dict[Kind, str]] = {
 }
 
 
+def _book(found: dict[str, float], task: Task, span: tuple[float, float], share: float) -> None:
+    """Add a span of a task to its cause; what the task spends on its launch is a launch."""
+    begin, end = span
+    launch = max(min(end, task.start + task.launch) - begin, 0.0)
+    found["launch and host"] += launch * share
+    found[_CAUSES[task.kind]] += (end - begin - launch) * share
+
+
 def _blame(
     found: dict[str, float],
     tasks: list[Task],
@@ -221,7 +229,7 @@ def _blame(
             raise AssertionError(f"task {waiting.id} waits for nothing before cycle {at}")
         waiting = tasks[waiting.held_by]
         begin = min(max(waiting.start, low), at)
-        found[_CAUSES[waiting.kind]] += (at - begin) * share
+        _book(found, waiting, (begin, at), share)
         at = begin
 
 
@@ -248,7 +256,7 @@ def _waterfall(
         last = max(tasks, key=lambda task: task.end)
         for end, count in Counter(free.values()).items():
             low = max(end, min(last.start, cycles))
-            found[_CAUSES[last.kind]] += (cycles - low) * count / cores
+            _book(found, last, (low, cycles), count / cores)
             _blame(found, tasks, last, (end, low), count / cores)
     peak = machine.engine.peak * cores
     ideal = sum(r.macs.executed for r in results if r.macs) / peak

@@ -20,6 +20,7 @@ class Task:
         op: Index of the operation it belongs to.
         resource: `dram`, `vector`, `host`, `front` or the number of a core.
         needs: Tasks that must have ended.
+        launch: Cycles at its start that are a launch, part of `cycles`.
         bytes: Bytes that it moves, metadata included.
         waited: What kind of task held it up last; its own resource when None.
         held_by: Number of that task, or of the one before it on its resource; -1 for none.
@@ -33,6 +34,7 @@ class Task:
     needs: tuple[int, ...]
     bytes: float = 0.0
     metadata: float = 0.0
+    launch: float = 0.0
     start: float = 0.0
     end: float = 0.0
     waited: Kind | None = None
@@ -55,10 +57,11 @@ class TaskGraph:
         *,
         size: float = 0.0,
         metadata: float = 0.0,
+        launch: float = 0.0,
     ) -> int:
         """Append a task and return its number."""
         number = len(self.tasks)
-        self.tasks.append(Task(number, kind, op, resource, cycles, needs, size, metadata))
+        self.tasks.append(Task(number, kind, op, resource, cycles, needs, size, metadata, launch))
         return number
 
     def run(self, latency: float = 0.0) -> float:

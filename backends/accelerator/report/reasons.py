@@ -106,9 +106,9 @@ def _metadata(run: Simulation) -> str:
 
 def _vector(run: Simulation) -> str:
     busy: Counter[str] = Counter()
-    for op in run.ops:
-        if op.macs is None:
-            busy[op.kind] += round(op.busy)
+    for task in run.tasks:
+        if task.kind == "vector":
+            busy[run.ops[task.op].kind] += round(task.cycles - task.launch)
     text = f"cores wait for the vector unit; it works the most on {_largest(busy, ' cycles')}."
     if FLOAT_PRODUCT in busy:
         text += " Products in float run there: quantize-prepare{requantize='all'} avoids them."
@@ -123,7 +123,7 @@ def _dependencies(run: Simulation) -> str:
 
 
 def _launch(run: Simulation) -> str:
-    launches = sum(task.kind == "launch" for task in run.tasks)
+    launches = sum(task.kind == "launch" or task.launch > 0 for task in run.tasks)
     named = Counter(op.kind for op in run.workload.ops if isinstance(op, HostOp))
     told = [f"{launches} launches"] if launches else []
     if named:

@@ -19,6 +19,7 @@ from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.mapper import choose_mapping, fits, mapping_options
 from sparsefx.backends.accelerator.plan import plan_matmul
+from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Workload
@@ -37,6 +38,18 @@ workloads = st.builds(
     st.sampled_from(["random", "balanced", "n-of-m", "block"]),
     st.integers(0, 100),
 )
+
+
+def test_the_launch_of_vector_work_is_no_vector_work() -> None:
+    arch = load_architecture("dstc")
+    run = simulate(encoder_workload(SMALL, tokens=16), arch)
+    vector = [task for task in run.tasks if task.kind == "vector"]
+    launches = sum(task.launch for task in vector)
+    assert 0 < launches <= sum(task.cycles for task in vector)
+    assert run.waterfall["launch and host"] == pytest.approx(launches, rel=0.05)
+    assert run.waterfall["vector unit"] <= sum(task.cycles for task in vector) - launches + 1e-6
+    assert sum(run.waterfall.values()) == pytest.approx(run.cycles)
+    assert "launches" in reasons(run)[0]
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -171,7 +184,7 @@ def test_tasks_are_a_graph_that_no_task_beats() -> None:
 def test_waiting_is_laid_at_the_door_of_what_ran_meanwhile() -> None:
     # Short products behind 2 us launches: cores wait for loads that wait for launches.
     run = simulate(encoder_workload(SMALL, tokens=16), load_architecture("a100-fp16"))
-    launches = sum(task.cycles for task in run.tasks if task.kind == "launch")
+    launches = sum(t.cycles if t.kind == "launch" else t.launch for t in run.tasks)
     assert run.waterfall["launch and host"] == pytest.approx(launches, rel=0.02)
     assert run.waterfall["DRAM"] < 0.1 * run.cycles
 
