@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from sparsefx.backends.accelerator.catalogue import build_engine, build_format
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
 from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
 from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
+from sparsefx.errors import SparsefxError, TargetError
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.mapper import Mapping
@@ -35,8 +37,28 @@ class Machine:
         """
         key = (self.engine, *place)
         if key not in self.timings:
-            self.timings[key] = self.engine.run(part())
+            self.timings[key] = self._run(part(), str(place[0]))
         return self.timings[key]
+
+    def _run(self, gemm: Gemm, product: str) -> Timing:
+        """Run the engine, which may be a stranger's: an error or a false time names it."""
+        who = f"engine {type(self.engine).__name__}, product %{product}"
+        try:
+            timing = self.engine.run(gemm)
+        except SparsefxError:
+            raise
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{frame.filename}:{frame.lineno}"
+            raise TargetError(f"{type(error).__name__}: {error}", who=who, where=place) from error
+        if timing.cycles * self.engine.peak < timing.macs:
+            raise TargetError(
+                f"{timing.macs:,} multiplications in {timing.cycles:,} cycles are more than the "
+                f"{self.engine.peak:,} a cycle that its array has",
+                who=who,
+                hint="cycles * peak >= macs must hold; see docs/writing-an-engine.md",
+            )
+        return timing
 
     @cached_property
     def engine(self) -> Engine:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from sparsefx.backends.accelerator.report.figures import over_ideal
+from sparsefx.backends.accelerator.report.figures import balance, over_ideal
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
 from sparsefx.report.svg import short
@@ -66,14 +66,23 @@ def reasons(run: Simulation) -> tuple[str, ...]:
 
 
 def _imbalance(run: Simulation) -> str:
-    engine = run.machine.engine
     products = [op for op in run.ops if op.macs and op.macs.executed]
-    worst = sorted(products, key=lambda op: -op.engine_cycles * (1 - 1 / over_ideal(run, op)))
+    lost = {op.name: op.engine_cycles * (1 - 1 / over_ideal(run, op)) for op in products}
+    worst = sorted(products, key=lambda op: -lost[op.name])
     names = ", ".join(f"%{op.name} ({over_ideal(run, op):.2f})" for op in worst[:3])
     text = f"slots of the array do no work; the most in {names}, times the ideal cycles."
-    if "weight" in engine.skips and any(op.nonzero is not None for op in run.workload.matmuls):
-        text += " Where rows differ in non-zeros, balance-banks or permute-rows evens them out."
-    return text
+    if _uneven(run) < sum(lost.values()) / 2:
+        return text + " The products do not fill the array: more tokens at once do."
+    return text + " Rows of pruned weights differ: balance-banks or permute-rows evens them out."
+
+
+def _uneven(run: Simulation) -> float:
+    """Cycles in which elements with few non-zeros wait for the one with the most."""
+    return sum(
+        result.engine_cycles * (1 - 1 / balance(result))
+        for op, result in zip(run.workload.ops, run.ops, strict=True)
+        if isinstance(op, MatmulOp) and op.nonzero is not None
+    )
 
 
 def _overheads(run: Simulation) -> str:

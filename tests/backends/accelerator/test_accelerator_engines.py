@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.engines.bank_balanced import BankBalanced
-from sparsefx.backends.accelerator.engines.base import Engine, Gemm
+from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
 from sparsefx.backends.accelerator.engines.cartesian import Cartesian
 from sparsefx.backends.accelerator.engines.channel_product import ChannelProduct
 from sparsefx.backends.accelerator.engines.csc_fifo import CscFifo
@@ -20,6 +21,8 @@ from sparsefx.backends.accelerator.engines.sigma import Sigma, pack_rows
 from sparsefx.backends.accelerator.engines.systolic import Systolic
 from sparsefx.backends.accelerator.engines.systolic_nm import SystolicNM
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
+from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.errors import TargetError
 
 ENGINES: list[Engine] = [
     Systolic(8, 8),
@@ -161,3 +164,17 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         Gemm(4, 4, 4, np.ones((3, 4), bool))
     with pytest.raises(ValueError, match="positive sizes"):
         Gemm(0, 4, 4)
+
+
+def test_an_engine_that_fails_or_lies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: LockStep, gemm: Gemm) -> Timing:
+        raise ZeroDivisionError("division by zero")
+
+    machine = Machine(load_architecture("lock-step-32"))
+    monkeypatch.setattr(LockStep, "run", fail)
+    with pytest.raises(TargetError, match=r"engine LockStep, product %x.*ZeroDivisionError") as e:
+        machine.timed(("x",), lambda: Gemm(2, 3, 4))
+    assert str(e.value.where).startswith(__file__)
+    monkeypatch.setattr(LockStep, "run", lambda self, gemm: Timing(0, 24))
+    with pytest.raises(TargetError, match=r"24 multiplications in 0 cycles"):
+        machine.timed(("x",), lambda: Gemm(2, 3, 4))
