@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparsefx.errors import RecipeError, did_you_mean
 
-__all__ = ["explain", "flow_style_dumper", "kind_of", "path_of", "read_yaml"]
+__all__ = ["UniqueKeyLoader", "explain", "flow_style_dumper", "kind_of", "path_of", "read_yaml"]
 
 _KEY_MESSAGES = {"missing": "this key is missing", "extra_forbidden": "this key is not known"}
 _VALUE_MESSAGES = {
@@ -32,11 +32,11 @@ _SYNONYMS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key that stands twice in one mapping."""
 
 
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _unique_mapping(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
@@ -52,7 +52,7 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
 def read_yaml(text: str, who: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def read_yaml(text: str, who: str) -> dict[str, Any]:
         RecipeError: It is not YAML, with line and column; or it is empty or no mapping.
     """
     try:
-        found = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        found = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""

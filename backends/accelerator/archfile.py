@@ -12,9 +12,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.catalogue import build_engine, build_format
+from sparsefx.backends.accelerator.catalogue import build_engine, build_format, check_engine_kind
 from sparsefx.backends.accelerator.quantity import Quantity
 from sparsefx.errors import TargetError, did_you_mean
+from sparsefx.recipe_text import UniqueKeyLoader
 
 __all__ = ["dump_architecture", "load_architecture", "preset_names", "read_architecture"]
 
@@ -72,8 +73,12 @@ def read_architecture(text: str, where: str) -> Architecture:
     try:
         architecture = TypeAdapter(Architecture).validate_python(tree)
     except ValidationError as error:
+        check_engine_kind(tree.get("engine"), where)
         hint = ""
-        if any(item["type"] == "missing" for item in error.errors()):
+        missing = [item["loc"] for item in error.errors() if item["type"] == "missing"]
+        if missing == [("engine", "numbers")]:
+            hint = "another kind of engine takes its own numbers: give them, or {} for its defaults"
+        elif missing:
             hint = "start from a preset and change parts of it, such as 'base: anton'"
         raise TargetError(_listed(error), who="accelerator", where=where, hint=hint) from error
     build_engine(architecture.engine, where)
@@ -84,7 +89,7 @@ def read_architecture(text: str, where: str) -> Architecture:
 def _tree(text: str, where: str) -> dict[str, Any]:
     """Read the YAML tree and put it over that of its base."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=UniqueKeyLoader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise TargetError(f"this is not YAML: {error}", who="accelerator", where=where) from error
     if not isinstance(tree, dict):

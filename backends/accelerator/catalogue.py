@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from typing import Any, Final, get_type_hints
 
@@ -13,7 +14,7 @@ from sparsefx.backends.accelerator.engines.base import Engine
 from sparsefx.backends.formats.encoding import SparseFormat
 from sparsefx.errors import TargetError, did_you_mean
 
-__all__ = ["build_engine", "build_format"]
+__all__ = ["build_engine", "build_format", "check_engine_kind"]
 
 _ENGINES: Final[dict[str, str]] = {
     "systolic": "systolic:Systolic",
@@ -39,27 +40,53 @@ _FORMATS: Final[dict[str, str]] = {
 }
 
 
-def _find(kind: str, table: dict[str, str], package: str, what: str, where: str) -> type[Any]:
-    """Find a class by its short name, or by `package.module:Class` for a user's own."""
-    place = table.get(kind)
-    if place is None and ":" not in kind:
+_IMPORT_HINT: Final = (
+    "the folder of the module must be on PYTHONPATH, for example "
+    "PYTHONPATH=. sparsefx simulate bert-base --arch mine.yaml"
+)
+
+
+def check_engine_kind(engine: object, where: str) -> None:
+    """Refuse an unchecked engine whose kind is neither a known name nor a place of a class.
+
+    Raises:
+        TargetError: With the nearest known name.
+    """
+    kind = engine.get("kind") if isinstance(engine, dict) else None
+    if isinstance(kind, str):
+        _check_kind(kind, _ENGINES, "engine", where)
+
+
+def _check_kind(kind: str, table: dict[str, str], what: str, where: str) -> None:
+    if kind not in table and ":" not in kind:
         raise TargetError(
             f"there is no {what} {kind!r}",
             who="accelerator",
             where=f"{where}: {what}.kind",
             hint=did_you_mean(kind, table) + f"; or 'package.module:Class' for your own {what}",
         )
+
+
+def _find(kind: str, table: dict[str, str], package: str, what: str, where: str) -> type[Any]:
+    """Find a class by its short name, or by `package.module:Class` for a user's own."""
+    _check_kind(kind, table, what, where)
+    place = table.get(kind)
     module, _, attribute = (f"{package}.{place}" if place else kind).partition(":")
     try:
         found: type[Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise TargetError(
-            f"cannot import {kind!r}: {error}", who="accelerator", where=f"{where}: {what}.kind"
+            f"cannot import {kind!r}: {error}",
+            who="accelerator",
+            where=f"{where}: {what}.kind",
+            hint=_IMPORT_HINT if isinstance(error, ModuleNotFoundError) else "",
         ) from error
     return found
 
 
-def _build(cls: type[Any], values: dict[str, Any], what: str, where: str) -> Any:
+def _build(
+    cls: type[Any], values: dict[str, Any], what: str, where: str, options: Collection[str] = ()
+) -> Any:
     if not is_dataclass(cls):
         raise TargetError(
             f"{cls.__module__ + ':' + cls.__name__!r} is no dataclass",
@@ -68,10 +95,11 @@ def _build(cls: type[Any], values: dict[str, Any], what: str, where: str) -> Any
         )
     known = {field.name for field in fields(cls)}
     if unknown := sorted(set(values) - known):
+        part = "options" if unknown[0] in options else "numbers"
         raise TargetError(
             f"{cls.__name__} has no parameter {unknown[0]!r}",
             who="accelerator",
-            where=f"{where}: {what}.{unknown[0]}",
+            where=f"{where}: {what}.{part}.{unknown[0]}",
             hint=did_you_mean(unknown[0], known),
         )
     kinds = get_type_hints(cls)
@@ -101,7 +129,7 @@ def build_engine(spec: EngineSpec, where: str = "architecture") -> Engine:
         else round(value.value)
         for name, value in spec.numbers.items()
     }
-    engine = _build(cls, {**values, **(spec.options or {})}, "engine", where)
+    engine = _build(cls, {**values, **(spec.options or {})}, "engine", where, spec.options or ())
     if not isinstance(engine, Engine):
         raise TargetError(
             f"{spec.kind!r} is not an Engine", who="accelerator", where=f"{where}: engine.kind"

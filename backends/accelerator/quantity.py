@@ -91,7 +91,9 @@ class Quantity:
             raise ValueError(f"{text!r} is not a number with a unit, such as '82 GB/s | published'")
         if match[2] not in _UNITS:
             raise ValueError(f"{match[2]!r} is not a known unit; known: {', '.join(_UNITS)}")
-        if not rest or rest[0] not in STATUSES:
+        if rest and rest[0] not in STATUSES:
+            raise ValueError(f"{rest[0]!r} is not a status; known: {', '.join(STATUSES)}")
+        if not rest:
             raise ValueError(
                 f"{text!r} does not say where it comes from: add ' | status', "
                 f"one of {', '.join(STATUSES)}"

@@ -14,6 +14,8 @@ from sparsefx.errors import TargetError
 
 __all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome"]
 
+_HOW_TO_WRITE = "write one with: sparsefx simulate MODEL --arch PRESET --json FILE"
+
 Row = tuple[str, list[float], str]
 """Name of a figure, its value in each run, and the format to show it in."""
 
@@ -57,16 +59,24 @@ def read_outcome(path: Path) -> Outcome:
         TargetError: When the file is not there or is not such a file.
     """
     if not path.is_file():
-        raise TargetError("there is no such file", who="simulate", where=str(path))
+        raise TargetError(
+            "there is no such file", who="simulate", where=str(path), hint=_HOW_TO_WRITE
+        )
     try:
         return _outcome(json.loads(path.read_text(encoding="utf-8")), path.stem)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TargetError(
-            f"this is no saved simulation: {error}",
+            f"this is no saved simulation: {_wrong(error)}",
             who="simulate",
             where=str(path),
-            hint="write one with: sparsefx simulate MODEL --arch PRESET --json FILE",
+            hint=_HOW_TO_WRITE,
         ) from error
+
+
+def _wrong(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"`simulate --json` writes {error}, and it is not there"
+    return str(error)
 
 
 def _outcome(tree: Mapping[str, Any], name: str) -> Outcome:
