@@ -302,7 +302,7 @@ def test_views_are_free_and_what_the_host_runs_is_named() -> None:
             y = self.first(x).unflatten(-1, (2, 4)).movedim(-1, -2).swapaxes(-1, -2)
             y = y.flatten(-2).unsqueeze(0).expand(3, -1, -1).narrow(0, 0, 2).squeeze(0)
             left, right = y.chunk(2, -1)
-            above, below = torch.stack([left, right]).split([1, 1])
+            above, below = torch.split(torch.stack([left, right]), [1, 1])
             values: torch.Tensor = torch.sort(above + below.unbind(0)[0])[0]
             return values
 
