@@ -74,8 +74,10 @@ def command(
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.batches import check_tokens, encode
     from sparsefx.train.events import score_as_json
-    from sparsefx.train.metrics import evaluate
+    from sparsefx.train.metrics import check_metric, evaluate
 
+    if metric is not None:
+        check_metric(metric)
     made = made_by(model)
     saved = open_saved(model, target)
     found = _read(_Asked(data, text, label, task, classes, metric), saved, made)

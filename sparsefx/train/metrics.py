@@ -23,6 +23,7 @@ __all__ = [
     "MetricName",
     "Score",
     "ScoreName",
+    "check_metric",
     "evaluate",
     "mean_loss",
     "metric_values",
@@ -61,6 +62,20 @@ class Score:
         if self.metric == "loss":
             return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
         return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+def check_metric(name: str) -> None:
+    """Refuse a name that is no metric.
+
+    Raises:
+        DataError: Naming the nearest.
+    """
+    if name not in get_args(MetricName):
+        raise DataError(
+            f"there is no metric {name!r}",
+            who="metrics",
+            hint=did_you_mean(name, get_args(MetricName)),
+        )
 
 
 def evaluate(metric: MetricName, outputs: Floats, labels: Floats, seed: int = 0) -> Score:
@@ -193,12 +208,7 @@ def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:
         raise DataError(
             f"{len(outputs)} outputs cannot be scored against {len(labels)} labels", who="metrics"
         )
-    if metric not in get_args(MetricName):
-        raise DataError(
-            f"there is no metric {metric!r}",
-            who="metrics",
-            hint=did_you_mean(metric, get_args(MetricName)),
-        )
+    check_metric(metric)
     if broken := int((~np.isfinite(np.reshape(outputs, (len(labels), -1))).all(axis=1)).sum()):
         raise DataError(
             f"for {broken} of {len(labels)} examples the model's outputs are NaN or infinite",
