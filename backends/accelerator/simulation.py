@@ -117,12 +117,13 @@ def simulate(
     Args:
         workload: What to run.
         architecture: What it runs on.
-        like: An earlier run of the same workload; what its engine timed is not timed again.
+        like: An earlier run; what its engine timed is not timed again if the workload is the same.
 
     Raises:
         TargetError: When the architecture cannot hold a tile.
     """
-    machine = Machine(architecture, like.machine.timings if like else {})
+    timed = like.machine.timings if like and like.workload is workload else {}
+    machine = Machine(architecture, timed)
     planned = schedule(workload, machine)
     cycles = planned.graph.run(machine.dram_latency)
     results = _results(workload, machine, planned)

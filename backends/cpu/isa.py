@@ -263,8 +263,9 @@ def short_isa(name: str, short: Literal["bf16", "fp16"]) -> Isa:
         TargetError: if `name` has no such products, or the machine has not.
     """
     having = [found for found in ISAS.values() if found.short == short]
-    wanted = [found for found in having if name in ("native", found.name)]
-    wanted = [found for found in wanted if name != "native" or not found.is_model]
+    wanted = [
+        found for found in having if found.name == name or (name == "native" and not found.is_model)
+    ]
     if not wanted:
         names = " or ".join(found.name for found in having if not found.is_model)
         raise TargetError(

@@ -179,6 +179,8 @@ class _Operators:
         number = walk.number(other)
         if number is None or (divides and other is node.args[0]):
             return "a factor that is not a number"
+        if divides and number == 0:
+            return "a division by zero"
         return self._scaled(node, walk.value(known[0]), 1 / number if divides else number)
 
     def _scaled(self, node: fx.Node, value: Value | None, factor: float) -> str | None:

@@ -157,6 +157,19 @@ def test_sizes_may_be_fixed(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(compiled(**batch), program(**batch), rtol=0, atol=1e-5)
 
 
+class Divided(Fused):
+    """Divides what the down projection reads by nought."""
+
+    def gated(self, both: Tensor) -> Tensor:
+        return super().gated(both) / 0.0
+
+
+def test_a_division_by_nought_is_left_to_pytorch() -> None:
+    program = sparsefx.capture(Divided(0).eval(), example_batch())
+    found = CpuTarget(rates="built-in").unsupported(program)
+    assert any("a division by zero" in item.reason for item in found)
+
+
 def test_gates_take_their_activation_along() -> None:
     program = sparsefx.capture(Fused(2).eval(), example_batch())
     listed = CpuTarget(rates="built-in").lower(program).listing()

@@ -328,3 +328,5 @@ def test_what_was_timed_once_is_timed_alike() -> None:
         moved = perturbed(arch, path, 0.8)
         again = simulate(workload, moved, like=base)
         assert again.cycles == simulate(workload, moved).cycles
+    other = encoder_workload(SMALL, tokens=16, ratio=8, zeros="random")  # the same names
+    assert simulate(other, arch, like=base).cycles == simulate(other, arch).cycles != base.cycles
