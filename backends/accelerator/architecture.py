@@ -95,7 +95,11 @@ class Dram:
 
 @dataclass(frozen=True, config=_CONFIG)
 class VectorUnit:
-    """What computes everything but matrix products; `costs` are operations an element."""
+    """What computes everything but matrix products; `costs` are operations an element.
+
+    A function that a table gives (`silu`, `exp`, ...) and that has no cost there costs what `tanh`
+    does; everything else without a cost what `elementwise` does.
+    """
 
     throughput: OperationsPerSecond
     launch: Seconds

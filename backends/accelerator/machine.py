@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sparsefx.backends.accelerator.architecture import Architecture, Sram
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
+from sparsefx.backends.accelerator.units import LOOKED_UP
 from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
 from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
 from sparsefx.errors import SparsefxError, TargetError
@@ -159,7 +160,8 @@ class Machine:
     def vector_operations(self, op: VectorOp) -> float:
         """Operations of the vector unit that an operation of the workload takes."""
         costs = self.architecture.vector.costs
-        cost = costs.get(op.kind) or costs["elementwise"]
+        like = "tanh" if op.kind in LOOKED_UP else "elementwise"
+        cost = costs.get(op.kind) or costs.get(like) or costs["elementwise"]
         return op.elements * op.repeats * cost.value
 
     def vector_cycles(self, op: VectorOp, share: float = 1.0) -> float:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import torch
 from torch import fx
 
-__all__ = ["Unit", "op_name", "reads_table", "units_of", "vector_kind"]
+__all__ = ["LOOKED_UP", "Unit", "op_name", "reads_table", "units_of", "vector_kind"]
 
 Unit = Literal["matrix", "vector", "free", "host"]
 """matrix: the engine. vector: the vector unit. free: no work at run time. host: not on the chip."""
@@ -16,18 +16,21 @@ _MATRIX: Final = {"aten.linear", "aten.matmul", "aten.bmm", "aten.mm"}
 
 _VECTOR: Final = {
     "aten.add": "add", "aten.sub": "add", "aten.rsub": "add", "aten.mul": "mul", "aten.div": "mul",
-    "aten.neg": "mul", "aten.gelu": "gelu", "aten.tanh": "tanh", "aten.sigmoid": "tanh",
-    "aten.silu": "tanh", "aten.relu": "elementwise", "aten.exp": "tanh", "aten.pow": "mul",
-    "aten.sqrt": "tanh", "aten.rsqrt": "tanh", "aten.mean": "add", "aten.sum": "add",
+    "aten.neg": "mul", "aten.gelu": "gelu", "aten.tanh": "tanh", "aten.sigmoid": "sigmoid",
+    "aten.silu": "silu", "aten.relu": "elementwise", "aten.exp": "exp", "aten.pow": "mul",
+    "aten.sqrt": "sqrt", "aten.rsqrt": "rsqrt", "aten.mean": "add", "aten.sum": "add",
     "aten.softmax": "softmax", "aten._softmax": "softmax", "aten._safe_softmax": "softmax",
     "aten.layer_norm": "layer-norm", "aten.native_layer_norm": "layer-norm",
     "aten.embedding": "embedding", "aten.where": "elementwise", "aten.masked_fill": "elementwise",
     "aten.cat": "elementwise", "aten.clamp": "elementwise", "aten.index": "embedding",
-    "aten.gather": "embedding", "sparsefx.quantize": "quantize", "aten.log": "tanh",
-    "aten.cos": "tanh", "aten.sin": "tanh", "aten.erf": "tanh", "aten.abs": "elementwise",
+    "aten.gather": "embedding", "sparsefx.quantize": "quantize", "aten.log": "log",
+    "aten.cos": "cos", "aten.sin": "sin", "aten.erf": "erf", "aten.abs": "elementwise",
     "aten.ceil": "elementwise", "aten.floor": "elementwise", "aten.sign": "elementwise",
     "aten.maximum": "elementwise", "aten.minimum": "elementwise", "aten.stack": "elementwise",
 }  # fmt: skip
+
+LOOKED_UP: Final = {"cos", "erf", "exp", "log", "rsqrt", "sigmoid", "silu", "sin", "sqrt"}
+"""Functions that a table gives, as it gives `tanh`: its cost, where a machine has none for them."""
 
 _FREE: Final = {
     "aten.view", "aten.reshape", "aten._unsafe_view", "aten.transpose", "aten.permute", "aten.t",

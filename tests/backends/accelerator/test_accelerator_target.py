@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -16,7 +18,9 @@ from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.executor import accumulate, multiply
 from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
 from sparsefx.backends.accelerator.lowering import weight_digest
+from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.programs import workload_of
+from sparsefx.backends.accelerator.quantity import Quantity
 from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
@@ -311,6 +315,18 @@ def test_views_are_free_and_what_the_host_runs_is_named() -> None:
     assert [op.kind for op in workload.ops if isinstance(op, HostOp)] == ["aten.sort"]
     told = reasons(simulate(workload, load_architecture("a100-fp16")))
     assert any("1 operations that the machine does not have: aten.sort (1)" in t for t in told)
+
+
+def test_functions_that_a_table_gives_are_named_and_cost_what_tanh_does() -> None:
+    gated = small_program(torch.nn.SiLU(), input=torch.randn(2, 8))
+    machine = Accelerator(arch="anton").lower(gated)
+    assert [row.op for row in machine.cost().rows] == ["silu"]
+    (silu,) = (op for op in machine.workload.ops if isinstance(op, VectorOp))
+    assert machine.machine.vector_operations(silu) == 16 * 8
+    costs = {**machine.architecture.vector.costs, "silu": Quantity.parse("3 | assumed")}
+    vector = replace(machine.architecture.vector, costs=costs)
+    own = Machine(replace(machine.architecture, vector=vector))
+    assert own.vector_operations(silu) == 16 * 3
 
 
 def test_tag_writes_units_and_lists_host_nodes() -> None:
