@@ -59,10 +59,31 @@ def _without_zeros(workload: Workload) -> Workload:
 
 
 def reasons(run: Simulation) -> tuple[str, ...]:
-    """One sentence or more for each cause that takes cycles, the largest first."""
+    """One sentence or more for each cause that takes cycles, the largest first.
+
+    The multiplications themselves ("ideal") are told of where nothing takes more.
+    """
     shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
     told = sorted((c for c in _TOLD if shares.get(c, 0) >= _LEAST), key=lambda c: -shares[c])
+    if told and told[0] != "ideal":
+        told = [cause for cause in told if cause != "ideal"]
     return tuple(f"{shares[cause]:.0%} {cause}: {_TOLD[cause](run)}" for cause in told)
+
+
+def _ideal(run: Simulation) -> str:
+    executed = sum(op.macs.executed for op in run.ops if op.macs)
+    dense = run.workload.dense_macs
+    text = f"the array works at its peak, on {short(executed)} multiplications"
+    if "weight" not in run.machine.engine.skips:
+        return f"{text}; this engine skips no zeros, so that pruning takes none of them away."
+    if unfit := _unfit(run):
+        return (
+            f"{text}; {len(unfit)} products have zeros in no pattern that this engine skips: "
+            "prune to its pattern."
+        )
+    if executed == dense:
+        return f"{text}, all there are, for no weight is zero: magnitude-prune leaves fewer."
+    return f"{text} that zeros leave of {short(dense)}; more zeros leave fewer."
 
 
 def _imbalance(run: Simulation) -> str:
@@ -147,6 +168,7 @@ def _largest(sizes: dict[str, float] | Counter[str], unit: str) -> str:
 
 
 _TOLD: Final[dict[str, Callable[[Simulation], str]]] = {
+    "ideal": _ideal,
     "imbalance": _imbalance,
     "overheads": _overheads,
     "fill and drain": _fill,
