@@ -47,11 +47,21 @@ def load_architecture(name_or_path: str | Path) -> Architecture:
             f"there is no architecture {text!r}",
             who="accelerator",
             where="arch",
-            hint=did_you_mean(text, preset_names()) + "; or give the path of a .yaml file",
+            hint=f"{_presets(text)}; or give the path of a .yaml file",
         )
     if not path.is_file():
-        raise TargetError("there is no such file", who="accelerator", where=text)
+        raise TargetError(
+            "there is no such file", who="accelerator", where=text, hint=_presets(path.stem)
+        )
     return read_architecture(path.read_text(encoding="utf-8"), str(path))
+
+
+def _presets(name: str) -> str:
+    """The preset that was meant, if one is near, and the names of all."""
+    known = preset_names()
+    listed = f"presets: {', '.join(known)}"
+    near = did_you_mean(name, known)
+    return f"{near}; {listed}" if near.startswith("did you mean") else listed
 
 
 @cache

@@ -94,26 +94,27 @@ def _build(
             where=f"{where}: {what}.kind",
         )
     known = {field.name for field in fields(cls)}
+    paths = {n: f"{what}.{'options' if n in options else 'numbers'}.{n}" for n in values}
     if unknown := sorted(set(values) - known):
-        part = "options" if unknown[0] in options else "numbers"
         raise TargetError(
             f"{cls.__name__} has no parameter {unknown[0]!r}",
             who="accelerator",
-            where=f"{where}: {what}.{part}.{unknown[0]}",
+            where=f"{where}: {paths[unknown[0]]}",
             hint=did_you_mean(unknown[0], known),
         )
     kinds = get_type_hints(cls)
-    name = "kind"
-    try:
-        for name, value in values.items():
+    for name, value in values.items():
+        try:
             TypeAdapter(kinds[name]).validate_python(value, strict=True)
-        name = "numbers"
+        except ValidationError as error:
+            why = f"{value!r}: {error.errors()[0]['msg']}"
+            place = f"{where}: {paths[name]}"
+            raise TargetError(why, who="accelerator", where=place) from error
+    try:
         return cls(**values)
-    except ValidationError as error:
-        why = f"{values[name]!r}: {error.errors()[0]['msg']}"
-        raise TargetError(why, who="accelerator", where=f"{where}: {what}.{name}") from error
-    except ValueError as error:
-        raise TargetError(str(error), who="accelerator", where=f"{where}: {what}.{name}") from error
+    except (TypeError, ValueError) as error:
+        place = f"{where}: {what}" if options else f"{where}: {what}.numbers"
+        raise TargetError(str(error), who="accelerator", where=place) from error
 
 
 def build_engine(spec: EngineSpec, where: str = "architecture") -> Engine:

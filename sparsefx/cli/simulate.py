@@ -29,7 +29,10 @@ def command(
     model: Annotated[
         str, typer.Argument(help="Saved Program or model; or bert-base, bert-large by size alone.")
     ] = "",
-    arch: Annotated[str, typer.Option("--arch", help="Preset or architecture file.")] = "anton",
+    arch: Annotated[
+        str,
+        typer.Option("--arch", help="Preset or architecture file; 'list' shows the presets."),
+    ] = "anton",
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option("--compare", help="Two architectures, or files that --json wrote."),
@@ -64,6 +67,9 @@ def command(
     ] = "",
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
+    if arch == "list" and not compare:
+        stdout.print(_presets())
+        return
     names = compare or (arch,)
     archs = _to_simulate(model, names)
     drawn = _Drawn(ratio, _zeros(pattern))
@@ -82,6 +88,15 @@ def command(
     wanted = html is not None if sensitivity is None else sensitivity
     _report(runs[0], html, trace, csv, json, sensitivity=wanted)
     _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
+
+
+def _presets() -> Table:
+    from sparsefx.backends.accelerator.archfile import load_architecture, preset_names
+
+    table = Table("preset", "what it is", box=None)
+    for name in preset_names():
+        table.add_row(name, load_architecture(name).description)
+    return table
 
 
 def _to_simulate(model: str, names: Iterable[str]) -> list[str]:

@@ -25,7 +25,10 @@ def command(
         list[str] | None,
         typer.Argument(help="Saved Programs or models, with their own zeros; none: by --size."),
     ] = None,
-    archs: Annotated[str, typer.Option(help="Presets or files, with commas.")] = "anton",
+    archs: Annotated[
+        str,
+        typer.Option(help="Presets (simulate --arch list) or files, with commas."),
+    ] = "anton",
     ratios: Annotated[str, typer.Option(help="Compressions, with commas.")] = "1,2,4,8,16",
     patterns: Annotated[
         str, typer.Option(help="Of random, balanced, n-of-m and block, with commas.")

@@ -36,6 +36,11 @@ def test_passes_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "max_rounds" in capsys.readouterr().out
 
 
+def test_simulate_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("simulate", "--arch", "list") == 0
+    assert "eie-64" in capsys.readouterr().out
+
+
 def test_targets_lists_all_and_shows_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("targets") == 0
     assert "onnxruntime" in capsys.readouterr().out

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
 import pytest
 import yaml
 
@@ -12,6 +16,7 @@ from sparsefx.backends.accelerator.archfile import (
     read_architecture,
 )
 from sparsefx.backends.accelerator.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.engines.systolic import Systolic
 from sparsefx.backends.accelerator.quantity import Quantity
 from sparsefx.errors import TargetError
 
@@ -65,10 +70,13 @@ def test_the_s4_peak_is_the_published_one() -> None:
         ("drm: {}", "drm: there is no such key; did you mean 'dram'?"),
         ("sram: [{nam: L1}]", "sram.0.nam: there is no such key; did you mean 'name'?"),
         ("vector: {lunch: 1 us | assumed}", "vector.lunch: there is no such key; did you mean"),
-        ("engine: {kind: systolic, numbers: {}, options: {dataflow: xs}}", "engine.dataflow: 'xs'"),
+        (
+            "engine: {kind: systolic, numbers: {}, options: {dataflow: xs}}",
+            "engine.options.dataflow: 'xs'",
+        ),
         (
             "engine: {numbers: {lanes: [8 | assumed]}}",
-            "engine.lanes: (8,): Input should be a valid",
+            "engine.numbers.lanes: (8,): Input should be a valid",
         ),
         (
             "engine: {kind: 'os.path:join', numbers: {}}",
@@ -106,6 +114,41 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_an_unknown_preset_suggests_one() -> None:
     with pytest.raises(TargetError, match="did you mean 'anton'"):
         load_architecture("antn")
+
+
+def test_a_missing_file_is_told_of_the_preset_that_was_meant() -> None:
+    with pytest.raises(TargetError, match=r"at eie-46\.yaml: there is no such file") as caught:
+        load_architecture("eie-46.yaml")
+    assert caught.value.hint.startswith("did you mean 'eie-64'?; presets: a100-2-4, a100-fp16, ")
+    with pytest.raises(TargetError, match="hint: presets: a100-2-4, ") as caught:
+        load_architecture("path/to/mine.yaml")
+
+
+@dataclass(frozen=True)
+class Odd(Systolic):
+    """An engine with a number that must be given, and that must be odd."""
+
+    odd: int = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.odd % 2 == 0:
+            raise ValueError(f"odd={self.odd} is even")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ("{odd: 2 | assumed}", "mine.yaml: engine.numbers: odd=2 is even"),
+        ("{}", "mine.yaml: engine.numbers: .*missing 1 required keyword-only argument: 'odd'"),
+    ],
+)
+def test_mistakes_that_an_engine_of_ones_own_finds_are_told_with_the_file(
+    numbers: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(Odd=Odd))
+    text = f"base: anton\nengine: {{kind: 'mine:Odd', numbers: {numbers}}}"
+    with pytest.raises(TargetError, match=message):
+        read_architecture(text, "mine.yaml")
 
 
 def test_a_number_can_be_moved() -> None:
