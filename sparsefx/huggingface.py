@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -159,8 +159,12 @@ def capture_pretrained(place: str, *, labels: int | None = None) -> Program:
     return capture_tokens(load_pretrained(place, labels=labels))
 
 
-def capture_tokens(model: nn.Module) -> Program:
+def capture_tokens(model: nn.Module, names: Collection[str] | None = None) -> Program:
     """Capture a model that takes tokens, with every token input that it makes use of.
+
+    Args:
+        model: Of transformers.
+        names: If given, only inputs that are among these.
 
     Raises:
         CaptureError: When it takes no tokens, or cannot be captured.
@@ -171,7 +175,7 @@ def capture_tokens(model: nn.Module) -> Program:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    return capture(model, inputs)
+    return capture(model, {n: t for n, t in inputs.items() if names is None or n in names})
 
 
 def _check_vocabulary(config: Any, name: str) -> int:

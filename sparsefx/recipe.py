@@ -159,7 +159,8 @@ class Stage(_Settings):
     description: str = ""
     """For readers."""
     start: str | None = None
-    """The stage whose result this one starts from, or ``model``; default: the stage before."""
+    """An earlier stage, ``model``, or a folder that holds a saved Program or a Hugging Face model;
+    of the latter the encoder is taken. Default: the stage before."""
     teacher: str | None = None
     """What passes get as the program ``teacher``: an earlier stage, ``model``, or a folder that
     holds a saved Program or a Hugging Face model."""
@@ -319,7 +320,7 @@ class Recipe(_Settings):
         )
 
     def start_of(self, index: int) -> str:
-        """Return where stage ``index`` starts from: the name of a stage, or ``model``."""
+        """Return where stage ``index`` starts from: a stage by name, ``model`` or a folder."""
         previous = self.stages[index - 1].name if index else MODEL
         return self.stages[index].start or previous
 
@@ -348,10 +349,11 @@ class Recipe(_Settings):
                     f"the name {stage.name!r} is taken", who=who, where=f"{path}.name"
                 )
             start = self.start_of(index)
-            if start not in held:
+            if start not in held and not is_path(start):
                 raise unknown_stage(start, held, who, f"{path}.start")
             if stage.teacher and stage.teacher not in held and not is_path(stage.teacher):
                 raise unknown_stage(stage.teacher, held, who, f"{path}.teacher")
             nominal = _NOMINAL_STEPS if stage.training else None
             known = nominal if steps is None else steps[stage.name]
-            held[stage.name] = check_passes(stage, held[start], known, who, path)
+            begun = held.get(start, frozenset())
+            held[stage.name] = check_passes(stage, begun, known, who, path)

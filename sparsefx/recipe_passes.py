@@ -55,7 +55,7 @@ def check_passes(
 
 
 def is_path(text: str) -> bool:
-    """Whether a teacher is written as a folder, and not as the name of a stage."""
+    """Whether a start or a teacher is written as a folder, and not as the name of a stage."""
     return "/" in text or "\\" in text or text.startswith((".", "~"))
 
 
@@ -67,5 +67,5 @@ def unknown_stage(
         f"{name!r} is neither an earlier stage nor 'model'",
         who=who,
         where=where,
-        hint=did_you_mean(name, held) + "; a folder is written with a slash, e.g. ./teacher",
+        hint=did_you_mean(name, held) + "; a folder is written with a slash, e.g. ./folder",
     )

@@ -20,7 +20,7 @@ from sparsefx.train import schedules
 from sparsefx.train.evaluation import logits_name
 from sparsefx.train.tasks import Task
 
-__all__ = ["StageChecks", "check_parts", "check_teacher_folders", "within"]
+__all__ = ["StageChecks", "check_folders", "check_parts", "within"]
 
 
 @contextmanager
@@ -33,19 +33,21 @@ def within(stage: str, key: str) -> Iterator[None]:
         raise
 
 
-def check_teacher_folders(recipe: Recipe) -> None:
-    """Refuse a teacher folder that does not exist.
+def check_folders(recipe: Recipe) -> None:
+    """Refuse a stage whose start or teacher is a folder that does not exist.
 
     Raises:
         RecipeError: With ``where`` set to the path of the key.
     """
+    names = {MODEL, *(stage.name for stage in recipe.stages)}
     for index, stage in enumerate(recipe.stages):
-        folder = _teacher_folder(recipe, stage)
-        if folder is not None and not Path(folder).expanduser().is_dir():
+        for key, name in (("start", recipe.start_of(index)), ("teacher", stage.teacher)):
+            if name in names or name is None or Path(name).expanduser().is_dir():
+                continue
             raise RecipeError(
-                f"there is no folder {folder!r}",
+                f"there is no folder {name!r}",
                 who=recipe.name,
-                where=f"stages[{index}].teacher",
+                where=f"stages[{index}].{key}",
                 hint="name a saved Program, or a Hugging Face folder",
             )
 
@@ -82,6 +84,7 @@ class StageChecks:
             wrong when a stage begins.
         steps: Optimizer steps of each stage; None for one that does not train.
         load: Returns the Program in a teacher's folder.
+        begin: Returns the Program that a stage begins with, from its folder.
         task: What the run is scored on.
     """
 
@@ -89,6 +92,7 @@ class StageChecks:
     model: Program
     steps: Mapping[str, int | None]
     load: Callable[[str], Program]
+    begin: Callable[[str], Program]
     task: Task
 
     def __post_init__(self) -> None:
@@ -112,7 +116,7 @@ class StageChecks:
         steps = self.steps[stage.name]
         passes = parse_pipeline(stage.pipeline, steps).passes
         after = parse_pipeline(stage.after, steps).passes
-        student, teacher = self._known[self.recipe.start_of(index)], self._teacher(stage, passes)
+        student, teacher = self._student(index), self._teacher(stage, passes)
         left = sum(self.steps[later.name] or 0 for later in self.recipe.stages[index:])
         with within(stage.name, "pipeline"):
             self._check_pipeline(passes, student, teacher, left)
@@ -128,6 +132,13 @@ class StageChecks:
             if not self._may_lose:
                 _check_loss(stage, self.task)
         self._may_lose = self._may_lose and not any(item.changes_signature for item in after)
+
+    def _student(self, index: int) -> Program | None:
+        start = self.recipe.start_of(index)
+        if start in self._known:
+            return self._known[start]
+        self._untouched = False
+        return self.begin(start)
 
     def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
         name = stage.teacher or ""
@@ -150,11 +161,6 @@ class StageChecks:
             if self._untouched:
                 item.check_weights(self.model)
             self._untouched = self._untouched and not _touches(item)
-
-
-def _teacher_folder(recipe: Recipe, stage: Stage) -> str | None:
-    names = {None, MODEL, *(each.name for each in recipe.stages)}
-    return None if stage.teacher in names else stage.teacher
 
 
 def _asks(passes: tuple[Pass, ...]) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,12 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
-from sparsefx.train.precheck import StageChecks, check_parts, check_teacher_folders, within
+from sparsefx.train.precheck import StageChecks, check_folders, check_parts, within
 from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
-from sparsefx.train.start import Programs, open_folder, starting_model
+from sparsefx.train.start import Programs, begin_folder, open_folder, starting_model
 from sparsefx.train.taught import takes_taught, with_teacher
 from sparsefx.train.trainer import StageTrainer
 
@@ -132,7 +133,7 @@ class Session:
         """
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
-        check_teacher_folders(self.recipe)
+        check_folders(self.recipe)
         self._processes = Processes(self._device, self._patience_seconds)
         check_parts(self.recipe, self._processes.count)
         if not self._processes.leads:
@@ -174,7 +175,8 @@ class Session:
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
-        StageChecks(self.recipe, model, steps, open_folder, self._source.task).check()
+        begin = partial(begin_folder, model=model)
+        StageChecks(self.recipe, model, steps, open_folder, begin, self._source.task).check()
 
     @property
     def _by_loss(self) -> bool:

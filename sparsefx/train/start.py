@@ -14,7 +14,7 @@ from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import TrainingError
 from sparsefx.finite import not_finite, told
 from sparsefx.frontend import capture
-from sparsefx.huggingface import capture_pretrained
+from sparsefx.huggingface import capture_pretrained, capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
@@ -25,7 +25,7 @@ from sparsefx.train.precheck import within
 from sparsefx.train.results import StageResult
 from sparsefx.train.runfolder import RunFolder
 
-__all__ = ["Programs", "open_folder", "starting_model"]
+__all__ = ["Programs", "begin_folder", "open_folder", "starting_model"]
 
 
 class Programs:
@@ -63,7 +63,11 @@ class Programs:
         saved = self._saved(index)
         if stage.training is not None and saved.exists():
             return Program.load(saved)
-        program = self.of(self._recipe.start_of(index), finished)
+        start = self._recipe.start_of(index)
+        if start == MODEL or start in finished:
+            program = self.of(start, finished)
+        else:
+            program = begin_folder(start, self._folder.load_model())
         pipeline = parse_pipeline(stage.pipeline, steps)
         teachers = self.teachers(stage, pipeline, finished)
         with within(stage.name, "pipeline"):
@@ -130,6 +134,34 @@ def open_folder(folder: str) -> Program:
     place = Path(folder).expanduser()
     is_program = (place / "manifest.json").exists()
     return Program.load(place) if is_program else capture_pretrained(str(place))
+
+
+def begin_folder(folder: str, model: Program) -> Program:
+    """Return the Program in the folder that a stage starts from.
+
+    Of a Hugging Face model the encoder is taken, with a new head as large as that of ``model`` if
+    its own differs; classes have the names that ``model`` gives them.
+
+    Raises:
+        TrainingError: It has another vocabulary than ``model``.
+    """
+    place = Path(folder).expanduser()
+    classes = model.config.get("id2label") if "logits" in model.signature.outputs else None
+    if classes is None or (place / "manifest.json").exists():
+        program = open_folder(folder)
+    else:
+        network = load_pretrained(str(place), labels=len(classes))
+        program = capture_tokens(network, model.signature.input_names)
+        program.config.update({key: model.config[key] for key in ("id2label", "label2id")})
+    sizes = [each.config.get("vocab_size") for each in (program, model)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise TrainingError(
+            f"it has a vocabulary of {sizes[0]} tokens, the model of the run one of {sizes[1]}",
+            who="start",
+            where=folder,
+            hint="start from a model with the same tokenizer",
+        )
+    return program
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

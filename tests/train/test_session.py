@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.errors import PassError, RecipeError, TrainingError
+from sparsefx.frontend import capture
+from sparsefx.huggingface import load_pretrained, save_pretrained
+from sparsefx.pipeline import Pipeline
 from sparsefx.recipe import Recipe
 from sparsefx.train.batches import Batches, encode
 from sparsefx.train.evaluation import SessionData, predict
@@ -195,6 +199,46 @@ stages:
         result.stage("one").outputs()
 
 
+def sparse_folder(folder: Path, **changed: int) -> Path:
+    """A Hugging Face folder of another model with another head, three quarters of it zeros."""
+    program = capture(tiny_run.model(3, **changed), tiny_run.example_inputs(tiny_run.data()))
+    sparse = Pipeline.parse("magnitude-prune{sparsity=0.75,end=0},fold-masks").run(program)
+    return save_pretrained(sparse, folder)
+
+
+TRANSFER = """
+name: transfer
+data: {max_length: 16, batch_size: 8}
+stages:
+- {name: dense, training: {steps: 2}}
+- {name: sparse, start: FOLDER, teacher: dense, pipeline: [pattern-lock, distill],
+   training: {steps: 3}, after: [strip-distillation, fold-masks]}
+"""
+
+
+@pytest.mark.parametrize("as_program", [False, True])
+def test_a_stage_starts_from_a_folder(as_program: bool, tmp_path: Path) -> None:
+    folder = sparse_folder(tmp_path / "sparse")
+    if as_program:
+        network = load_pretrained(str(folder), labels=2)
+        inputs = tiny_run.example_inputs(tiny_run.data())
+        folder = capture(network, inputs).save(tmp_path / "program")
+    model = tiny_run.model()
+    model.config.id2label = {0: "late", 1: "early"}
+    recipe = TRANSFER.replace("FOLDER", str(folder))
+    result = session(tmp_path / "run", recipe, model=model).run()
+    dense, sparse = (stage.program() for stage in result.stages)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    before = load_file(tmp_path / "sparse" / "model.safetensors")[name]
+    assert (before == 0).float().mean() == 0.75
+    assert torch.equal(sparse.tensor(name) == 0, before == 0)
+    assert not torch.equal(sparse.tensor(name), before)
+    assert (dense.tensor(name) != 0).all()
+    assert sparse.tensor("classifier.weight").shape == (2, 32)
+    if not as_program:
+        assert list(sparse.config["id2label"].values()) == ["late", "early"]
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     session(tmp_path / "run", listeners=[TensorBoard(tmp_path / "board")]).run()
     assert list((tmp_path / "board").glob("events.*"))
@@ -224,11 +268,19 @@ def test_the_recipe_is_checked_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_folder_has_to_exist(tmp_path: Path) -> None:
-    recipe = changed().replace('"name": "dense"', '"teacher": "./none", "name": "dense"')
+def test_a_folder_to_start_from_has_the_vocabulary_of_the_run(tmp_path: Path) -> None:
+    recipe = TRANSFER.replace("FOLDER", str(sparse_folder(tmp_path / "other", vocab_size=20)))
+    with pytest.raises(TrainingError, match="20 tokens, the model of the run one of 12"):
+        session(tmp_path / "run", recipe).run()
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+@pytest.mark.parametrize("key", ["start", "teacher"])
+def test_a_named_folder_has_to_exist(key: str, tmp_path: Path) -> None:
+    recipe = changed().replace('"name": "dense"', f'"{key}": "./none", "name": "dense"')
     with pytest.raises(RecipeError, match=r"no folder './none'") as caught:
         session(tmp_path / "run", recipe).run()
-    assert caught.value.where == "stages[0].teacher"
+    assert caught.value.where == f"stages[0].{key}"
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
