@@ -21,6 +21,7 @@ from sparsefx.cli import (
     inspect,
     opt,
     passes,
+    recipes,
     sensitivity,
     simulate,
     sweep,
@@ -44,6 +45,7 @@ app.command("evaluate")(evaluate.command)
 app.command("capture")(capture.command)
 app.command("import")(import_.command)
 app.command("passes")(passes.command)
+app.command("recipes")(recipes.command)
 app.command("targets")(targets.command)
 app.command("opt")(opt.command)
 app.command("inspect")(inspect.command)

@@ -12,6 +12,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError
 from sparsefx.program import Program
+from sparsefx.recipe import Recipe
 from sparsefx.testing import small_program
 from tests.tiny_models import tiny
 
@@ -46,6 +47,13 @@ def test_targets_lists_all_and_shows_options(capsys: pytest.CaptureFixture[str])
     assert "onnxruntime" in capsys.readouterr().out
     assert run("targets", "cpu") == 0
     assert "threads" in capsys.readouterr().out
+
+
+def test_recipes_lists_all_and_prints_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("recipes") == 0
+    assert "sparse-sentence-encoder" in capsys.readouterr().out
+    assert run("recipes", "sparsebert") == 0
+    assert Recipe.parse(capsys.readouterr().out) == Recipe.shipped("sparsebert")
 
 
 def test_opt_looks_at_the_place_before_it_runs(
@@ -99,6 +107,7 @@ def test_bench_leaves_out_targets_that_cannot_take_the_model(
         (["opt", "SAVED", "--passes", "", "--program", "x"], "expected NAME=FOLDER"),
         (["passes", "nothing"], "there is no pass 'nothing'"),
         (["targets", "cpux"], "did you mean 'cpu'?"),
+        (["recipes", "sparsbert"], "did you mean 'sparsebert'?"),
         (["opt", "SAVED"], "Missing option"),
         (["nonsense"], "No such command"),
     ],

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers import BertConfig, BertModel
 
 from sparsefx.frontend import capture
+from sparsefx.huggingface import save_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
@@ -17,6 +20,7 @@ from sparsefx.properties import Property
 from sparsefx.recipe import DataSettings, Recipe, Stage
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import SessionData
+from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import Examples, Task, text_task
 from tests.tiny_models import small_bert
@@ -134,12 +138,33 @@ def test_models_that_are_pruned_while_pre_training(name: str, tmp_path: Path) ->
     assert not [n for n in found.named_tensors() if n.startswith("mlm_head.")]
 
 
-def test_a_sentence_encoder_needs_no_labels(tmp_path: Path) -> None:
-    recipe = Recipe.shipped("sparse-sentence-encoder")
-    recipe = small(recipe, recipe.stages)
+def run_on_text(name: str, model: nn.Module | Program, folder: Path) -> RunResult:
+    """Run a recipe that takes no labels."""
+    recipe = Recipe.shipped(name)
     some = Examples("drawn", texts(6 * BATCH, 0))
     given = SessionData(text_task(some, test_share=1 / 6), tiny_run.tokenizer())
-    result = Session(recipe, program(2), given, tmp_path, device="cpu").run()
+    return Session(small(recipe, recipe.stages), model, given, folder, device="cpu").run()
+
+
+def test_a_model_is_pruned_on_text_and_transferred_with_its_zeros(tmp_path: Path) -> None:
+    body = BertModel(BertConfig.from_dict(tiny_run.program().config))
+    general = run_on_text("sparse-pretrain-small", body.eval(), tmp_path / "text").program
+    save_pretrained(general, tmp_path / "sparse")
+    recipe = Recipe.shipped("prune-ofa-small")
+    dense, sparse, int8 = recipe.stages
+    sparse = sparse.model_copy(update={"start": str(tmp_path / "sparse")})
+    recipe = small(recipe, (dense, sparse, int8))
+    result = Session(recipe, tiny_run.program(), data(), tmp_path / "task", device="cpu").run()
+    name = "encoder.layer.1.output.dense.weight"
+    after = result.stage("sparse").program().tensor(f"bert.{name}")
+    assert torch.equal(general.tensor(name) == 0, after == 0)
+    assert not torch.equal(general.tensor(name), after)
+    assert result.program.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.02)
+    assert {Property.QUANTIZED, Property.INFERENCE} <= result.program.properties
+
+
+def test_a_sentence_encoder_needs_no_labels(tmp_path: Path) -> None:
+    result = run_on_text("sparse-sentence-encoder", program(2), tmp_path)
     found = result.program
     assert found.signature.outputs == ("sentence_embedding",)
     assert found.facts(SparsityStats).encoder.sparsity == pytest.approx(0.9, abs=0.02)
