@@ -147,8 +147,9 @@ def run_on_text(name: str, model: nn.Module | Program, folder: Path) -> RunResul
 
 
 def test_a_model_is_pruned_on_text_and_transferred_with_its_zeros(tmp_path: Path) -> None:
-    body = BertModel(BertConfig.from_dict(tiny_run.program().config))
-    general = run_on_text("sparse-pretrain-small", body.eval(), tmp_path / "text").program
+    body: nn.Module = BertModel(BertConfig.from_dict(tiny_run.program().config))
+    body.train(False)
+    general = run_on_text("sparse-pretrain-small", body, tmp_path / "text").program
     save_pretrained(general, tmp_path / "sparse")
     recipe = Recipe.shipped("prune-ofa-small")
     dense, sparse, int8 = recipe.stages

@@ -223,7 +223,7 @@ def test_a_stage_starts_from_a_folder(as_program: bool, tmp_path: Path) -> None:
         network = load_pretrained(str(folder), labels=2)
         inputs = tiny_run.example_inputs(tiny_run.data())
         folder = capture(network, inputs).save(tmp_path / "program")
-    model = tiny_run.model()
+    model: Any = tiny_run.model()
     model.config.id2label = {0: "late", 1: "early"}
     recipe = TRANSFER.replace("FOLDER", str(folder))
     result = session(tmp_path / "run", recipe, model=model).run()
