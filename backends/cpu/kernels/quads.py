@@ -24,8 +24,8 @@ from sparsefx.backends.cpu.epilogue import Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_sparse_row
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
-from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = ["FIELDS", "emit", "symbol"]
@@ -47,7 +47,11 @@ def _quad(frame: Frame, inputs: list[Value], quad: Value, sums: list[list[Var]])
     """Add one quad to the sums of every panel."""
     f, panel = frame.f, frame.panel
     place = f.offset(frame.pointer("index"), quad * 8)
-    weights = f.load("i32", f.offset(frame.pointer("weights"), quad * 4))
+    codes = f.offset(frame.pointer("weights"), quad * 4)
+    if panel.width * len(inputs) < 128:
+        f.prefetch(f.offset(place, AHEAD))
+        f.prefetch(f.offset(codes, AHEAD // 2))
+    weights = f.load("i32", codes)
     broadcast = f.splat(weights, panel.lanes)
     channels = [f.convert("zext", f.index("i16", place, n), "i64") for n in range(4)]
     octets = vector(panel.width, "i8")

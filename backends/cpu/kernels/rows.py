@@ -31,7 +31,7 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_panel_group, row_range
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = [
@@ -166,6 +166,8 @@ def _products(part: Part, begin: Value, end: Value) -> list[Value]:
     sums = [[f.var(zero) for _ in range(part.count)] for _ in range(2)]
     index, weights = frame.pointer("index"), frame.pointer("weights")
     for pair in f.loop(begin, end):
+        if panel.width < 64:
+            f.prefetch(f.offset(weights, pair * 8 + AHEAD))
         for n, totals in enumerate(sums):
             place = f.offset(index, pair * 4 + 2 * n)
             channel = f.convert("zext", f.load("i16", place), "i64")
