@@ -59,8 +59,14 @@ def blocks_of(text: str) -> list[Block]:
 
 
 def run_python(page: Page, block: Block) -> None:
-    """Execute a block in the document's namespace; tracebacks show the document's lines."""
+    """Execute a block in the document's namespace; tracebacks show the document's lines.
+
+    A block whose first line is `# name.py` is that file too, for the commands that follow.
+    """
     namespace = vars(page.module)
+    first = block.code.partition("\n")[0]
+    if re.fullmatch(r"# \w+\.py", first):
+        (page.folder / first.removeprefix("# ")).write_text(block.code, encoding="utf-8")
     if ">>> " not in block.code:
         padded = "\n" * (block.line - 1) + block.code
         exec(compile(padded, page.name, "exec"), namespace)
@@ -95,11 +101,12 @@ def run_console(page: Page, block: Block) -> None:
     run_shell(page, block._replace(code="\n".join(typed)))
 
 
-def write_recipe(page: Page, block: Block) -> None:
-    """Put a recipe where the commands that follow it look for it."""
+def write_yaml(page: Page, block: Block) -> None:
+    """Put a recipe, or an accelerator, where the commands that follow it look for it."""
     first, where = block.code.partition("\n")[0], f"{page.name}:{block.line}"
     assert re.fullmatch(r"# [\w.-]+\.ya?ml", first), f"{where}: the first line is '# name.yaml'"
-    Recipe.parse(block.code, who=where).check()
+    if "\nengine:" not in block.code:  # a command reads that, with the engine on its path
+        Recipe.parse(block.code, who=where).check()
     (page.folder / first.removeprefix("# ")).write_text(block.code, encoding="utf-8")
 
 
@@ -121,7 +128,7 @@ RUNNERS: dict[str, Callable[[Page, Block], None]] = {
     "python": run_python,
     "sh": run_shell,
     "console": run_console,
-    "yaml": write_recipe,
+    "yaml": write_yaml,
     "toml": parse_toml,
     "json": parse_json,
     "text": show,
@@ -179,7 +186,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which `python` and `sparsefx` are those of the tests."""
     commands = tmp_path_factory.mktemp("bin")
     python = shlex.quote(sys.executable)
-    for name, start in (("python", python), ("sparsefx", f"{python} -m sparsefx.cli")):
+    for name, start in (("python", python), ("sparsefx", f"{python} -P -m sparsefx.cli")):
         (commands / name).write_text(f'#!/bin/sh\nexec {start} "$@"\n', encoding="utf-8")
         (commands / name).chmod(0o755)
     path = os.pathsep.join([str(commands), os.environ.get("PATH", os.defpath)])
