@@ -159,10 +159,14 @@ class Machine:
 
     def vector_operations(self, op: VectorOp) -> float:
         """Operations of the vector unit that an operation of the workload takes."""
-        costs = self.architecture.vector.costs
-        like = "tanh" if op.kind in LOOKED_UP else "elementwise"
-        cost = costs.get(op.kind) or costs.get(like) or costs["elementwise"]
+        cost = self.architecture.vector.costs[self.cost_of(op.kind)]
         return op.elements * op.repeats * cost.value
+
+    def cost_of(self, kind: str) -> str:
+        """Which of the vector unit's costs an operation has: its own, or that of its like."""
+        costs = self.architecture.vector.costs
+        like = "tanh" if kind in LOOKED_UP else "elementwise"
+        return next((name for name in (kind, like) if name in costs), "elementwise")
 
     def vector_cycles(self, op: VectorOp, share: float = 1.0) -> float:
         """Cycles of a share of a vector operation, launch apart."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsefx.backends.accelerator.architecture import Architecture, perturbed, quantities
+from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.energy import energy_of
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.quantity import Quantity
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.backends.accelerator.workload import HostOp, VectorOp
 from sparsefx.errors import TargetError
 
 __all__ = ["Swing", "sensitivity"]
@@ -38,22 +38,23 @@ class Swing:
         return max(abs(self.less), abs(self.more))
 
 
-def sensitivity(
-    workload: Workload, architecture: Architecture, by: float = 0.2
-) -> tuple[Swing, ...]:
-    """Move every assumed, suspect or fitted number that counts, largest effect first.
+def sensitivity(base: Simulation, by: float = 0.2) -> tuple[Swing, ...]:
+    """Move every assumed, suspect or fitted number of a run that counts, largest effect first.
 
-    A number that stays what it is, 0 or a count of 1 or 2, is left out.
+    A number that stays what it is, 0 or a count of 1 or 2, is left out. This simulates twice for
+    each number that the time can hang on: seconds for a model of 12 layers.
     """
-    base = simulate(workload, architecture)
     found = []
-    for path, quantity in quantities(architecture):
+    for path, quantity in quantities(base.architecture):
         if quantity.status not in _UNSURE or path.startswith("value_bits"):
             continue
         if quantity == quantity.scaled(1 - by) == quantity.scaled(1 + by):
             continue
         if path.startswith("energy."):
             found.append(_energy_swing(base, path, quantity, by))
+            continue
+        if _unread(base, path):
+            found.append(Swing(path, quantity, 0.0, 0.0))
             continue
         less, more = (_change(base, path, factor) for factor in (1 - by, 1 + by))
         found.append(Swing(path, quantity, less, more))
@@ -70,6 +71,17 @@ def _energy_swing(base: Simulation, path: str, quantity: Quantity, by: float) ->
         moved += sum(found.values())
     more = moved / sum(base.energy.values()) - 1
     return Swing(path, quantity, -more, more, "energy")
+
+
+def _unread(base: Simulation, path: str) -> bool:
+    """Whether no operation of the run asks for a number: those of the host and of functions."""
+    part, _, name = path.rpartition(".")
+    if part == "host":
+        return not any(isinstance(op, HostOp) for op in base.workload.ops)
+    if part != "vector.costs":
+        return False
+    vector = [op for op in base.workload.ops if isinstance(op, VectorOp)]
+    return not any(base.machine.cost_of(op.kind) == name for op in vector)
 
 
 def _change(base: Simulation, path: str, factor: float) -> float:

@@ -18,7 +18,7 @@ from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.probabilities import QuantizeProbabilities
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.page import write_page
-from sparsefx.backends.accelerator.sensitivity import sensitivity
+from sparsefx.backends.accelerator.sensitivity import sensitivity as sensitivity_of
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.units import op_name, units_of
 from sparsefx.backends.accelerator.workload import Workload
@@ -188,7 +188,16 @@ class CompiledForAccelerator:
         """The instructions: for each operation its tiles, loads, computes and stores."""
         return listing(self.simulation)
 
-    def save(self, path: str | Path, format: Literal["html"] = "html") -> Path:
-        """Write the report page to `path` and return the path."""
-        swings = sensitivity(self.workload, self.architecture)
+    def save(
+        self, path: str | Path, format: Literal["html"] = "html", *, sensitivity: bool = False
+    ) -> Path:
+        """Write the report page to `path` and return the path.
+
+        Args:
+            path: The file.
+            format: Of the file.
+            sensitivity: Put in how the result moves with each number that nobody published. The
+                page alone is written at once; this simulates some thirty times more.
+        """
+        swings = sensitivity_of(self.simulation) if sensitivity else None
         return write_page(self.simulation, Path(path), swings)

@@ -177,7 +177,7 @@ def _report(
     from sparsefx.backends.accelerator.report import trace as traces
     from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
 
-    swings = swings_of(run.workload, run.architecture) if sensitivity else ()
+    swings = swings_of(run) if sensitivity else None
     if swings:
         _print_swings(swings)
     try:
@@ -185,7 +185,7 @@ def _report(
             page.write_page(run, html, swings) if html else None,
             traces.write_trace(run, trace) if trace else None,
             tables.write_csv(run, csv) if csv else None,
-            tables.write_json(run, json, swings) if json else None,
+            tables.write_json(run, json, swings or ()) if json else None,
         ]
     except OSError as error:
         names = ", ".join(str(path) for path in (html, trace, csv, json) if path)

@@ -24,15 +24,22 @@ _CAUSES: Final = (
 )
 
 
-def write_page(run: Simulation, path: Path, swings: tuple[Swing, ...] = ()) -> Path:
+_UNMOVED: Final = (
+    "How the result moves with the numbers that nobody published was not computed for this page: "
+    "it simulates twice for each of them. sparsefx simulate --html does so, and in Python "
+    "save(path, sensitivity=True)."
+)
+
+
+def write_page(run: Simulation, path: Path, swings: tuple[Swing, ...] | None = None) -> Path:
     """Write the page to `path`, with its folder, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     page = build_page(run, swings)
     return page.write(path, footer="; ".join(run.notes))
 
 
-def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
-    """Put a simulation's figures and tables together."""
+def build_page(run: Simulation, swings: tuple[Swing, ...] | None = None) -> Page:
+    """Put a simulation's figures and tables together; without `swings` it says how to get them."""
     arch = run.architecture
     page = Page(
         f"{run.workload.name} on {arch.name}",
@@ -65,8 +72,8 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] = ()) -> Page:
     page.section("Energy", figures.energy_stack(run))
     page.section("Throughput against compression", figures.compression_curve(run))
     page.section("Operations", _operations(run))
-    if swings:
-        page.section("What the assumptions are worth", _swings(swings))
+    told = paragraph(_UNMOVED) if swings is None else _swings(swings)
+    page.section("What the assumptions are worth", told)
     page.section("The machine's numbers", _numbers(run))
     return page
 

@@ -14,14 +14,15 @@ from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
 from sparsefx.backends.accelerator.sensitivity import sensitivity
-from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.workload import MatmulOp
 from tests.accelerated import compiled
 
 
 def test_page_trace_and_tables(tmp_path: Path) -> None:
     machine = compiled()
-    page = machine.save(tmp_path / "report.html").read_text()
+    page = machine.save(tmp_path / "report.html", sensitivity=True).read_text()
+    assert "<th>20 % less</th>" in page
     for part in (
         "Why it is not faster", "Where the cycles go", "Who works when", "Roofline", "Balance",
         "Energy", "What the assumptions are worth",
@@ -33,11 +34,45 @@ def test_page_trace_and_tables(tmp_path: Path) -> None:
     trace = json.loads(write_trace(run, tmp_path / "trace.json").read_text())
     assert len(trace["traceEvents"]) == len(trace_events(run))
     assert {event["ph"] for event in trace["traceEvents"]} == {"M", "X"}
-    swings = sensitivity(run.workload, run.architecture)[:2]
+    swings = sensitivity(run)[:2]
     tree = json.loads(json.dumps(as_tree(run, swings)))
     assert [row["number"] for row in tree["sensitivity"]] == [swing.path for swing in swings]
     assert sum(tree["waterfall"].values()) == pytest.approx(tree["cycles"])
     assert len(as_csv(run).splitlines()) == 1 + len(run.ops)
+
+
+def test_a_page_that_is_saved_says_how_to_get_the_sensitivity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("sparsefx.backends.accelerator.target.sensitivity_of")
+    page = compiled().save(tmp_path / "report.html").read_text()
+    assert "save(path, sensitivity=True)" in page
+    assert "<th>20 % less</th>" not in page
+
+
+def test_numbers_that_nothing_reads_are_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = compiled()
+    linears = tuple(op for op in machine.workload.ops if isinstance(op, MatmulOp))[:2]
+    base = simulate(type(machine.workload)("two", linears, 2, 16), machine.architecture)
+    known = {path for path, _ in quantities(machine.architecture)}
+    unread = [path for path in known if path.startswith(("host.", "vector.costs."))]
+    assert unread
+    for path in unread:
+        for factor in (0.8, 1.2):
+            moved = simulate(base.workload, perturbed(machine.architecture, path, factor))
+            assert moved.seconds == base.seconds
+    asked: list[str] = []
+
+    def change(base: Simulation, path: str, factor: float) -> float:
+        asked.append(path)
+        return 0.0
+
+    monkeypatch.setattr("sparsefx.backends.accelerator.sensitivity._change", change)
+    swings = sensitivity(base)
+    assert not set(asked) & set(unread)
+    assert {s.path for s in swings} & set(unread)
+    sensitivity(machine.simulation)
+    assert {"vector.costs.softmax", "vector.costs.tanh"} <= set(asked)
 
 
 def test_reasons_name_what_takes_the_time() -> None:
@@ -79,7 +114,7 @@ def test_sensitivity_orders_the_assumptions() -> None:
     machine = compiled()
     linears = tuple(op for op in machine.workload.ops if isinstance(op, MatmulOp))[:2]
     small = type(machine.workload)("two", linears, 2, 16)
-    swings = sensitivity(small, machine.architecture)
+    swings = sensitivity(simulate(small, machine.architecture))
     sizes = [swing.size for swing in swings]
     assert sizes == sorted(sizes, reverse=True)
     unsure = [
