@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from sparsefx.errors import ProgramError, did_you_mean
 
-__all__ = ["Dim", "InputSpec", "Signature"]
+__all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
 
 Dim = int | str
+TAUGHT: Final = "teacher_"
+"""What the names of inputs begin with that hold what a teacher computed of the batch before."""
 
 
 @dataclass(frozen=True)

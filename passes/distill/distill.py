@@ -33,7 +33,7 @@ from sparsefx.passes.distill.terms import TERMS
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
-from sparsefx.signature import InputSpec
+from sparsefx.signature import TAUGHT, InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -296,7 +296,7 @@ class _Builder:
         fact = self.program.shape_of(node)
         if fact is None:
             raise PassError(f"the output {name!r} is no tensor", who="distill", where=name)
-        spec = InputSpec(f"teacher_{name}", fact.dtype, fact.dims)
+        spec = InputSpec(f"{TAUGHT}{name}", fact.dtype, fact.dims)
         return self.ctx.rewriter.add_input(spec)
 
     def _labels(self, specs: dict[str, InputSpec]) -> dict[str, fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import fx
@@ -10,7 +10,7 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.distill.heads import logits_outputs, match_heads, outputs
-from sparsefx.signature import InputSpec
+from sparsefx.signature import TAUGHT, InputSpec
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STATES", "Given", "state_nodes", "taught_outputs"]
 
-STATES = "teacher_hidden_"
+STATES: Final = f"{TAUGHT}hidden_"
 
 
 def state_nodes(teacher: Program) -> dict[str, fx.Node]:
@@ -64,7 +64,7 @@ def taught_outputs(student: Program, teacher: Program, only: tuple[str, ...]) ->
     """Return the node of ``teacher`` for each input of ``student`` that holds what it computes."""
     wanted = student.signature.input_names
     found = {name: node for name, node in state_nodes(teacher).items() if name in wanted}
-    heads = {f"teacher_{name}": name for name in logits_outputs(student, only)}
+    heads = {f"{TAUGHT}{name}": name for name in logits_outputs(student, only)}
     if heads.keys() & set(wanted):
         matched, theirs = match_heads(student, teacher, only), outputs(teacher)
         found |= {given: theirs[matched[name]] for given, name in heads.items()}

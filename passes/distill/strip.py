@@ -10,6 +10,7 @@ from sparsefx.passes.distill.distill import Distill
 from sparsefx.passes.distill.heads import label_inputs, logits_outputs
 from sparsefx.passes.distill.states import STATES
 from sparsefx.properties import Property
+from sparsefx.signature import TAUGHT
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -52,21 +53,31 @@ class StripDistillation(Pass):
         ends = {rw.outputs()[name] for name in losses}
         for name in losses:
             rw.drop_output(name)
+        read = _read_inputs(program)
         erased = rw.erase_unused(ends)
-        for name in _added_inputs(program):
+        lost = read - _read_inputs(program)
+        for name in (*_added_inputs(program), *(n for n in lost if n.startswith(STATES))):
             rw.remove_input(name)
         program.active = tuple(i for i in program.active if not isinstance(i, Distill))
         note = f"removed {len(losses)} loss outputs and {erased} nodes"
         return PassReport(len(losses), notes=(note,))
 
 
+def _read_inputs(program: Program) -> set[str]:
+    """Return the inputs that something reads."""
+    placeholders = program.graph.find_nodes(op="placeholder")
+    return {str(node.target) for node in placeholders if node.users}
+
+
 def _added_inputs(program: Program) -> list[str]:
-    """Return the inputs that ``distill`` added, which its options tell."""
+    """Return the inputs that ``distill`` added, which its options tell; hidden states apart.
+
+    Which layers' states it took hangs on the teacher: those are the ones that its loss alone read.
+    """
     (item,) = (each for each in program.active if isinstance(each, Distill))
     names = list(item.teacher_inputs)
     if item.labels:
         names += [spec.name for spec in label_inputs(program, item.outputs).values()]
     if item.cached and item.logits:
-        names += [f"teacher_{name}" for name in logits_outputs(program, item.outputs)]
-    names += [name for name in program.signature.input_names if name.startswith(STATES)]
+        names += [f"{TAUGHT}{name}" for name in logits_outputs(program, item.outputs)]
     return names

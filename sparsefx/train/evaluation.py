@@ -16,12 +16,12 @@ from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Training
+from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.metrics import Score, mean_loss
 from sparsefx.train.tasks import Examples, Task
 
 __all__ = [
-    "TAUGHT",
     "SessionData",
     "TokenData",
     "inputs_for",
@@ -31,8 +31,6 @@ __all__ = [
     "predict_by",
 ]
 
-TAUGHT = "teacher_"
-"""What inputs begin with that hold what a teacher computes."""
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, fx
 from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.program import Program
+from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, TokenValues, evaluation_batches
-from sparsefx.train.evaluation import TAUGHT, inputs_for
+from sparsefx.train.evaluation import inputs_for
 
 __all__ = ["takes_taught", "with_teacher"]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, PipelineError
+from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.passes.distill.fit import check_all
+from sparsefx.signature import InputSpec
 from sparsefx.testing import small_program
 from tests.passes.distill.students import ALL, batch, distilled, look, model, program_of
 from tests.programs import captured, shared
@@ -169,6 +172,33 @@ def test_cached_states() -> None:
         torch.testing.assert_close(found[name], expected[name])
     stripped = Pipeline.parse("strip-distillation").run(program)
     assert stripped.fingerprint() == program_of().fingerprint()
+
+
+@dataclass(frozen=True)
+class TakesStates(Pass):
+    """Adds two inputs that are named as those of distill; an output reads one of them."""
+
+    name: ClassVar[str] = "takes-states"
+    changes_signature: ClassVar[bool] = True
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        """Add them."""
+        read, _ = (
+            ctx.rewriter.add_input(InputSpec(f"teacher_hidden_{place}", torch.float32, (3, 8)))
+            for place in (7, 8)
+        )
+        with ctx.rewriter.before(program.graph.output_node()):
+            twice = ctx.rewriter.call(torch.ops.aten.mul.Tensor, read, 2.0)
+        ctx.rewriter.set_output("twice", twice)
+        return PassReport(1)
+
+
+def test_an_input_of_that_name_which_something_else_reads_stays() -> None:
+    student = Pipeline((TakesStates(),)).run(program_of())
+    program = distilled("distill{logits=0,hidden=1,cached=True}", student)
+    assert "teacher_hidden_2" in program.signature.input_names
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.fingerprint() == student.fingerprint()
 
 
 # -- errors --------------------------------------------------------------------------------------
