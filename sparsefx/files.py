@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sparsefx.errors import ArtifactError
 
@@ -18,6 +18,7 @@ __all__ = [
     "check_hash",
     "file_hash",
     "read_json",
+    "take_blocks",
     "take_place",
     "whole_file",
     "write_json",
@@ -94,6 +95,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def take_blocks(file: BinaryIO, size: int) -> None:
+    """Make a new, open file `size` bytes long and take its place on the disk, on every system.
+
+    Raises:
+        OSError: The disk has no room. It may be raised only when the file is closed.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    block = bytes(1 << 20)
+    for left in range(size, 0, -len(block)):
+        file.write(block[:left])
 
 
 def write_json(path: Path, value: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsefx import Pipeline, Program, errors
-from sparsefx.files import read_json, whole_file, write_json
+from sparsefx.files import read_json, take_blocks, whole_file, write_json
 from sparsefx.testing import assert_equal_outputs, small_program
 
 
@@ -101,3 +101,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         beside.write_text("{" + "}" * (1 // beside.write_text("")))
     assert read_json(path, "") == {"a": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.parametrize("size", [1, 2**20, 2**20 + 2])
+def test_blocks_are_taken_on_systems_without_a_call_for_it(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "states"
+    with path.open("wb") as file:
+        take_blocks(file, size)
+    assert path.stat().st_size == size
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    with path.open("wb") as file:
+        take_blocks(file, size)
+    assert path.stat().st_size == size
+    full = Path("/dev/full")
+    if full.exists():
+        with pytest.raises(OSError, match="No space left"), full.open("wb") as file:
+            take_blocks(file, size)

@@ -7,7 +7,6 @@ each token, layer and feature: 1.6 GB for 12,000 texts of 25 tokens, 6 layers an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, fx
 
 from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
+from sparsefx.files import take_blocks
 from sparsefx.program import Program
 from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, TokenValues, evaluation_batches
@@ -129,7 +129,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 2 * shape[0] * shape[1])
+            take_blocks(file, 2 * shape[0] * shape[1])
         return np.memmap(path, np.float16, "r+", shape=shape)
     except OSError as error:
         raise TrainingError(
