@@ -51,7 +51,8 @@ def command(
         raise DataError("expected a file that ends in .jsonl", who="augment", where=str(out))
     settings = Augmentation(copies, probability, candidates, seed)
     names = text_columns(text)
-    table, examples = read_table(data), load_texts(data, names)
+    table = read_table(data)
+    examples = load_texts(table, names)
     augmenter = Augmenter(
         load_tokenizer(tokenizer or tokenizer_of(model)),
         open_program(model),

@@ -102,9 +102,10 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
-    layout = _layout(asked.task or _without_header(asked.data))
-    header = layout.header if layout and _lacks_header(asked.data, layout) else None
-    table = read_table(asked.data, header)
+    table = read_table(asked.data)
+    layout = _layout(asked.task or _without_header(table))
+    if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
+        table = table.with_header(layout.header)
     if asked.text is not None:
         text = text_columns(asked.text)
     else:
@@ -120,13 +121,12 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     if metric is None and made is not None and made.metric != "loss":
         metric = made.metric
     return load_task(
-        {"test": asked.data},
+        {"test": table},
         text=text,
         label=label,
         kind=kind,
         classes=None if kind == "regression" else classes,
         metric=metric,  # type: ignore[arg-type]  # evaluate names unknown ones
-        header=header,
     )
 
 
@@ -140,23 +140,19 @@ def _layout(task: str | None) -> GlueLayout | None:
     return GLUE[task]
 
 
-def _without_header(data: str) -> str | None:
+def _without_header(table: Table) -> str | None:
     """Return CoLA for a file that looks like its own: no header, but source, 0 or 1, and mark."""
-    from sparsefx.train.tables import read_table
-
-    if Path(data).suffix != ".tsv":
+    if Path(table.origin).suffix != ".tsv":
         return None
-    first = list(read_table(data).columns)
+    first = list(table.columns)
     return "CoLA" if len(first) == 4 and first[1] in ("0", "1") and first[2] in ("", "*") else None
 
 
-def _lacks_header(data: str, layout: GlueLayout) -> bool:
+def _lacks_header(table: Table, header: tuple[str, ...]) -> bool:
     """Return whether a file has no header where the task's own files have none."""
-    if layout.header is None or Path(data).suffix not in (".tsv", ".csv"):
+    if Path(table.origin).suffix not in (".tsv", ".csv"):
         return False
-    from sparsefx.train.tables import read_table
-
-    return not set(layout.header) & set(read_table(data, None).columns)
+    return not set(header) & set(table.columns)
 
 
 def _classes(

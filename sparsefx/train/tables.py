@@ -57,6 +57,22 @@ class Table:
             return ""
         return f"its columns are separated by {found!r}: .csv takes ',' and .tsv takes tabs"
 
+    def with_header(self, names: Sequence[str]) -> Table:
+        """Return the table of a file without a header, whose first row was read as one.
+
+        Raises:
+            DataError: The rows have another number of fields than there are names.
+        """
+        if len(names) != len(self.columns):
+            raise DataError(
+                f"the row has {len(self.columns)} fields, the header {len(names)}",
+                who=_READER,
+                where=f"{self.origin}, line 1",
+            )
+        pairs = zip(names, self.columns.items(), strict=True)
+        columns = {name: [first, *cells] for name, (first, cells) in pairs}
+        return Table(self.origin, columns, [1, *self.lines])
+
     def where(self, row: int) -> str:
         """Return 'file, line N' of a row, for messages."""
         return f"{self.origin}, line {self.lines[row]}"

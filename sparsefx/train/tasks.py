@@ -26,7 +26,7 @@ __all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
-Source = str | Path | Mapping[str, str | Path]
+Source = str | Path | Table | Mapping[str, str | Path | Table]
 _TEST_TEXTS = 2000
 
 
@@ -134,10 +134,11 @@ def load_task(
     """Load a task from data files or from a Hugging Face dataset.
 
     Args:
-        source: One file; a mapping from split names to files; or the name of a Hugging Face
-            dataset, with its configuration after a colon (``"glue:mrpc"``). When there is no
-            'test' split, 'validation' or 'dev' serves; when there is none either, a stratified
-            ``test_share`` of 'train' is held back, and no held-back text stays in 'train'.
+        source: One file, or a table that was read; a mapping from split names to these; or the
+            name of a Hugging Face dataset, with its configuration after a colon
+            (``"glue:mrpc"``). When there is no 'test' split, 'validation' or 'dev' serves; when
+            there is none either, a stratified ``test_share`` of 'train' is held back, and no
+            held-back text stays in 'train'.
         text: The text column, or the two columns of a sentence pair.
         label: The label column: class names, class indices from 0, or real numbers.
         kind: Classification or regression; by default regression when a label has a fraction.
@@ -145,7 +146,7 @@ def load_task(
             the sorted names found in the training split.
         metric: By default accuracy, or for regression Pearson's and Spearman's mean.
         name: For reports; by default taken from ``source``.
-        header: Column names of a csv or tsv file without a header line.
+        header: Column names of a csv or tsv file without a header line; not for tables.
         test_share: Share of the only split that is held back.
         seed: Seed of the hold-back.
 
@@ -180,9 +181,9 @@ def load_task(
 
 
 def load_texts(
-    source: str | Path | Sequence[str | Path], text: str | tuple[str, str] = "text"
+    source: str | Path | Table | Sequence[str | Path], text: str | tuple[str, str] = "text"
 ) -> Examples:
-    """Load texts without labels from data files of any kind, one after the other.
+    """Load texts without labels from data files of any kind, one after the other, or of a table.
 
     Columns but ``text`` are ignored.
 
@@ -192,7 +193,7 @@ def load_texts(
     texts: list[str] = []
     pairs: list[str] = []
     origins: list[str] = []
-    for each in (source,) if isinstance(source, (str, Path)) else source:
+    for each in (source,) if isinstance(source, str | Path | Table) else source:
         tables, _ = _tables(each, None)
         table = tables.get("train") or next(iter(tables.values()))
         first, second = _sentences(table, text)
@@ -306,7 +307,7 @@ def _without_hidden(tables: dict[str, Table], label: str) -> dict[str, Table]:
 def _name(source: Source) -> str:
     if isinstance(source, Mapping):
         source = next(iter(source.values()))
-    text = str(source)
+    text = source.origin if isinstance(source, Table) else str(source)
     return Path(text).stem if Path(text).suffix in FORMATS else text
 
 
@@ -317,11 +318,17 @@ def _tables(
     if isinstance(source, Mapping):
         if not source:
             raise DataError("no data file is named", who=_WHO)
-        return {split: read_table(path, header) for split, path in source.items()}, ()
+        return {split: _table(each, header) for split, each in source.items()}, ()
+    if isinstance(source, Table):
+        return {"train": source}, ()
     looks_like_file = isinstance(source, Path) or Path(source).suffix or Path(source).exists()
     if looks_like_file:
         return {"train": read_table(source, header)}, ()
     return _hub_tables(str(source))
+
+
+def _table(source: str | Path | Table, header: Sequence[str] | None) -> Table:
+    return source if isinstance(source, Table) else read_table(source, header)
 
 
 def _hub_tables(source: str) -> tuple[dict[str, Table], tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from sparsefx.cli import main
 from sparsefx.program import Program
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import predict
+from sparsefx.train.tables import FORMATS, Table
 from sparsefx.train.tasks import Examples
 from tests.train import tiny_run
 
@@ -82,6 +83,21 @@ def test_a_task_brings_columns_and_metric(place: Path, scored: Scored) -> None:
     assert list(found) == ["matthews", "accuracy"]
     assert found["accuracy"] == 0.75
     assert scored(place / "model", "--data", data) == found  # told by its missing header
+
+
+def test_a_file_is_read_once(place: Path, scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def count(path: Path, header: Sequence[str] | None) -> Table:
+        read.append(path)
+        return reader(path, header)
+
+    reader = FORMATS[".tsv"]
+    monkeypatch.setitem(FORMATS, ".tsv", count)
+    rows = [f"x\t{n}\t\t{text}" for text, n in zip(TEXTS, labels(place), strict=True)]
+    data = write(place, "dev.tsv", rows)
+    scored(place / "model", "--data", data)
+    assert read == [data]
 
 
 def test_pairs_and_the_score_of_mrpc(place: Path, scored: Scored) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparsefx.errors import DataError
-from sparsefx.train.tables import read_table
+from sparsefx.train.tables import Table, read_table
 
 
 def _write(folder: Path, name: str, data: bytes) -> Path:
@@ -31,6 +31,15 @@ def test_tsv_without_header(tmp_path: Path) -> None:
     table = read_table(path, header=("source", "label", "mark", "sentence"))
     assert table.column("sentence") == ["Our friends"]
     assert list(table.lines) == [1]
+
+
+def test_a_first_row_that_was_taken_for_a_header_is_given_back(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.tsv", b"gj04\t1\t\tOur friends\ngj05\t0\t*\tMine\n")
+    names = ("source", "label", "mark", "sentence")
+    table = read_table(path).with_header(names)
+    assert table == Table(str(path), read_table(path, names).columns, [1, 2])
+    with pytest.raises(DataError, match="line 1: the row has 4 fields, the header 3"):
+        read_table(path).with_header(names[:3])
 
 
 def test_jsonl_and_txt(tmp_path: Path) -> None:
