@@ -13,16 +13,21 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu import layers
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.isa import IsaName
+from sparsefx.backends.cpu.isa import IsaName, obstacle
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
 from sparsefx.passes.quantize.calibrate import calibrate
+from sparsefx.registry import parse_target
 from tests.backends.cpu_cases import ARM_MODELS, RUNNABLE, padded_batch, quantized, sparse_
 from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
 
 SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
+SHORT = pytest.param(
+    "precision=bf16",
+    marks=pytest.mark.skipif(bool(obstacle("avx512_bf16")), reason="no AVX512_BF16 here"),
+)
 WHOLE = (
     *("bert-cls", "bert-mlm", "bert-tok", "bert-qa", "distilbert", "roberta", "electra", "albert"),
     "handwritten",
@@ -199,6 +204,21 @@ def test_int8_agrees_where_parts_run_in_pytorch_too(architecture: str) -> None:
     batch = padded_batch(program, 3, 21)
     largest = max(float(value.detach().abs().max()) for value in program(**batch).values())
     assert difference(program, compiled, batch) < 0.02 * largest
+
+
+@pytest.mark.parametrize("options", ["threads=2", "format=dense_f32", "isa=avx2", SHORT])
+@pytest.mark.parametrize("kept", ["query", "key", "value"])
+def test_linears_on_one_input_may_be_of_two_types(kept: str, options: str) -> None:
+    """Query, key and value are computed as one where they are alike; here one is float."""
+    program = int8(options=f"{{exclude='{kept}'}}")
+    compiled = parse_target(f"cpu{{attention=fp32,{options}}}").lower(program)
+    assert isinstance(compiled, CpuCompiled)
+    batch = padded_batch(program, 3, 21)
+    expected = program(**batch)["logits"].detach()
+    found = compiled(**batch)["logits"]
+    assert float((found - expected).abs().max()) < 0.02 * float(expected.abs().max())
+    kinds = [costs.layer.integer for costs in compiled.explain(1, 8).layers]
+    assert kinds.count(False) == 2
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)

@@ -1,0 +1,27 @@
+"""The GLUE benchmark keeps every evaluation of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.glue import curve
+
+
+def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
+    lines = [
+        {"stage": "dense", "step": 0, "value": 0.3},  # before any step: there is no loss
+        {"stage": "dense", "step": 1, "loss": 2.0},
+        {"stage": "dense", "step": 2, "loss": 1.0},
+        {"stage": "dense", "step": 2, "value": 0.6, "count": 40},
+        {"stage": "sparse", "step": 1, "loss": 4.0},
+        {"stage": "sparse", "step": 1, "value": 0.5},
+        {"stage": "sparse", "step": 2, "loss": 9.0},  # cut off before its evaluation
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert curve(tmp_path) == [
+        {"stage": "dense", "step": 0, "value": 0.3, "loss": None},
+        {"stage": "dense", "step": 2, "value": 0.6, "loss": 1.5},
+        {"stage": "sparse", "step": 1, "value": 0.5, "loss": 4.0},
+    ]
