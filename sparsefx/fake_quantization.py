@@ -121,16 +121,7 @@ def observe(
 
 
 @observe.register_fake
-def _(
-    x: Tensor,
-    minimum: Tensor,
-    maximum: Tensor,
-    step: Tensor,
-    average: float,
-    begin: int,
-    end: int | None,
-    training: bool,
-) -> None:
+def _(*given: object) -> None:
     return None
 
 

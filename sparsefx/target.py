@@ -97,6 +97,12 @@ class Target(ABC):
         value = getattr(self, option)
         return TargetError(f"{option}={value!r}: {why}", who=self.name, where=option, hint=hint)
 
+    def check_at_least_one(self, *options: str) -> None:
+        """Raise the error for the first of some options that is less than 1."""
+        for option in options:
+            if getattr(self, option) < 1:
+                raise self.refuse(option, "expected at least 1")
+
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""
         from sparsefx.pipeline import Pipeline

@@ -55,9 +55,7 @@ class Accelerator(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("batch", "sequence"):
-            if getattr(self, option) < 1:
-                raise self.refuse(option, "expected at least 1")
+        self.check_at_least_one("batch", "sequence")
 
     @property
     def architecture(self) -> Architecture:

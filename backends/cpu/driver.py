@@ -113,6 +113,20 @@ _MACHINES = {
     "aarch64": _Machine(_ARM, 1 << 24, 98, 124),  # FPCR: FZ
 }
 
+_REST = """
+rest:
+  call void @relax()
+  %count.next = add i64 %count, 1
+  %long = icmp ugt i64 %count.next, {spins}
+  br i1 %long, label %yield, label %again
+yield:
+  %yielded = call i64 (i64, ...) @syscall(i64 {sys_yield})
+  br label %again
+again:
+  br label %spin
+"""
+"""IR of what a loop `spin` does at `rest`: wait a moment, after many rounds let others run."""
+
 _TEXT = """
 {machine}
 declare i64 @syscall(i64, ...)
@@ -226,16 +240,7 @@ spin:
   %seen = load atomic i64, ptr %word acquire, align 8
   %enough = icmp sge i64 %seen, %least
   br i1 %enough, label %out, label %rest
-rest:
-  call void @relax()
-  %count.next = add i64 %count, 1
-  %long = icmp ugt i64 %count.next, {spins}
-  br i1 %long, label %yield, label %again
-yield:
-  %ignored = call i64 (i64, ...) @syscall(i64 {sys_yield})
-  br label %again
-again:
-  br label %spin
+{rest}
 out:
   ret void
 }}
@@ -265,16 +270,7 @@ spin:
   %inside = load atomic i64, ptr %gate.at acquire, align 8
   %empty = icmp eq i64 %inside, {closed}
   br i1 %empty, label %out, label %rest
-rest:
-  call void @relax()
-  %count.next = add i64 %count, 1
-  %long = icmp ugt i64 %count.next, {spins}
-  br i1 %long, label %yield, label %again
-yield:
-  %ignored.2 = call i64 (i64, ...) @syscall(i64 {sys_yield})
-  br label %again
-again:
-  br label %spin
+{rest}
 out:
   ret void
 }}
@@ -351,12 +347,12 @@ def driver_text(isa: Isa) -> str:
         **CONTEXT_WORDS,
         closed=CLOSED,
         fill=_fill(),
+        rest=_REST.strip().format(spins=_SPINS, sys_yield=machine.sched_yield),
         memory_count=len(MEMORIES),
         spins=_SPINS,
         machine=machine.text,
         flush=machine.flush,
         sys_futex=machine.futex,
-        sys_yield=machine.sched_yield,
         wait=_FUTEX_WAIT,
         wake=_FUTEX_WAKE,
     )

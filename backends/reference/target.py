@@ -58,9 +58,7 @@ class Reference(Target):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("batch", "sequence"):
-            if getattr(self, option) < 1:
-                raise self.refuse(option, "expected at least 1")
+        self.check_at_least_one("batch", "sequence")
 
     def pipeline(self) -> Pipeline:
         """Look up integers in int8 tables, so that no call dequantizes whole tables."""

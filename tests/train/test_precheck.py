@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sparsefx.errors import (
 from sparsefx.frontend import capture
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.events import Event, StepDone
+from sparsefx.train.events import Event
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import Examples, Task
@@ -169,14 +168,10 @@ def test_cached_teachers_are_run_once_before_the_stage(terms: str, tmp_path: Pat
 
 
 def test_cached_states_are_the_same_when_a_run_goes_on(tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if isinstance(event, StepDone) and event.stage == "student" and event.step == 2:
-            signal.raise_signal(signal.SIGINT)
-
     recipe = two_stages("distill{hidden=1,cached=True}")
     whole = run(recipe, tmp_path / "whole")
     with pytest.raises(TrainingInterruptedError):
-        run(recipe, tmp_path / "again", listeners=[stop])
+        run(recipe, tmp_path / "again", listeners=[tiny_run.interrupt_at(2, "student")])
     assert list(tmp_path.glob("again/stages/*/taught/train-0/teacher_hidden_2"))
     again = run(recipe, tmp_path / "again")
     assert again.program.fingerprint() == whole.program.fingerprint()

@@ -18,6 +18,7 @@ from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Event, StageStarted, StepDone
 from sparsefx.train.processes import Processes
 from sparsefx.train.session import Session
+from tests.train import tiny_run
 from tests.train.two_processes import (
     RECIPE,
     Listener,
@@ -55,13 +56,8 @@ def test_parts_follow_the_whole_batch(alone: Path, tmp_path: Path) -> None:
     assert_stage_close(tmp_path, alone)
 
 
-def interrupt(event: Event) -> None:
-    if isinstance(event, StepDone) and event.step == 4:
-        signal.raise_signal(signal.SIGINT)
-
-
 def interrupted(folder: Path) -> Session:
-    return session(folder, RECIPE, listeners=[interrupt])
+    return session(folder, RECIPE, listeners=[tiny_run.interrupt_at(4)])
 
 
 def continued(folder: Path) -> Session:
@@ -338,7 +334,7 @@ def gone_on_otherwise(folder: Path) -> Session:
 
 def test_another_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="interrupted"):
-        session(tmp_path / "run", MASKED, listeners=[interrupt]).run()
+        session(tmp_path / "run", MASKED, listeners=[tiny_run.interrupt_at(4)]).run()
     assert run_two(tmp_path / "run", gone_on_otherwise) == [2, 2]
     for message in errors(tmp_path / "run"):
         assert "stage one at step 4 of 9: process 1 of 2 has another classifier.bias" in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from sparsefx.errors import TrainingInterruptedError
 from sparsefx.pipeline import Pipeline
 from sparsefx.testing import small_encoder
 from sparsefx.train.counts import Counts
-from sparsefx.train.events import Event, StepDone
 from sparsefx.train.session import Session
+from tests.train import tiny_run
 from tests.train.two_processes import (
     accumulated,
     assert_stage_close,
@@ -74,17 +73,12 @@ stages:
 """
 
 
-def stop_after_three(event: Event) -> None:
-    if isinstance(event, StepDone) and event.step == 3:
-        signal.raise_signal(signal.SIGINT)
-
-
 def dropping(folder: Path) -> Session:
     return session(folder, DROPOUT)
 
 
 def dropping_stopped(folder: Path) -> Session:
-    return session(folder, DROPOUT, listeners=[stop_after_three])
+    return session(folder, DROPOUT, listeners=[tiny_run.interrupt_at(3)])
 
 
 def assert_equal_runs(folder: Path, other: Path) -> None:
@@ -105,7 +99,7 @@ def test_parts_with_dropout_go_on_bit_for_bit(tmp_path: Path) -> None:
     recipe = accumulated(3, DROPOUT)
     session(tmp_path / "whole", recipe).run()
     with pytest.raises(TrainingInterruptedError):
-        session(tmp_path / "cut", recipe, listeners=[stop_after_three]).run()
+        session(tmp_path / "cut", recipe, listeners=[tiny_run.interrupt_at(3)]).run()
     session(tmp_path / "cut", recipe).run()
     assert_equal_runs(tmp_path / "cut", tmp_path / "whole")
     session(tmp_path / "off", recipe.replace("magnitude", "set-dropout,magnitude")).run()

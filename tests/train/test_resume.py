@@ -20,7 +20,7 @@ from sparsefx.errors import ArtifactError, TrainingInterruptedError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
-from sparsefx.train.events import Event, RunStarted, StageStarted, StepDone
+from sparsefx.train.events import Event, RunStarted, StageStarted
 from sparsefx.train.runfolder import StopRequest
 from sparsefx.train.session import Session
 from tests.train import tiny_run
@@ -144,10 +144,7 @@ def test_the_second_signal_does_what_it_always_does(number: signal.Signals) -> N
 
 
 def test_interrupted_run_goes_on(tmp_path: Path, whole: Path) -> None:
-    def interrupt(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == 4 and event.stage == "two":
-            signal.raise_signal(signal.SIGINT)
-
+    interrupt = tiny_run.interrupt_at(4, "two")
     with pytest.raises(TrainingInterruptedError) as caught:
         session(tmp_path / "run", listeners=[interrupt], checkpoint_seconds=1e9).run()
     assert caught.value.where == "step 4 of 6"
@@ -163,13 +160,8 @@ def test_interrupted_run_goes_on(tmp_path: Path, whole: Path) -> None:
 
 def interrupted(folder: Path, at: int) -> Path:
     """Stop in stage one; return the folder of its checkpoints."""
-
-    def interrupt(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == at:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(TrainingInterruptedError):
-        session(folder, listeners=[interrupt]).run()
+        session(folder, listeners=[tiny_run.interrupt_at(at)]).run()
     return folder / "stages" / "1-one" / "checkpoints"
 
 

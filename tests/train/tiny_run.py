@@ -6,7 +6,9 @@ Run as a program, it trains in the folder it is given; the tests kill it.
 from __future__ import annotations
 
 import functools
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import SessionData
+from sparsefx.train.events import Event, StepDone
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import Examples, Task
 
@@ -117,6 +120,16 @@ def example_inputs(given: SessionData) -> dict[str, Tensor]:
     batch = encode(given.tokenizer, given.task.split("test"), 16).collate([0, 1])
     del batch["labels"]
     return batch
+
+
+def interrupt_at(step: int, stage: str = "") -> Callable[[Event], None]:
+    """A listener that sends the process SIGINT after a step, of one stage or of any."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == step and stage in ("", event.stage):
+            signal.raise_signal(signal.SIGINT)
+
+    return listen
 
 
 def main() -> None:

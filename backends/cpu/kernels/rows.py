@@ -40,8 +40,8 @@ __all__ = [
     "FIELDS",
     "TOKENS",
     "Part",
-    "each_row",
     "emit",
+    "emit_short",
     "scratch_bytes",
     "symbol",
 ]
@@ -109,11 +109,18 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     # Bytes in pack order are written a whole row at a time.
     whole = epilogue.octets and isa.has_pack_order
     together = panel.vectors if whole else max(1, min(panel.vectors, TOKENS // panel.lanes))
-    each_row(frame, epilogue, _products, together=together)
+    _each_row(frame, epilogue, _products, together=together)
     return frame.f
 
 
-def each_row(
+def emit_short(name: str, isa: Isa, width: int, epilogue: Epilogue, products: Products) -> Function:
+    """A kernel on activations of 16 bits, which takes all vectors of a panel together."""
+    frame = open_frame(name, Panel(isa, width), FIELDS)
+    _each_row(frame, epilogue, products, together=frame.panel.vectors, item=2)
+    return frame.f
+
+
+def _each_row(
     frame: Frame, epilogue: Epilogue, products: Products, *, together: int, item: int = 4
 ) -> None:
     """Loop over this part's panels, blocks and rows.

@@ -11,11 +11,9 @@ Weights: as in `rows`, `weights` fp16[n].
 from __future__ import annotations
 
 from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, each_row, scratch_bytes
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_short, scratch_bytes
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 
@@ -27,9 +25,7 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for an instruction set with fp16, panel width and epilogue."""
-    frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    each_row(frame, epilogue, _products, together=frame.panel.vectors, item=2)
-    return frame.f
+    return emit_short(symbol(isa, width, epilogue), isa, width, epilogue, _products)
 
 
 def _products(part: Part, begin: Value, end: Value) -> list[Value]:
