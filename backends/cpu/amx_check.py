@@ -19,6 +19,7 @@ from sparsefx.backends.cpu.amx_host import DIFFERS, PASSED, ask_permission
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.isa import ISAS, Isa
+from sparsefx.backends.cpu.kernels.distances import EDGE, FAR
 from sparsefx.backends.cpu.panel import WIDTHS, interleaved_rows, paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.pool import Pool
@@ -30,6 +31,7 @@ __all__ = [
     "FORMATS",
     "attention",
     "check",
+    "distance_words",
     "embed",
     "kernel_texts",
     "linear_input",
@@ -41,6 +43,7 @@ __all__ = [
 
 FORMATS: tuple[Format, ...] = ("dense_amx", "masked_amx")
 SHORT_FORMAT: Format = "dense_amx_bf16"
+_TILED = "attention_amx"
 _TOKENS = (1, 20, 130)
 """One panel of 16, one of 32, three of 64."""
 _SHAPES = ((3, 5, 1.0), (33, 64, 0.5), (70, 200, 0.1), (40, 130, 0.0), (33, 768, 0.1))
@@ -57,7 +60,7 @@ def kernel_texts(isa: Isa) -> list[str]:
     kernels = [catalog.linear(format, Epilogue(integer=True)) for format in FORMATS]
     if isa.short:
         kernels += [catalog.linear(SHORT_FORMAT, Epilogue()), catalog.other("pair")]
-    kernels.append(catalog.other("attention_amx"))
+    kernels += [catalog.other(_TILED), catalog.attention_by_distance(_TILED)]
     return [kernel.code(isa, width)[1] for kernel in kernels for width in WIDTHS]
 
 
@@ -76,10 +79,11 @@ def check(isa: Isa) -> str:
                 return f"{format} [{rows}, {columns}] is wrong for {tokens} tokens"
     if wrong := _wrong_short(engine, pools):
         return wrong
-    for heads, size, lengths in _HEADS:
-        expected = attention("attention_i8", heads, size, lengths, engine, pools[0])
+    for (heads, size, lengths), by_distance in product(_HEADS, (False, True)):
+        shape = (heads, size, lengths)
+        expected = attention("attention_i8", *shape, engine, pools[0], by_distance=by_distance)
         for pool in pools:
-            found = attention("attention_amx", heads, size, lengths, engine, pool)
+            found = attention(_TILED, *shape, engine, pool, by_distance=by_distance)
             if not np.array_equal(found, expected):
                 return f"attention with heads of {size} channels differs for {lengths} tokens"
     return ""
@@ -114,9 +118,26 @@ def pair(source: Buffer, target: Buffer) -> Step:
 
 
 def attention(
-    kind: str, heads: int, size: int, lengths: Sequence[int], engine: Engine, pool: Pool
+    kind: str,
+    heads: int,
+    size: int,
+    lengths: Sequence[int],
+    engine: Engine,
+    pool: Pool,
+    *,
+    by_distance: bool = False,
 ) -> NDArray[np.float32]:
-    """Attention of random codes and values, fp32 [sequences, longest, channels]."""
+    """Attention of random codes and values, fp32 [sequences, longest, channels].
+
+    Args:
+        kind: Which kernel.
+        heads: Its heads.
+        size: Channels of one.
+        lengths: Of the sequences.
+        engine: Compiles it.
+        pool: Runs it.
+        by_distance: Whether random biases by distance are added.
+    """
     rng = np.random.default_rng(size)
     channels = heads * size
     mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
@@ -131,8 +152,27 @@ def attention(
         words |= {name: source if name == "v" else codes, f"{name}_rows": channels}
     target = Buffer("y", channels, 4)
     words |= {"output": target, "output_rows": channels}
-    steps.append(Step(catalog.other(kind), words, "y"))
+    kernel = catalog.other(kind)
+    if by_distance:
+        kernel = catalog.attention_by_distance(kind)
+        words |= distance_words(rng.normal(0, 3, (heads, 101)).astype(np.float32))
+    steps.append(Step(kernel, words, "y"))
     return run_steps(steps, [target], mask, engine, pool)["y"]
+
+
+def distance_words(
+    biases: NDArray[np.float32], before: int = FAR, after: int = FAR
+) -> dict[str, Word]:
+    """Words for biases [heads, 2 n + 1] by query - key from -n on; further away as at the ends."""
+    values = np.pad(biases, ((0, 0), (EDGE, EDGE)), mode="edge")
+    return {
+        "distances": values,
+        "distance_step": values.strides[0],
+        "distance_zero": values.shape[1] // 2,
+        "distance_last": values.shape[1] - EDGE,
+        "before": before,
+        "after": after,
+    }
 
 
 def _linear(

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.graphs import shape_of
-from sparsefx.backends.cpu.host import HIDDEN
-from sparsefx.backends.cpu.plan import Buffer, Step
+from sparsefx.backends.cpu.graphs import rank, shape_of
+from sparsefx.backends.cpu.kernels.distances import EDGE
+from sparsefx.backends.cpu.masks import FILLED, NOTHING, DistanceTable
+from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.values import Heads, Kept, Mask, Rows, Scores
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
 
-__all__ = ["AttentionLowering"]
+__all__ = ["AttentionLowering", "by_distance"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
@@ -46,7 +49,7 @@ class AttentionLowering:
             return "its inputs are not [batch, heads, tokens, size]"
         scale = node.kwargs.get("scale") or 1 / math.sqrt(q.size)
         factor = float(scale) * q.factor * k.factor  # type: ignore[arg-type]  # a number
-        hidden = None if mask is None else Mask(mask)
+        hidden = () if mask is None else (Mask(mask, joined=rank(node) == 3),)
         return self._attend(node, Scores(q, k, factor, hidden), v)
 
     def product(self, node: fx.Node) -> str | None:
@@ -80,20 +83,22 @@ class AttentionLowering:
         return why or self.masked(node, node.args[0])
 
     def masked(self, node: fx.Node, mask: object, *, hides: bool = False) -> str | None:
-        """A mask on the scores that `node` reads, or, where it has some already, on its own."""
+        """A mask or bias on the scores that `node` reads, or, where it has some, on its own."""
         walk = self._walk
-        found = walk.value(node) or walk.value(node.args[0])
+        scores = next((n for n in (node, *node.args[:2]) if walk.value(n) is not None), None)
+        found = walk.value(scores)
         if not isinstance(found, Scores):
             return _OUTSIDE
-        if found.mask is not None or found.weights:
-            return "a second mask"
-        walk.values[node] = replace(found, mask=Mask(mask, hides))
+        if found.weights:
+            return "a mask after softmax"
+        added = Mask(mask, hides, joined=rank(node) == 3)
+        walk.values[node] = replace(found, masks=(*found.masks, added))
         return None
 
     def filled(self, node: fx.Node) -> str | None:
         """`masked_fill(scores, mask, -inf)`."""
         number = self._walk.number(node.args[2])
-        if number is None or number > HIDDEN:
+        if number is None or number > FILLED:
             return "fills in something else than what hides a key"
         return self.masked(node, node.args[1], hides=True)
 
@@ -102,11 +107,12 @@ class AttentionLowering:
         mask, kept, other = node.args[:3]
         number = self._walk.number(other)
         found = self._walk.value(kept)
-        if not isinstance(found, Scores) or found.mask is not None or found.weights:
+        if not isinstance(found, Scores) or found.weights:
             return _OUTSIDE
-        if number is None or number > HIDDEN:
+        if number is None or number > FILLED:
             return "fills in something else than what hides a key"
-        self._walk.values[node] = replace(found, mask=Mask(mask))
+        shown = Mask(mask, joined=rank(node) == 3)
+        self._walk.values[node] = replace(found, masks=(*found.masks, shown))
         return None
 
     def softmax(self, node: fx.Node) -> str | None:
@@ -128,9 +134,9 @@ class AttentionLowering:
         kept = walk.live.heads.get(node)
         if {h.rows.kept is not None for h in (q, k, v)} != {kept is not None}:
             return "its query, key or value lack heads"
-        why = walk.mask(scores.mask)
-        if why:
-            return why
+        meaning = walk.meaning(scores.masks)
+        if isinstance(meaning, str):
+            return meaning
         heads = q.heads if kept is None else len(kept.channels)
         target = Buffer(node.name, heads * q.size, 4)
         words: dict[str, Any] = {
@@ -153,13 +159,46 @@ class AttentionLowering:
             words["q_zero"] = q_code[1]
         elif any(h.rows.code is not None for h in (q, k, v)):
             return "its inputs are quantized in ways that no kernel knows"
-        walk.steps.append(Step(catalog.other(kind), words, node.name, facts))
+        step = Step(catalog.other(kind), words, node.name, facts)
+        if meaning.table is not None:
+            step = _with_table(step, meaning.table, None if kept is None else kept.channels)
+        if "longest" in step.words:
+            walk.indices.setdefault("positions", None)
+        walk.steps.append(step)
         if kept is not None:
             walk.dropped[node.name] = q.heads - heads
             channels = kept.channels[:, None] * q.size + np.arange(q.size)
             kept = Kept(channels.reshape(-1))
         walk.values[node] = Rows(target, kept=kept)
         return None
+
+
+def by_distance(steps: Sequence[Step]) -> list[Step]:
+    """Steps where every attention knows hidden keys, if one does.
+
+    A plan that asks for distances keeps padding between real tokens in its place.
+    """
+    if not any("distances" in step.words for step in steps):
+        return list(steps)
+    kernels = [catalog.other(kind) for kind in ("attention", "attention_i8", "attention_amx")]
+    return [_with_table(step, NOTHING) if step.kernel in kernels else step for step in steps]
+
+
+def _with_table(step: Step, table: DistanceTable, heads: NDArray[np.intp] | None = None) -> Step:
+    """An attention that adds a table, of all heads or of some."""
+    values = table.of(heads)
+    words: dict[str, Word] = {
+        **step.words,
+        "distances": values,
+        "distance_step": 0 if len(values) == 1 else values.strides[0],
+        "distance_zero": table.zero,
+        "distance_last": values.shape[1] - EDGE,
+        "before": table.before,
+        "after": table.after,
+    }
+    if table.longest is not None:
+        words["longest"] = table.longest
+    return replace(step, kernel=catalog.attention_by_distance(step.kernel.kind), words=words)
 
 
 def _int8_attention(walk: Walk) -> str:

@@ -159,6 +159,16 @@ class Layout:
             return None
         return order, factor.size, channels.size
 
+    def turned_heads(self) -> tuple[int, int] | None:
+        """(heads, size) of [batch, heads, sequence, size] in some order of the first three."""
+        (*outer, last) = (dim[0] if len(dim) == 1 else () for dim in self.dims)
+        if len(outer) != 3 or not isinstance(last, Channels) or last.step != 1:
+            return None
+        heads = [factor for factor in outer if isinstance(factor, Channels)]
+        if {BATCH, SEQUENCE} - set(outer) or len(heads) != 1 or heads[0].step != last.size:
+            return None
+        return heads[0].size, last.size
+
 
 def tokens_by_channels(channels: int) -> Layout:
     """[batch, sequence, channels]."""

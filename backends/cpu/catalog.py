@@ -28,6 +28,7 @@ from sparsefx.backends.cpu.kernels import (
     norm,
     peak,
     quads,
+    rotate,
     rows,
     rows_bf16,
     rows_fp16,
@@ -36,6 +37,7 @@ from sparsefx.backends.cpu.kernels import (
 
 __all__ = [
     "Kernel",
+    "attention_by_distance",
     "elementwise",
     "embedding",
     "linear",
@@ -153,6 +155,26 @@ def peak_kernel(unit: peak.Unit) -> Kernel:
     )
 
 
+_ATTENTIONS = {
+    "attention": attention,
+    "attention_i8": attention_i8,
+    "attention_amx": attention_amx,
+}
+
+
+@cache
+def attention_by_distance(kind: str) -> Kernel:
+    """One of the attention kernels with a bias, or a window, by distance."""
+    module = _ATTENTIONS[kind]
+    return Kernel(
+        ("attention_by_distance", kind),
+        f"{kind} by distance",
+        module.fields(by_distance=True),
+        lambda isa, width: module.emit(isa, width, by_distance=True),
+        _OTHERS[kind].scratch,
+    )
+
+
 _OTHERS = {
     kernel.kind: kernel
     for kernel in (
@@ -185,6 +207,7 @@ _OTHERS = {
         Kernel(("other", "pair"), "pair", blocks.INTERLEAVE_FIELDS, convert.emit_pair),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "copy"), "copy", convert.COPY_FIELDS, convert.emit_copy),
+        Kernel(("other", "rotate"), "rotate", rotate.FIELDS, rotate.emit),
         Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
         Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
     )
@@ -214,4 +237,6 @@ def named(spec: Sequence[Any]) -> Kernel:
         return elementwise(str(option))
     if family == "embedding":
         return embedding(int(option))
+    if family == "attention_by_distance":
+        return attention_by_distance(str(option))
     return other(str(option))

@@ -31,8 +31,9 @@ JOB_FIELDS = (
     "arena_1",  # one token per sequence (pooled)
     "tokens_1",
     "panels_1",
+    "hidden",  # for each token 0, or -1e30 for one that no other token sees: see kernels.distances
 )
-"""Words of a job. The last three pairs exist once per space: all tokens, one token per sequence."""
+"""Words of a job. Three exist once per space: all tokens, one token per sequence."""
 
 _SPACE_WORDS = 3
 
@@ -64,7 +65,7 @@ class Frame:
             slot = self.f.offset(slot, space * (8 * _SPACE_WORDS))
         elif space:
             slot = self.f.offset(slot, 8 * _SPACE_WORDS * space)
-        kind = "ptr" if name in ("scratch", "sequences", "tables") else "i64"
+        kind = "ptr" if name in ("scratch", "sequences", "tables", "hidden") else "i64"
         kind = "ptr" if name.startswith("arena") else kind
         return self.f.load(kind, slot)
 

@@ -1,13 +1,13 @@
 """The part of a graph that never touches activations: indices, masks, sizes, constants.
 
 These nodes depend on the inputs and on stored tensors alone. They are small, integer, and differ
-from model to model, so they run as they are; the plan takes over at the first embedding.
+from model to model, so they run as they are; the plan takes over at the first embedding of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -15,11 +15,11 @@ from torch import Tensor, fx
 from sparsefx.backends.cpu.graphs import rank, shape_of
 from sparsefx.program import Program
 
-__all__ = ["HIDDEN", "Host", "Padding"]
+__all__ = ["Host", "at_longest"]
+
+T = TypeVar("T")
 
 _EMBEDDING = torch.ops.aten.embedding.default
-HIDDEN = -1e4
-"""An additive mask, or a score that is filled in, at or below this hides a key."""
 
 
 class Host:
@@ -31,11 +31,21 @@ class Host:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self.nodes = _host_nodes(program.graph)
+        self.nodes: set[fx.Node] = set()
+        for node in program.graph.nodes:
+            inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
+            if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):
+                self.nodes.add(node)
+
+    def _looks_up_sizes(self, node: fx.Node) -> bool:
+        """Whether an embedding is none of tokens or positions, but of what only sizes decide."""
+        index = node.args[1]
+        assert isinstance(index, fx.Node)
+        return self.sizes_only(index) and not self.is_per_token(index)
 
     def constant(self, node: fx.Node) -> Tensor | None:
         """The value of a node that depends on no input, else None."""
-        if node not in self.nodes or self._placeholders(node):
+        if node not in self.nodes or self.placeholders([node]):
             return None
         value = self.evaluate([node], {})[node]
         return value if isinstance(value, Tensor) else None
@@ -76,7 +86,7 @@ class Host:
         """The value of a node that only sizes decide, for these sizes; else None."""
         if not self.sizes_only(node):
             return None
-        known = self._sample(self._placeholders(node), batch, length)
+        known = self.sample(self.placeholders([node]), batch, length)
         value = self.evaluate([node], known)[node]
         return value if isinstance(value, Tensor) else None
 
@@ -84,62 +94,18 @@ class Host:
         """The values of the placeholders."""
         return {n: batch[str(n.target)] for n in self._program.graph.find_nodes(op="placeholder")}
 
-    def padding(self, mask: fx.Node, *, hides: bool = False) -> Padding | None:
-        """What an attention mask means, if it hides whole keys according to one input.
-
-        Transformers builds masks in many ways, so the subgraph is not matched but tried: on random
-        0/1 inputs it must hide exactly the keys whose input is 0, for every query.
-
-        Args:
-            mask: Its node.
-            hides: Whether it is True where a key is hidden; else True or 0 where one is seen.
-        """
-        inputs = self._placeholders(mask)
-        masks = [n for n in inputs if not n.name.startswith("input_ids")]
-        for candidate in masks or inputs:
-            if self._hides_keys(mask, candidate, inputs, hides):
-                return Padding(str(candidate.target))
-        return Padding(None) if self._hides_nothing(mask, inputs, hides) else None
-
-    def _hides_keys(self, mask: fx.Node, by: fx.Node, inputs: set[fx.Node], hides: bool) -> bool:
-        generator = torch.Generator().manual_seed(0)
-        for number, (batch, length) in enumerate(self._trial_sizes()):
-            known = self._sample(inputs, batch, length)
-            chosen = torch.randint(0, 2, (batch, length), generator=generator)
-            if number < 2:  # nothing hidden; all but the first token hidden
-                chosen[:] = 1 - number
-            chosen[:, 0] = 1
-            known[by] = chosen.to(known[by].dtype)
-            visible = _visible(self.evaluate([mask], known)[mask], batch, length, hides)
-            if visible is None or not bool((visible == chosen.bool()[:, None, None, :]).all()):
-                return False
-        return True
-
-    def _hides_nothing(self, mask: fx.Node, inputs: set[fx.Node], hides: bool) -> bool:
-        batch, length = self._trial_sizes()[0]
-        known = self._sample(inputs, batch, length)
-        visible = _visible(self.evaluate([mask], known)[mask], batch, length, hides)
-        return visible is not None and bool(visible.all())
-
-    def _trial_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Sizes (batch, sequence) to try masks with; those of the Program where they are fixed."""
-        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
-        free = ((3, 7), (2, 12), (3, 7), (2, 12))
-        return tuple(
-            (dims[0] if isinstance(dims[0], int) else b, dims[1] if isinstance(dims[1], int) else s)
-            for b, s in free
-        )
-
-    def _sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
+    def sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
+        """Ones for some inputs, [batch, length] each."""
         return {
             n: torch.ones(batch, length, dtype=n.meta["val"].dtype)
             for n in self._program.graph.find_nodes(op="placeholder")
             if n in inputs
         }
 
-    def _placeholders(self, node: fx.Node) -> set[fx.Node]:
+    def placeholders(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The inputs that nodes depend on."""
         seen: set[fx.Node] = set()
-        stack = [node]
+        stack = list(nodes)
         while stack:
             current = stack.pop()
             if current not in seen:
@@ -173,44 +139,16 @@ class Host:
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-class Padding:
-    """Which input, if any, says what tokens are real.
-
-    Args:
-        source: Name of an input [batch, sequence] that is 0 at padding; None if all are real.
-    """
-
-    def __init__(self, source: str | None) -> None:
-        self.source = source
-
-
-def _visible(mask: object, batch: int, length: int, hides: bool) -> Tensor | None:
-    """A mask as bool [batch, heads, queries, keys], or None if it is neither 0 nor hidden."""
-    if not isinstance(mask, Tensor):
-        return None
-    if hides and mask.dtype != torch.bool:
-        return None
-    if mask.dtype != torch.bool:
-        shown, hidden = mask == 0, mask <= HIDDEN
-        if not bool((shown | hidden).all()):
-            return None
-        mask = shown
-    seen: Tensor = ~mask if hides else mask
-    if seen.dim() == 3 and seen.shape[0] % batch == 0:  # batch and heads in one dimension
-        seen = seen.reshape(batch, -1, *seen.shape[1:])
-    try:
-        return seen.broadcast_to(batch, seen.shape[1] if seen.dim() == 4 else 1, length, length)
-    except RuntimeError:
-        return None
-
-
-def _host_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that do not depend on an embedding of an input."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "output":
-            continue
-        inside = all(n in found for n in node.all_input_nodes)
-        if inside and node.target is not _EMBEDDING:
-            found.add(node)
-    return found
+def at_longest(run: Callable[[int], T], longest: int) -> T:
+    """`run` for the longest length, at most `longest`, that the tables of a model admit."""
+    low, high, found = 0, longest, None
+    length = longest
+    while length > low:
+        try:
+            found = run(length)
+        except (IndexError, RuntimeError):  # a table ends before
+            high = length
+        else:
+            low = length
+        length = (low + high) // 2
+    return run(1) if found is None else found

@@ -17,6 +17,7 @@ import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.axes import BATCH, SEQUENCE, Channels, Dim, Layout, tokens_by_channels
 from sparsefx.backends.cpu.graphs import ACTIVATIONS, identity_source, integer, shape_of
 from sparsefx.backends.cpu.host import Host
+from sparsefx.backends.cpu.rotary import Rotation
 from sparsefx.backends.cpu.spelled import Spelled
 from sparsefx.errors import ProgramError
 from sparsefx.program import Program
@@ -59,9 +60,14 @@ _PER_TOKEN = (
 _BINARY = (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
 
 
-def find_layouts(program: Program, host: Host, spelled: Mapping[fx.Node, Spelled]) -> Layouts:
+def find_layouts(
+    program: Program,
+    host: Host,
+    spelled: Mapping[fx.Node, Spelled],
+    rotations: Mapping[fx.Node, Rotation],
+) -> Layouts:
     """The layouts of all nodes that have one."""
-    finder = _Finder(program, host, spelled)
+    finder = _Finder(program, host, spelled, rotations)
     for node in program.graph.nodes:
         if node.op != "call_function" or node in host.nodes:
             continue
@@ -74,9 +80,16 @@ def find_layouts(program: Program, host: Host, spelled: Mapping[fx.Node, Spelled
 class _Finder:
     """What the walk has found so far."""
 
-    def __init__(self, program: Program, host: Host, spelled: Mapping[fx.Node, Spelled]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        host: Host,
+        spelled: Mapping[fx.Node, Spelled],
+        rotations: Mapping[fx.Node, Rotation],
+    ) -> None:
         self.known: Layouts = {}
         self._spelled = spelled
+        self._rotations = rotations
         self._shapes = program.shapes
         dims = next((s.dims for s in program.signature.inputs if len(s.dims) == 2), (1, 1))
         names = [d for d in dims if isinstance(d, str)]
@@ -107,6 +120,10 @@ class _Finder:
         if node in self._spelled:
             before = self.known.get(self._spelled[node].source)
             return self._per_token(node, before) if isinstance(before, Layout) else None
+        if node in self._rotations:
+            turned = self.known.get(self._rotations[node].source)
+            heads = turned.turned_heads() if isinstance(turned, Layout) else None
+            return Layout(turned.dims) if heads and isinstance(turned, Layout) else None
         if node.target is aten.embedding.default:
             return self._embedding(node)
         if node.target in _BINARY:

@@ -15,11 +15,12 @@ import torch
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
+from sparsefx.backends.cpu.attending import by_distance
 from sparsefx.backends.cpu.axes import BATCH, Layout
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
-from sparsefx.backends.cpu.operators import handlers
+from sparsefx.backends.cpu.operators import ROTATION, handlers
 from sparsefx.backends.cpu.plan import Plan, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows
 from sparsefx.backends.cpu.walk import LoweringOptions, Walk
@@ -65,10 +66,13 @@ class Lowered:
 
     @cached_property
     def table_rows(self) -> dict[str, int]:
-        """Rows of the smallest table that each index reads."""
+        """Rows of the smallest table that each index reads, tables by distance included."""
         found: dict[str, int] = {}
         names = list(self.indices)
         for step in self.plan.steps:
+            if "longest" in step.words:
+                longest = int(step.words["longest"])  # type: ignore[arg-type]  # an int
+                found["positions"] = min(found.get("positions", 1 << 62), longest)
             if not step.kernel.kind.startswith("embed"):
                 continue
             for number in range(int(step.kernel.spec[1])):
@@ -96,11 +100,13 @@ def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     walk = Walk(program, host, options)
     table = handlers(walk)
     within = {node for found in walk.spelled.values() for node in found.inner}
+    within |= {node for found in walk.rotations.values() for node in found.inner}
     for node in program.graph.nodes:
         known = node in host.nodes or node in walk.values or node in walk.taken
         if known or node in within or node.op == "output":
             continue
         target = aten.tanh.default if node in walk.spelled else node.target
+        target = ROTATION if node in walk.rotations else target
         handler = table.get(target) if node.op == "call_function" else None
         why = handler(node) if handler else f"no kernel for {_op(node)}"
         if why:
@@ -143,7 +149,8 @@ def _finish(walk: Walk) -> Lowered:
         }
         walk.steps.append(Step(catalog.other("unpack"), words, name))
     padding = next((p for p in walk.padding if p is not None), None)
-    plan = Plan(tuple(walk.steps), tuple(walk.indices), results)
+    steps = walk.steps if padding is None else by_distance(walk.steps)
+    plan = Plan(tuple(steps), tuple(walk.indices), results)
     reasons = [(n, why) for n, why in walk.reasons.items() if why and n in set(rest)]
     first_reasons = [
         (n, why) for n, why in reasons if not any(i in walk.reasons for i in n.all_input_nodes)

@@ -27,10 +27,12 @@ from sparsefx.backends.cpu.positions import position_table
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Scaled, Scores, Value
 from sparsefx.backends.cpu.walk import Walk
 
-__all__ = ["handlers"]
+__all__ = ["ROTATION", "handlers"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
+ROTATION = "rotation"
+"""Stands for the operator of a node that ends a rotation."""
 
 Handler = Callable[[fx.Node], str | None]
 
@@ -47,6 +49,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.linear.default: operators.linears.lower,
         aten.layer_norm.default: operators.norm,
         aten.add.Tensor: operators.add,
+        aten.add_.Tensor: operators.add_in_place,
         aten.mul.Tensor: operators.multiply,
         aten.div.Tensor: operators.divide,
         aten.scaled_dot_product_attention.default: attention.fused,
@@ -58,6 +61,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.where.self: attention.chosen,
         aten.where.ScalarOther: attention.chosen,
         aten.softmax.int: attention.softmax,
+        ROTATION: operators.rotate,
         torch.ops.sparsefx.quantize.default: operators.quantize,
         torch.ops.sparsefx.dequantize.default: operators.dequantize,
     }
@@ -158,6 +162,8 @@ class _Operators:
             return None
         if isinstance(left, Scores) and right is None:
             return self.attention.masked(node, node.args[1])
+        if isinstance(right, Scores) and left is None:
+            return self.attention.masked(node, node.args[0])
         if isinstance(left, Embedded) and right is None:
             table = position_table(walk.host, node.args[1], node)
             if table is None:
@@ -165,6 +171,16 @@ class _Operators:
             walk.values[node] = Embedded((*left.tables, table), (*left.indices, None))
             return None
         return self._both("add", node)
+
+    def add_in_place(self, node: fx.Node) -> str | None:
+        """A mask or bias that overwrites scores which nothing else reads."""
+        scores = node.args[0]
+        if not isinstance(scores, fx.Node) or self._walk.value(scores) is None:
+            return _OUTSIDE
+        alone = len(scores.users) == 1 and scores.target not in MOVES
+        if not isinstance(self._walk.value(scores), Scores) or not alone:
+            return "an addition in place"
+        return self.add(node)
 
     def multiply(self, node: fx.Node) -> str | None:
         """A number, or two rows, as gates have them."""
@@ -185,7 +201,7 @@ class _Operators:
 
     def _scaled(self, node: fx.Node, value: Value | None, factor: float) -> str | None:
         values = self._walk.values
-        if isinstance(value, Scores) and value.mask is None and not value.weights:
+        if isinstance(value, Scores) and not value.masks and not value.weights:
             values[node] = replace(value, scale=value.scale * factor)
         elif isinstance(value, Embedded):
             values[node] = Embedded(tuple(t * factor for t in value.tables), value.indices)
@@ -274,6 +290,34 @@ class _Operators:
         if value is None:
             return np.full(channels, default, np.float32)
         return np.ascontiguousarray(value.detach().float().numpy())
+
+    def rotate(self, node: fx.Node) -> str | None:
+        """Heads turned by their positions; the factors are written once."""
+        walk = self._walk
+        found = walk.rotations[node]
+        value, before = walk.value(found.source), walk.layout(found.source)
+        rows = value.rows if isinstance(value, Scaled) else value
+        heads = before.turned_heads() if before is not None else None
+        if not isinstance(rows, Rows) or before is None or heads is None:
+            return _OUTSIDE if value is None else "a rotation of something else than heads"
+        if rows.code is not None or rows.kept is not None or rows.buffer.space != TOKENS:
+            return "a rotation of codes, or of parts"
+        count, size = heads
+        target = Buffer(node.name, count * size, 4)
+        words: dict[str, Word] = {
+            "heads": count,
+            "head_size": size,
+            "input": rows.buffer,
+            "input_rows": rows.buffer.rows,
+            "first": rows.first + before.first,
+            "factors": walk.embedding(found.turn.table).buffer,
+            "partner": found.turn.partner,
+            "output": target,
+        }
+        walk.steps.append(Step(catalog.other("rotate"), words, node.name))
+        turned = Rows(target)
+        walk.values[node] = replace(value, rows=turned) if isinstance(value, Scaled) else turned
+        return None
 
     def quantize(self, node: fx.Node) -> str | None:
         """uint8 rows from fp32 rows that were written."""

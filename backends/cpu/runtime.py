@@ -5,6 +5,9 @@
     b b b . . . . .        ----->      | cccccccc........ ...............|   multiples of 16)
     c c c c c c c c
 
+Where attention asks for the distance of tokens, padding between real tokens keeps its place and is
+hidden as a key; elsewhere, as at both ends, it is left out.
+
 With many tokens each thread takes slabs of its own through the whole plan (no waiting); with few,
 all threads share one slab and divide the rows of every layer by non-zeros.
 """
@@ -23,6 +26,7 @@ from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.frame import JOB_FIELDS
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK
+from sparsefx.backends.cpu.kernels.distances import EDGE, HIDDEN
 from sparsefx.backends.cpu.memory import aligned
 from sparsefx.backends.cpu.panel import widest
 from sparsefx.backends.cpu.plan import Arena, Plan, Step, pack_arena, word_bits
@@ -44,7 +48,7 @@ class _Slab:
     rows: NDArray[np.intp]  # rows of the batch
     starts: NDArray[np.intp]  # first token of each
     lengths: NDArray[np.intp]
-    origin: NDArray[np.int32]  # per token: its place in the flat batch, -1 for filling
+    origin: NDArray[np.int32]  # per token: its place in the flat batch, -1 for filling and padding
     width: int
 
 
@@ -75,6 +79,7 @@ class Runtime:
         self.engine = engine
         self._pool = pool
         self._widest = widest(engine.isa)
+        self._by_distance = any("distances" in step.kernel.fields for step in plan.steps)
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._teams: dict[tuple[int, int, int], Teams] = {}
@@ -126,9 +131,8 @@ class Runtime:
         A step's weights were last read one round before, as in a forward pass.
         """
         batch, sequence = mask.shape
-        lengths = mask.sum(1)
-        space = -(-lengths // CHUNK) * CHUNK
-        slab = _make_slab(mask, np.arange(batch), lengths, space, self._widest)
+        lengths, space = self._lengths(mask)
+        slab = self._make_slab(mask, np.arange(batch), lengths, space)
         results = {
             name: np.zeros((batch, *((1,) if place else (sequence,)), channels), np.float32)
             for name, (_, channels, place) in self.plan.results.items()
@@ -150,13 +154,12 @@ class Runtime:
 
     def _slabs(self, mask: NDArray[np.bool_]) -> list[_Slab]:
         """Cut the batch; one slab for all if that keeps every thread busier."""
-        lengths = mask.sum(1)
-        space = -(-lengths // CHUNK) * CHUNK
+        lengths, space = self._lengths(mask)
         threads = self._pool.threads
         total = int(space.sum())
         alone = len(lengths) < threads or total <= _SLAB_TOKENS // 2
         if alone:
-            return [_make_slab(mask, np.arange(len(lengths)), lengths, space, self._widest)]
+            return [self._make_slab(mask, np.arange(len(lengths)), lengths, space)]
         limit = max(_SLAB_TOKENS // 2, min(_SLAB_TOKENS, -(-total // threads)))
         groups: list[list[int]] = [[]]
         used = 0
@@ -166,7 +169,31 @@ class Runtime:
                 used = 0
             groups[-1].append(int(row))
             used += int(space[row])
-        return [_make_slab(mask, np.array(g), lengths, space, self._widest) for g in groups]
+        return [self._make_slab(mask, np.array(g), lengths, space) for g in groups]
+
+    def _lengths(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Tokens of each sequence, and those that it takes in a slab."""
+        lengths = (_spanned(mask) if self._by_distance else mask).sum(1)
+        return lengths, -(-lengths // CHUNK) * CHUNK
+
+    def _make_slab(
+        self,
+        mask: NDArray[np.bool_],
+        rows: NDArray[np.intp],
+        lengths: NDArray[np.intp],
+        space: NDArray[np.intp],
+    ) -> _Slab:
+        taken = space[rows]
+        starts = np.concatenate([[0], np.cumsum(taken)])
+        width = _width(int(starts[-1]), self._widest)
+        total = max(width, -(-int(starts[-1]) // width) * width)
+        origin = np.full(total, -1, np.int32)
+        sequence = mask.shape[1]
+        for row, start in zip(rows, starts[:-1], strict=True):
+            places = np.flatnonzero(mask[row])
+            inside = places - places[0] if self._by_distance else np.arange(len(places))
+            origin[start + inside] = row * sequence + places
+        return _Slab(rows, starts[:-1], lengths[rows], origin, width)
 
     def _together(self, slab: _Slab, indices: Any, results: Any) -> None:
         """One slab for a team of threads."""
@@ -232,6 +259,12 @@ class Runtime:
             "tokens_1": tokens_1,
             "panels_1": tokens_1 // width_1,
         }
+        if self._by_distance:
+            # A block of keys may begin before the last token and end after it.
+            hidden = np.zeros(tokens + EDGE, np.float32)
+            hidden[:tokens][slab.origin < 0] = HIDDEN
+            arrays.append(hidden)
+            values["hidden"] = hidden.ctypes.data
         job = np.array([values.get(name, 0) for name in JOB_FIELDS], np.int64)
         return job, [arrays, pointers, table]
 
@@ -290,20 +323,8 @@ class Runtime:
         return {"splits": self._divided[key]}
 
 
-def _make_slab(
-    mask: NDArray[np.bool_],
-    rows: NDArray[np.intp],
-    lengths: NDArray[np.intp],
-    space: NDArray[np.intp],
-    widest: int,
-) -> _Slab:
-    taken = space[rows]
-    starts = np.concatenate([[0], np.cumsum(taken)])
-    width = _width(int(starts[-1]), widest)
-    total = max(width, -(-int(starts[-1]) // width) * width)
-    origin = np.full(total, -1, np.int32)
-    sequence = mask.shape[1]
-    for row, start in zip(rows, starts[:-1], strict=True):
-        places = np.flatnonzero(mask[row])
-        origin[start : start + len(places)] = row * sequence + places
-    return _Slab(rows, starts[:-1], lengths[rows], origin, width)
+def _spanned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """All tokens from the first real one of each sequence to the last."""
+    seen = np.maximum.accumulate(mask, axis=1)
+    ahead = np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(seen & ahead)

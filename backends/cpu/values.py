@@ -71,20 +71,27 @@ class Heads:
 
 @dataclass(frozen=True)
 class Mask:
-    """What hides keys: the node, and whether it is True (or not 0) where a key is hidden."""
+    """What is added to scores, or hides keys.
+
+    Attributes:
+        node: Its node.
+        hides: Whether it is True where a key is hidden.
+        joined: Whether the scores have batch and heads in one dimension.
+    """
 
     node: object
     hides: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Attention that is spelled out: scaled, perhaps masked, perhaps after softmax."""
+    """Attention that is spelled out: scaled, perhaps with masks, perhaps after softmax."""
 
     query: Heads
     key: Heads
     scale: float = 1.0
-    mask: Mask | None = None
+    masks: tuple[Mask, ...] = ()
     weights: bool = False
 
 

@@ -17,9 +17,11 @@ from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.layouts import MOVES, Layouts, find_layouts
 from sparsefx.backends.cpu.live import Live, find_live
+from sparsefx.backends.cpu.masks import MaskReader, Meaning
 from sparsefx.backends.cpu.panel import interleaved_rows, paired_rows
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
+from sparsefx.backends.cpu.rotary import Rotation, find_rotations
 from sparsefx.backends.cpu.spelled import Spelled, find_spelled
 from sparsefx.backends.cpu.values import Embedded, Heads, Kept, Mask, Octets, Rows, Scaled, Value
 from sparsefx.backends.cpu.weights import SHORT, TILED, Format
@@ -67,10 +69,14 @@ class Walk:
     spelled: dict[fx.Node, Spelled] = field(init=False)
     layouts: Layouts = field(init=False)
     live: Live = field(init=False)
+    masks: MaskReader = field(init=False)
+    rotations: dict[fx.Node, Rotation] = field(init=False)
 
     def __post_init__(self) -> None:
         self.spelled = find_spelled(self.program.graph)
-        self.layouts = find_layouts(self.program, self.host, self.spelled)
+        self.masks = MaskReader(self.program, self.host)
+        self.rotations = find_rotations(self.program, self.host)
+        self.layouts = find_layouts(self.program, self.host, self.spelled, self.rotations)
         self._spelled_from = {found.source: last for last, found in self.spelled.items()}
         self.live = find_live(self) if self.options.pack else Live()
 
@@ -163,6 +169,18 @@ class Walk:
             found.add(last[0].size if known and isinstance(last[0], Channels) else 0)
         return found
 
+    def turned(self, node: fx.Node) -> bool:
+        """Whether a rotation reads the heads of a node."""
+        sources = {found.source for found in self.rotations.values()}
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current in sources:
+                return True
+            moves = (u for u in current.users if u.target in MOVES or identity_source(u))
+            stack += moves
+        return False
+
     def own(self, node: fx.Node, buffer: Buffer, kept: Kept | None = None) -> None:
         """Note that channel 0 of `node` lies in row 0 of a buffer."""
         layout = self.layout(node)
@@ -172,7 +190,7 @@ class Walk:
         """The fp32 rows behind a node, all of its buffer; written now if they were not."""
         value = self.value(node)
         if isinstance(value, Embedded):
-            return self._write_embedding(value)
+            return self.embedding(value)
         if isinstance(value, Octets) and value.floats and value.kept is None:
             return Rows(self.floats(value))
         known = isinstance(value, Rows) and value.code is None and value.kept is None
@@ -334,37 +352,36 @@ class Walk:
             return None
         return float(scale), int(zero)
 
-    def _write_embedding(self, value: Embedded) -> Rows:
+    def embedding(self, value: Embedded) -> Rows:
+        """The rows of a sum of embeddings; written once."""
         for known, rows in self.embedded:
             if known is value:
                 return rows
         channels = value.tables[0].shape[1]
         stride = -(-channels // self.isa.lanes) * self.isa.lanes
-        target = Buffer("embedding", channels, 4)
+        name = "positions" if value.indices == (None,) else "embedding"
+        target = Buffer(name, channels, 4)
         words: dict[str, Any] = {"output": target, "rows": channels, "stride": stride}
         for n, (table, index) in enumerate(zip(value.tables, value.indices, strict=True)):
             array = np.ascontiguousarray(table.detach().float().numpy())
             if stride != channels:
                 array = np.pad(array, ((0, 0), (0, stride - channels)))
-            name = index.name if index is not None else "positions"
-            self.indices.setdefault(name, index)
+            read = index.name if index is not None else "positions"
+            self.indices.setdefault(read, index)
             words[f"table{n}"] = array
-            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(name)
-        self.steps.append(Step(catalog.embedding(len(value.tables)), words, "embedding"))
+            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(read)
+        self.steps.append(Step(catalog.embedding(len(value.tables)), words, target.name))
         self.embedded.append((value, Rows(target)))
         return Rows(target)
 
-    def mask(self, mask: Mask | None) -> str | None:
-        """Why a mask cannot be taken, or None; notes which input it stands for."""
-        if mask is None:
-            self.padding.append(None)
-            return None
-        node = mask.node
-        if not isinstance(node, fx.Node) or node not in self.host.nodes:
+    def meaning(self, masks: tuple[Mask, ...]) -> Meaning | str:
+        """What the masks of an attention do, or why they cannot be taken; notes their input."""
+        nodes = [mask.node for mask in masks]
+        if any(not isinstance(n, fx.Node) or n not in self.host.nodes for n in nodes):
             return "its mask depends on activations"
-        found = self.host.padding(node, hides=mask.hides)
-        if found is None:
-            return "its mask hides more than padding"
-        self.padding.append(found.source)
+        found = self.masks.read(masks) if masks else Meaning(None, None)
+        if isinstance(found, str):
+            return found
+        self.padding.append(found.padding)
         known = {source for source in self.padding if source is not None}
-        return None if len(known) <= 1 else "masks of different inputs"
+        return found if len(known) <= 1 else "masks of different inputs"

@@ -18,6 +18,7 @@ emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpand
 
 
 @emulated
+@pytest.mark.parametrize("by_distance", [False, True])
 @pytest.mark.parametrize(
     ("heads", "size", "lengths"),
     [
@@ -30,10 +31,12 @@ emulated = pytest.mark.skipif(not EMULATED, reason="this machine has no vpexpand
         (1, 16, [300]),
     ],
 )
-def test_the_bits_of_dot_products(heads: int, size: int, lengths: list[int]) -> None:
+def test_the_bits_of_dot_products(
+    heads: int, size: int, lengths: list[int], by_distance: bool
+) -> None:
     code, threads = engine(EMULATED[0]), pool(EMULATED[0], 2)
     found, expected = (
-        attention(kind, heads, size, lengths, code, threads)
+        attention(kind, heads, size, lengths, code, threads, by_distance=by_distance)
         for kind in ("attention_amx", "attention_i8")
     )
     assert np.ptp(expected) > 0.1
@@ -69,13 +72,16 @@ tileloadd6 tileloadd7 tdpbuud761 tileloadd7 tdpbuud762 tilestored0 tilestored1 t
 """
 
 
-@pytest.mark.parametrize("width", [16, 32, 64])
-def test_instructions(width: int) -> None:
-    text = assembly(attention_amx.emit(ISAS["amx"], width).text(), ISAS["amx"])
+@pytest.mark.parametrize(
+    ("width", "by_distance"), [(16, False), (32, False), (64, False), (64, True)]
+)
+def test_instructions(width: int, by_distance: bool) -> None:
+    kernel = attention_amx.emit(ISAS["amx"], width, by_distance=by_distance).text()
+    text = assembly(kernel, ISAS["amx"])
     assert tile_operations(text).split() == f"ldtilecfg {TWO} {ONE} tilerelease".split()
     # LLVM makes memset of loops that write zeros: it touches no tile.
     assert text.count("callq") == text.count("$memset")
-    code = Engine(ISAS["amx"], None).object(attention_amx.emit(ISAS["amx"], width).text())[1]
+    code = Engine(ISAS["amx"], None).object(kernel)[1]
     for total, times in ((1, 2), (2, 2), (4, 1), (5, 1)):
         assert code.count(encoded(total, 6, 7, signed=False)) == times
     for total, times in ((0, 4), (1, 3), (3, 1), (4, 1)):

@@ -68,7 +68,7 @@ def test_wrong_attention_is_found_for_any_number_of_threads(
 ) -> None:
     pools: list[object] = []
 
-    def attention(kind: str, *arguments: object) -> NDArray[np.bool_]:
+    def attention(kind: str, *arguments: object, by_distance: bool) -> NDArray[np.bool_]:
         pool = arguments[-1]
         if pool not in pools:
             pools.append(pool)

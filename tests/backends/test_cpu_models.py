@@ -30,6 +30,7 @@ SHORT = pytest.param(
 )
 WHOLE = (
     *("bert-cls", "bert-mlm", "bert-tok", "bert-qa", "distilbert", "roberta", "electra", "albert"),
+    *("mpnet", "modernbert"),
     "handwritten",
 )
 

@@ -6,7 +6,8 @@ Queries are lanes. For a chunk of queries (16 or 32) everything stays near the c
     weights[key][query]  = exp(scale * (score - max)), sum per query             in place
     context[c][query]    = sum over keys of v[c][key] (broadcast) * weights      8 channels
 
-Only real keys are visited, so padding costs nothing and needs no mask.
+Only real keys are visited, so padding costs nothing and needs no mask. A kernel `by_distance` adds
+to each score what `distances` holds, and visits only the keys that a window shows.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels import distances
+from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import exp, maximum
 
-__all__ = ["CHUNK", "FIELDS", "Place", "emit", "scratch_bytes", "symbol"]
+__all__ = ["CHUNK", "FIELDS", "Place", "emit", "fields", "scratch_bytes", "symbol"]
 
 CHUNK = 16
 """Sequences start at multiples of this many tokens."""
@@ -38,9 +41,14 @@ FIELDS = (
 """For q, k, v: the buffer, its rows, and the row where the first head starts."""
 
 
-def symbol(isa: Isa, width: int) -> str:
+def fields(*, by_distance: bool) -> tuple[str, ...]:
+    """Words of the step."""
+    return (*FIELDS, *distances.FIELDS) if by_distance else FIELDS
+
+
+def symbol(isa: Isa, width: int, *, by_distance: bool = False) -> str:
     """Name of the kernel."""
-    return f"attention_{isa.name}_w{width}"
+    return f"attention_{'by_distance_' if by_distance else ''}{isa.name}_w{width}"
 
 
 def scratch_bytes(longest: int) -> int:
@@ -53,13 +61,15 @@ class Place:
     """One head of one sequence: where its rows of q, k, v and of the output lie.
 
     Attributes:
+        head: Number of the head.
         first: First token of the sequence in the slab.
-        length: Its real tokens.
+        length: Its tokens.
         starts: Row 0 of the head in the first panel, for q, k, v, output.
         rows: Rows per panel of the same buffers.
     """
 
     frame: Frame
+    head: Value
     first: Value
     length: Value
     starts: dict[str, Value]
@@ -77,7 +87,8 @@ class Place:
         heads, size = frame.word("heads"), frame.word("head_size")
         for unit in frame.units(frame.job("sequence_count") * heads):
             sequence = f.offset(frame.job("sequences"), unit // heads * 16)
-            row = (unit - unit // heads * heads) * size
+            head = unit - unit // heads * heads
+            row = head * size
             starts = {}
             for part in "qkv":
                 line = panel.width * (items or {}).get(part, 4)
@@ -87,7 +98,7 @@ class Place:
             first = f.convert("zext", f.index("i32", sequence, 0), "i64")
             length = f.convert("zext", f.index("i32", sequence, 1), "i64")
             rows = {name: frame.word(f"{name}_rows") for name in starts}
-            yield cls(frame, first, length, starts, rows)
+            yield cls(frame, head, first, length, starts, rows)
 
     def at(self, name: str, token: Value) -> Value:
         """Where `token` of the slab lies in the head's row 0 of a buffer."""
@@ -100,10 +111,11 @@ class Place:
 
 @dataclass(frozen=True)
 class _Head:
-    """A place with the vectors of an instruction set."""
+    """A place with the vectors of an instruction set, and what distances add, if they do."""
 
     place: Place
     lanes: int
+    distances: Distances | None = None
 
     @property
     def frame(self) -> Frame:
@@ -114,6 +126,11 @@ class _Head:
         return vector(self.lanes, "float")
 
     @property
+    def block(self) -> int:
+        """Keys whose scores are computed together."""
+        return 8 if self.lanes == 16 else 4
+
+    @property
     def first(self) -> Value:
         return self.place.first
 
@@ -122,11 +139,20 @@ class _Head:
         return self.place.length
 
 
-def emit(isa: Isa, width: int) -> Function:
+@dataclass(frozen=True)
+class _Keys:
+    """Keys that a chunk of queries visits, counted from the sequence; `start` is None for 0."""
+
+    start: Value | None
+    stop: Value
+
+
+def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
     """The kernel for one instruction set and panel width."""
-    frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
+    name = symbol(isa, width, by_distance=by_distance)
+    frame = open_frame(name, Panel(isa, width), fields(by_distance=by_distance))
     for place in Place.each(frame):
-        _queries(_Head(place, isa.lanes))
+        _queries(_Head(place, isa.lanes, Distances.of(place) if by_distance else None))
     return frame.f
 
 
@@ -155,24 +181,31 @@ def _chunk(head: _Head, query: Value, chunks: int) -> None:
     split = [(n, lane * head.lanes * 4) for n in range(chunks) for lane in range(per_chunk)]
     queries = [f.offset(starts[n], extra) for n, extra in split]
     targets = [f.offset(outputs[n], extra) for n, extra in split]
-    _scores(head, queries)
-    sums = _softmax(head, len(queries))
-    _context(head, targets, sums)
+    keys = _Keys(None, head.length)
+    if head.distances is not None:
+        number = query - head.first
+        keys = _Keys(*head.distances.visible(number, CHUNK * chunks, head.block))
+        _scores(head, keys, queries)
+        _add_distances(head, keys, number, len(queries))
+    else:
+        _scores(head, keys, queries)
+    sums = _softmax(head, keys, len(queries))
+    _context(head, keys, targets, sums)
 
 
-def _scores(head: _Head, queries: list[Value]) -> None:
-    """scores[key][query] for all keys of the sequence, rounded up to the block of keys."""
+def _scores(head: _Head, keys: _Keys, queries: list[Value]) -> None:
+    """scores[key][query] for the keys, rounded up to the block of keys."""
     frame, f = head.frame, head.frame.f
-    block = 8 if head.lanes == 16 else 4
+    block = head.block
     row_bytes = frame.panel.row_bytes
     zero = f.const(head.floats, 0)
-    for key in f.loop(0, head.length, block):
-        keys = head.place.at("k", head.first + key)
+    for key in f.loop(keys.start or 0, keys.stop, block):
+        line = head.place.at("k", head.first + key)
         sums = [[f.var(zero) for _ in queries] for _ in range(block)]
         for channel in f.loop(0, frame.word("head_size")):
             row = channel * row_bytes
             values = [f.load(head.floats, f.offset(q, row), head.lanes * 4) for q in queries]
-            here = f.offset(keys, row)
+            here = f.offset(line, row)
             for n in range(block):
                 weight = f.splat(f.index("float", here, n), head.lanes)
                 for total, value in zip(sums[n], values, strict=True):
@@ -187,28 +220,43 @@ def _score_place(head: _Head, key: Value, vectors: int, number: int) -> Value:
     return head.frame.f.offset(head.frame.job("scratch"), key * (vectors * step) + number * step)
 
 
-def _softmax(head: _Head, vectors: int) -> list[Value]:
+def _add_distances(head: _Head, keys: _Keys, query: Value, vectors: int) -> None:
+    """Scale the scores, and add what distances and hidden keys do."""
+    frame, f, distances = head.frame, head.frame.f, head.distances
+    assert distances is not None
+    scale = f.splat(frame.number("scale"), head.lanes)
+    for key in f.loop(keys.start or 0, keys.stop):
+        hidden = distances.of_key(key, head.lanes)
+        for n in range(vectors):
+            place = _score_place(head, key, vectors, n)
+            bias = distances.bias(query + n * head.lanes, key, head.lanes)
+            score = f.fma(f.load(head.floats, place, head.lanes * 4), scale, bias)
+            f.store(score + hidden, place, head.lanes * 4)
+
+
+def _softmax(head: _Head, keys: _Keys, vectors: int) -> list[Value]:
     """Turn scores into exp(scale * (score - max)); gives their sums per query."""
     frame, f = head.frame, head.frame.f
     lowest = f.const(head.floats, -3e38)
     tops = [f.var(lowest) for _ in range(vectors)]
-    for key in f.loop(0, head.length):
+    for key in f.loop(keys.start or 0, keys.stop):
         for n, top in enumerate(tops):
             score = f.load(head.floats, _score_place(head, key, vectors, n))
             top.set(maximum(f, score, top.get()))
-    scale = f.splat(frame.number("scale"), head.lanes)
+    scale = None if head.distances else f.splat(frame.number("scale"), head.lanes)
     zero = f.const(head.floats, 0)
     sums = [f.var(zero) for _ in range(vectors)]
-    for key in f.loop(0, head.length):
+    for key in f.loop(keys.start or 0, keys.stop):
         for n in range(vectors):
             place = _score_place(head, key, vectors, n)
-            weight = exp(f, (f.load(head.floats, place) - tops[n].get()) * scale)
+            below = f.load(head.floats, place) - tops[n].get()
+            weight = exp(f, below if scale is None else below * scale)
             f.store(weight, place)
             sums[n].set(sums[n].get() + weight)
     return [s.get() for s in sums]
 
 
-def _context(head: _Head, targets: list[Value], sums: list[Value]) -> None:
+def _context(head: _Head, keys: _Keys, targets: list[Value], sums: list[Value]) -> None:
     """context[channel][query], divided by the sum of the weights."""
     f = head.frame.f
     one = f.const(head.floats, 1.0)
@@ -217,18 +265,23 @@ def _context(head: _Head, targets: list[Value], sums: list[Value]) -> None:
     together = _CHANNELS if head.lanes == 16 else _CHANNELS // 2
     whole = size // together * together
     for channel in f.loop(0, whole, together):
-        _channels(head, targets, factors, channel, together)
+        _channels(head, keys, targets, factors, channel, together)
     for channel in f.loop(whole, size):
-        _channels(head, targets, factors, channel, 1)
+        _channels(head, keys, targets, factors, channel, 1)
 
 
 def _channels(
-    head: _Head, targets: list[Value], factors: list[Value], channel: Value, count: int
+    head: _Head,
+    keys: _Keys,
+    targets: list[Value],
+    factors: list[Value],
+    channel: Value,
+    count: int,
 ) -> None:
     f, row_bytes = head.frame.f, head.frame.panel.row_bytes
     zero = f.const(head.floats, 0)
     totals = [[f.var(zero) for _ in targets] for _ in range(count)]
-    for key, place in _each_key(head, channel):
+    for key, place in _each_key(head, keys, channel):
         weights = [
             f.load(head.floats, _score_place(head, key, len(targets), n))
             for n in range(len(targets))
@@ -243,13 +296,14 @@ def _channels(
             f.store(total.get() * factor, f.offset(target, row), head.lanes * 4)
 
 
-def _each_key(head: _Head, channel: Value) -> Iterator[tuple[Value, Value]]:
+def _each_key(head: _Head, keys: _Keys, channel: Value) -> Iterator[tuple[Value, Value]]:
     """Loop over the keys, panel by panel: (number of the key, where v[channel][key] lies)."""
     frame, f, width = head.frame, head.frame.f, head.frame.panel.width
-    end = head.first + head.length
-    for number in f.loop(head.first // width, (end + (width - 1)) // width):
+    begin = head.first if keys.start is None else head.first + keys.start
+    end = head.first + keys.stop
+    for number in f.loop(begin // width, (end + (width - 1)) // width):
         left, right = number * width, (number + 1) * width
-        start = f.select(f.compare(left, ">", head.first), left, head.first)
+        start = f.select(f.compare(left, ">", begin), left, begin)
         stop = f.select(f.compare(right, "<", end), right, end)
         rows = number * frame.word("v_rows") + channel
         base = f.offset(head.place.starts["v"], rows * frame.panel.row_bytes)

@@ -32,8 +32,10 @@ from sparsefx.backends.cpu.kernels.attention_i8 import (
     Head,
     each_chunk,
     exp_levels,
+    fields,
     interleave,
     open_head,
+    scaled,
     start_sums,
     values,
 )
@@ -41,7 +43,7 @@ from sparsefx.backends.cpu.kernels.embed import transpose
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum
 
-__all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
+__all__ = ["FIELDS", "emit", "fields", "scratch_bytes", "symbol"]
 
 _LANES = 16
 _FLOATS, _INTS, _BYTES = vector(_LANES, "float"), vector(_LANES, "i32"), vector(_LANES, "i8")
@@ -52,9 +54,9 @@ _HIGH, _CROSS, _LOW = range(3)
 _LEFT, _RIGHT = 6, 7
 
 
-def symbol(isa: Isa, width: int) -> str:
+def symbol(isa: Isa, width: int, *, by_distance: bool = False) -> str:
     """Name of the kernel."""
-    return f"attention_amx_{isa.name}_w{width}"
+    return f"attention_amx_{'by_distance_' if by_distance else ''}{isa.name}_w{width}"
 
 
 def _filled(size: Value, whole: int) -> Value:
@@ -86,13 +88,14 @@ def scratch_bytes(longest: int, head_size: int) -> int:
     return (5 * depth + 200) * tokens + 4 * head_size + 6 * TILE_BYTES + 1024
 
 
-def emit(isa: Isa, width: int) -> Function:
+def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
     """The kernel for one instruction set with tiles."""
-    frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
+    name = symbol(isa, width, by_distance=by_distance)
+    frame = open_frame(name, Panel(isa, width), fields(by_distance=by_distance))
     f, tiles = frame.f, tiles_of(frame.f, isa)
     tiles.configure(f.constant_bytes("amx.config", full_tiles()))
     for place in Place.each(frame, items={"q": 1, "k": 1}):
-        head = open_head(place, isa, _sizes)
+        head = open_head(place, isa, _sizes, by_distance=by_distance)
         interleave(head, "q")
         interleave(head, "k")
         start_sums(head)
@@ -141,7 +144,7 @@ def _clear_values(head: Head) -> None:
 def _chunk(head: Head, tiles: TileRegisters, query: Value, vectors: int) -> None:
     """Attention of 16 or 32 queries from number `query` of the sequence."""
     _scores(head, tiles, query, vectors)
-    _context(head, tiles, query, _softmax(head, vectors))
+    _context(head, tiles, query, _softmax(head, query, vectors))
 
 
 def _scores(head: Head, tiles: TileRegisters, query: Value, vectors: int) -> None:
@@ -165,10 +168,10 @@ def _score(head: Head, key: Value, vectors: int, number: int) -> Value:
     return head.f.offset(head.parts["scores"], key * (64 * vectors) + 64 * number)
 
 
-def _softmax(head: Head, vectors: int) -> list[Value]:
+def _softmax(head: Head, query: Value, vectors: int) -> list[Value]:
     """Products to weights, four keys together, cut into bytes; gives the sums of the weights."""
     f, length = head.f, head.place.length
-    tops = _real_scores(head, vectors)
+    tops = _real_scores(head, query, vectors)
     filling = f.const(_FLOATS, -1e30)
     for key in f.loop(length, _filled(length, 4)):
         for n in range(vectors):
@@ -193,7 +196,7 @@ def _softmax(head: Head, vectors: int) -> list[Value]:
     return [f.convert("sitofp", s.get(), _FLOATS) for s in sums]
 
 
-def _real_scores(head: Head, vectors: int) -> list[Value]:
+def _real_scores(head: Head, query: Value, vectors: int) -> list[Value]:
     """Turn the products of real keys into scaled fp32 scores, in place; gives the largest."""
     f = head.f
     factor = f.splat(head.place.frame.number("scale"), _LANES)
@@ -202,7 +205,8 @@ def _real_scores(head: Head, vectors: int) -> list[Value]:
         start = f.splat(f.load("i32", f.offset(head.parts["start"], key * 4)), _LANES)
         for n, top in enumerate(tops):
             place = _score(head, key, vectors, n)
-            score = f.convert("sitofp", f.load(_INTS, place, 64) + start, _FLOATS) * factor
+            total = f.load(_INTS, place, 64) + start
+            score = scaled(head, total, factor, (query, n * CHUNK), (key, 0))
             f.store(score, place, 64)
             top.set(maximum(f, score, top.get()))
     return [top.get() for top in tops]

@@ -33,8 +33,10 @@ from functools import partial
 from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.kernels import distances
 from sparsefx.backends.cpu.kernels.attention import CHUNK, Place
 from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
+from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum, polynomial
 
@@ -44,8 +46,10 @@ __all__ = [
     "each_chunk",
     "emit",
     "exp_levels",
+    "fields",
     "interleave",
     "open_head",
+    "scaled",
     "scratch_bytes",
     "start_sums",
     "symbol",
@@ -69,9 +73,14 @@ _POWER = (1.00000008, 0.69312103, 0.24022107, 0.05592204, 0.00967604)
 Sizes = Callable[[Value, Value, Value], dict[str, Value]]
 
 
-def symbol(isa: Isa, width: int) -> str:
+def fields(*, by_distance: bool) -> tuple[str, ...]:
+    """Words of the step."""
+    return (*FIELDS, *distances.FIELDS) if by_distance else FIELDS
+
+
+def symbol(isa: Isa, width: int, *, by_distance: bool = False) -> str:
     """Name of the kernel."""
-    return f"attention_i8_{isa.name}_w{width}"
+    return f"attention_i8_{'by_distance_' if by_distance else ''}{isa.name}_w{width}"
 
 
 def scratch_bytes(longest: int, head_size: int) -> int:
@@ -89,6 +98,7 @@ class Head:
         panels: Panels that it touches.
         tokens: Tokens of these panels.
         parts: Pointers; those of q and k point at the sequence, `whole_*` at the first panel.
+        distances: What distances add to scores, if they do.
     """
 
     place: Place
@@ -98,6 +108,7 @@ class Head:
     panels: Value
     tokens: Value
     parts: dict[str, Value]
+    distances: Distances | None = None
 
     @property
     def f(self) -> Function:
@@ -105,11 +116,12 @@ class Head:
         return self.place.frame.f
 
 
-def emit(isa: Isa, width: int) -> Function:
+def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
     """The kernel for one instruction set with `vpdpbusd` and 512-bit vectors."""
-    frame = open_frame(symbol(isa, width), Panel(isa, width), FIELDS)
+    name = symbol(isa, width, by_distance=by_distance)
+    frame = open_frame(name, Panel(isa, width), fields(by_distance=by_distance))
     for place in Place.each(frame, items={"q": 1, "k": 1}):
-        head = open_head(place, isa)
+        head = open_head(place, isa, by_distance=by_distance)
         interleave(head, "q")
         interleave(head, "k")
         start_sums(head)
@@ -131,7 +143,7 @@ def _sizes(size: Value, padded: Value, tokens: Value) -> dict[str, Value]:
     }
 
 
-def open_head(place: Place, isa: Isa, sizes: Sizes = _sizes) -> Head:
+def open_head(place: Place, isa: Isa, sizes: Sizes = _sizes, *, by_distance: bool = False) -> Head:
     """Divide the scratch memory; every part starts at a cache line.
 
     Args:
@@ -139,6 +151,7 @@ def open_head(place: Place, isa: Isa, sizes: Sizes = _sizes) -> Head:
         isa: Instruction set.
         sizes: Bytes of the parts, from the head's size, its padded length and the tokens of all
             panels that it touches; `whole_q`, `whole_k`, `v_scale` and `start` must be there.
+        by_distance: Whether distances add to scores.
     """
     frame, f = place.frame, place.frame.f
     width = frame.panel.width
@@ -154,7 +167,8 @@ def open_head(place: Place, isa: Isa, sizes: Sizes = _sizes) -> Head:
         here = here + (amount + 63) // 64 * 64
     for name in ("q", "k"):
         parts[name] = f.offset(parts[f"whole_{name}"], shift * 4)
-    return Head(place, Panel(isa, 64), size, padded, panels, tokens, parts)
+    near = Distances.of(place) if by_distance else None
+    return Head(place, Panel(isa, 64), size, padded, panels, tokens, parts, near)
 
 
 def _row(head: Head, name: str, number: Value, channel: Value) -> Value:
@@ -289,8 +303,29 @@ def _scores(head: Head, query: Value, vectors: int) -> None:
                     total.set(panel.dot(f, total.get(), value, weight))
         for n, row in enumerate(sums):
             for m, total in enumerate(row):
-                score = f.convert("sitofp", total.get(), _FLOATS) * factor
+                score = scaled(head, total.get(), factor, (query, m * CHUNK), (key, n))
                 f.store(score, _score(head, key + n, vectors, m), 64)
+
+
+def scaled(
+    head: Head, total: Value, factor: Value, query: tuple[Value, int], key: tuple[Value, int]
+) -> Value:
+    """The score of an integer sum for 16 queries, with what distances and hidden keys add.
+
+    Args:
+        head: The head.
+        total: int32 sums.
+        factor: What a product of two codes is worth.
+        query: Number of the first query, as a sum.
+        key: Number of the key, as a sum.
+    """
+    f = head.f
+    value = f.convert("sitofp", total, _FLOATS)
+    if head.distances is None:
+        return value * factor
+    number = key[0] + key[1]
+    bias = head.distances.bias(query[0] + query[1], number, _LANES)
+    return f.fma(value, factor, bias) + head.distances.of_key(number, _LANES)
 
 
 def _softmax(head: Head, vectors: int) -> list[Value]:

@@ -1,0 +1,287 @@
+"""What the masks and biases of an attention mean: padding, and a table by distance.
+
+Models build both in many ways, so nothing is matched: their sum is tried on random inputs. It must
+be a number that depends on query - key and the head alone where the key is a real token, and hide
+the key where it is padding; a window is a number that hides.
+
+The table is read off at the longest length that is tried. Where it does not change any more in the
+outer half of the distances, as with buckets and windows, it is taken to go on so.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from sparsefx.backends.cpu.host import Host, at_longest
+from sparsefx.backends.cpu.kernels.distances import EDGE, FAR, HIDDEN
+from sparsefx.backends.cpu.values import Mask
+from sparsefx.program import Program
+
+__all__ = ["FILLED", "NOTHING", "DistanceTable", "MaskReader", "Meaning"]
+
+FILLED = -1e4
+"""An additive mask, or a score that is filled in, at or below this hides a key."""
+
+_OTHERWISE = "its mask depends on more than padding and the distance of two tokens"
+_LONGEST = 2048
+_MOST_VALUES = 1 << 22
+"""Values of the largest mask that is tried."""
+_FREE = ((3, 7), (2, 12), (3, 7), (2, 12))
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceTable:
+    """What attention adds by distance; see `kernels.distances` for the places of `values`.
+
+    Attributes:
+        values: fp32 [heads, places], [1, places] if all heads share them.
+        zero: Place of distance 0.
+        before: Tokens before itself that a query sees.
+        after: Tokens after itself that it sees.
+        longest: Longest sequence that the table knows; None if it goes on without a change.
+    """
+
+    values: NDArray[np.float32]
+    zero: int
+    before: int
+    after: int
+    longest: int | None
+
+    def of(self, heads: NDArray[np.intp] | None) -> NDArray[np.float32]:
+        """The rows of some heads, of all without any."""
+        if heads is None or len(self.values) == 1:
+            return self.values
+        return np.ascontiguousarray(self.values[heads])
+
+
+NOTHING = DistanceTable(np.zeros((1, 2 * EDGE + 1), np.float32), EDGE, FAR, FAR, None)
+"""A table that changes no score."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the masks of an attention do.
+
+    Attributes:
+        padding: The input that is 0 at padding, None if all tokens are real.
+        table: What they add by distance, None if nothing.
+    """
+
+    padding: str | None
+    table: DistanceTable | None
+
+
+class MaskReader:
+    """Reads the masks of one Program; every sum of masks once.
+
+    Args:
+        program: The Program.
+        host: Evaluates what depends on no activation.
+    """
+
+    def __init__(self, program: Program, host: Host) -> None:
+        self._program = program
+        self._host = host
+        self._known: dict[tuple[Mask, ...], Meaning | str] = {}
+
+    def read(self, masks: tuple[Mask, ...]) -> Meaning | str:
+        """What these masks do together, or why they cannot be taken."""
+        if masks not in self._known:
+            self._known[masks] = self._read(masks)
+        return self._known[masks]
+
+    def _read(self, masks: tuple[Mask, ...]) -> Meaning | str:
+        nodes = {mask: mask.node for mask in masks if isinstance(mask.node, fx.Node)}
+        inputs = self._host.placeholders(nodes.values())
+
+        def total(known: dict[fx.Node, Tensor], batch: int, length: int) -> Tensor | None:
+            values = self._host.evaluate(nodes.values(), known)
+            parts = [_added(values[node], mask, batch, length) for mask, node in nodes.items()]
+            found = [part for part in parts if part is not None]
+            if len(found) < len(masks):
+                return None
+            summed = functools.reduce(torch.add, found)
+            return torch.where(summed <= FILLED, -torch.inf, summed)
+
+        tried = _Tried(self._host, inputs, total, self._sizes())
+        small = tried.rows()
+        padding = None if small is None else tried.padding(small)
+        rows = None if small is None else tried.far(small, self._longest(len(small)))
+        if padding is None or rows is None:
+            return _OTHERWISE
+        table = _table(rows, fixed=self._fixed() is not None)
+        admitted = self._program.config.get("max_position_embeddings") or 0
+        if table is not None and table.longest is not None and table.longest < admitted:
+            return f"its bias by distance still changes beyond {table.longest} tokens"
+        return Meaning(padding[0], table)
+
+    def _sizes(self) -> tuple[tuple[int, int], ...]:
+        """Sizes (batch, sequence) to try masks with; those of the Program where they are fixed."""
+        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
+        return tuple(
+            (dims[0] if isinstance(dims[0], int) else b, dims[1] if isinstance(dims[1], int) else s)
+            for b, s in _FREE
+        )
+
+    def _fixed(self) -> int | None:
+        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
+        return dims[1] if isinstance(dims[1], int) else None
+
+    def _longest(self, heads: int) -> int:
+        """The longest length to try."""
+        given = self._program.config.get("max_position_embeddings")
+        known = given if isinstance(given, int) and given > 0 else _LONGEST
+        most = min(known, _LONGEST, int((_MOST_VALUES / heads) ** 0.5))
+        return self._fixed() or most
+
+
+class _Tried:
+    """A sum of masks as a function of inputs, and what trials show of it.
+
+    Args:
+        host: Knows the types of the inputs.
+        inputs: Placeholders that it depends on.
+        total: The sum, fp32 [batch, heads, queries, keys] with -inf for hidden keys, for values of
+            the placeholders and their sizes.
+        sizes: Sizes (batch, sequence) to try.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        inputs: set[fx.Node],
+        total: Callable[[dict[fx.Node, Tensor], int, int], Tensor | None],
+        sizes: tuple[tuple[int, int], ...],
+    ) -> None:
+        self._host, self._inputs, self._total, self._sizes = host, inputs, total, sizes
+
+    def rows(self) -> Tensor | None:
+        """What it adds by distance where nothing is padding, [heads, 2 length - 1]; see `_rows`."""
+        found = [self._unpadded(*size) for size in dict.fromkeys(self._sizes)]
+        known = [rows for rows in found if rows is not None]
+        longest = max(known, key=lambda rows: rows.shape[1], default=None)
+        if longest is None or len(known) < len(found):
+            return None
+        sees_itself = torch.isfinite(longest[:, longest.shape[1] // 2]).all()
+        alike = all(torch.equal(_cut(longest, rows), rows) for rows in known)
+        return longest if alike and sees_itself else None
+
+    def _unpadded(self, batch: int, length: int) -> Tensor | None:
+        known = self._host.sample(self._inputs, batch, length)
+        found = self._total(known, batch, length)
+        return None if found is None or found.isnan().any() else _rows(found)
+
+    def padding(self, rows: Tensor) -> tuple[str | None] | None:
+        """The input, or none, that says which keys are hidden beyond distances; else None."""
+        masks = [n for n in self._inputs if not n.name.startswith("input_ids")]
+        candidates = masks or sorted(self._inputs, key=lambda n: n.name)
+        for candidate in sorted(candidates, key=lambda n: n.name):
+            if self._fits(rows, candidate):
+                return (str(candidate.target),)
+        return (None,) if self._fits(rows, None) else None
+
+    def _fits(self, rows: Tensor, by: fx.Node | None) -> bool:
+        """Whether keys are hidden where the input `by` is 0, or none are whatever the inputs."""
+        generator = torch.Generator().manual_seed(0)
+        for number, (batch, length) in enumerate(self._sizes):
+            known = self._host.sample(self._inputs, batch, length)
+            chosen = torch.randint(0, 2, (batch, length), generator=generator)
+            if number < 2:  # nothing hidden; all but the first token hidden
+                chosen[:] = 1 - number
+            chosen[:, 0] = 1
+            for node in self._inputs if by is None else (by,):
+                known[node] = chosen.to(known[node].dtype)
+            real = chosen.bool() if by is not None else torch.ones_like(chosen, dtype=torch.bool)
+            found = self._total(known, batch, length)
+            if found is None:
+                return False
+            expected = _matrix(rows, length).masked_fill(~real[:, None, None, :], -torch.inf)
+            asked = real[:, None, :, None]  # queries of padding may see anything
+            agree = (found == expected) | ~asked
+            if not bool(agree.all()):
+                return False
+        return True
+
+    def far(self, rows: Tensor, longest: int) -> Tensor | None:
+        """The same rows for the longest sequence that the model admits, `longest` at most."""
+        if longest <= rows.shape[1] // 2 + 1:
+            return rows
+        found = at_longest(lambda length: self._unpadded(self._sizes[0][0], length), longest)
+        if found is None or found.shape[1] < rows.shape[1]:
+            return None
+        return found if torch.equal(_cut(found, rows), rows) else None
+
+
+def _added(value: object, mask: Mask, batch: int, length: int) -> Tensor | None:
+    """A mask as what it adds to scores, fp32 [batch, heads, queries, keys]."""
+    if not isinstance(value, Tensor) or (mask.hides and value.dtype != torch.bool):
+        return None
+    if value.dtype == torch.bool:
+        value = torch.zeros(value.shape).masked_fill(value if mask.hides else ~value, -torch.inf)
+    if mask.joined and value.dim() == 3 and value.shape[0] % batch == 0:
+        value = value.reshape(batch, -1, *value.shape[1:])
+    heads = value.shape[-3] if value.dim() > 2 else 1
+    try:
+        return value.float().broadcast_to(batch, heads, length, length)
+    except RuntimeError:
+        return None
+
+
+def _rows(total: Tensor) -> Tensor | None:
+    """[heads, 2 length - 1] by query - key from 1 - length on, if only that and the head matter."""
+    first = total[0]
+    if not torch.equal(total, first.expand_as(total)):
+        return None
+    if not torch.equal(first[:, 1:, 1:], first[:, :-1, :-1]):
+        return None
+    return torch.cat([first[:, 0, 1:].flip(-1), first[:, :, 0]], -1)
+
+
+def _cut(rows: Tensor, shorter: Tensor) -> Tensor:
+    """The middle of rows, as long as shorter ones."""
+    skip = (rows.shape[1] - shorter.shape[1]) // 2
+    return rows[:, skip : skip + shorter.shape[1]]
+
+
+def _matrix(rows: Tensor, length: int) -> Tensor:
+    """[heads, length, length] of rows by distance."""
+    zero = rows.shape[1] // 2
+    places = torch.arange(length)[:, None] - torch.arange(length)[None] + zero
+    return rows[:, places]
+
+
+def _table(rows: Tensor, *, fixed: bool) -> DistanceTable | None:
+    """Rows by distance as what kernels read; None if they add nothing."""
+    if not bool(rows.any()):
+        return None
+    if bool((rows == rows[:1]).all()):
+        rows = rows[:1]
+    length = rows.shape[1] // 2 + 1
+    left, right = _constant(rows), _constant(rows.flip(-1))
+    longest = None if max(left, right) <= length // 2 or fixed else length
+    middle = rows[:, length - 1 - left : length + right]
+    values = torch.nn.functional.pad(middle[None], (EDGE, EDGE), mode="replicate")[0]
+    seen = torch.isfinite(values).any(0).nonzero()[:, 0] - (EDGE + left)
+    before, after = (max(0, int(s * seen.max() if s > 0 else -seen.min())) for s in (1, -1))
+    ends = torch.isfinite(values[:, -1]).any(), torch.isfinite(values[:, 0]).any()
+    return DistanceTable(
+        values.clamp(min=HIDDEN).contiguous().numpy(),
+        EDGE + left,
+        FAR if ends[0] else before,
+        FAR if ends[1] else after,
+        longest,
+    )
+
+
+def _constant(rows: Tensor) -> int:
+    """Distance from which on rows do not change, towards their first place."""
+    changes = (rows[:, 1:] != rows[:, :-1]).any(0).nonzero()[:, 0]
+    zero = rows.shape[1] // 2
+    return max(0, zero - int(changes.min())) if len(changes) else 0
