@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,7 +153,9 @@ def absolute(distance: Tensor) -> Tensor:
     return distance[:, :1] * 0.1 + distance * 0
 
 
+@cache
 def program_of(bias: Callable[[Tensor], Tensor], positions: int = 0) -> Program:
+    """Only to look at."""
     torch.manual_seed(0)
     return sparsefx.capture(Biased(bias, positions).eval(), example_batch())
 
@@ -205,7 +208,7 @@ def test_a_bias_by_position_is_left_to_pytorch() -> None:
 
 
 def test_a_bias_that_goes_on_beyond_what_can_be_tried_is_left_to_pytorch() -> None:
-    program = program_of(linear_bias)
+    program = program_of(linear_bias).copy()
     program.config["max_position_embeddings"] = 8192
     (found,) = CpuTarget(rates="built-in").unsupported(program)
     assert found.reason == "its bias by distance still changes beyond 1024 tokens"
@@ -264,7 +267,7 @@ def test_mpnet_is_taken_whole(isa: IsaName, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("isa", RUNNABLE)
 def test_int8_mpnet(isa: IsaName) -> None:
-    program = int8("mpnet", zeros=0.5)
+    program = int8("mpnet")
     for attention, tolerance in ATTENTIONS:
         compiled = CpuTarget(isa=isa, attention=attention, rates="built-in").lower(program)
         kind = "attention_i8" if (isa, attention) == ("avx512_vnni", "auto") else "attention"
