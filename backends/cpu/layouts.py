@@ -111,6 +111,7 @@ class _Finder:
             aten.unbind.int: self._unbind,
             aten.expand.default: self._view,
             aten.scaled_dot_product_attention.default: self._attention,
+            aten.sum.dim_IntList: self._sum,
         }
         self._table = table
 
@@ -170,7 +171,9 @@ class _Finder:
         if len(known) != len(found):
             others = [n for n in node.args[:2] if isinstance(n, fx.Node) and n not in self.known]
             same = len(known) == 1 and shape_of(node) and len(known[0].dims) == len(shape_of(node))
-            return known[0] if same and all(n in self._host.nodes for n in others) else None
+            outside = all(n in self._host.nodes for n in others)
+            quotient = node.target is aten.div.Tensor and found[0] is not None
+            return known[0] if same and (outside or quotient) else None
         if len(known) < 2:
             return known[0] if known else None
         if any(x.plain is None for x in known) or known[0].plain != known[1].plain:
@@ -233,6 +236,11 @@ class _Finder:
             return None
         begin, stop, _ = slice(start, end).indices(size)
         return before.cut(dim % len(before.dims), begin, stop - begin)
+
+    def _sum(self, node: fx.Node, before: Layout) -> Layout | None:
+        """Over the tokens of a sequence."""
+        inner = node.args[1] in ([1], (1,)) and before.lead == ((BATCH,), (SEQUENCE,))
+        return before.without(1) if inner and before.plain is not None else None
 
     def _attention(self, node: fx.Node, before: Layout) -> Layout | None:
         return Layout(before.dims) if before.heads() is not None else None

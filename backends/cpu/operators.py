@@ -23,8 +23,18 @@ from sparsefx.backends.cpu.graphs import (
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.layouts import MOVES
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
+from sparsefx.backends.cpu.pooling import PoolingLowering
 from sparsefx.backends.cpu.positions import position_table
-from sparsefx.backends.cpu.values import Embedded, Octets, Rows, Scaled, Scores, Value
+from sparsefx.backends.cpu.values import (
+    Embedded,
+    Length,
+    Octets,
+    Rows,
+    Scaled,
+    Scores,
+    Summed,
+    Value,
+)
 from sparsefx.backends.cpu.walk import Walk
 
 __all__ = ["ROTATION", "handlers"]
@@ -61,6 +71,11 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.where.self: attention.chosen,
         aten.where.ScalarOther: attention.chosen,
         aten.softmax.int: attention.softmax,
+        aten.sum.dim_IntList: operators.pooling.summed,
+        aten.linalg_vector_norm.default: operators.pooling.length,
+        aten.clamp.default: operators.pooling.at_least,
+        aten.clamp_min.default: operators.pooling.at_least,
+        aten.expand_as.default: operators.pooling.widened,
         ROTATION: operators.rotate,
         torch.ops.sparsefx.quantize.default: operators.quantize,
         torch.ops.sparsefx.dequantize.default: operators.dequantize,
@@ -75,6 +90,7 @@ class _Operators:
         self._walk = walk
         self.linears = LinearLowering(walk)
         self.attention = AttentionLowering(walk)
+        self.pooling = PoolingLowering(walk)
 
     # shapes
 
@@ -193,6 +209,9 @@ class _Operators:
         (other,) = (n for n in node.args[:2] if n is not known[0])
         divides = node.target is aten.div.Tensor
         number = walk.number(other)
+        states = known[0]
+        if number is None and not divides and self.pooling.blanked(node, states, other):
+            return None
         if number is None or (divides and other is node.args[0]):
             return "a factor that is not a number"
         if divides and number == 0:
@@ -214,7 +233,12 @@ class _Operators:
         return None
 
     def divide(self, node: fx.Node) -> str | None:
-        """Division by a number."""
+        """Division by a number, by how many tokens were added, or by a length."""
+        value, divisor = (self._walk.value(n) for n in node.args[:2])
+        if isinstance(value, Summed):
+            return self.pooling.averaged(node, value)
+        if isinstance(divisor, Length):
+            return self.pooling.unit(node, divisor)
         both = all(self._walk.value(n) is not None for n in node.args[:2])
         return "a quotient of two values" if both else self.multiply(node)
 

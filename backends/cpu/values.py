@@ -14,7 +14,19 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.plan import Buffer
 
-__all__ = ["Embedded", "Heads", "Kept", "Mask", "Octets", "Rows", "Scaled", "Scores", "Value"]
+__all__ = [
+    "Embedded",
+    "Heads",
+    "Kept",
+    "Length",
+    "Mask",
+    "Octets",
+    "Rows",
+    "Scaled",
+    "Scores",
+    "Summed",
+    "Value",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +108,22 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Summed:
+    """The sum of rows over the real tokens of a sequence, and the input that says which are."""
+
+    rows: Rows
+    padding: str
+
+
+@dataclass(frozen=True)
+class Length:
+    """The Euclidean length of every token's rows, `least` at least."""
+
+    rows: Rows
+    least: float
+
+
+@dataclass(frozen=True)
 class Embedded:
     """A sum of embeddings that is not written yet: tables and the nodes of their indices.
 
@@ -106,4 +134,4 @@ class Embedded:
     indices: tuple[fx.Node | None, ...]
 
 
-Value = Rows | Octets | Scaled | Scores | Embedded
+Value = Rows | Octets | Scaled | Scores | Summed | Length | Embedded

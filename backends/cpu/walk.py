@@ -382,6 +382,17 @@ class Walk:
         found = self.masks.read(masks) if masks else Meaning(None, None)
         if isinstance(found, str):
             return found
+        if self.conflicts(found.padding):
+            return "masks of different inputs"
         self.padding.append(found.padding)
-        known = {source for source in self.padding if source is not None}
-        return found if len(known) <= 1 else "masks of different inputs"
+        return found
+
+    def conflicts(self, padding: str | None) -> bool:
+        """Whether another input than this one was found to say what is padding."""
+        return padding is not None and bool({*self.padding} - {None, padding})
+
+    @property
+    def free(self) -> bool:
+        """Whether batch and sequence may have any size."""
+        dims = next(s.dims for s in self.program.signature.inputs if len(s.dims) == 2)
+        return all(isinstance(d, str) for d in dims)
