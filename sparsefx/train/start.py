@@ -170,26 +170,34 @@ def _config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_same_model(given: nn.Module | Program, saved: Program, folder: Path) -> None:
-    """Refuse a model of which most tensors differ; a new head may have other random values."""
-    if isinstance(given, Program):
-        tensors: Mapping[str, Tensor] = given.named_tensors()
-    else:
-        tensors = dict(given.state_dict())
+    """Refuse another model; a new head may have other random values."""
+    from sparsefx.passes.analyses.roles import Role
+    from sparsefx.passes.analyses.sparsity import SparsityStats
+
+    config = given.config if isinstance(given, Program) else _config_of(given)
+    changed = [
+        f"{key} was {old}, is {new}"
+        for key, old in saved.config.items()
+        if type(old) is int and type(new := config.get(key)) is int and old != new
+    ]
+    tensors = given.named_tensors() if isinstance(given, Program) else given.state_dict()
     held = saved.named_tensors()
-    same = sum(
-        name in tensors
-        and tensors[name].shape == tensor.shape
-        and bool(torch.equal(tensors[name].cpu(), tensor))
-        for name, tensor in held.items()
-    )
-    if 2 * same < len(held):
+    differ = [name for name, tensor in held.items() if not _equal(tensors.get(name), tensor)]
+    roles = {item.name: item.role for item in saved.facts(SparsityStats).tensors}
+    of_encoder = any(roles.get(name) in (Role.ENCODER, Role.EMBEDDING) for name in differ)
+    if of_encoder or 2 * len(differ) > len(held):
+        changed.append(f"{len(differ)} of {len(held)} tensors differ, {differ[0]} first")
+    if changed:
         raise TrainingError(
-            f"the model is not the one that this run began with: {len(held) - same} of "
-            f"{len(held)} tensors differ",
+            f"the model is not the one that this run began with: {', '.join(changed)}",
             who="resume",
             where=str(folder),
             hint="go on with the same model, or choose another folder",
         )
+
+
+def _equal(given: Tensor | None, saved: Tensor) -> bool:
+    return given is not None and given.shape == saved.shape and torch.equal(given.cpu(), saved)
 
 
 def _parameters_of(model: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from sparsefx.errors import PassError, RecipeError, TrainingError
 from sparsefx.frontend import capture
 from sparsefx.huggingface import load_pretrained, save_pretrained
 from sparsefx.pipeline import Pipeline
+from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.batches import Batches, encode
 from sparsefx.train.evaluation import SessionData, predict
@@ -285,13 +286,25 @@ def test_a_named_folder_has_to_exist(key: str, tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     session(tmp_path / "run").run()
+    names = [name for name, _ in tiny_run.program().module.named_parameters()]
+    (query,) = [name for name in names if name.endswith("layer.0.attention.self.query.weight")]
+    for moved in (names, [query]):  # all, or one of the encoder
+        with pytest.raises(TrainingError, match="not the one that this run began with"):
+            session(tmp_path / "run", model=with_added(1.0, moved)).run()
     other = tiny_run.program().copy()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1.0)
-    with pytest.raises(TrainingError, match="not the one that this run began with"):
+    other.config["num_hidden_layers"] = 9
+    with pytest.raises(TrainingError, match="num_hidden_layers was 2, is 9"):
         session(tmp_path / "run", model=other).run()
-    session(tmp_path / "run").run()
+    head = [name for name in names if name.startswith("classifier.")]
+    session(tmp_path / "run", model=with_added(1.0, head)).run()  # which may be drawn anew
+
+
+def with_added(value: float, names: list[str]) -> Program:
+    program = tiny_run.program().copy()
+    with torch.no_grad():
+        for name in names:
+            program.tensor(name).add_(value)
+    return program
 
 
 def test_another_recipe_or_data_is_refused(tmp_path: Path) -> None:
