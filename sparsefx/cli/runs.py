@@ -169,7 +169,7 @@ def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
 
 def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tuple[ReportRow, ...]:
     """Print the table of the run and return its rows."""
-    from sparsefx.report.run import HEAD, HOW_COUNTED, cells, report_rows
+    from sparsefx.report.run import HEAD, HOW_COUNTED, cells, report_rows, scored_on
 
     rows = report_rows(result, latencies)
     shown = Table(*HEAD, box=None)
@@ -177,7 +177,7 @@ def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tu
         shown.add_row(*cells(row))
     stdout.print(shown)
     if rows:
-        stdout.print(f"Scored on {rows[0].score.count:,} held-back examples. {HOW_COUNTED}")
+        stdout.print(f"{scored_on(rows[0])} {HOW_COUNTED}", markup=False)
     if timed_on:
         stdout.print(timed_on, markup=False)
     stdout.print(f"results {result.folder / 'result.json'}", markup=False)

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from sparsefx.train.metrics import Score
     from sparsefx.train.results import RunResult
 
-__all__ = ["HEAD", "HOW_COUNTED", "ReportRow", "Size", "cells", "report_rows", "run_page"]
+__all__ = [
+    "HEAD",
+    "HOW_COUNTED",
+    "ReportRow",
+    "Size",
+    "cells",
+    "report_rows",
+    "run_page",
+    "scored_on",
+]
 
 HEAD = (
     "model",
@@ -38,7 +47,7 @@ HOW_COUNTED = (
     "Zeros are counted in the encoder's linears, as the papers do, and in the whole model. Stored "
     "bytes hold the whole model with its indices (non-zero values and one bit for each place, or "
     "dense where that is smaller). The paper ratio counts the encoder's non-zero values alone, "
-    "without index."
+    "without index. Both ratios are against the model that the run was given, in float32."
 )
 """What stands below the table, so that nobody takes one count for another."""
 
@@ -72,8 +81,8 @@ class Size:
         model_zeros: Share of zeros in the whole model.
         encoder_bytes: The encoder's linears as stored, index included.
         model_bytes: The whole model as stored, index included.
-        stored_ratio: Dense float32 bytes of the whole model over ``model_bytes``.
-        paper_ratio: Dense float32 bytes of the encoder over its non-zero values alone.
+        stored_ratio: Dense float32 bytes of the model that the run was given over ``model_bytes``.
+        paper_ratio: Those of its encoder's linears over the non-zero values alone.
     """
 
     layers: Mapping[str, float]
@@ -85,11 +94,12 @@ class Size:
     paper_ratio: float
 
     @classmethod
-    def of(cls, program: Program) -> Size:
-        """Count a Program."""
+    def of(cls, program: Program, given: Program | None = None) -> Size:
+        """Count a Program; ``given`` is what the run started from, if layers or width are gone."""
         from sparsefx.passes.analyses.sparsity import SparsityStats
 
         found = program.facts(SparsityStats)
+        first = (given or program).facts(SparsityStats)
         encoder, whole = found.encoder, found.whole
         linears = [t for t in found.tensors if t.role == "encoder" and len(t.shape) > 1]
         return cls(
@@ -98,9 +108,13 @@ class Size:
             whole.sparsity,
             encoder.stored_bytes,
             whole.stored_bytes,
-            whole.stored_ratio,
-            encoder.paper_ratio,
+            _over(first.whole.dense_bytes, whole.stored_bytes),
+            _over(first.encoder.dense_bytes, encoder.value_bytes),
         )
+
+
+def _over(given: int, now: int) -> float:
+    return given / now if now else math.inf
 
 
 def report_rows(
@@ -110,7 +124,7 @@ def report_rows(
     from sparsefx.train.metrics import paired_difference
 
     rows: list[ReportRow] = []
-    first = None
+    first, given = None, _given(result.folder / "model")
     for stage in result.stages:
         if stage.score is None:
             continue
@@ -121,9 +135,27 @@ def report_rows(
                 difference = paired_difference(stage.score.metric, logits, first, labels)
             first = logits if first is None else first
         latency = (latencies or {}).get(stage.name)
-        size = Size.of(stage.program())
+        size = Size.of(stage.program(), given)
         rows.append(ReportRow(stage.name, stage.score, difference, size, latency))
     return tuple(rows)
+
+
+def _given(folder: Path) -> Program | None:
+    from sparsefx.program import Program
+
+    return Program.load(folder) if (folder / "manifest.json").exists() else None
+
+
+def scored_on(row: ReportRow) -> str:
+    """Return by which metric the rows are scored, and on how much.
+
+    >>> from sparsefx.train.metrics import Score
+    >>> size = Size({}, 0.0, 0.0, 0, 0, 1.0, 1.0)
+    >>> score = Score("pearson_spearman", 0.8, 0.7, 0.9, 150, {})
+    >>> scored_on(ReportRow("dense", score, None, size, None))
+    'The score is pearson_spearman on 150 held-back examples.'
+    """
+    return f"The score is {row.score.metric} on {row.score.count:,} held-back examples."
 
 
 def cells(row: ReportRow) -> tuple[str, ...]:
@@ -152,12 +184,13 @@ def run_page(
     page.section(
         "Results",
         table(HEAD, [cells(row) for row in rows]),
-        paragraph(HOW_COUNTED),
+        paragraph(f"{scored_on(rows[0])} {HOW_COUNTED}") if rows else "",
         paragraph(timed_on) if timed_on else "",
     )
     if rows and rows[0].score.metric != "loss":
         names = [row.name for row in rows]
-        page.section("Accuracy", accuracy_plot(names, [_percent(row.score) for row in rows]))
+        metric = "Accuracy" if rows[0].score.metric == "accuracy" else rows[0].score.metric
+        page.section(metric, accuracy_plot(names, [_percent(row.score) for row in rows]))
     lines = read_metrics(result.folder / "metrics.jsonl")
     if lines:
         page.section("Training", _curves(result, lines))
@@ -207,8 +240,12 @@ def _curves(result: RunResult, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tuple[float, float]]:
-    """Return means over windows of steps, at most 200 points."""
-    width = max(window, len(points) // 200)
+    """Return means over windows of steps: at most 200 points, and ten where there are ten steps.
+
+    >>> len(_smooth([(step, 1.0) for step in range(12)])), len(_smooth([(0, 1.0)] * 9999))
+    (12, 205)
+    """
+    width = max(1, min(window, len(points) // 10), len(points) // 200)
     groups = [points[i : i + width] for i in range(0, len(points), width)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
@@ -216,6 +253,8 @@ def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tup
 def _layers(row: ReportRow) -> str:
     names = [_short(name) for name in row.size.layers]
     shares = [100 * share for share in row.size.layers.values()]
+    if not any(shares):
+        return paragraph("No linear of the encoder has zeros.")
     return bar_plot(names, {"zeros": shares}, label="percent", limit=100)
 
 

@@ -85,7 +85,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "sparse" in shown
     assert "50.0%" in shown
-    assert "Scored on 40 held-back examples." in shown
+    assert "The score is accuracy on 40 held-back examples." in shown
     page = (place / "run" / "report.html").read_text()
     assert page.count("<svg") == 4
     model = BertForSequenceClassification.from_pretrained(place / "run" / "huggingface")
@@ -111,7 +111,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "run" / "huggingface").write_text("in the way")
     assert compress(place) == 2
     said = capsys.readouterr()
-    assert "Scored on 40 held-back examples." in said.out
+    assert "The score is accuracy on 40 held-back examples." in said.out
     assert "the run is finished and its results are saved" in said.err
     assert "the Hugging Face folder: [Errno" in said.err
     assert "the report: [Errno" in said.err
@@ -187,5 +187,5 @@ stages:
     )  # fmt: skip
     assert found == 0
     shown = capsys.readouterr().out
-    assert "Scored on 1 held-back examples." in shown
+    assert "The score is loss on 1 held-back examples." in shown
     assert (place / "run" / "huggingface" / "model.safetensors").exists()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+from sparsefx.frontend import capture
+from sparsefx.pipeline import Pipeline
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
-from sparsefx.report.run import run_page
-from sparsefx.train.results import RunResult
+from sparsefx.report.run import ReportRow, Size, run_page
+from sparsefx.train.metrics import Score
+from sparsefx.train.results import RunResult, StageResult
+from tests.tiny_models import example_batch, tiny
 
 
 class Links(HTMLParser):
@@ -52,6 +57,33 @@ def test_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
 def test_a_run_without_scores_has_a_page(tmp_path: Path) -> None:
     page = run_page(RunResult("silent", tmp_path, ()), (), title="silent", lead="")
     assert "How it was made" in page.render()
+
+
+def test_ratios_are_against_the_model_as_given() -> None:
+    given = capture(tiny("bert-cls").eval(), example_batch())
+    half = Pipeline.parse("drop-layers{keep=(1)}").run(given)
+    alone, against = Size.of(half), Size.of(half, given)
+    assert alone.paper_ratio == 1.0
+    assert against.paper_ratio == 2.0
+    assert against.stored_ratio > 1.3 > alone.stored_ratio
+
+
+def test_a_short_stage_has_a_curve_and_zeros_are_not_drawn_where_there_are_none(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        {"stage": "dense", "step": step, "loss": 1 / step, "sparsity": None} for step in (1, 2)
+    ]
+    written = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(written)
+    stage = StageResult("dense", tmp_path, 2, None, {}, None, ())
+    size = Size({"0.query": 0.0}, 0.0, 0.0, 1, 2, 1.0, 1.0)
+    score = Score("pearson_spearman", 0.8, 0.7, 0.9, 150, {})
+    row = ReportRow("dense", score, None, size, None)
+    text = run_page(RunResult("r", tmp_path, (stage,)), (row,), title="r", lead="").render()
+    assert "<h2>pearson_spearman</h2>" in text
+    assert "No linear of the encoder has zeros." in text
+    assert text.count("<svg") == 3  # score, loss, sizes
 
 
 def test_plots_are_deterministic() -> None:
