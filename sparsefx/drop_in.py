@@ -11,6 +11,8 @@ import torch
 from sparsefx.errors import TargetError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from sparsefx.signature import Signature
@@ -44,11 +46,12 @@ class DropIn:
     def __call__(self, *values: Tensor, **inputs: Any) -> Any:
         """Run a batch; inputs that are None count as not given, masks and types have defaults.
 
-        ``return_dict=False`` gives a tuple, as it does on the model.
+        ``return_dict=False`` gives a tuple, as it does on the model. What the Program does not take
+        may be given where it says nothing new: token types of 0, a mask of 1, options of False.
         """
         given = {**dict(zip(self._positions, values, strict=False)), **inputs}
         as_class = given.pop("return_dict", None)
-        batch = {name: value for name, value in given.items() if value is not None}
+        batch = {name: value for name, value in given.items() if self._counts(name, value)}
         if "labels" in batch and "labels" not in self._signature.input_names:
             raise TargetError("the compiled model computes no loss", who="model", where="labels")
         for name, filling in _FILLED.items():
@@ -56,6 +59,53 @@ class DropIn:
                 batch[name] = torch.full_like(batch["input_ids"], filling)
         result = self._output(**self._compiled(**batch))
         return result.to_tuple() if as_class is False else result
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        """The call, by the name that a module has for it."""
+        return self.__call__
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> DropIn:
+        """Stay where it is.
+
+        Raises:
+            TargetError: For any other device.
+        """
+        if torch.device(device) != self.device:
+            raise TargetError(f"it runs on {self.device} alone", who="model", where=str(device))
+        return self
+
+    def eval(self) -> DropIn:
+        """Do nothing: it computes what the model computes in eval mode."""
+        return self
+
+    def train(self, mode: bool = True) -> DropIn:
+        """Do nothing for ``train(False)``.
+
+        Raises:
+            TargetError: It cannot be trained.
+        """
+        if mode:
+            hint = "train its Program, then compile that"
+            raise TargetError("a compiled model cannot be trained", who="model", hint=hint)
+        return self
+
+    def can_generate(self) -> bool:
+        """Whether it writes text; transformers' pipelines ask."""
+        return False
+
+    def _counts(self, name: str, value: Any) -> bool:
+        """Whether an input has to be passed on, and so refused if the Program lacks it."""
+        if value is None or name in self._signature.input_names:
+            return value is not None
+        if name in _FILLED and isinstance(value, torch.Tensor):
+            return bool((value != _FILLED[name]).any())
+        return value is not False
 
 
 def _parameter_names(model: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import sparsefx
 from sparsefx.backends.cpu.target import CpuTarget
@@ -96,9 +101,45 @@ def test_a_drop_in_is_called_like_the_model(name: str) -> None:
     assert isinstance(fast(**inputs, return_dict=False), tuple)
 
 
+def test_a_drop_in_takes_what_says_nothing_new() -> None:
+    given = example_batch()
+    ids = {"input_ids": given["input_ids"]}
+    bare = sparsefx.capture(tiny("bert-cls"), ids).eval()
+    fast = CpuTarget().compile(bare).as_model(tiny("bert-cls")).to("cpu").train(False).eval()
+    zeros, ones = (torch.full_like(ids["input_ids"], value) for value in (0, 1))
+    found = fast.forward(**ids, token_type_ids=zeros, attention_mask=ones, output_attentions=False)
+    assert torch.equal(found.logits, fast(**ids).logits)
+    for odd in ({"token_type_ids": ones}, {"attention_mask": zeros}, {"output_attentions": True}):
+        with pytest.raises(sparsefx.errors.ProgramError, match=f"no input '{next(iter(odd))}'"):
+            fast(**ids, **odd)
+
+
+def test_a_drop_in_serves_a_pipeline() -> None:
+    model: Any = tiny("bert-cls")
+    words = {"[PAD]": 0, "[UNK]": 1, "good": 2, "film": 3}
+    core = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    make: Any = PreTrainedTokenizerFast
+    reader = make(tokenizer_object=core, **names)
+    fast = CpuTarget().compile(captured("bert-cls")).as_model(model)
+    serve: Any = pipeline
+    found, wanted = (
+        serve("text-classification", model=each, tokenizer=reader)(["good film", "film"])
+        for each in (fast, model)
+    )
+    assert [item["label"] for item in found] == [item["label"] for item in wanted]
+
+
 def test_a_drop_in_says_what_it_cannot_do() -> None:
     program = CpuTarget().compile(captured("bert-cls"))
     fast = program.as_model(tiny("bert-cls"))
+    with pytest.raises(TargetError, match="cannot be trained"):
+        fast.train()
+    with pytest.raises(TargetError, match="it runs on cpu alone"):
+        fast.to("meta")
+    with pytest.raises(TargetError, match="cannot be pickled or copied"):
+        pickle.dumps(program)
     with pytest.raises(TargetError, match="computes no loss"):
         fast(**example_batch(), labels=torch.tensor([0, 1]))
     with pytest.raises(sparsefx.errors.ProgramError, match="there is no input 'input_idz'"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from sparsefx.backends.cpu.plan import Step
 from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.drop_in import DropIn
-from sparsefx.errors import ProgramError
+from sparsefx.errors import ProgramError, TargetError
 from sparsefx.failures import explained
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Unsupported
@@ -105,6 +105,18 @@ class CpuCompiled:
     def outside(self) -> tuple[Unsupported, ...]:
         """What runs in PyTorch, why, and how many linears do so because of it."""
         return self._lowered.unsupported()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse, with what to do instead: code and arena belong to the process.
+
+        Raises:
+            TargetError: Always.
+        """
+        raise TargetError(
+            "a compiled model cannot be pickled or copied",
+            who="cpu",
+            hint="save(folder), and sparsefx.backends.cpu.artifact.load(folder) where it is needed",
+        )
 
     def as_model(self, model: nn.Module) -> DropIn:
         """A callable with the calling convention and output class of a Hugging Face model."""

@@ -28,7 +28,10 @@ def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
     data: Annotated[Path, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
     out: Annotated[Path, typer.Option(help="The jsonl file to write.")],
-    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text column, or two: first,second. Default: by their names."),
+    ] = None,
     copies: Annotated[int, typer.Option(help="Copies of each text to try.")] = 20,
     probability: Annotated[float, typer.Option(help="Share of words to replace.")] = 0.4,
     candidates: Annotated[int, typer.Option(help="Words to choose from.")] = 15,
@@ -44,14 +47,15 @@ def command(
     """
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.augment import Augmentation, Augmenter
+    from sparsefx.train.columns import find_text
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_texts
 
     if out.suffix != ".jsonl":
         raise DataError("expected a file that ends in .jsonl", who="augment", where=str(out))
     settings = Augmentation(copies, probability, candidates, seed)
-    names = text_columns(text)
     table = read_table(data)
+    names = text_columns(text) or find_text(table.columns, table.origin)
     examples = load_texts(table, names)
     augmenter = Augmenter(
         load_tokenizer(tokenizer or tokenizer_of(model)),

@@ -27,8 +27,11 @@ def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     model: Annotated[str, typer.Option(help="Hugging Face id, or a folder.")],
     data: Annotated[list[str] | None, typer.Option(help=DATA_HELP)] = None,
-    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
-    label: Annotated[str, typer.Option(help="Label column.")] = "label",
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text column, or two: first,second. Default: by their names."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,7 +40,10 @@ def command(
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Where everything is kept; run again to go on.")
+        Path | None,
+        typer.Option(
+            help="Where everything is kept; run again to go on. Default: runs/NAME of the recipe."
+        ),
     ] = None,
     target: Annotated[str, typer.Option(help="What the result is exported to.")] = "onnxruntime",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard files too.")] = False,
@@ -98,7 +104,7 @@ def name_classes(model: nn.Module, task: Task) -> None:
         config.label2id = {name: index for index, name in enumerate(task.classes)}
 
 
-def read_task(data: list[str], text: str, label: str) -> Task:
+def read_task(data: list[str], text: str | None, label: str | None) -> Task:
     """Return the task that the options name.
 
     Raises:
@@ -125,7 +131,9 @@ def read_task(data: list[str], text: str, label: str) -> Task:
     return load_task(named, text=text_columns(text), label=label)
 
 
-def text_columns(text: str) -> str | tuple[str, str]:
-    """Return one column, or the two that a comma separates."""
+def text_columns(text: str | None) -> str | tuple[str, str] | None:
+    """Return one column, or the two that a comma separates; None where nobody said."""
+    if text is None:
+        return None
     first, comma, second = text.partition(",")
     return (first.strip(), second.strip()) if comma else first

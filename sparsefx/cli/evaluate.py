@@ -98,7 +98,7 @@ def command(
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.columns import find_label, find_text
+    from sparsefx.train.columns import find_label
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
@@ -106,10 +106,7 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     layout = _layout(asked.task or _without_header(table))
     if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
         table = table.with_header(layout.header)
-    if asked.text is not None:
-        text = text_columns(asked.text)
-    else:
-        text = layout.text if layout else find_text(table.columns, table.origin)
+    text = text_columns(asked.text) or (layout.text if layout else None)
     label = asked.label or (layout.label if layout else find_label(table.columns, table.origin))
     classes = _classes(asked, saved, made, layout)
     kind: Kind | None = "regression" if saved.outputs == 1 else None

@@ -28,8 +28,11 @@ def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
     data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sensitivity"),
-    text: Annotated[str, typer.Option(help="Text column, or two: first,second.")] = "text",
-    label: Annotated[str, typer.Option(help="Label column.")] = "label",
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text column, or two: first,second. Default: by their names."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
     levels: Annotated[str, typer.Option(help="Sparsities, with commas.")] = "0.5,0.7,0.8,0.9,0.95",
     pattern: Annotated[str, typer.Option(help="unstructured, a block, or N:M.")] = "unstructured",
     examples: Annotated[int, typer.Option(min=1, help="Examples to measure on.")] = 256,

@@ -25,15 +25,15 @@ def find_text(columns: Collection[str], origin: str) -> str | tuple[str, str]:
 
     >>> find_text(["index", "question", "sentence", "label"], "dev.tsv")
     ('question', 'sentence')
-    >>> find_text(["text", "label"], "train.csv")
-    'text'
+    >>> find_text(["text", "label"], "train.csv"), find_text(["sentence"], "more.csv")
+    ('text', 'sentence')
 
     Raises:
         DataError: None of the names is known.
     """
     names = set(columns)
-    if "text" in names or len(names) == 1:  # a single one may be several that were not told apart
-        return "text"
+    if "text" in names or (len(names) == 1 and not names & set(_TEXTS)):
+        return "text"  # a single one may be several that were not told apart
     for pair in _PAIRS:
         if names >= set(pair):
             return pair

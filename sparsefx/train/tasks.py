@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean, first_line
+from sparsefx.train.columns import find_label, find_text
 from sparsefx.train.labels import (
     Kind,
     check_classes,
@@ -121,8 +122,8 @@ class Task:
 def load_task(
     source: Source,
     *,
-    text: str | tuple[str, str] = "text",
-    label: str = "label",
+    text: str | tuple[str, str] | None = None,
+    label: str | None = None,
     kind: Kind | None = None,
     classes: Sequence[str] | None = None,
     metric: MetricName | None = None,
@@ -139,8 +140,10 @@ def load_task(
             (``"glue:mrpc"``). When there is no 'test' split, 'validation' or 'dev' serves; when
             there is none either, a stratified ``test_share`` of 'train' is held back, and no
             held-back text stays in 'train'.
-        text: The text column, or the two columns of a sentence pair.
-        label: The label column: class names, class indices from 0, or real numbers.
+        text: The text column, or the two columns of a sentence pair; by default found by the names
+            ``text``, ``sentence`` and those of GLUE.
+        label: The label column: class names, class indices from 0, or real numbers; by default
+            ``label``, or another name that GLUE uses.
         kind: Classification or regression; by default regression when a label has a fraction.
         classes: Names of the classes in the order of the head; by default the dataset's own, or
             the sorted names found in the training split.
@@ -157,6 +160,9 @@ def load_task(
             or a training split of one class.
     """
     tables, declared = _tables(source, header)
+    some = tables.get("train") or next(iter(tables.values()))
+    label = label or find_label(some.columns, some.origin)
+    text = text or find_text(some.columns, some.origin)
     tables = _without_hidden(tables, label)
     classes = tuple(classes) if classes is not None else declared
     train = tables.get("train") or next(iter(tables.values()))
@@ -181,11 +187,13 @@ def load_task(
 
 
 def load_texts(
-    source: str | Path | Table | Sequence[str | Path], text: str | tuple[str, str] = "text"
+    source: str | Path | Table | Sequence[str | Path],
+    text: str | tuple[str, str] | None = None,
 ) -> Examples:
     """Load texts without labels from data files of any kind, one after the other, or of a table.
 
-    Columns but ``text`` are ignored.
+    Columns but ``text`` are ignored; by default it is found as :func:`load_task` does, in each
+    file. A ``.txt`` file has one column, which need not have that name.
 
     Raises:
         DataError: As :func:`load_task`.
@@ -196,7 +204,17 @@ def load_texts(
     for each in (source,) if isinstance(source, str | Path | Table) else source:
         tables, _ = _tables(each, None)
         table = tables.get("train") or next(iter(tables.values()))
-        first, second = _sentences(table, text)
+        wanted = text or find_text(table.columns, table.origin)
+        if isinstance(text, str) and Path(table.origin).suffix == ".txt":
+            (wanted,) = table.columns
+        first, second = _sentences(table, wanted)
+        if origins and (second is None) == bool(pairs):
+            raise DataError(
+                f"texts and pairs of texts cannot be mixed, and {origins[-1]} has the others",
+                who=_WHO,
+                where=table.origin,
+                hint="name one column, or two: --text FIRST,SECOND",
+            )
         texts += first
         pairs += second or ()
         origins.append(table.origin)

@@ -176,11 +176,11 @@ stages:
     (place / "more.txt").write_text("\n".join(texts(20, 5)) + "\n")
     found = run(
         "compress", place / "self.yaml", "--model", place / "model", "--unlabelled",
-        place / "more.txt", "--unlabelled", place / "train.csv", "--text", "words",
+        place / "more.txt", "--unlabelled", place / "train.csv", "--text", "word",
         "--folder", place / "run", "--target", "reference",
     )  # fmt: skip
     assert found == 2
-    assert "no column 'words'" in capsys.readouterr().err
+    assert "no column 'word'" in capsys.readouterr().err
     found = run(
         "compress", place / "self.yaml", "--model", place / "model", "--unlabelled",
         place / "more.txt", "--folder", place / "run", "--target", "reference",

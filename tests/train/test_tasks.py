@@ -55,7 +55,10 @@ BAD = {
         "text\tlabel\n \t1\nb\t0\n",
         "a.tsv, line 2: column 'text' holds ' ', not a text",
     ),
-    "missing column": ("texts\tlabel\na\t1\n", "no column 'text' (columns: 'texts', 'label')"),
+    "missing column": (
+        "texts\tlabel\na\t1\n",
+        "none of the columns 'texts', 'label' is known to hold the text",
+    ),
     "negative class": ("text\tlabel\na\t1\nb\t-1\n", "line 3: column 'label' holds '-1', which is"),
     "nan beside whole numbers": (
         "text\tlabel\na\t1\nb\tnan\n",
@@ -162,3 +165,18 @@ def test_glue_layouts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="did you mean 'CoLA'"):
         load_glue("CoLa", tmp_path)
     assert set(GLUE) == {"CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2", "STS-B"}
+
+
+def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sentence,score\nA film,0.5\nA play,1.5\nA book,1\nA song,2\n")
+    (tmp_path / "b.txt").write_text("One more\nAnother\n")
+    (tmp_path / "c.tsv").write_text("words\tof\nA third\tit\n")
+    (tmp_path / "d.tsv").write_text("sentence1\tsentence2\nA\tB\n")
+    task = load_task(tmp_path / "a.csv", test_share=0.25)
+    assert (task.kind, len(task.split("train"))) == ("regression", 3)
+    assert len(load_texts([tmp_path / "a.csv", tmp_path / "b.txt"])) == 6
+    assert load_texts([tmp_path / "b.txt", tmp_path / "c.tsv"], "words").texts[2] == "A third"
+    with pytest.raises(DataError, match="none of the columns 'words', 'of' is known"):
+        load_texts(tmp_path / "c.tsv")
+    with pytest.raises(DataError, match=r"cannot be mixed, and .*b\.txt has the others"):
+        load_texts([tmp_path / "b.txt", tmp_path / "d.tsv"])
