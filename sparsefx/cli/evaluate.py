@@ -41,8 +41,7 @@ def command(
     model: Annotated[
         str,
         typer.Argument(
-            help="Run folder, saved Program, Hugging Face model, ONNX file, or a folder that "
-            "was compiled for cpu."
+            help="Run folder, Program, Hugging Face model, ONNX file, or folder compiled for cpu."
         ),
     ],
     data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
