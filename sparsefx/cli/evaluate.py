@@ -97,7 +97,7 @@ def command(
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.columns import find_label
+    from sparsefx.train.columns import find_label, find_text
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
@@ -106,6 +106,7 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
         table = table.with_header(layout.header)
     text = text_columns(asked.text) or (layout.text if layout else None)
+    text = text or find_text(table.columns, table.origin)
     label = asked.label or (layout.label if layout else find_label(table.columns, table.origin))
     classes = _classes(asked, saved, made, layout)
     kind: Kind | None = "regression" if saved.outputs == 1 else None

@@ -161,8 +161,8 @@ def load_task(
     """
     tables, declared = _tables(source, header)
     some = tables.get("train") or next(iter(tables.values()))
-    label = label or find_label(some.columns, some.origin)
     text = text or find_text(some.columns, some.origin)
+    label = label or find_label(some.columns, some.origin)
     tables = _without_hidden(tables, label)
     classes = tuple(classes) if classes is not None else declared
     train = tables.get("train") or next(iter(tables.values()))
