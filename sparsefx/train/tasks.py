@@ -209,12 +209,9 @@ def load_texts(
             (wanted,) = table.columns
         first, second = _sentences(table, wanted)
         if origins and (second is None) == bool(pairs):
-            raise DataError(
-                f"texts and pairs of texts cannot be mixed, and {origins[-1]} has the others",
-                who=_WHO,
-                where=table.origin,
-                hint="name one column, or two: --text FIRST,SECOND",
-            )
+            why = f"texts and pairs of texts cannot be mixed, and {origins[-1]} has the others"
+            hint = "name one column, or two: --text FIRST,SECOND"
+            raise DataError(why, who=_WHO, where=table.origin, hint=hint)
         texts += first
         pairs += second or ()
         origins.append(table.origin)
