@@ -388,8 +388,8 @@ class Walk:
         return found
 
     def conflicts(self, padding: str | None) -> bool:
-        """Whether another input than this one was found to say what is padding."""
-        return padding is not None and bool({*self.padding} - {None, padding})
+        """Whether another input than this one, or none, was found to say what is padding."""
+        return any(known != padding for known in self.padding)
 
     @property
     def free(self) -> bool:

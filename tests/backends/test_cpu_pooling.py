@@ -93,6 +93,33 @@ def test_other_sums_are_left_to_pytorch(way: str, why: str) -> None:
     assert difference(program, compiled, batch) < 1e-6
 
 
+class Unmasked(nn.Module):
+    """Attention that sees padding, before a mean, or an attention, that does not."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.words = way, nn.Embedding(100, 16)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = self.words(input_ids).unflatten(-1, (2, 8)).transpose(1, 2)
+        x = nn.functional.scaled_dot_product_attention(x, x, x)
+        if self.way == "attention":
+            mask = attention_mask[:, None, None].bool()
+            x = nn.functional.scaled_dot_product_attention(x, x, x, mask)
+            return {"embedding": x.transpose(1, 2).flatten(2)}
+        x = x.transpose(1, 2).flatten(2)
+        total = (x * attention_mask.unsqueeze(-1)).sum(1)
+        return {"embedding": total / attention_mask.sum(1, keepdim=True)}
+
+
+@pytest.mark.parametrize("way", ["mean", "attention"])
+def test_what_sees_padding_is_not_mixed_with_what_does_not(way: str) -> None:
+    program = sparsefx.capture(Unmasked(way), example_batch())
+    target = CpuTarget(rates="built-in")
+    assert len(target.unsupported(program)) == 1
+    assert difference(program, target.lower(program), padded_batch(program, 3, 21)) < 1e-6
+
+
 def test_a_sentence_encoder_is_taken_whole() -> None:
     program = Pipeline.parse("pool-sentences").run(captured("mpnet"))
     target = CpuTarget(rates="built-in")
