@@ -54,9 +54,7 @@ def command(
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     sensitivity: Annotated[
         bool | None,
-        typer.Option(
-            help="Move every assumed number by 20 %; done for --html unless switched off."
-        ),
+        typer.Option(help="Move assumed numbers by 20 %; --html does unless switched off."),
     ] = None,
     listing: Annotated[bool, typer.Option("--listing", help="Print the instructions.")] = False,
     mappings: Annotated[
