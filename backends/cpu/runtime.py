@@ -82,6 +82,7 @@ class Runtime:
         self._by_distance = any("distances" in step.kernel.fields for step in plan.steps)
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
+        self._scratches: dict[int, int] = {}  # bytes, by the longest sequence
         self._teams: dict[tuple[int, int, int], Teams] = {}
         self._divided: dict[tuple[int, int], NDArray[np.int64]] = {}
         self._parts = 1 if pool.threads == 1 else min(MOST_PARTS, pool.threads * _PARTS)
@@ -271,8 +272,10 @@ class Runtime:
     def _scratch(self, part: int, slabs: Sequence[_Slab]) -> int:
         """Address of the scratch memory of a part (or thread), large enough for every slab."""
         longest = max(int(slab.lengths.max()) for slab in slabs)
-        size = max(step.kernel.scratch(step.words, longest) for step in self.plan.steps)
-        return self._grown("scratch", part, size)
+        if longest not in self._scratches:
+            sizes = (step.kernel.scratch(step.words, longest) for step in self.plan.steps)
+            self._scratches[longest] = max(sizes)
+        return self._grown("scratch", part, self._scratches[longest])
 
     def _arenas(self, thread: int, slabs: Sequence[_Slab]) -> tuple[int, int]:
         """Addresses of the arenas of both spaces, large enough for every slab."""
