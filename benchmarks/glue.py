@@ -6,13 +6,15 @@ A run that was interrupted goes on when the same command is given again; a finis
 again. ``benchmarks/glue_table.py`` prints the table. Data: ``../shared/data/glue.tar.xz``, or a
 folder with one folder a task (``--data``). Model: all-MiniLM-L6-v2 from PyPI, or ``--model``.
 Stages that train on unlabelled texts get training texts of other tasks, without their labels, as
-many as ``--transfer`` says.
+many as ``--transfer`` says. ``--budget-of sparsebert-small`` trains another recipe for as many
+steps as that one: see ``benchmarks/budget.py``.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import tarfile
 from pathlib import Path
 from typing import Annotated
@@ -34,9 +36,13 @@ from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples
+from sparsefx.train.tasks import Examples, Task
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks.budget import with_budget
+
 ARCHIVE = HERE.parent.parent / "shared" / "data" / "glue.tar.xz"
 TRANSFER = {
     "CoLA": ("SST-2",),
@@ -79,10 +85,9 @@ def transfer_texts(task: str, data: Path, count: int) -> Examples | None:
 
 
 def run_one(
-    recipe: Recipe, task_name: str, data: Path, model: str, folder: Path, transfer: int
+    recipe: Recipe, task: Task, unlabelled: Examples | None, model: str, folder: Path
 ) -> RunResult:
     """Train and score one recipe on one task."""
-    task = load_glue(task_name, data)
     outputs = len(task.classes) if task.kind == "classification" else 1
     seed_everything(recipe.seed)
     network = load_pretrained(model, labels=outputs)
@@ -91,11 +96,7 @@ def run_one(
         return Session(
             recipe,
             network,
-            SessionData(
-                task,
-                AutoTokenizer.from_pretrained(model),
-                transfer_texts(task_name, data, transfer),
-            ),
+            SessionData(task, AutoTokenizer.from_pretrained(model), unlabelled),
             folder,
             listeners=[progress],
         ).run()
@@ -153,6 +154,9 @@ def main(
     transfer: Annotated[
         int, typer.Option(min=0, help="Unlabelled texts from other tasks; see TRANSFER.")
     ] = 0,
+    budget_of: Annotated[
+        str | None, typer.Option(help="Recipe whose number of steps this one gets too.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Checkpoints; may be deleted.")] = Path("runs/glue"),
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = HERE / "results" / "glue",
 ) -> None:
@@ -161,6 +165,7 @@ def main(
     label = Path(place).name if model else "all-MiniLM-L6-v2"
     folder = glue_folder(data)
     base = Recipe.load(recipe)
+    budget = Recipe.load(budget_of) if budget_of else None
     for seed in (int(text) for text in seeds.split(",")):
         found = base.model_copy(update={"seed": seed})
         for task in tasks.split(","):
@@ -169,10 +174,15 @@ def main(
             if path.exists():
                 typer.echo(f"{path} is there already")
                 continue
-            result = run_one(found, task, folder, place, work / name, transfer)
+            examples = load_glue(task, folder)
+            texts = transfer_texts(task, folder, transfer)
+            used = found
+            if budget is not None:
+                used = with_budget(found, budget, len(examples.split("train")), len(texts or ()))
+            result = run_one(used, examples, texts, place, work / name)
             out.mkdir(parents=True, exist_ok=True)
             path.write_text(
-                json.dumps(as_json(result, found, task, label, transfer), indent=1) + "\n"
+                json.dumps(as_json(result, used, task, label, transfer), indent=1) + "\n"
             )
             typer.echo(f"wrote {path}")
 

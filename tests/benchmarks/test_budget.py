@@ -1,0 +1,49 @@
+"""A recipe gets the budget of another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.budget import with_budget
+from sparsefx.errors import RecipeError
+from sparsefx.recipe import Recipe
+
+METHODS = ["bert-pkd", "bert-of-theseus", "distilbert", "minilm", "tinybert-6", "bert-tickets"]
+
+
+def steps(recipe: Recipe) -> dict[str, int | None]:
+    return {stage.name: stage.training.steps for stage in recipe.stages if stage.training}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gets_the_steps_of_the_model_recipe(name: str) -> None:
+    model = Recipe.shipped("sparsebert-small")
+    # 11,668 texts in batches of 32 are 365 steps an epoch; five of them, and 40 of int8.
+    found = steps(with_budget(Recipe.shipped(name), model, 3668, 8000))
+    assert sum(count or 0 for count in found.values()) == pytest.approx(5 * 365 + 40, abs=4)
+
+
+def test_the_dense_stage_trains_as_in_the_model_recipe() -> None:
+    model = Recipe.shipped("sparsebert-small")
+    found = with_budget(Recipe.shipped("bert-pkd"), model, 3668, 0)
+    assert found.stage("teacher").training == model.stage("dense").training
+    assert found.stage("teacher").pipeline == Recipe.shipped("bert-pkd").stage("teacher").pipeline
+
+
+def test_long_pre_training_leaves_steps_for_the_task() -> None:
+    model = Recipe.shipped("sparsebert-small")
+    found = steps(with_budget(Recipe.shipped("compress-bert"), model, 3668, 8000))
+    assert found == {"head": 249, "pretrained": 929, "sparse": 687}
+
+
+def test_low_learning_rates_are_raised_and_high_ones_kept() -> None:
+    model = Recipe.shipped("sparsebert-small")
+    stages = with_budget(Recipe.shipped("distilbert"), model, 3668, 8000).stages
+    rates = [stage.training.optimizer.learning_rate for stage in stages if stage.training]
+    assert rates == [1e-3, 5e-4, 1e-4]
+
+
+def test_a_model_recipe_without_a_dense_stage_is_refused() -> None:
+    text = "name: a\nstages:\n- {name: only, training: {steps: 3}}\n"
+    with pytest.raises(RecipeError, match="a: no stage is named dense or teacher or predecessor"):
+        with_budget(Recipe.shipped("minilm"), Recipe.parse(text), 10, 0)
