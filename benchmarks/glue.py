@@ -41,7 +41,7 @@ from sparsefx.train.tasks import Examples, Task
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks.budget import with_budget
+from benchmarks.budget import with_budget  # noqa: E402  # its folder is on the path only now
 
 ARCHIVE = HERE.parent.parent / "shared" / "data" / "glue.tar.xz"
 TRANSFER = {
