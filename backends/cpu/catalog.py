@@ -23,17 +23,18 @@ from sparsefx.backends.cpu.kernels import (
     dense_bf16,
     dense_f32,
     dense_i8,
+    distances,
     embed,
     masked_amx,
     norm,
     peak,
-    pool,
     quads,
     rotate,
     rows,
     rows_bf16,
     rows_fp16,
     transfer,
+    unit_length,
 )
 
 __all__ = [
@@ -170,7 +171,7 @@ def attention_by_distance(kind: str) -> Kernel:
     return Kernel(
         ("attention_by_distance", kind),
         f"{kind} by distance",
-        module.fields(by_distance=True),
+        (*module.FIELDS, *distances.FIELDS),
         lambda isa, width: module.emit(isa, width, by_distance=True),
         _OTHERS[kind].scratch,
     )
@@ -208,10 +209,10 @@ _OTHERS = {
         Kernel(("other", "pair"), "pair", blocks.INTERLEAVE_FIELDS, convert.emit_pair),
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "copy"), "copy", convert.COPY_FIELDS, convert.emit_copy),
-        Kernel(("other", "mean"), "mean", pool.MEAN_FIELDS, pool.emit_mean),
-        Kernel(("other", "unit"), "unit", pool.UNIT_FIELDS, pool.emit_unit),
+        Kernel(("other", "mean"), "mean", transfer.POOL_FIELDS, transfer.emit_mean),
+        Kernel(("other", "unit"), "unit", unit_length.FIELDS, unit_length.emit),
         Kernel(("other", "rotate"), "rotate", rotate.FIELDS, rotate.emit),
-        Kernel(("other", "pick"), "pick", transfer.PICK_FIELDS, transfer.emit_pick),
+        Kernel(("other", "pick"), "pick", transfer.POOL_FIELDS, transfer.emit_pick),
         Kernel(("other", "unpack"), "unpack", transfer.UNPACK_FIELDS, transfer.emit_unpack),
     )
 }

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["JOB_FIELDS", "Frame", "open_frame"]
+__all__ = ["JOB_FIELDS", "SEQUENCE_WORDS", "Frame", "open_frame"]
 
 JOB_FIELDS = (
     "part",  # number of this part of the job
     "parts",  # parts of every step that are done at the same time
     "by_panel",  # 1: parts of linears are panels; 0: they are rows
     "scratch",  # memory of this part alone
-    "sequences",  # int32 quadruples: first token, length, row of the batch, slot
+    "sequences",  # int32 [sequence_count, 4], see SEQUENCE_WORDS
     "sequence_count",
     "tables",  # pointers to the caller's arrays: indices in, results out
     "arena",  # tokens of the batch
@@ -36,6 +37,11 @@ JOB_FIELDS = (
 """Words of a job. Three exist once per space: all tokens, one token per sequence."""
 
 _SPACE_WORDS = 3
+
+SequenceWord = Literal["first", "length", "row", "slot"]
+SEQUENCE_WORDS: tuple[SequenceWord, ...] = get_args(SequenceWord)
+"""Of each sequence: its first token, its tokens, its row of the batch, its place in the space with
+one token per sequence."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,12 @@ class Frame:
         kind = "ptr" if name in ("scratch", "sequences", "tables", "hidden") else "i64"
         kind = "ptr" if name.startswith("arena") else kind
         return self.f.load(kind, slot)
+
+    def sequence(self, number: Value, *names: SequenceWord) -> list[Value]:
+        """What the job says of a sequence, by its number."""
+        place = self.f.offset(self.job("sequences"), number * (4 * len(SEQUENCE_WORDS)))
+        words = (self.f.index("i32", place, SEQUENCE_WORDS.index(name)) for name in names)
+        return [self.f.convert("zext", word, "i64") for word in words]
 
     def buffer(self, name: str, space: Value | int = 0) -> Value:
         """Start of the buffer whose offset per token is the step's word `name`."""

@@ -23,7 +23,7 @@ from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import exp, maximum
 
-__all__ = ["CHUNK", "FIELDS", "Place", "emit", "fields", "scratch_bytes", "symbol"]
+__all__ = ["CHUNK", "FIELDS", "Place", "emit", "open_attention", "scratch_bytes"]
 
 CHUNK = 16
 """Sequences start at multiples of this many tokens."""
@@ -41,14 +41,13 @@ FIELDS = (
 """For q, k, v: the buffer, its rows, and the row where the first head starts."""
 
 
-def fields(*, by_distance: bool) -> tuple[str, ...]:
-    """Words of the step."""
-    return (*FIELDS, *distances.FIELDS) if by_distance else FIELDS
-
-
-def symbol(isa: Isa, width: int, *, by_distance: bool = False) -> str:
-    """Name of the kernel."""
-    return f"attention_{'by_distance_' if by_distance else ''}{isa.name}_w{width}"
+def open_attention(
+    name: str, isa: Isa, width: int, fields: tuple[str, ...], *, by_distance: bool
+) -> Frame:
+    """Start the kernel `name` with these words, and those of distances where it adds them."""
+    if by_distance:
+        name, fields = f"{name}_by_distance", (*fields, *distances.FIELDS)
+    return open_frame(f"{name}_{isa.name}_w{width}", Panel(isa, width), fields)
 
 
 def scratch_bytes(longest: int) -> int:
@@ -149,8 +148,7 @@ class _Keys:
 
 def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
     """The kernel for one instruction set and panel width."""
-    name = symbol(isa, width, by_distance=by_distance)
-    frame = open_frame(name, Panel(isa, width), fields(by_distance=by_distance))
+    frame = open_attention("attention", isa, width, FIELDS, by_distance=by_distance)
     for place in Place.each(frame):
         _queries(_Head(place, isa.lanes, Distances.of(place) if by_distance else None))
     return frame.f

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from sparsefx.backends.cpu.frame import open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.amx_tiles import (
@@ -26,13 +25,12 @@ from sparsefx.backends.cpu.kernels.amx_tiles import (
     full_tiles,
     tiles_of,
 )
-from sparsefx.backends.cpu.kernels.attention import CHUNK, Place
-from sparsefx.backends.cpu.kernels.attention_i8 import (
+from sparsefx.backends.cpu.kernels.attention import CHUNK, Place, open_attention
+from sparsefx.backends.cpu.kernels.attention_codes import (
     FIELDS,
     Head,
     each_chunk,
     exp_levels,
-    fields,
     interleave,
     open_head,
     scaled,
@@ -40,10 +38,9 @@ from sparsefx.backends.cpu.kernels.attention_i8 import (
     values,
 )
 from sparsefx.backends.cpu.kernels.embed import transpose
-from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum
 
-__all__ = ["FIELDS", "emit", "fields", "scratch_bytes", "symbol"]
+__all__ = ["FIELDS", "emit", "scratch_bytes"]
 
 _LANES = 16
 _FLOATS, _INTS, _BYTES = vector(_LANES, "float"), vector(_LANES, "i32"), vector(_LANES, "i8")
@@ -52,11 +49,6 @@ _DEPTH = 64
 _HIGH, _CROSS, _LOW = range(3)
 """Sums of a vector of queries; those of a second one come after them."""
 _LEFT, _RIGHT = 6, 7
-
-
-def symbol(isa: Isa, width: int, *, by_distance: bool = False) -> str:
-    """Name of the kernel."""
-    return f"attention_amx_{'by_distance_' if by_distance else ''}{isa.name}_w{width}"
 
 
 def _filled(size: Value, whole: int) -> Value:
@@ -90,8 +82,7 @@ def scratch_bytes(longest: int, head_size: int) -> int:
 
 def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
     """The kernel for one instruction set with tiles."""
-    name = symbol(isa, width, by_distance=by_distance)
-    frame = open_frame(name, Panel(isa, width), fields(by_distance=by_distance))
+    frame = open_attention("attention_amx", isa, width, FIELDS, by_distance=by_distance)
     f, tiles = frame.f, tiles_of(frame.f, isa)
     tiles.configure(f.constant_bytes("amx.config", full_tiles()))
     for place in Place.each(frame, items={"q": 1, "k": 1}):
