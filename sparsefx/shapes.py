@@ -43,14 +43,27 @@ class ShapeFact:
     dims: tuple[Dim, ...]
 
 
+class _Symbols(ShapeEnv):
+    """Symbols that do not note which line of a program asked for them.
+
+    To find that line torch imports 400 modules, its compilers among them, which takes longer than
+    the inference of a whole encoder.
+    """
+
+    def _get_user_frame(self) -> None:
+        return None
+
+
 class Shapes:
     """Shape inference for one graph: fake inputs with one symbol for each dynamic dimension."""
 
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         self._mode = FakeTensorMode(
-            shape_env=ShapeEnv(duck_shape=True), allow_non_fake_inputs=False
+            shape_env=_Symbols(duck_shape=True), allow_non_fake_inputs=False
         )
+        # Results are kept by `call`; torch's own cache infers everything that it keeps twice.
+        self._mode.cache_enabled = False
         self._constants: dict[Hashable, FakeTensor] = {}
         self._calls: dict[Hashable, Any] = {}
         self._names: dict[str, str] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sparsefx
 from sparsefx import Program
@@ -46,3 +47,15 @@ def test_true_one_and_one_point_zero_are_told_apart() -> None:
     loaded.changed()
     facts = [loaded.shape_of(node) for node in loaded.graph.output_node().all_input_nodes]
     assert [fact.dtype for fact in facts if fact] == [torch.bool, torch.int64, torch.float32]
+
+
+def test_inference_leaves_the_compilers_of_torch_alone() -> None:
+    program = small_program(lambda x: torch.relu(x) + 1, x=torch.ones(2, 3))
+    program.changed()
+    inferred = program.shapes
+    # What is overridden has to be there: torch would go on, several times slower, without a word.
+    assert callable(ShapeEnv._get_user_frame)
+    mode = inferred._mode
+    assert isinstance(mode.shape_env, ShapeEnv)
+    assert mode.shape_env._get_user_frame() is None
+    assert mode.cache_enabled is False

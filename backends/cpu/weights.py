@@ -124,7 +124,7 @@ def _initial(matrix: NDArray[np.int8], zero_point: int) -> NDArray[np.int32]:
     """Where the sums of each row start, filled to whole tiles of rows."""
     rows = len(matrix)
     padded = np.zeros(-(-rows // TILE_ROWS) * TILE_ROWS, np.int32)
-    padded[:rows] = -zero_point * matrix.astype(np.int32).sum(1)
+    padded[:rows] = -zero_point * matrix.sum(1, dtype=np.int32)
     return padded
 
 
