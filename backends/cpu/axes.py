@@ -12,12 +12,12 @@ the batch, the sequence, or a part of the channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 __all__ = ["BATCH", "SEQUENCE", "Channels", "Dim", "Layout", "arranged", "tokens_by_channels"]
@@ -219,14 +219,19 @@ def _joined(factors: Sequence[Factor]) -> Dim:
 
 
 def arranged(rows: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """The tensor that lies so in rows given as [batch, sequence, rows] or [batch, rows]."""
+    """The tensor that lies so in rows given as [batch, sequence, rows] or [batch, rows].
+
+    The rows lie one after the other, without gaps.
+    """
     sizes = {BATCH: rows.shape[0], SEQUENCE: rows.shape[1]}
     steps = {BATCH: rows.strides[0], SEQUENCE: rows.strides[1]}
     factors = [factor for dim in layout.dims for factor in dim]
-    split = as_strided(
-        rows[..., layout.first :],
+    split: NDArray[np.float32] = np.ndarray(
         [_size(f, sizes) for f in factors],
-        [f.step * rows.strides[-1] if isinstance(f, Channels) else steps[f] for f in factors],
+        rows.dtype,
+        rows,
+        layout.first * rows.itemsize,
+        [f.step * rows.itemsize if isinstance(f, Channels) else steps[f] for f in factors],
     )
-    shape = [int(np.prod([_size(f, sizes) for f in dim])) for dim in layout.dims]
+    shape = [math.prod(_size(f, sizes) for f in dim) for dim in layout.dims]
     return np.ascontiguousarray(split.reshape(shape))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -62,7 +61,9 @@ class CpuCompiled:
         self._runtime = runtime
         self._measured = measured
         self._note = note
-        self._lock = threading.Lock()
+        graph = program.graph
+        self._inputs = {str(n.target): n for n in graph.find_nodes(op="placeholder")}
+        self._outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -87,9 +88,9 @@ class CpuCompiled:
 
     def _run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lowered = self._lowered
-        known = lowered.host.bind(batch)
+        known: dict[fx.Node, Any] = {node: batch[name] for name, node in self._inputs.items()}
         shape = self._shape(batch)
-        with self._lock, torch.no_grad():
+        with torch.no_grad():
             indices = {
                 name: self._index(name, node, known, shape)
                 for name, node in lowered.indices.items()
@@ -97,9 +98,8 @@ class CpuCompiled:
             results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
         for name, node in lowered.exports.items():
             known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
-        outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
-        values = lowered.host.evaluate(outputs.values(), known)
-        return {name: values[node] for name, node in outputs.items()}
+        values = lowered.host.evaluate(self._outputs.values(), known)
+        return {name: values[node] for name, node in self._outputs.items()}
 
     @property
     def outside(self) -> tuple[Unsupported, ...]:
@@ -197,8 +197,7 @@ class CpuCompiled:
         if timed:
             shape = (batch, tokens)
             indices = {name: np.zeros(shape, np.int32) for name in self._lowered.indices}
-            with self._lock:
-                times = runtime.time_steps(np.ones(shape, np.bool_), indices)
+            times = runtime.time_steps(np.ones(shape, np.bool_), indices)
             seconds = _by_kind(self._lowered.plan.steps, times)
         rates = measured_rates(runtime.isa) if self._measured else BUILT_IN
         layers, isa = self._lowered.layers, runtime.isa.name
@@ -228,11 +227,10 @@ class CpuCompiled:
     def _interface(self) -> Interface | None:
         """What a reader without the graph must know; None if that does not suffice."""
         lowered, signature = self._lowered, self._program.signature
-        outputs: dict[str, fx.Node] = self._program.graph.output_node().args[0]  # type: ignore[assignment]
         names = {node: name for name, node in lowered.exports.items()}
         shapes = {spec.dims for spec in signature.inputs}
         plain = len(shapes) == 1 and len(next(iter(shapes))) == 2
-        if not plain or lowered.rest or any(node not in names for node in outputs.values()):
+        if not plain or lowered.rest or any(node not in names for node in self._outputs.values()):
             return None
         rules: dict[str, Rule] = {}
         special = int(self._program.config.get("pad_token_id") or 0)
@@ -246,11 +244,11 @@ class CpuCompiled:
             rules[name] = rule
         return Interface(
             signature.input_names,
-            {name: names[node] for name, node in outputs.items()},
+            {name: names[node] for name, node in self._outputs.items()},
             rules,
             lowered.padding,
             {name: self._lowered.table_rows[name] for name in lowered.indices},
-            {name: lowered.layouts[names[node]].encoded() for name, node in outputs.items()},
+            {name: lowered.layouts[names[node]].encoded() for name, node in self._outputs.items()},
         )
 
     def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:

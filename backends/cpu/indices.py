@@ -27,8 +27,9 @@ def check_index(name: str, index: NDArray[Any], rows: int) -> None:
     Raises:
         ProgramError: An index is negative, or `rows` or more.
     """
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= rows:
+    # As an unsigned number a negative one is larger than any table.
+    if index.view(f"u{index.itemsize}").max() >= rows:
+        low, high = int(index.min()), int(index.max())
         raise ProgramError(
             f"index {low if low < 0 else high} into an embedding of {rows} rows",
             who="cpu",

@@ -6,13 +6,14 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.driver import CLOSED, CONTEXT_WORDS, driver_text
 from sparsefx.backends.cpu.engine import Engine
+from sparsefx.backends.cpu.turn import Turn
 
 __all__ = ["MOST_PARTS", "Pool", "shared_pool"]
 
@@ -32,19 +33,18 @@ class Pool:
 
     def __init__(self, engine: Engine, threads: int) -> None:
         self.threads = threads
-        self._lock = threading.Lock()
+        self._turn = Turn()
         text = driver_text(engine.isa)
         self._dispatch, self._worker, self._leave = (
             _ENTRY(engine.address(name, text)) for name in ("dispatch", "worker", "leave")
         )
         self._context: NDArray[np.int64] = np.zeros(0, np.int64)
         self._process = -1
-        _ALIVE.add(self)
 
     def run(
         self,
         steps: NDArray[np.int64],
-        jobs: Sequence[NDArray[np.int64]],
+        jobs: NDArray[np.int64],
         memories: NDArray[np.int64] | None = None,
         threads: int = 0,
     ) -> None:
@@ -52,14 +52,14 @@ class Pool:
 
         Args:
             steps: Pointers to steps.
-            jobs: Parts of every step, at most MOST_PARTS; with `memories` independent jobs of one
-                part each.
+            jobs: [jobs, words]: parts of every step, at most MOST_PARTS; with `memories`
+                independent jobs of one part each.
             memories: Pointers [threads, MEMORIES] that a thread enters into the jobs it takes.
             threads: How many of the threads work; 0 for all.
         """
-        with self._lock:
+        with self._turn:
             self._ensure_workers()
-            pointers = np.array([job.ctypes.data for job in jobs], np.int64)
+            pointers = jobs.ctypes.data + jobs.strides[0] * np.arange(len(jobs))
             context = self._context
             context[CONTEXT_WORDS["steps"]] = steps.ctypes.data
             context[CONTEXT_WORDS["step_count"]] = len(steps)
@@ -95,26 +95,14 @@ def _work(enter: Callable[[int, int], None], context: NDArray[np.int64], number:
     enter(context.ctypes.data, number)
 
 
-_ALIVE: weakref.WeakSet[Pool] = weakref.WeakSet()
 _SHARED: dict[tuple[str, int], Pool] = {}
-_SHARED_LOCK = threading.Lock()
+_SHARING = Turn()
 
 
 def shared_pool(engine: Engine, threads: int) -> Pool:
     """The pool of this process with that many threads; models share it."""
-    with _SHARED_LOCK:
+    with _SHARING:
         key = (engine.isa.name, threads)
         if key not in _SHARED:
             _SHARED[key] = Pool(engine, threads)
         return _SHARED[key]
-
-
-def _renew_locks() -> None:
-    """A fork may happen while another thread holds a lock; the child must not inherit that."""
-    global _SHARED_LOCK
-    _SHARED_LOCK = threading.Lock()
-    for pool in _ALIVE:
-        pool._lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)

@@ -1,76 +1,72 @@
-"""Runs a plan: packs the real tokens of a batch, cuts them into slabs, sets the threads to work.
-
-    batch [B, S] with padding          slabs of panels of 64 tokens
-    a a a a a . . .                    | aaaaa........... bbb.............|  (sequences start at
-    b b b . . . . .        ----->      | cccccccc........ ...............|   multiples of 16)
-    c c c c c c c c
-
-Where attention asks for the distance of tokens, padding between real tokens keeps its place and is
-hidden as a key; elsewhere, as at both ends, it is left out.
+"""Runs a plan: cuts a batch into slabs and sets the threads to work.
 
 With many tokens each thread takes slabs of its own through the whole plan (no waiting); with few,
 all threads share one slab and divide the rows of every layer by non-zeros.
+
+What only the padding of a batch decides is kept for the masks that were seen last: a call of a
+small model takes a few milliseconds, and working it out anew half of one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.engine import Engine
-from sparsefx.backends.cpu.frame import JOB_FIELDS
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.attention import CHUNK
-from sparsefx.backends.cpu.kernels.distances import EDGE, HIDDEN
+from sparsefx.backends.cpu.jobs import WORD, SlabJob
 from sparsefx.backends.cpu.memory import aligned
 from sparsefx.backends.cpu.panel import widest
 from sparsefx.backends.cpu.plan import Arena, Plan, Step, pack_arena, word_bits
 from sparsefx.backends.cpu.pool import MOST_PARTS, Pool
-from sparsefx.backends.cpu.teams import Teams
+from sparsefx.backends.cpu.slabs import Cut
+from sparsefx.backends.cpu.teams import Team, Teams
+from sparsefx.backends.cpu.turn import Turn
 from sparsefx.backends.cpu.weights import splits
 
 __all__ = ["Runtime"]
 
-_SLAB_TOKENS = 256
 _PARTS = 2
 """Parts of a step for each thread that shares it: who is held up takes fewer of them."""
 
+_KEPT = 32
+"""Masks whose slabs are kept."""
 
-@dataclass(frozen=True)
-class _Slab:
-    """Sequences that go through the plan together."""
-
-    rows: NDArray[np.intp]  # rows of the batch
-    starts: NDArray[np.intp]  # first token of each
-    lengths: NDArray[np.intp]
-    origin: NDArray[np.int32]  # per token: its place in the flat batch, -1 for filling and padding
-    width: int
+_Indices = Mapping[str, NDArray[np.int32]]
+_Results = Mapping[str, NDArray[np.float32]]
 
 
-def _width(tokens: int, widest: int) -> int:
-    """The narrowest panel that holds all tokens, the widest if none does."""
-    return next((w for w in (16, 32) if tokens <= w), widest)
+@dataclass
+class _Shared:
+    """One slab for a team of threads."""
+
+    steps: NDArray[np.int64]
+    slab: SlabJob
+    teams: Teams
+    jobs: dict[Team, NDArray[np.int64]] = field(default_factory=dict)  # [parts, words]
 
 
-def _padded(tokens: int, widest: int) -> int:
-    """Tokens rounded up to whole panels."""
-    width = _width(tokens, widest)
-    return -(-tokens // width) * width
+@dataclass
+class _Apart:
+    """Several slabs; whichever thread takes one runs all its steps in memory of its own."""
+
+    steps: NDArray[np.int64]
+    slabs: list[SlabJob]
+    jobs: NDArray[np.int64]  # [slabs, words]
+    memories: NDArray[np.int64]  # [threads, MEMORIES]
 
 
 class Runtime:
-    """A plan made ready for one instruction set.
+    """A plan made ready for one instruction set; calls of several threads take turns.
 
     Args:
         plan: What to run.
         engine: Compiles and keeps the kernels.
         pool: The threads.
-        longest: Longest sequence that the model takes.
     """
 
     def __init__(self, plan: Plan, engine: Engine, pool: Pool) -> None:
@@ -78,9 +74,11 @@ class Runtime:
         self.arena: Arena = pack_arena(plan.steps)
         self.engine = engine
         self._pool = pool
-        self._widest = widest(engine.isa)
-        self._by_distance = any("distances" in step.kernel.fields for step in plan.steps)
+        by_distance = any("distances" in step.kernel.fields for step in plan.steps)
+        self._cut = Cut(widest(engine.isa), pool.threads, by_distance)
+        self._turn = Turn()
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
+        self._calls: dict[tuple[int, int, bytes], list[_Shared | _Apart]] = {}
         self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._scratches: dict[int, int] = {}  # bytes, by the longest sequence
         self._teams: dict[tuple[int, int, int], Teams] = {}
@@ -92,11 +90,7 @@ class Runtime:
         """The instruction set."""
         return self.engine.isa
 
-    def run(
-        self,
-        mask: NDArray[np.bool_],
-        indices: Mapping[str, NDArray[np.int32]],
-    ) -> dict[str, NDArray[np.float32]]:
+    def run(self, mask: NDArray[np.bool_], indices: _Indices) -> dict[str, NDArray[np.float32]]:
         """Run a batch.
 
         Args:
@@ -107,195 +101,131 @@ class Runtime:
             For each result an fp32 array [batch, sequence, channels] (zeros at padding) or
             [batch, channels].
         """
-        batch, sequence = mask.shape
-        shapes = {0: (batch, sequence), 1: (batch,)}
-        results = {
-            name: np.zeros((*shapes[space], channels), np.float32)
-            for name, (_, channels, space) in self.plan.results.items()
-        }
-        # Slabs of one shape of code go together: code differs by panel width.
-        groups: dict[int, list[_Slab]] = {}
-        for slab in self._slabs(mask):
-            groups.setdefault(id(self._compiled(slab)), []).append(slab)
-        for slabs in groups.values():
-            if len(slabs) == 1:
-                self._together(slabs[0], indices, results)
-            else:
-                self._apart(slabs, indices, results)
+        results = self._empty(mask.shape)
+        with self._turn:
+            for call in self._prepared(mask):
+                if isinstance(call, _Shared):
+                    self._together(call, indices, results)
+                else:
+                    self._apart(call, indices, results)
         return results
 
-    def time_steps(
-        self, mask: NDArray[np.bool_], indices: Mapping[str, NDArray[np.int32]], runs: int = 9
-    ) -> list[float]:
+    def time_steps(self, mask: NDArray[np.bool_], indices: _Indices, runs: int = 9) -> list[float]:
         """Shortest seconds of each step on one core, all sequences in one slab.
 
         A step's weights were last read one round before, as in a forward pass.
         """
-        batch, sequence = mask.shape
-        lengths, space = self._lengths(mask)
-        slab = self._make_slab(mask, np.arange(batch), lengths, space)
-        results = {
-            name: np.zeros((batch, *((1,) if place else (sequence,)), channels), np.float32)
-            for name, (_, channels, place) in self.plan.results.items()
-        }
-        job, keep = self._job(slab, indices, results)
-        arena, arena_1 = self._arenas(0, [slab])
-        for name, value in (("arena", arena), ("arena_1", arena_1)):
-            job[JOB_FIELDS.index(name)] = value
-        job[JOB_FIELDS.index("scratch")] = self._scratch(0, [slab])
-        steps = self._compiled(slab)
-        found = [float("inf")] * len(steps)
-        for _ in range(runs):
-            for number in range(len(steps)):
-                begin = time.perf_counter()
-                self._pool.run(steps[number : number + 1], [job], threads=1)
-                found[number] = min(found[number], time.perf_counter() - begin)
-        del keep
+        with self._turn:
+            slab = SlabJob(self._cut.whole(mask), self.plan, self._cut)
+            self._reserve([slab])
+            call = self._shared(slab)
+            slab.connect(indices, self._empty(mask.shape))
+            job = self._jobs(call, Team(1))
+            found = [float("inf")] * len(call.steps)
+            for _ in range(runs):
+                for number in range(len(found)):
+                    begin = time.perf_counter()
+                    self._pool.run(call.steps[number : number + 1], job, threads=1)
+                    found[number] = min(found[number], time.perf_counter() - begin)
         return found
 
-    def _slabs(self, mask: NDArray[np.bool_]) -> list[_Slab]:
-        """Cut the batch; one slab for all if that keeps every thread busier."""
-        lengths, space = self._lengths(mask)
-        threads = self._pool.threads
-        total = int(space.sum())
-        alone = len(lengths) < threads or total <= _SLAB_TOKENS // 2
-        if alone:
-            return [self._make_slab(mask, np.arange(len(lengths)), lengths, space)]
-        limit = max(_SLAB_TOKENS // 2, min(_SLAB_TOKENS, -(-total // threads)))
-        groups: list[list[int]] = [[]]
-        used = 0
-        for row in np.argsort(-lengths, kind="stable"):
-            if used and used + space[row] > limit:
-                groups.append([])
-                used = 0
-            groups[-1].append(int(row))
-            used += int(space[row])
-        return [self._make_slab(mask, np.array(g), lengths, space) for g in groups]
+    def _empty(self, shape: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
+        """The arrays of results for a batch of that shape."""
+        batch, sequence = shape
+        sizes = {0: (batch, sequence), 1: (batch,)}
+        return {
+            name: np.zeros((*sizes[space], channels), np.float32)
+            for name, (_, channels, space) in self.plan.results.items()
+        }
 
-    def _lengths(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Tokens of each sequence, and those that it takes in a slab."""
-        lengths = (_spanned(mask) if self._by_distance else mask).sum(1)
-        return lengths, -(-lengths // CHUNK) * CHUNK
+    def _together(self, call: _Shared, indices: _Indices, results: _Results) -> None:
+        call.slab.connect(indices, results)
+        team = call.teams.choose()
+        if team not in call.jobs:
+            call.jobs[team] = self._jobs(call, team)
+        begin = time.perf_counter()
+        self._pool.run(call.steps, call.jobs[team], threads=team.threads)
+        call.teams.took(team, time.perf_counter() - begin)
 
-    def _make_slab(
-        self,
-        mask: NDArray[np.bool_],
-        rows: NDArray[np.intp],
-        lengths: NDArray[np.intp],
-        space: NDArray[np.intp],
-    ) -> _Slab:
-        taken = space[rows]
-        starts = np.concatenate([[0], np.cumsum(taken)])
-        width = _width(int(starts[-1]), self._widest)
-        total = max(width, -(-int(starts[-1]) // width) * width)
-        origin = np.full(total, -1, np.int32)
-        sequence = mask.shape[1]
-        for row, start in zip(rows, starts[:-1], strict=True):
-            places = np.flatnonzero(mask[row])
-            inside = places - places[0] if self._by_distance else np.arange(len(places))
-            origin[start + inside] = row * sequence + places
-        return _Slab(rows, starts[:-1], lengths[rows], origin, width)
+    def _apart(self, call: _Apart, indices: _Indices, results: _Results) -> None:
+        for slab in call.slabs:
+            slab.connect(indices, results)
+        self._pool.run(call.steps, call.jobs, call.memories)
 
-    def _together(self, slab: _Slab, indices: Any, results: Any) -> None:
-        """One slab for a team of threads."""
-        job, keep = self._job(slab, indices, results)
-        arena, arena_1 = self._arenas(0, [slab])
-        job[JOB_FIELDS.index("arena")] = arena
-        job[JOB_FIELDS.index("arena_1")] = arena_1
-        panels = len(slab.origin) // slab.width
-        shape = (slab.width, panels, len(slab.rows))
+    def _prepared(self, mask: NDArray[np.bool_]) -> list[_Shared | _Apart]:
+        """What to run for batches with this mask."""
+        key = (*mask.shape, mask.tobytes())
+        calls = self._calls.pop(key, None) or self._prepare(mask)
+        self._calls[key] = calls  # at the end: the first one was not asked for the longest time
+        if len(self._calls) > _KEPT:
+            del self._calls[next(iter(self._calls))]
+        return calls
+
+    def _prepare(self, mask: NDArray[np.bool_]) -> list[_Shared | _Apart]:
+        slabs = [SlabJob(slab, self.plan, self._cut) for slab in self._cut.slabs(mask)]
+        self._reserve(slabs)
+        # Slabs of one shape of code go together: code differs by panel width.
+        groups: dict[tuple[int, int], list[SlabJob]] = {}
+        for slab in slabs:
+            groups.setdefault(slab.widths, []).append(slab)
+        return [
+            self._shared(group[0]) if len(group) == 1 else self._each(group)
+            for group in groups.values()
+        ]
+
+    def _shared(self, slab: SlabJob) -> _Shared:
+        panels = slab.tokens[0] // slab.widths[0]
+        shape = (slab.widths[0], panels, len(slab.slab.rows))
         teams = self._teams.setdefault(shape, Teams(self._pool.threads, panels))
-        team = teams.choose()
+        return _Shared(self._compiled(slab.widths), slab, teams)
+
+    def _each(self, slabs: list[SlabJob]) -> _Apart:
+        threads = range(self._pool.threads)
+        memories = np.array([self._addresses(thread, thread) for thread in threads], np.int64)
+        jobs = np.stack([slab.words for slab in slabs])
+        return _Apart(self._compiled(slabs[0].widths), slabs, jobs, memories)
+
+    def _jobs(self, call: _Shared, team: Team) -> NDArray[np.int64]:
+        """The parts that a team of threads makes of a slab, [parts, words]."""
         parts = 1
         if team.threads > 1:
             parts = min(MOST_PARTS, team.threads if team.by_panel else self._parts)
-        jobs = []
-        for part in range(parts):
-            own = job.copy()
-            own[JOB_FIELDS.index("part")] = part
-            own[JOB_FIELDS.index("parts")] = parts
-            own[JOB_FIELDS.index("by_panel")] = int(team.by_panel)
-            own[JOB_FIELDS.index("scratch")] = self._scratch(part, [slab])
-            jobs.append(own)
-        steps = self._compiled(slab)
-        begin = time.perf_counter()
-        self._pool.run(steps, jobs, threads=team.threads)
-        teams.took(team, time.perf_counter() - begin)
-        del keep
+        jobs = np.repeat(call.slab.words[None], parts, axis=0)
+        jobs[:, WORD["part"]] = range(parts)
+        jobs[:, WORD["parts"]] = parts
+        jobs[:, WORD["by_panel"]] = team.by_panel
+        places = [WORD[name] for name in ("scratch", "arena", "arena_1")]
+        jobs[:, places] = [self._addresses(part, 0) for part in range(parts)]
+        return jobs
 
-    def _apart(self, slabs: list[_Slab], indices: Any, results: Any) -> None:
-        """Several slabs; whichever thread takes one runs all its steps in memory of its own."""
-        made = [self._job(slab, indices, results) for slab in slabs]
-        memories = [
-            (self._scratch(thread, slabs), *self._arenas(thread, slabs))
-            for thread in range(self._pool.threads)
-        ]
-        jobs = [job for job, _ in made]
-        self._pool.run(self._compiled(slabs[0]), jobs, np.array(memories, np.int64))
-        del made
-
-    def _job(self, slab: _Slab, indices: Any, results: Any) -> tuple[NDArray[np.int64], list[Any]]:
-        """The job of one slab as one part, and the arrays it points to."""
-        tokens, count = len(slab.origin), len(slab.rows)
-        width_1 = _width(count, self._widest)
-        tokens_1 = _padded(count, self._widest)
-        table = np.zeros((count, 4), np.int32)
-        table[:, 0], table[:, 1] = slab.starts, slab.lengths
-        table[:, 2], table[:, 3] = slab.rows, np.arange(count)
-        origin_1 = np.full(tokens_1, -1, np.int32)
-        origin_1[:count] = slab.rows
-        arrays: list[NDArray[Any]] = [slab.origin, origin_1]
-        for name in self.plan.indices:
-            flat = indices[name].reshape(-1)
-            arrays.append(np.ascontiguousarray(np.where(slab.origin < 0, 0, flat[slab.origin])))
-        arrays += [results[name] for name in self.plan.results]
-        pointers = np.array([a.ctypes.data for a in arrays], np.int64)
-        values = {
-            "parts": 1,
-            "sequences": table.ctypes.data,
-            "sequence_count": count,
-            "tables": pointers.ctypes.data,
-            "tokens": tokens,
-            "panels": tokens // slab.width,
-            "tokens_1": tokens_1,
-            "panels_1": tokens_1 // width_1,
-        }
-        if self._by_distance:
-            # A block of keys may begin before the last token and end after it.
-            hidden = np.zeros(tokens + EDGE, np.float32)
-            hidden[:tokens][slab.origin < 0] = HIDDEN
-            arrays.append(hidden)
-            values["hidden"] = hidden.ctypes.data
-        job = np.array([values.get(name, 0) for name in JOB_FIELDS], np.int64)
-        return job, [arrays, pointers, table]
-
-    def _scratch(self, part: int, slabs: Sequence[_Slab]) -> int:
-        """Address of the scratch memory of a part (or thread), large enough for every slab."""
-        longest = max(int(slab.lengths.max()) for slab in slabs)
+    def _reserve(self, slabs: Iterable[SlabJob]) -> None:
+        """Make memory large enough for these slabs, whether threads share them or not."""
+        slabs = list(slabs)
+        longest = max(slab.longest for slab in slabs)
         if longest not in self._scratches:
             sizes = (step.kernel.scratch(step.words, longest) for step in self.plan.steps)
             self._scratches[longest] = max(sizes)
-        return self._grown("scratch", part, self._scratches[longest])
+        needed = {
+            ("scratch", part): self._scratches[longest]
+            for part in range(max(self._parts, self._pool.threads))
+        }
+        threads = range(self._pool.threads if len(slabs) > 1 else 1)
+        for space, name in enumerate(("arena", "arena_1")):
+            size = self.arena.token_bytes[space] * max(slab.tokens[space] for slab in slabs)
+            needed |= {(name, thread): size for thread in threads}
+        for key, size in needed.items():
+            if key not in self._memory or len(self._memory[key]) < size:
+                self._memory[key] = aligned(size)
+                self._calls.clear()  # they point to what was there before
 
-    def _arenas(self, thread: int, slabs: Sequence[_Slab]) -> tuple[int, int]:
-        """Addresses of the arenas of both spaces, large enough for every slab."""
-        per_token, per_sequence = self.arena.token_bytes
-        tokens = max(len(slab.origin) for slab in slabs)
-        sequences = max(_padded(len(slab.rows), self._widest) for slab in slabs)
-        return (
-            self._grown("arena", thread, per_token * tokens),
-            self._grown("arena_1", thread, per_sequence * sequences),
-        )
+    def _addresses(self, part: int, thread: int) -> tuple[int, int, int]:
+        """Addresses of the scratch memory of a part and of a thread's arenas."""
+        keys = (("scratch", part), ("arena", thread), ("arena_1", thread))
+        scratch, arena, arena_1 = (self._memory[key].ctypes.data for key in keys)
+        return scratch, arena, arena_1
 
-    def _grown(self, what: str, number: int, size: int) -> int:
-        known = self._memory.get((what, number))
-        if known is None or len(known) < size:
-            known = self._memory[what, number] = aligned(size)
-        return int(known.ctypes.data)
-
-    def _compiled(self, slab: _Slab) -> NDArray[np.int64]:
-        """Pointers to the steps for the panel widths of a slab."""
-        widths = (slab.width, _width(len(slab.rows), self._widest))
+    def _compiled(self, widths: tuple[int, int]) -> NDArray[np.int64]:
+        """Pointers to the steps for panel widths of tokens and of one token per sequence."""
         if widths not in self._steps:
             self._steps[widths] = self._compile(widths)
         return self._steps[widths][0]
@@ -324,10 +254,3 @@ class Runtime:
         if key not in self._divided:
             self._divided[key] = splits(work, unit, rows, self._parts)
         return {"splits": self._divided[key]}
-
-
-def _spanned(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """All tokens from the first real one of each sequence to the last."""
-    seen = np.maximum.accumulate(mask, axis=1)
-    ahead = np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
-    return np.asarray(seen & ahead)
