@@ -14,8 +14,10 @@ __all__ = ["Team", "Teams"]
 _FIRST = 4
 """Runs of each way before the fastest is kept; the first one may have cold caches."""
 
-_FASTER, _SLOWER = 0.5, 0.1
-"""How far a run moves what is known of its way: other work only makes runs slower."""
+_SHARE, _MOST = 0.2, 0.25
+"""How far a run moves what is known of its way, a moving mean: a share of the difference, of which
+at most this part of what is known counts. A single run that was held up says little; a way that is
+fast at times and slow at others is as good as its mean."""
 
 _AGAIN = 32
 """One in so many runs tries another way, because the machine may have changed."""
@@ -72,7 +74,7 @@ class Teams:
 
     @property
     def best(self) -> Team:
-        """The fastest so far."""
+        """The fastest on average."""
         return min(self._records, key=lambda way: self._records[way].seconds)
 
     def took(self, way: Team, seconds: float) -> None:
@@ -82,5 +84,5 @@ class Teams:
         if record.runs <= 2:
             record.seconds = min(record.seconds, seconds)
             return
-        share = _FASTER if seconds < record.seconds else _SLOWER
-        record.seconds += share * (seconds - record.seconds)
+        most = _MOST * record.seconds
+        record.seconds += _SHARE * max(-most, min(most, seconds - record.seconds))
