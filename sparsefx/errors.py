@@ -15,6 +15,7 @@ __all__ = [
     "CaptureError",
     "ConvergenceError",
     "DataError",
+    "DependencyError",
     "PassError",
     "PipelineError",
     "ProgramError",
@@ -96,6 +97,10 @@ class RecipeError(SparsefxError):
 
 class TargetError(SparsefxError):
     """A target cannot lower this Program."""
+
+
+class DependencyError(SparsefxError):
+    """An optional package is not installed."""
 
 
 class ArtifactError(SparsefxError):

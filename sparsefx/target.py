@@ -88,6 +88,9 @@ class Target(ABC):
     saves_as: ClassVar[str] = "compiled"
     """Name that a run gives to what :meth:`Compiled.save` writes: a folder, or a file."""
 
+    extra: ClassVar[str] = ""
+    """The extra of sparsefx without which it cannot run; see :mod:`sparsefx.extras`."""
+
     def __post_init__(self) -> None:
         for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)

@@ -19,12 +19,11 @@ HOMES = {
     "onnxruntime": "backends/onnxruntime/",
     "llvmlite": "backends/cpu/",
     "matplotlib": "sparsefx/report/",
-    "plotly": "sparsefx/report/",
     "tensorboard": "sparsefx/train/",
     "torch.utils.tensorboard": "sparsefx/train/",
 }
 # Packages whose import takes long: `import sparsefx` and the command line start without them.
-SLOW = ("onnx", "onnxscript", "onnxruntime", "llvmlite", "matplotlib", "plotly", "tensorboard")
+SLOW = ("onnx", "onnxscript", "onnxruntime", "llvmlite", "matplotlib", "tensorboard")
 SLOW_CORE = ("datasets", "accelerate", "sklearn", "scipy.stats", "pandas")
 SHARED_BACKEND = "formats"
 

@@ -18,6 +18,7 @@ from sparsefx.backends.accelerator.programs import workload_of
 from sparsefx.backends.accelerator.simulation import simulate
 from sparsefx.backends.accelerator.workload import Workload
 from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.extras import need
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
 from sparsefx.report.page import Page, paragraph, table
@@ -230,14 +231,9 @@ def _here(points: list[Point], jobs: int) -> Iterator[Result]:
 
 
 def _on_ray(points: list[Point], address: str) -> Iterator[Result]:
-    try:
-        import ray
-    except ImportError as error:
-        raise TargetError(
-            "the package ray is not installed",
-            who="sweep",
-            hint="pip install 'sparsefx[ray]', or leave the address out to use this machine",
-        ) from error
+    need("ray", who="sweep", otherwise="leave the address out to use this machine")
+    import ray
+
     ours = not ray.is_initialized()
     ray.init(address=address, ignore_reinit_error=True)
     try:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal, get_args
 
 from sparsefx.errors import TargetError
+from sparsefx.extras import need
 
 IsaName = Literal[
     "avx2",
@@ -175,7 +176,12 @@ _ARM_FEATURES = {"neon": (_HWCAP, 1), "dotprod": (_HWCAP, 20), "i8mm": (_HWCAP2,
 
 @cache
 def host_features() -> frozenset[str]:
-    """LLVM names of the features that this machine has."""
+    """LLVM names of the features that this machine has.
+
+    Raises:
+        DependencyError: llvmlite is not installed.
+    """
+    need("cpu", who="cpu")
     import llvmlite.binding as llvm
 
     if platform.machine() == "aarch64" and platform.system() == "Linux":

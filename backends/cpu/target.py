@@ -47,6 +47,7 @@ class CpuTarget(Target):
     """
 
     name: ClassVar[str] = "cpu"
+    extra: ClassVar[str] = "cpu"
     isa: str = "native"
     threads: int = 0
     attention: Literal["auto", "fp32"] = "auto"

@@ -18,33 +18,18 @@ import torch
 
 import sparsefx
 from sparsefx.errors import TargetError
+from sparsefx.extras import need
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
     from sparsefx.program import Program
 
-__all__ = ["OPSET", "export_onnx", "import_onnx"]
+__all__ = ["OPSET", "export_onnx"]
 
 OPSET = 21
 _WHO = "onnxruntime"
 _UINT8, _INT8 = 2, 3
-
-
-def import_onnx() -> Any:
-    """Return the module ``onnx``.
-
-    Raises:
-        TargetError: When onnx or onnxscript is not installed.
-    """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  # torch.onnx needs it
-    except ImportError as error:
-        raise TargetError(
-            f"{error.name} is not installed", who=_WHO, hint="pip install 'sparsefx[onnx]'"
-        ) from error
-    return onnx
 
 
 def export_onnx(program: Program) -> ModelProto:
@@ -54,9 +39,12 @@ def export_onnx(program: Program) -> ModelProto:
     initializers have their state_dict names.
 
     Raises:
+        DependencyError: When onnx or onnxscript is not installed.
         TargetError: When an operator has no translation; names what torch.onnx says.
     """
-    onnx = import_onnx()
+    need("onnx", who=_WHO)
+    import onnx
+
     exported = _export_again(program)
     try:
         with _quiet():
@@ -167,7 +155,8 @@ def _tidy(model: ModelProto, program: Program) -> None:
 
 def _name_outputs(graph: GraphProto, names: tuple[str, ...]) -> None:
     """Give the outputs their names; other values that have them step aside."""
-    onnx = import_onnx()
+    import onnx
+
     fixed = {value.name for value in (*graph.input, *graph.initializer)}
     made = {name for node in graph.node for name in node.output}
     renames: dict[str, str] = {}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsefx.backends.onnxruntime.export import import_onnx
 from sparsefx.backends.onnxruntime.target import OnnxRuntime, open_session, run_session
 from sparsefx.errors import ArtifactError
+from sparsefx.extras import need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,9 @@ class OnnxFile:
         place = Path(path)
         if not place.is_file():
             raise ArtifactError("there is no such file", who="open", where=str(path))
-        onnx = import_onnx()
+        need("onnx", who="open")
+        import onnx
+
         try:
             self._session: Any = open_session(onnx.load(str(place)), OnnxRuntime())
         except Exception as error:  # of protobuf, onnx or ONNX Runtime, which have no common base

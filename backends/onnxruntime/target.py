@@ -9,16 +9,18 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sparsefx.backends.onnxruntime.export import export_onnx, import_onnx
+from sparsefx.backends.onnxruntime.export import export_onnx
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
-from sparsefx.errors import ProgramError, TargetError
+from sparsefx.errors import ProgramError
+from sparsefx.extras import need
 from sparsefx.failures import fault_of
 from sparsefx.files import whole_file
 from sparsefx.pipeline import Pipeline
@@ -68,6 +70,7 @@ class OnnxRuntime(Target):
     """
 
     name: ClassVar[str] = "onnxruntime"
+    extra: ClassVar[str] = "onnx"
     saves_as: ClassVar[str] = "model.onnx"
 
     threads: int = 0
@@ -178,7 +181,7 @@ class OnnxRuntimeCompiled:
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         rows = _rows(events, options.repeats)
         note = (
-            f"ONNX Runtime {import_onnxruntime().__version__} on {platform.machine()}, "
+            f"ONNX Runtime {version('onnxruntime')} on {platform.machine()}, "
             f"{options.threads or 'all'} threads, batch {options.batch}, "
             f"sequence {options.sequence}, mean of {options.repeats} runs after a warm-up"
         )
@@ -201,27 +204,11 @@ class OnnxRuntimeCompiled:
         return path
 
 
-def import_onnxruntime() -> Any:
-    """Return the module ``onnxruntime``.
-
-    Raises:
-        TargetError: When it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise TargetError(
-            "onnxruntime is not installed",
-            who=OnnxRuntime.name,
-            hint="pip install 'sparsefx[onnx]'",
-        ) from error
-    return onnxruntime
-
-
 def open_session(model: ModelProto, options: OnnxRuntime, *, profile: str = "") -> Any:
     """Return a session of ONNX Runtime for a model."""
-    import_onnx()
-    runtime = import_onnxruntime()
+    need("onnx", who=OnnxRuntime.name)
+    import onnxruntime as runtime
+
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 3

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sparsefx.cli.console import LEADS, stderr, stdout
 from sparsefx.errors import ArtifactError, SparsefxError
+from sparsefx.extras import need
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +55,10 @@ def train_and_report(
     from sparsefx.train.events import Listener, TensorBoard
     from sparsefx.train.session import Session
 
-    registry.parse_target(target)  # a wrong name is refused before hours of training
+    # A wrong name, or a package that is needed in the end, is refused before hours of training.
+    if extra := registry.parse_target(target).extra:
+        need(extra, who=target)
+    need("report", who="report")
     if LEADS and recipe.description:
         stderr.print(f"{recipe.name}: {recipe.description}", markup=False)
     with SessionProgress() as progress:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from sparsefx.extras import need
 from sparsefx.report.svg import COLOURS
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    need("report", who="report")
     from matplotlib.figure import Figure
 
     with _style():

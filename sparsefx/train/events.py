@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sparsefx.errors import TrainingError
+from sparsefx.extras import need
 from sparsefx.train.metrics import Score
 
 if TYPE_CHECKING:
@@ -214,18 +214,13 @@ class TensorBoard:
         folder: Where the files go, e.g. ``runs/NAME/tensorboard``.
 
     Raises:
-        TrainingError: tensorboard is not installed.
+        DependencyError: tensorboard is not installed.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise TrainingError(
-                "tensorboard is not installed",
-                who="session",
-                hint="pip install 'sparsefx[tensorboard]'",
-            ) from error
+        need("tensorboard", who="session")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer: Any = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
