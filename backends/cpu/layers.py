@@ -115,7 +115,7 @@ class LinearLowering:
         columns = walk.live.columns.get(node)
         partial = walk.kept(read, columns) if columns is not None else None
         if isinstance(partial, Octets) and not integer:
-            partial = Rows(walk.floats(partial))
+            partial = Rows(walk.forms.floats(partial))
         written = partial or (walk.whole_octets(read) if integer else None) or walk.rows(read)
         if written is None:
             return "its input is not whole rows"
@@ -160,9 +160,9 @@ class LinearLowering:
         walk = self._walk
         ends = [self.around.snapped(n) for n in group]
         found = tuple(snap for _, snap in ends if snap is not None)
-        sizes = {size for end, _ in ends for size in walk.head_sizes(end)}
+        sizes = {size for end, _ in ends for size in walk.uses.head_sizes(end)}
         usable = walk.isa.has_pack_order and walk.options.attention == "auto"
-        usable = usable and not any(walk.turned(end) for end, _ in ends)
+        usable = usable and not any(walk.uses.turned(end) for end, _ in ends)
         if not usable or len(found) < len(group) or len(group) != 2:
             return ()
         return found if all(size and size % 4 == 0 for size in sizes) else ()
@@ -200,7 +200,7 @@ class LinearLowering:
             "scale": weights.scale,
             "bias": weights.bias,
             "space": space,
-            "input": walk.read_as(source, packed.format, integer=integer),
+            "input": walk.forms.read_as(source, packed.format, integer=integer),
         }
         if tail.residual is not None:
             words["residual"] = tail.residual

@@ -15,7 +15,13 @@ from torch import fx
 
 import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.axes import BATCH, SEQUENCE, Channels, Dim, Layout, tokens_by_channels
-from sparsefx.backends.cpu.graphs import ACTIVATIONS, identity_source, integer, shape_of
+from sparsefx.backends.cpu.graphs import (
+    ACTIVATIONS,
+    identity_source,
+    integer,
+    shape_of,
+    sums_tokens,
+)
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.rotary import Rotation
 from sparsefx.backends.cpu.spelled import Spelled
@@ -239,7 +245,7 @@ class _Finder:
 
     def _sum(self, node: fx.Node, before: Layout) -> Layout | None:
         """Over the tokens of a sequence."""
-        inner = node.args[1] in ([1], (1,)) and before.lead == ((BATCH,), (SEQUENCE,))
+        inner = sums_tokens(node) and before.lead == ((BATCH,), (SEQUENCE,))
         return before.without(1) if inner and before.plain is not None else None
 
     def _attention(self, node: fx.Node, before: Layout) -> Layout | None:

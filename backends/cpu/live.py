@@ -134,7 +134,7 @@ class _Finder:
         walk, found, stack = self._walk, [], [node]
         while stack:
             current = stack.pop()
-            users = walk.users(current)
+            users = walk.uses.of(current)
             if current in walk.outputs or not users:
                 return []
             for user in users:

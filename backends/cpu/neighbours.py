@@ -58,7 +58,7 @@ class Neighbours:
             for n in source.users
             if n.target is aten.linear.default
             and n.args[0] is source
-            and self._walk.heads_only(self.snapped(n)[0])
+            and self._walk.uses.heads_only(self.snapped(n)[0])
         ]
         # Query and key may become codes, which a value without a quantizer does not.
         snapped = self.snapped(node)[1] is not None
@@ -94,8 +94,8 @@ class Neighbours:
         walk = self._walk
         end = self.snapped(node)[0]
         whole = walk.layout(end)
-        users = walk.users(end)
-        if whole is None or end in walk.outputs or walk.heads_only(end):
+        users = walk.uses.of(end)
+        if whole is None or end in walk.outputs or walk.uses.heads_only(end):
             return []
         if len(users) == 1 and isinstance(walk.layouts.get(users[0]), tuple):
             users = [part for part in users[0].users if part.target is operator.getitem]
@@ -116,7 +116,7 @@ class Neighbours:
         walk = self._walk
         tail = Tail(node, snap=snap)
         while tail.last not in walk.outputs:
-            users = walk.users(tail.last)
+            users = walk.uses.of(tail.last)
             if len(users) != 1:
                 break
             user = users[0]
@@ -136,7 +136,7 @@ class Neighbours:
             return None
         walk = self._walk
         sides = [n for n in user.args[:2] if isinstance(n, fx.Node)]
-        others = [n for n in sides if not walk.comes_from(n, behind)]
+        others = [n for n in sides if not walk.uses.comes_from(n, behind)]
         if len(sides) != 2 or len(others) != 1:
             return None
         layouts = [walk.layout(n) for n in (*others, user)]
@@ -149,7 +149,7 @@ class Neighbours:
         """Nodes from a linear to the end of its tail, whose values are never written."""
         found, node = [], first
         while node is not last:
-            node = self._walk.users(node)[0]
+            node = self._walk.uses.of(node)[0]
             found.append(node)
         return found
 
@@ -157,7 +157,7 @@ class Neighbours:
         self, node: fx.Node, rows: int, space: int
     ) -> tuple[bool, list[fx.Node], Octets | None]:
         """How a node's value is used: as fp32, and by which quantize nodes alike."""
-        users = self._walk.users(node)
+        users = self._walk.uses.of(node)
         found: Octets | None = None
         quantizes: list[fx.Node] = []
         for user in users:
@@ -173,4 +173,4 @@ class Neighbours:
         return floats, quantizes, found
 
     def _returned_through_identity(self, node: fx.Node) -> bool:
-        return any(user.op == "output" for user in self._walk.users(node))
+        return any(user.op == "output" for user in self._walk.uses.of(node))

@@ -334,7 +334,7 @@ class _Operators:
             "input": rows.buffer,
             "input_rows": rows.buffer.rows,
             "first": rows.first + before.first,
-            "factors": walk.embedding(found.turn.table).buffer,
+            "factors": walk.forms.embedding(found.turn.table).buffer,
             "partner": found.turn.partner,
             "output": target,
         }
@@ -352,7 +352,7 @@ class _Operators:
         parameters = walk.quantization(node)
         if parameters is None:
             return "not uint8 0..255 with one scale"
-        walk.values[node] = walk.quantize(source, node.name, *parameters)
+        walk.values[node] = walk.forms.quantized(source, node.name, *parameters)
         return None
 
     def _partial(self, node: object) -> Rows | None:

@@ -53,7 +53,7 @@ class Step:
         kernel: Which kernel.
         words: Its arguments by name. A Buffer becomes its offset, an array its address.
         node: The graph nodes it computes.
-        macs: Multiply-adds of non-zeros per token, and what else `cost()` tells.
+        facts: What `cost()` tells: multiply-adds of non-zeros per token (`macs`), and others.
     """
 
     kernel: Kernel

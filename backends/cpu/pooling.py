@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.axes import BATCH, SEQUENCE
-from sparsefx.backends.cpu.graphs import identity_source, shape_of
+from sparsefx.backends.cpu.graphs import identity_source, shape_of, sums_tokens
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
 from sparsefx.backends.cpu.values import Length, Rows, Summed
 
@@ -32,7 +32,8 @@ class PoolingLowering:
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
-        self._blank: dict[fx.Node, str] = {}
+        self._zero_by: dict[fx.Node, str] = {}
+        """Products that are 0 where an input is, at padding; sums of them, which leave it out."""
 
     def blanked(self, node: fx.Node, states: object, mask: object) -> bool:
         """Take `states * mask`, if the mask is 1 at real tokens and 0 at padding.
@@ -48,34 +49,37 @@ class PoolingLowering:
         if source is None or walk.conflicts(source):
             return False
         walk.padding.append(source)
-        self._blank[node] = source
+        self._zero_by[node] = source
         walk.values[node] = walk.values[states]
         return True
 
     def summed(self, node: fx.Node) -> str | None:
         """A sum over tokens whose padding is 0."""
         walk, source = self._walk, node.args[0]
-        while isinstance(source, fx.Node) and source not in self._blank:
-            source = identity_source(source)
-        layout = walk.layout(source)
-        rows = walk.rows(source)
-        if walk.value(node.args[0]) is None:
+        if walk.value(source) is None:
             return _OUTSIDE
-        over_tokens = node.args[1] in ([1], (1,)) and layout is not None and len(layout.dims) == 3
-        if not isinstance(source, fx.Node) or rows is None or not over_tokens or node.kwargs:
+        padding, layout = self._padding(source), walk.layout(source)
+        over_tokens = sums_tokens(node) and layout is not None and len(layout.dims) == 3
+        rows = walk.rows(source) if padding and over_tokens else None
+        if padding is None or rows is None or rows.buffer.space != TOKENS:
             return "a sum that is not over the real tokens of a sequence"
-        if rows.buffer.space != TOKENS:
-            return "a sum that is not over the real tokens of a sequence"
-        walk.values[node] = Summed(rows, self._blank[source])
+        self._zero_by[node] = padding
+        walk.values[node] = Summed(rows)
         return None
+
+    def _padding(self, node: object) -> str | None:
+        """The input that says where a product is 0, or what a sum leaves out."""
+        while isinstance(node, fx.Node) and node not in self._zero_by:
+            node = identity_source(node)
+        return self._zero_by[node] if isinstance(node, fx.Node) else None
 
     def averaged(self, node: fx.Node, value: Summed) -> str | None:
         """A sum over tokens, divided by how many there are."""
         walk, divisor = self._walk, node.args[1]
-        counts = isinstance(divisor, fx.Node) and divisor in walk.host.nodes
-        if not counts or not isinstance(divisor, fx.Node):
-            return "a sum of tokens that is not divided by their number"
-        if self._same(divisor, lambda real: real.float().sum(1, keepdim=True)) != value.padding:
+        counted = None
+        if isinstance(divisor, fx.Node) and divisor in walk.host.nodes:
+            counted = self._same(divisor, lambda real: real.float().sum(1, keepdim=True))
+        if counted is None or counted != self._padding(node.args[0]):
             return "a sum of tokens that is not divided by their number"
         target = Buffer(node.name, value.rows.buffer.rows, 4, SEQUENCES)
         words: dict[str, Word] = {"rows": target.rows, "input": value.rows.buffer}

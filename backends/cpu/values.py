@@ -109,10 +109,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Summed:
-    """The sum of rows over the real tokens of a sequence, and the input that says which are."""
+    """The sum of rows over the real tokens of a sequence."""
 
     rows: Rows
-    padding: str
 
 
 @dataclass(frozen=True)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import fx
 
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.axes import Channels, Layout
-from sparsefx.backends.cpu.graphs import activation, identity_source
+from sparsefx.backends.cpu.axes import Layout
+from sparsefx.backends.cpu.forms import Forms
+from sparsefx.backends.cpu.graphs import activation
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
-from sparsefx.backends.cpu.layouts import MOVES, Layouts, find_layouts
+from sparsefx.backends.cpu.layouts import Layouts, find_layouts
 from sparsefx.backends.cpu.live import Live, find_live
 from sparsefx.backends.cpu.masks import MaskReader, Meaning
-from sparsefx.backends.cpu.panel import interleaved_rows, paired_rows
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.rotary import Rotation, find_rotations
 from sparsefx.backends.cpu.spelled import Spelled, find_spelled
+from sparsefx.backends.cpu.uses import Uses
 from sparsefx.backends.cpu.values import Embedded, Heads, Kept, Mask, Octets, Rows, Scaled, Value
-from sparsefx.backends.cpu.weights import SHORT, TILED, Format
 from sparsefx.program import Program
 
 __all__ = ["LoweringOptions", "Walk"]
@@ -63,21 +60,22 @@ class Walk:
     layers: list[Layer] = field(default_factory=list)
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
-    rewritten: dict[tuple[Buffer, str], Buffer] = field(default_factory=dict)
-    embedded: list[tuple[Embedded, Rows]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     spelled: dict[fx.Node, Spelled] = field(init=False)
     layouts: Layouts = field(init=False)
     live: Live = field(init=False)
     masks: MaskReader = field(init=False)
     rotations: dict[fx.Node, Rotation] = field(init=False)
+    uses: Uses = field(init=False)
+    forms: Forms = field(init=False)
 
     def __post_init__(self) -> None:
         self.spelled = find_spelled(self.program.graph)
         self.masks = MaskReader(self.program, self.host)
         self.rotations = find_rotations(self.program, self.host)
         self.layouts = find_layouts(self.program, self.host, self.spelled, self.rotations)
-        self._spelled_from = {found.source: last for last, found in self.spelled.items()}
+        self.uses = Uses(self.layouts, self.spelled, self.rotations)
+        self.forms = Forms(self.isa, self.steps, self.indices)
         self.live = find_live(self) if self.options.pack else Live()
 
     @property
@@ -117,70 +115,6 @@ class Walk:
         """Name of the activation that a node applies, as one operator or spelled out; or ""."""
         return self.spelled[node].name if node in self.spelled else activation(node)
 
-    def users(self, node: fx.Node) -> list[fx.Node]:
-        """Users of a node, looking through what only orders its tokens; spellings are one user."""
-        direct = set(node.users)
-        last = self._spelled_from.get(node)
-        if last is not None and direct <= {*self.spelled[last].inner, last}:
-            return [last]
-        found: list[fx.Node] = []
-        for user in node.users:
-            found += self.users(user) if self._passes(user, node) else [user]
-        return found
-
-    def comes_from(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether `node` is `source` but for the order of its tokens."""
-        while node is not source:
-            before = node.args[0] if node.args else None
-            if not isinstance(before, fx.Node) or not self._passes(node, before):
-                return False
-            node = before
-        return True
-
-    def _passes(self, user: fx.Node, node: fx.Node) -> bool:
-        """Whether `user` gives the rows of `node`, with its tokens in this or another order."""
-        if identity_source(user) is node:
-            return True
-        old, new = self.layout(node), self.layout(user)
-        if user.target not in MOVES or old is None or new is None or old.plain is None:
-            return False
-        return (old.plain, old.first, old.tokens) == (new.plain, new.first, new.tokens)
-
-    def heads_only(self, node: fx.Node) -> bool:
-        """Whether every user sees the channels as heads."""
-        users = self.users(node)
-        return bool(users) and all(self._as_heads(user) for user in users)
-
-    def _as_heads(self, user: fx.Node) -> bool:
-        layout = self.layouts.get(user)
-        if user.target not in MOVES or layout is None:
-            return False
-        if isinstance(layout, Layout) and layout.plain is None:
-            return True
-        return self.heads_only(user)
-
-    def head_sizes(self, node: fx.Node) -> set[int]:
-        """Channels of a head, by all users that see the channels of `node` as heads; else 0."""
-        found = set()
-        for user in self.users(node):
-            layout = self.layout(user)
-            last = layout.dims[-1] if layout is not None else ()
-            known = len(last) == 1 and isinstance(last[0], Channels) and last[0].step == 1
-            found.add(last[0].size if known and isinstance(last[0], Channels) else 0)
-        return found
-
-    def turned(self, node: fx.Node) -> bool:
-        """Whether a rotation reads the heads of a node."""
-        sources = {found.source for found in self.rotations.values()}
-        stack = [node]
-        while stack:
-            current = stack.pop()
-            if current in sources:
-                return True
-            moves = (u for u in current.users if u.target in MOVES or identity_source(u))
-            stack += moves
-        return False
-
     def own(self, node: fx.Node, buffer: Buffer, kept: Kept | None = None) -> None:
         """Note that channel 0 of `node` lies in row 0 of a buffer."""
         layout = self.layout(node)
@@ -190,9 +124,9 @@ class Walk:
         """The fp32 rows behind a node, all of its buffer; written now if they were not."""
         value = self.value(node)
         if isinstance(value, Embedded):
-            return self.embedding(value)
+            return self.forms.embedding(value)
         if isinstance(value, Octets) and value.floats and value.kept is None:
-            return Rows(self.floats(value))
+            return Rows(self.forms.floats(value))
         known = isinstance(value, Rows) and value.code is None and value.kept is None
         return value if known and isinstance(value, Rows) else None
 
@@ -216,20 +150,7 @@ class Walk:
         first = found.first + layout.first
         if first == 0 and count == found.buffer.rows:
             return Rows(found.buffer)
-        key = (found.buffer, f"{first}:{first + count}")
-        if key not in self.rewritten:
-            target = Buffer(f"{found.buffer.name}[{key[1]}]", count, 4, found.buffer.space)
-            words: dict[str, Word] = {
-                "rows": count,
-                "first": first,
-                "input": found.buffer,
-                "input_rows": found.buffer.rows,
-                "output": target,
-                "space": target.space,
-            }
-            self.steps.append(Step(catalog.other("copy"), words, target.name))
-            self.rewritten[key] = target
-        return Rows(self.rewritten[key])
+        return Rows(self.forms.part(found.buffer, first, count))
 
     def heads(self, node: object) -> Heads | None:
         """A node as the heads of attention, if its dimensions are theirs."""
@@ -252,96 +173,6 @@ class Walk:
             return None
         return value if layout.plain == value.buffer.rows else None
 
-    def read_as(self, value: Rows | Octets, format: Format, *, integer: bool) -> Buffer:
-        """A value as the kernel of a format reads it."""
-        if isinstance(value, Octets) and integer and format in ("rows", "dense_f32"):
-            return self.integers(value)
-        if isinstance(value, Octets) and (format == "blocks" or format in TILED):
-            return self.interleaved(value)
-        if format == "dense_amx_bf16":
-            return self.paired(value.buffer)
-        return self.shortened(value.buffer) if format in SHORT else value.buffer
-
-    def integers(self, value: Octets) -> Buffer:
-        """The bytes themselves as fp32, for arithmetic without a dot product; written once."""
-        return self._expanded(value, "integers", 1.0, 0)
-
-    def floats(self, value: Octets) -> Buffer:
-        """What the bytes mean, as fp32; written once."""
-        return self._expanded(value, "floats", value.scale, value.zero_point)
-
-    def _expanded(self, value: Octets, kind: str, scale: float, zero_point: int) -> Buffer:
-        key = (value.buffer, kind)
-        if key not in self.rewritten:
-            name = f"{value.buffer.name}.{kind}"
-            target = Buffer(name, value.buffer.rows, 4, value.buffer.space)
-            words: dict[str, Word] = {
-                "rows": target.rows,
-                "input": value.buffer,
-                "output": target,
-                "scale": scale,
-                "zero_point": zero_point,
-                "space": target.space,
-            }
-            self.steps.append(Step(catalog.other("expand"), words, target.name))
-            self.rewritten[key] = target
-        return self.rewritten[key]
-
-    def shortened(self, source: Buffer) -> Buffer:
-        """fp32 rows as floats of 16 bits; written once."""
-        key = (source, "short")
-        if key not in self.rewritten:
-            target = Buffer(f"{source.name}.short", source.rows, 2, source.space)
-            words: dict[str, Word] = {"rows": target.rows, "input": source, "output": target}
-            step = Step(catalog.other("shorten"), words | {"space": target.space}, target.name)
-            self.steps.append(step)
-            self.rewritten[key] = target
-        return self.rewritten[key]
-
-    def paired(self, source: Buffer) -> Buffer:
-        """fp32 rows as bf16 with two channels together, for tiles; written once."""
-        key = (source, "paired")
-        if key not in self.rewritten:
-            rows = paired_rows(source.rows)
-            target = Buffer(f"{source.name}.paired", rows, 2, source.space)
-            words: dict[str, Word] = {"rows": rows, "columns": source.rows, "input": source}
-            words |= {"output_bytes": target, "space": target.space}
-            self.steps.append(Step(catalog.other("pair"), words, target.name))
-            self.rewritten[key] = target
-        return self.rewritten[key]
-
-    def interleaved(self, value: Octets) -> Buffer:
-        """The bytes with four channels together, for blocks and tiles; written once."""
-        key = (value.buffer, "interleaved")
-        if key not in self.rewritten:
-            columns, space = value.buffer.rows, value.buffer.space
-            rows = interleaved_rows(columns, self.isa)
-            target = Buffer(f"{value.buffer.name}.interleaved", rows, 1, space)
-            words: dict[str, Word] = {
-                "rows": target.rows,
-                "columns": columns,
-                "input": value.buffer,
-                "output_bytes": target,
-                "space": space,
-            }
-            self.steps.append(Step(catalog.other("interleave"), words, target.name))
-            self.rewritten[key] = target
-        return self.rewritten[key]
-
-    def quantize(self, source: Rows, name: str, scale: float, zero_point: int) -> Octets:
-        """Add a step that writes uint8 rows."""
-        target = Buffer(name, source.buffer.rows, 1, source.buffer.space)
-        words: dict[str, Word] = {
-            "rows": target.rows,
-            "input": source.buffer,
-            "output_bytes": target,
-            "inverse_scale": 1.0 / scale,
-            "zero_point": zero_point,
-            "space": target.space,
-        }
-        self.steps.append(Step(catalog.other("quantize"), words, name))
-        return Octets(target, scale, zero_point, kept=source.kept)
-
     def quantization(self, node: fx.Node) -> tuple[float, int] | None:
         """(scale, zero point) of a per-tensor uint8 quantize node, else None."""
         arguments = list(node.args) + [None] * 6
@@ -351,28 +182,6 @@ class Walk:
         if scale is None or zero is None or scale.numel() != 1:
             return None
         return float(scale), int(zero)
-
-    def embedding(self, value: Embedded) -> Rows:
-        """The rows of a sum of embeddings; written once."""
-        for known, rows in self.embedded:
-            if known is value:
-                return rows
-        channels = value.tables[0].shape[1]
-        stride = -(-channels // self.isa.lanes) * self.isa.lanes
-        name = "positions" if value.indices == (None,) else "embedding"
-        target = Buffer(name, channels, 4)
-        words: dict[str, Any] = {"output": target, "rows": channels, "stride": stride}
-        for n, (table, index) in enumerate(zip(value.tables, value.indices, strict=True)):
-            array = np.ascontiguousarray(table.detach().float().numpy())
-            if stride != channels:
-                array = np.pad(array, ((0, 0), (0, stride - channels)))
-            read = index.name if index is not None else "positions"
-            self.indices.setdefault(read, index)
-            words[f"table{n}"] = array
-            words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self.indices).index(read)
-        self.steps.append(Step(catalog.embedding(len(value.tables)), words, target.name))
-        self.embedded.append((value, Rows(target)))
-        return Rows(target)
 
     def meaning(self, masks: tuple[Mask, ...]) -> Meaning | str:
         """What the masks of an attention do, or why they cannot be taken; notes their input."""
