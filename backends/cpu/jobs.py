@@ -42,7 +42,7 @@ class SlabJob:
         self.longest = int(slab.lengths.max())
         self._results = tuple(plan.results)
         # Filling computes what the first token does, and nobody reads it.
-        self._source = np.maximum(slab.origin, 0)
+        self._source = np.maximum(slab.origin, 0).astype(np.intp)
         self._indices = {name: np.zeros(slab.tokens, np.int32) for name in plan.indices}
         self._table = np.stack([slab.starts, slab.lengths, slab.rows, np.arange(count)], axis=1)
         self._table = np.ascontiguousarray(self._table, np.int32)
