@@ -17,6 +17,7 @@ from sparsefx.backends.cpu.graphs import rank, shape_of
 from sparsefx.backends.cpu.kernels.distances import EDGE
 from sparsefx.backends.cpu.masks import FILLED, NOTHING, DistanceTable
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.pooling import ONLY_MEANS
 from sparsefx.backends.cpu.values import Heads, Kept, Mask, Rows, Scores
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class AttentionLowering:
             return self._attend(node, scores, right)
         left = walk.heads(node.args[0])
         if left is None or right is None:
-            unknown = any(walk.value(n) is None for n in node.args[:2])
+            unknown = all(walk.value(n) is None for n in node.args[:2])
             return _OUTSIDE if unknown else "a product that is not attention"
         return self._score(node, left, right)
 
@@ -88,7 +89,7 @@ class AttentionLowering:
         scores = next((n for n in (node, *node.args[:2]) if walk.value(n) is not None), None)
         found = walk.value(scores)
         if not isinstance(found, Scores):
-            return _OUTSIDE
+            return _OUTSIDE if found is None else f"fills in states; {ONLY_MEANS}"
         if found.weights:
             return "a mask after softmax"
         added = Mask(mask, hides, joined=rank(node) == 3)

@@ -18,7 +18,6 @@ __all__ = [
     "rank",
     "real_users",
     "shape_of",
-    "sums_tokens",
 ]
 
 aten = torch.ops.aten
@@ -56,13 +55,6 @@ def integer(argument: object) -> int:
 def rank(node: fx.Node) -> int:
     """Number of dimensions of a node's value."""
     return len(shape_of(node))
-
-
-def sums_tokens(node: fx.Node) -> bool:
-    """Whether a sum is over dimension 1 alone, and takes it away."""
-    dims: Any
-    _, dims, *keep = node.args
-    return list(dims) == [1] and not any(keep) and not node.kwargs
 
 
 def identity_source(node: fx.Node) -> fx.Node | None:

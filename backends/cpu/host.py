@@ -27,11 +27,16 @@ class Host:
 
     Args:
         program: In eval mode.
+
+    Attributes:
+        nodes: What it can evaluate.
+        places: The place of every node of the graph.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self.nodes: set[fx.Node] = set()
+        self.places = {node: number for number, node in enumerate(program.graph.nodes)}
         for node in program.graph.nodes:
             inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
             if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):

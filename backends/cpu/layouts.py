@@ -15,16 +15,11 @@ from torch import fx
 
 import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.axes import BATCH, SEQUENCE, Channels, Dim, Layout, tokens_by_channels
-from sparsefx.backends.cpu.graphs import (
-    ACTIVATIONS,
-    identity_source,
-    integer,
-    shape_of,
-    sums_tokens,
-)
+from sparsefx.backends.cpu.graphs import ACTIVATIONS, identity_source, integer, shape_of
 from sparsefx.backends.cpu.host import Host
+from sparsefx.backends.cpu.means import Mean
 from sparsefx.backends.cpu.rotary import Rotation
-from sparsefx.backends.cpu.spelled import Spelled
+from sparsefx.backends.cpu.tried import Tried
 from sparsefx.errors import ProgramError
 from sparsefx.program import Program
 
@@ -69,11 +64,10 @@ _BINARY = (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
 def find_layouts(
     program: Program,
     host: Host,
-    spelled: Mapping[fx.Node, Spelled],
-    rotations: Mapping[fx.Node, Rotation],
+    tried: Mapping[fx.Node, Tried],
 ) -> Layouts:
     """The layouts of all nodes that have one."""
-    finder = _Finder(program, host, spelled, rotations)
+    finder = _Finder(program, host, tried)
     for node in program.graph.nodes:
         if node.op != "call_function" or node in host.nodes:
             continue
@@ -90,12 +84,10 @@ class _Finder:
         self,
         program: Program,
         host: Host,
-        spelled: Mapping[fx.Node, Spelled],
-        rotations: Mapping[fx.Node, Rotation],
+        tried: Mapping[fx.Node, Tried],
     ) -> None:
         self.known: Layouts = {}
-        self._spelled = spelled
-        self._rotations = rotations
+        self._tried = tried
         self._shapes = program.shapes
         dims = next((s.dims for s in program.signature.inputs if len(s.dims) == 2), (1, 1))
         names = [d for d in dims if isinstance(d, str)]
@@ -117,20 +109,14 @@ class _Finder:
             aten.unbind.int: self._unbind,
             aten.expand.default: self._view,
             aten.scaled_dot_product_attention.default: self._attention,
-            aten.sum.dim_IntList: self._sum,
         }
         self._table = table
 
     def find(self, node: fx.Node) -> Found | None:
         """The layout of one node."""
         source = node.args[0] if node.args else None
-        if node in self._spelled:
-            before = self.known.get(self._spelled[node].source)
-            return self._per_token(node, before) if isinstance(before, Layout) else None
-        if node in self._rotations:
-            turned = self.known.get(self._rotations[node].source)
-            heads = turned.turned_heads() if isinstance(turned, Layout) else None
-            return Layout(turned.dims) if heads and isinstance(turned, Layout) else None
+        if node in self._tried:
+            return self._spelling(node, self._tried[node])
         if node.target is aten.embedding.default:
             return self._embedding(node)
         if node.target in _BINARY:
@@ -243,10 +229,18 @@ class _Finder:
         begin, stop, _ = slice(start, end).indices(size)
         return before.cut(dim % len(before.dims), begin, stop - begin)
 
-    def _sum(self, node: fx.Node, before: Layout) -> Layout | None:
-        """Over the tokens of a sequence."""
-        inner = sums_tokens(node) and before.lead == ((BATCH,), (SEQUENCE,))
-        return before.without(1) if inner and before.plain is not None else None
+    def _spelling(self, node: fx.Node, found: Tried) -> Layout | None:
+        before = self.known.get(found.source)
+        if not isinstance(before, Layout):
+            return None
+        if isinstance(found, Rotation):
+            return Layout(before.dims) if before.turned_heads() else None
+        if not isinstance(found, Mean):
+            return self._per_token(node, before)
+        if before.plain is None or before.lead != ((BATCH,), (SEQUENCE,)):
+            return None
+        middle = ((),) * (len(shape_of(node)) - 2)  # a row of one vector for each sequence
+        return Layout(((BATCH,), *middle, before.dims[-1]))
 
     def _attention(self, node: fx.Node, before: Layout) -> Layout | None:
         return Layout(before.dims) if before.heads() is not None else None

@@ -20,7 +20,7 @@ from sparsefx.backends.cpu.axes import BATCH, Layout
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
-from sparsefx.backends.cpu.operators import ROTATION, handlers
+from sparsefx.backends.cpu.operators import handlers
 from sparsefx.backends.cpu.plan import Plan, Step, Word
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows
 from sparsefx.backends.cpu.walk import LoweringOptions, Walk
@@ -99,14 +99,12 @@ def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     host = Host(program)
     walk = Walk(program, host, options)
     table = handlers(walk)
-    within = {node for found in walk.spelled.values() for node in found.inner}
-    within |= {node for found in walk.rotations.values() for node in found.inner}
+    within = {node for found in walk.tried.values() for node in found.inner}
     for node in program.graph.nodes:
         known = node in host.nodes or node in walk.values or node in walk.taken
         if known or node in within or node.op == "output":
             continue
-        target = aten.tanh.default if node in walk.spelled else node.target
-        target = ROTATION if node in walk.rotations else target
+        target = type(walk.tried[node]) if node in walk.tried else node.target
         handler = table.get(target) if node.op == "call_function" else None
         why = handler(node) if handler else f"no kernel for {_op(node)}"
         if why:
@@ -153,7 +151,7 @@ def _finish(walk: Walk) -> Lowered:
     plan = Plan(tuple(steps), tuple(walk.indices), results)
     reasons = [(n, why) for n, why in walk.reasons.items() if why and n in set(rest)]
     first_reasons = [
-        (n, why) for n, why in reasons if not any(i in walk.reasons for i in n.all_input_nodes)
+        (n, why) for n, why in reasons if not any(i in walk.reasons for i in _read(walk, n))
     ]
     linears = graph.find_nodes(op="call_function", target=_LINEAR)
     apart = [n for n in linears if n in walk.host.nodes]
@@ -166,6 +164,11 @@ def _finish(walk: Walk) -> Lowered:
         linears=(len(linears), outside),
         heads_dropped=sum(walk.dropped.values()),
     )
+
+
+def _read(walk: Walk, node: fx.Node) -> list[fx.Node]:
+    """What a node, or the part of the graph that it ends, is computed from."""
+    return [walk.tried[node].source] if node in walk.tried else node.all_input_nodes
 
 
 def _reached(start: fx.Node, within: set[fx.Node], way: str) -> set[fx.Node]:

@@ -22,9 +22,12 @@ from sparsefx.backends.cpu.graphs import (
 )
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.layouts import MOVES
+from sparsefx.backends.cpu.means import Mean
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
 from sparsefx.backends.cpu.pooling import PoolingLowering
 from sparsefx.backends.cpu.positions import position_table
+from sparsefx.backends.cpu.rotary import Rotation
+from sparsefx.backends.cpu.spelled import Spelled
 from sparsefx.backends.cpu.values import (
     Embedded,
     Length,
@@ -32,23 +35,20 @@ from sparsefx.backends.cpu.values import (
     Rows,
     Scaled,
     Scores,
-    Summed,
     Value,
 )
 from sparsefx.backends.cpu.walk import Walk
 
-__all__ = ["ROTATION", "handlers"]
+__all__ = ["handlers"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
-ROTATION = "rotation"
-"""Stands for the operator of a node that ends a rotation."""
 
 Handler = Callable[[fx.Node], str | None]
 
 
 def handlers(walk: Walk) -> dict[Any, Handler]:
-    """The handler of each operator."""
+    """The handler of each operator, and of each kind of what is tried on numbers."""
     operators = _Operators(walk)
     attention = operators.attention
     table: dict[Any, Handler] = dict.fromkeys(MOVES, operators.move)
@@ -71,12 +71,17 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.where.self: attention.chosen,
         aten.where.ScalarOther: attention.chosen,
         aten.softmax.int: attention.softmax,
+        Mean: operators.pooling.mean,
         aten.sum.dim_IntList: operators.pooling.summed,
+        aten.mean.dim: operators.pooling.summed,
+        aten.amax.default: operators.pooling.greatest,
+        aten.max.dim: operators.pooling.greatest,
         aten.linalg_vector_norm.default: operators.pooling.length,
         aten.clamp.default: operators.pooling.at_least,
         aten.clamp_min.default: operators.pooling.at_least,
         aten.expand_as.default: operators.pooling.widened,
-        ROTATION: operators.rotate,
+        Rotation: operators.rotate,
+        Spelled: operators.activation,
         torch.ops.sparsefx.quantize.default: operators.quantize,
         torch.ops.sparsefx.dequantize.default: operators.dequantize,
     }
@@ -233,10 +238,8 @@ class _Operators:
         return None
 
     def divide(self, node: fx.Node) -> str | None:
-        """Division by a number, by how many tokens were added, or by a length."""
-        value, divisor = (self._walk.value(n) for n in node.args[:2])
-        if isinstance(value, Summed):
-            return self.pooling.averaged(node, value)
+        """Division by a number, or by a length."""
+        divisor = self._walk.value(node.args[1])
         if isinstance(divisor, Length):
             return self.pooling.unit(node, divisor)
         both = all(self._walk.value(n) is not None for n in node.args[:2])
@@ -258,8 +261,7 @@ class _Operators:
     def activation(self, node: fx.Node) -> str | None:
         """An activation that no linear took along."""
         walk = self._walk
-        spelled = walk.spelled.get(node)
-        source = walk.rows(spelled.source if spelled else node.args[0])
+        source = walk.rows(walk.tried[node].source if node in walk.tried else node.args[0])
         if source is None:
             return _OUTSIDE
         self._elementwise(walk.activation(node), node, source, source)
@@ -318,7 +320,8 @@ class _Operators:
     def rotate(self, node: fx.Node) -> str | None:
         """Heads turned by their positions; the factors are written once."""
         walk = self._walk
-        found = walk.rotations[node]
+        found = walk.tried[node]
+        assert isinstance(found, Rotation), node
         value, before = walk.value(found.source), walk.layout(found.source)
         rows = value.rows if isinstance(value, Scaled) else value
         heads = before.turned_heads() if before is not None else None

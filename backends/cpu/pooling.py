@@ -1,7 +1,4 @@
-"""Lowering of sentence vectors: the mean over real tokens, and scaling to length 1.
-
-sum(states * mask, 1) / clamp(sum(mask, 1), 1e-9)          x / clamp(|x|, 1e-12)
-"""
+"""Lowering of sentence vectors: the mean over real tokens, and scaling to length 1."""
 
 from __future__ import annotations
 
@@ -13,18 +10,20 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu import catalog
 from sparsefx.backends.cpu.axes import BATCH, SEQUENCE
-from sparsefx.backends.cpu.graphs import identity_source, shape_of, sums_tokens
+from sparsefx.backends.cpu.graphs import shape_of
+from sparsefx.backends.cpu.means import Mean
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
-from sparsefx.backends.cpu.values import Length, Rows, Summed
+from sparsefx.backends.cpu.values import Length, Rows
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
 
-__all__ = ["PoolingLowering"]
+__all__ = ["ONLY_MEANS", "PoolingLowering"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
 _TRIALS = ((3, 7), (2, 12), (4, 5))
+ONLY_MEANS = "of poolings only the mean of all real tokens has a kernel"
 
 
 class PoolingLowering:
@@ -32,13 +31,11 @@ class PoolingLowering:
 
     def __init__(self, walk: Walk) -> None:
         self._walk = walk
-        self._zero_by: dict[fx.Node, str] = {}
-        """Products that are 0 where an input is, at padding; sums of them, which leave it out."""
 
     def blanked(self, node: fx.Node, states: object, mask: object) -> bool:
         """Take `states * mask`, if the mask is 1 at real tokens and 0 at padding.
 
-        What a plan leaves out needs no factor; that it is 0 is noted for sums.
+        What a plan leaves out needs no factor.
         """
         walk, layout = self._walk, self._walk.layout(states)
         by_token = layout is not None and layout.plain and layout.lead == ((BATCH,), (SEQUENCE,))
@@ -49,43 +46,34 @@ class PoolingLowering:
         if source is None or walk.conflicts(source):
             return False
         walk.padding.append(source)
-        self._zero_by[node] = source
         walk.values[node] = walk.values[states]
         return True
 
-    def summed(self, node: fx.Node) -> str | None:
-        """A sum over tokens whose padding is 0."""
-        walk, source = self._walk, node.args[0]
-        if walk.value(source) is None:
+    def mean(self, node: fx.Node) -> str | None:
+        """The mean of the real tokens of a sequence; see `means`."""
+        walk, found = self._walk, self._walk.tried[node]
+        assert isinstance(found, Mean), node
+        rows, layout = walk.rows(found.source), walk.layout(node)
+        if rows is None or layout is None or rows.buffer.space != TOKENS:
             return _OUTSIDE
-        padding, layout = self._padding(source), walk.layout(source)
-        over_tokens = sums_tokens(node) and layout is not None and len(layout.dims) == 3
-        rows = walk.rows(source) if padding and over_tokens else None
-        if padding is None or rows is None or rows.buffer.space != TOKENS:
-            return "a sum that is not over the real tokens of a sequence"
-        self._zero_by[node] = padding
-        walk.values[node] = Summed(rows)
-        return None
-
-    def _padding(self, node: object) -> str | None:
-        """The input that says where a product is 0, or what a sum leaves out."""
-        while isinstance(node, fx.Node) and node not in self._zero_by:
-            node = identity_source(node)
-        return self._zero_by[node] if isinstance(node, fx.Node) else None
-
-    def averaged(self, node: fx.Node, value: Summed) -> str | None:
-        """A sum over tokens, divided by how many there are."""
-        walk, divisor = self._walk, node.args[1]
-        counted = None
-        if isinstance(divisor, fx.Node) and divisor in walk.host.nodes:
-            counted = self._same(divisor, lambda real: real.float().sum(1, keepdim=True))
-        if counted is None or counted != self._padding(node.args[0]):
-            return "a sum of tokens that is not divided by their number"
-        target = Buffer(node.name, value.rows.buffer.rows, 4, SEQUENCES)
-        words: dict[str, Word] = {"rows": target.rows, "input": value.rows.buffer}
-        walk.steps.append(Step(catalog.other("mean"), words | {"output": target}, node.name))
+        if walk.conflicts(found.padding):
+            return "a mean over other tokens than attention sees"
+        walk.padding.append(found.padding)
+        target = Buffer(node.name, rows.buffer.rows, 4, SEQUENCES)
+        words: dict[str, Word] = {"rows": target.rows, "input": rows.buffer, "output": target}
+        walk.steps.append(Step(catalog.other("mean"), words, node.name))
         walk.values[node] = Rows(target)
         return None
+
+    def summed(self, node: fx.Node) -> str | None:
+        """A sum or a mean that is none over real tokens."""
+        unknown = self._walk.value(node.args[0]) is None
+        return _OUTSIDE if unknown else f"a sum that is no such mean; {ONLY_MEANS}"
+
+    def greatest(self, node: fx.Node) -> str | None:
+        """A maximum over tokens or channels."""
+        unknown = self._walk.value(node.args[0]) is None
+        return _OUTSIDE if unknown else f"a maximum; {ONLY_MEANS}"
 
     def length(self, node: fx.Node) -> str | None:
         """The Euclidean length of every token's channels."""

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from sparsefx.backends.cpu.graphs import identity_source, shape_of
+from sparsefx.backends.cpu.graphs import shape_of
 from sparsefx.backends.cpu.host import Host, at_longest
+from sparsefx.backends.cpu.regions import Region, Regions
 from sparsefx.backends.cpu.values import Embedded
 from sparsefx.program import Program
 
@@ -39,8 +40,6 @@ _INNER = (
     *(operator.getitem, aten.unsqueeze.default, aten.squeeze.dim, aten.unflatten.int),
     *(aten.split_with_sizes.default, aten.split.sizes),
 )
-_MOST = 32
-"""Operators of the longest spelling that is followed."""
 _LONGEST = 8192
 """Positions of the table where the configuration gives no number."""
 _TRIAL = 12
@@ -92,7 +91,7 @@ def find_rotations(program: Program, host: Host) -> dict[fx.Node, Rotation]:
 class _Finder:
     def __init__(self, program: Program, host: Host) -> None:
         self._host = host
-        self._places = {node: number for number, node in enumerate(program.graph.nodes)}
+        self._regions = Regions(host, _INNER.__contains__)
         dims = next((s.dims for s in program.signature.inputs if len(s.dims) == 2), ("", 1))
         self._usable = isinstance(dims[0], str)
         self._fixed = dims[1] if isinstance(dims[1], int) else 0
@@ -105,60 +104,30 @@ class _Finder:
         """The rotation that ends with a node."""
         shape = shape_of(last)
         size = shape[-1] if len(shape) == 4 and self._usable else None
-        around = self._around(last) if isinstance(size, int) and size > 1 else []
+        around = []
+        if isinstance(size, int) and size > 1:
+            around = self._regions.around(last)
         if not any(self._reads_table(node) for node in around):
             return None
         for source in reversed(around):
             region = None
             if source is not last and shape_of(source) == shape:
-                region = self._region(last, source)
+                region = self._regions.between(source, last)
             if region is not None:
-                turn = self._turn(_Region(self._host, source, region))
-                inner = frozenset(region[:-1])
-                return Rotation(source, inner, turn) if turn is not None else None
+                turn = self._turn(region)
+                return Rotation(source, region.inner, turn) if turn is not None else None
         return None
-
-    def _around(self, last: fx.Node) -> list[fx.Node]:
-        """What a spelling may hold, in order, with what it may begin from."""
-        found, stack = {last}, [last]
-        while stack and len(found) < 2 * _MOST:
-            node = stack.pop()
-            if self._inside(node):
-                inputs = node.all_input_nodes
-                fresh = [n for n in inputs if n not in found and n not in self._host.nodes]
-                found.update(fresh)
-                stack += fresh
-        return sorted(found, key=self._places.__getitem__)
-
-    def _inside(self, node: fx.Node) -> bool:
-        return node.target in _INNER or identity_source(node) is not None
 
     def _reads_table(self, node: fx.Node) -> bool:
         """Whether a node is a product with a tensor that is no activation."""
         factors = [n for n in node.args[:2] if isinstance(n, fx.Node) and n in self._host.nodes]
         return node.target is aten.mul.Tensor and any(shape_of(n) for n in factors)
 
-    def _region(self, last: fx.Node, source: fx.Node) -> list[fx.Node] | None:
-        """The nodes between, in order, if they read `source` and the host's values alone."""
-        found: set[fx.Node] = set()
-        stack = [last]
-        while stack:
-            node = stack.pop()
-            if node is source or node in found or node in self._host.nodes:
-                continue
-            if not self._inside(node) or len(found) > _MOST:
-                return None
-            found.add(node)
-            stack += node.all_input_nodes
-        ordered = sorted(found, key=self._places.__getitem__)
-        closed = all(user in found for node in ordered[:-1] for user in node.users)
-        return ordered if closed else None
-
-    def _turn(self, region: _Region) -> Turn | None:
+    def _turn(self, region: Region) -> Turn | None:
         """What a region does, if it turns; each form of a region is tried once."""
         name = self._name(region.nodes[-1], {region.source: 0})
         if name not in self._turns:
-            self._turns[name] = region.turn(self._longest, self._fixed)
+            self._turns[name] = _Trial(region).turn(self._longest, self._fixed)
         return self._turns[name]
 
     def _name(self, node: fx.Node, known: dict[fx.Node, int]) -> int:
@@ -176,21 +145,16 @@ class _Finder:
         return known[node]
 
 
-class _Region:
-    """What is computed from heads and tables of positions, and trials of it.
+class _Trial:
+    """Trials of what is computed from heads and tables of positions.
 
     Args:
-        host: Evaluates the tables.
-        source: What is computed from.
-        nodes: The nodes, in order.
+        region: It.
     """
 
-    def __init__(self, host: Host, source: fx.Node, nodes: list[fx.Node]) -> None:
-        self.source, self.nodes = source, nodes
-        self._host, self._shape = host, shape_of(source)
-        inputs = dict.fromkeys(n for node in nodes for n in node.all_input_nodes)
-        self._tables = [n for n in inputs if n in host.nodes]
-        self._inputs = host.placeholders(self._tables)
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._host, self._shape = region.host, shape_of(region.source)
 
     def turn(self, longest: int, fixed: int) -> Turn | None:
         """The rotation that it is, None if it is none.
@@ -201,7 +165,7 @@ class _Region:
         """
         trial = fixed or _TRIAL
         token = [n for n in (1, 2) if self._shape[n] == fixed or isinstance(self._shape[n], str)]
-        if len(token) != 1 or not all(self._host.sizes_only(n) for n in self._tables):
+        if len(token) != 1 or not all(self._host.sizes_only(n) for n in self._region.tables):
             return None
         (place,) = token
         partner = self._partners(place, trial)
@@ -216,13 +180,9 @@ class _Region:
     def _run(self, x: Tensor, place: int) -> Tensor:
         """Values for [batch, heads, length, size], the same way round."""
         length = x.shape[2]
-        known = self._host.sample(self._inputs, len(x), length)
-        values = self._host.evaluate(self._tables, known)
-        values[self.source] = x if place == 2 else x.transpose(1, 2)
-        for node in self.nodes:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function
-        result: Tensor = values[self.nodes[-1]]
+        known = self._host.sample(self._region.inputs, len(x), length)
+        value = x if place == 2 else x.transpose(1, 2)
+        result: Tensor = self._region.run(value, known)
         return result if place == 2 else result.transpose(1, 2)
 
     def _zeros(self, batch: int, place: int, length: int) -> Tensor:

@@ -11,6 +11,7 @@ from sparsefx.backends.cpu.graphs import identity_source
 from sparsefx.backends.cpu.layouts import MOVES, Layouts
 from sparsefx.backends.cpu.rotary import Rotation
 from sparsefx.backends.cpu.spelled import Spelled
+from sparsefx.backends.cpu.tried import Tried
 
 __all__ = ["Uses"]
 
@@ -20,26 +21,21 @@ class Uses:
 
     Args:
         layouts: How the dimensions of nodes lie in their values.
-        spelled: Activations that are spelled out, by their last node.
-        rotations: Rotations, by their last node.
+        tried: Spellings by their last node.
     """
 
-    def __init__(
-        self,
-        layouts: Layouts,
-        spelled: Mapping[fx.Node, Spelled],
-        rotations: Mapping[fx.Node, Rotation],
-    ) -> None:
+    def __init__(self, layouts: Layouts, tried: Mapping[fx.Node, Tried]) -> None:
         self._layouts = layouts
-        self._spelled = spelled
+        self._tried = tried
+        spelled = {last: x for last, x in tried.items() if isinstance(x, Spelled)}
         self._spelled_from = {found.source: last for last, found in spelled.items()}
-        self._turned = {found.source for found in rotations.values()}
+        self._turned = {x.source for x in tried.values() if isinstance(x, Rotation)}
 
     def of(self, node: fx.Node) -> list[fx.Node]:
         """Users of a node, whatever the order of its tokens; a spelling is one user."""
         direct = set(node.users)
         last = self._spelled_from.get(node)
-        if last is not None and direct <= {*self._spelled[last].inner, last}:
+        if last is not None and direct <= {*self._tried[last].inner, last}:
             return [last]
         found: list[fx.Node] = []
         for user in node.users:

@@ -24,7 +24,6 @@ __all__ = [
     "Rows",
     "Scaled",
     "Scores",
-    "Summed",
     "Value",
 ]
 
@@ -108,13 +107,6 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Summed:
-    """The sum of rows over the real tokens of a sequence."""
-
-    rows: Rows
-
-
-@dataclass(frozen=True)
 class Length:
     """The Euclidean length of every token's rows, `least` at least."""
 
@@ -133,4 +125,4 @@ class Embedded:
     indices: tuple[fx.Node | None, ...]
 
 
-Value = Rows | Octets | Scaled | Scores | Summed | Length | Embedded
+Value = Rows | Octets | Scaled | Scores | Length | Embedded

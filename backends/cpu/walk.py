@@ -18,8 +18,8 @@ from sparsefx.backends.cpu.live import Live, find_live
 from sparsefx.backends.cpu.masks import MaskReader, Meaning
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
-from sparsefx.backends.cpu.rotary import Rotation, find_rotations
-from sparsefx.backends.cpu.spelled import Spelled, find_spelled
+from sparsefx.backends.cpu.spelled import Spelled
+from sparsefx.backends.cpu.tried import Tried, find_tried
 from sparsefx.backends.cpu.uses import Uses
 from sparsefx.backends.cpu.values import Embedded, Heads, Kept, Mask, Octets, Rows, Scaled, Value
 from sparsefx.program import Program
@@ -61,20 +61,18 @@ class Walk:
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
     dropped: dict[str, int] = field(default_factory=dict)
-    spelled: dict[fx.Node, Spelled] = field(init=False)
+    tried: dict[fx.Node, Tried] = field(init=False)
     layouts: Layouts = field(init=False)
     live: Live = field(init=False)
     masks: MaskReader = field(init=False)
-    rotations: dict[fx.Node, Rotation] = field(init=False)
     uses: Uses = field(init=False)
     forms: Forms = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spelled = find_spelled(self.program.graph)
         self.masks = MaskReader(self.program, self.host)
-        self.rotations = find_rotations(self.program, self.host)
-        self.layouts = find_layouts(self.program, self.host, self.spelled, self.rotations)
-        self.uses = Uses(self.layouts, self.spelled, self.rotations)
+        self.tried = find_tried(self.program, self.host)
+        self.layouts = find_layouts(self.program, self.host, self.tried)
+        self.uses = Uses(self.layouts, self.tried)
         self.forms = Forms(self.isa, self.steps, self.indices)
         self.live = find_live(self) if self.options.pack else Live()
 
@@ -113,7 +111,8 @@ class Walk:
 
     def activation(self, node: fx.Node) -> str:
         """Name of the activation that a node applies, as one operator or spelled out; or ""."""
-        return self.spelled[node].name if node in self.spelled else activation(node)
+        found = self.tried.get(node)
+        return found.name if isinstance(found, Spelled) else activation(node)
 
     def own(self, node: fx.Node, buffer: Buffer, kept: Kept | None = None) -> None:
         """Note that channel 0 of `node` lies in row 0 of a buffer."""

@@ -1,0 +1,25 @@
+"""All parts of a graph that are recognised by what they do to numbers."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sparsefx.backends.cpu.host import Host
+from sparsefx.backends.cpu.means import Mean, find_means
+from sparsefx.backends.cpu.rotary import Rotation, find_rotations
+from sparsefx.backends.cpu.spelled import Spelled, find_spelled
+from sparsefx.program import Program
+
+__all__ = ["Tried", "find_tried"]
+
+Tried = Spelled | Rotation | Mean
+"""Each has a `source`, and nodes `inner` whose values nothing else reads."""
+
+
+def find_tried(program: Program, host: Host) -> dict[fx.Node, Tried]:
+    """Activations, rotations and means, by their last node."""
+    return {
+        **find_spelled(program.graph),
+        **find_rotations(program, host),
+        **find_means(program, host),
+    }
