@@ -113,13 +113,13 @@ def linear(kind: str, epilogue: Epilogue) -> Kernel:
 
 
 @cache
-def norm_kernel(*, floats: bool, octets: bool) -> Kernel:
-    """Layer norm that writes fp32, uint8 or both."""
+def norm_kernel(*, floats: bool, octets: bool, centred: bool = True) -> Kernel:
+    """Layer norm, or RMS norm if it is not `centred`, that writes fp32, uint8 or both."""
     return Kernel(
-        ("norm", floats, octets),
-        "norm",
-        norm.FIELDS,
-        lambda isa, width: norm.emit(isa, width, floats=floats, octets=octets),
+        ("norm" if centred else "rms_norm", floats, octets),
+        "norm" if centred else "rms_norm",
+        norm.FIELDS if centred else norm.RMS_FIELDS,
+        lambda isa, width: norm.emit(isa, width, floats=floats, octets=octets, centred=centred),
     )
 
 
@@ -233,9 +233,9 @@ def named(spec: Sequence[Any]) -> Kernel:
     if family == "linear":
         kind, epilogue = options
         return linear(str(kind), Epilogue(**epilogue))
-    if family == "norm":
-        floats, octets = options
-        return norm_kernel(floats=bool(floats), octets=bool(octets))
+    if family in ("norm", "rms_norm"):
+        floats, octets = map(bool, options)
+        return norm_kernel(floats=floats, octets=octets, centred=family == "norm")
     (option,) = options
     if family == "elementwise":
         return elementwise(str(option))

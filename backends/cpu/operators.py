@@ -23,6 +23,7 @@ from sparsefx.backends.cpu.graphs import (
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.layouts import MOVES
 from sparsefx.backends.cpu.means import Mean
+from sparsefx.backends.cpu.norms import RmsNorm
 from sparsefx.backends.cpu.plan import SEQUENCES, TOKENS, Buffer, Step, Word
 from sparsefx.backends.cpu.pooling import PoolingLowering
 from sparsefx.backends.cpu.positions import position_table
@@ -81,6 +82,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.clamp_min.default: operators.pooling.at_least,
         aten.expand_as.default: operators.pooling.widened,
         Rotation: operators.rotate,
+        RmsNorm: operators.rms_norm,
         Spelled: operators.activation,
         torch.ops.sparsefx.quantize.default: operators.quantize,
         torch.ops.sparsefx.dequantize.default: operators.dequantize,
@@ -281,35 +283,48 @@ class _Operators:
 
     def norm(self, node: fx.Node) -> str | None:
         """Layer norm over the channels, with the quantize after it."""
-        walk = self._walk
-        source = walk.rows(node.args[0])
+        source = self._walk.rows(node.args[0])
         if source is None:
             return _OUTSIDE
         _, shape, weight, bias, epsilon = (*node.args, None, None, 1e-5)[:5]
         channels = source.buffer.rows
         if list(shape) != [channels]:  # type: ignore[arg-type]  # a list of sizes
             return "a norm over more than the channels"
-        floats, quantizes, octets = self.linears.around.sinks(node, channels, source.buffer.space)
-        words: dict[str, Any] = {
-            "rows": channels,
-            "input": source.buffer,
+        words: dict[str, Word] = {
             "weight": self._vector(weight, channels, 1.0),
             "bias": self._vector(bias, channels, 0.0),
             "epsilon": float(epsilon),  # type: ignore[arg-type]
-            "space": source.buffer.space,
         }
+        return self._normed(node, source, words)
+
+    def rms_norm(self, node: fx.Node) -> str | None:
+        """RMS norm over the channels, with the quantize after it; see `norms`."""
+        found = self._walk.tried[node]
+        assert isinstance(found, RmsNorm), node
+        source = self._walk.rows(found.source)
+        if source is None:
+            return _OUTSIDE
+        weight = np.ascontiguousarray(found.weight.numpy())
+        return self._normed(node, source, {"weight": weight, "epsilon": found.epsilon})
+
+    def _normed(self, node: fx.Node, source: Rows, own: dict[str, Word]) -> None:
+        """A norm with words of its own, an RMS norm where no bias is among them."""
+        walk = self._walk
+        channels, space = source.buffer.rows, source.buffer.space
+        floats, quantizes, octets = self.linears.around.sinks(node, channels, space)
+        words: dict[str, Any] = {"rows": channels, "input": source.buffer, **own, "space": space}
         if floats:
-            words["output"] = Buffer(node.name, channels, 4, source.buffer.space)
+            words["output"] = Buffer(node.name, channels, 4, space)
             walk.own(node, words["output"])
         if octets is not None:
             words["output_bytes"] = octets.buffer
             words["inverse_scale"] = 1.0 / octets.scale
             words["zero_point"] = octets.zero_point
             walk.values |= dict.fromkeys(quantizes, octets)
-        kernel = catalog.norm_kernel(floats=floats, octets=octets is not None)
+        centred = "bias" in own
+        kernel = catalog.norm_kernel(floats=floats, octets=octets is not None, centred=centred)
         walk.steps.append(Step(kernel, words, node.name))
         walk.taken.add(node)
-        return None
 
     def _vector(self, node: object, channels: int, default: float) -> np.ndarray[Any, Any]:
         value = self._walk.host.constant(node) if isinstance(node, fx.Node) else None

@@ -6,20 +6,22 @@ from torch import fx
 
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.means import Mean, find_means
+from sparsefx.backends.cpu.norms import RmsNorm, find_norms
 from sparsefx.backends.cpu.rotary import Rotation, find_rotations
 from sparsefx.backends.cpu.spelled import Spelled, find_spelled
 from sparsefx.program import Program
 
 __all__ = ["Tried", "find_tried"]
 
-Tried = Spelled | Rotation | Mean
+Tried = Spelled | Rotation | Mean | RmsNorm
 """Each has a `source`, and nodes `inner` whose values nothing else reads."""
 
 
 def find_tried(program: Program, host: Host) -> dict[fx.Node, Tried]:
-    """Activations, rotations and means, by their last node."""
+    """Activations, rotations, means and RMS norms, by their last node."""
     return {
         **find_spelled(program.graph),
         **find_rotations(program, host),
         **find_means(program, host),
+        **find_norms(program, host),
     }

@@ -1,7 +1,8 @@
-"""Layer norm over the channels of every token: lanes are tokens, so nothing is shuffled.
+"""Layer norm and RMS norm over the channels of every token: lanes are tokens, nothing is shuffled.
 
 Three passes over a panel that lies in the second-level cache: mean, variance around it (the
-two-pass form: no cancellation), then normalise and write fp32 rows, uint8 rows, or both.
+two-pass form: no cancellation), then normalise and write fp32 rows, uint8 rows, or both. An RMS
+norm takes the mean of squares in place of the variance: no first pass, and no bias.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["FIELDS", "emit", "symbol"]
+__all__ = ["FIELDS", "RMS_FIELDS", "emit", "symbol"]
 
 FIELDS = (
     "rows",
@@ -28,43 +29,57 @@ FIELDS = (
     "zero_point",
     "space",
 )
+RMS_FIELDS = tuple(name for name in FIELDS if name != "bias")
 
 _UNROLL = 4
 
 
-def symbol(isa: Isa, width: int, *, floats: bool, octets: bool) -> str:
+def symbol(isa: Isa, width: int, *, floats: bool, octets: bool, centred: bool = True) -> str:
     """Name of the kernel."""
-    return f"norm_{isa.name}_w{width}_{'f' if floats else ''}{'q' if octets else ''}"
+    kind = "norm" if centred else "rms_norm"
+    return f"{kind}_{isa.name}_w{width}_{'f' if floats else ''}{'q' if octets else ''}"
 
 
-def emit(isa: Isa, width: int, *, floats: bool, octets: bool) -> Function:
-    """The kernel that writes fp32 rows if `floats` and uint8 rows if `octets`."""
-    name = symbol(isa, width, floats=floats, octets=octets)
-    frame = open_frame(name, Panel(isa, width), FIELDS)
+def emit(isa: Isa, width: int, *, floats: bool, octets: bool, centred: bool = True) -> Function:
+    """The kernel that writes fp32 rows if `floats` and uint8 rows if `octets`.
+
+    It is a layer norm if `centred`, else an RMS norm.
+    """
+    name = symbol(isa, width, floats=floats, octets=octets, centred=centred)
+    frame = open_frame(name, Panel(isa, width), FIELDS if centred else RMS_FIELDS)
     f = frame.f
     space = frame.word("space")
     for number in frame.units(frame.job("panels", space)):
-        _panel(frame, space, number, floats=floats, octets=octets)
+        _panel(frame, space, number, floats=floats, octets=octets, centred=centred)
     return f
 
 
-def _panel(frame: Frame, space: Value, number: Value, *, floats: bool, octets: bool) -> None:
+def _panel(
+    frame: Frame, space: Value, number: Value, *, floats: bool, octets: bool, centred: bool
+) -> None:
     f, panel = frame.f, frame.panel
     rows = frame.word("rows")
     source = f.offset(frame.buffer("input", space), number * rows * panel.row_bytes)
     count = f.splat(f.convert("uitofp", rows, "float"), panel.lanes)
-    mean = [s / count for s in _sum(frame, source, lambda value, _: value)]
-    squares = _sum(frame, source, lambda value, n: (value - mean[n]) * (value - mean[n]))
+    mean: list[Value] = []
+    if centred:
+        mean = [s / count for s in _sum(frame, source, lambda value, _: value)]
+
+    def shifted(value: Value, n: int) -> Value:
+        return value - mean[n] if centred else value
+
+    squares = _sum(frame, source, lambda value, n: shifted(value, n) * shifted(value, n))
     epsilon = f.splat(frame.number("epsilon"), panel.lanes)
     one = f.const(panel.floats, 1.0)
     root = f"llvm.sqrt.v{panel.lanes}f32"
     factor = [one / f.intrinsic(root, panel.floats, s / count + epsilon) for s in squares]
     for row in f.loop(0, rows):
         weight = f.splat(f.load("float", f.offset(frame.pointer("weight"), row * 4)), panel.lanes)
-        bias = f.splat(f.load("float", f.offset(frame.pointer("bias"), row * 4)), panel.lanes)
+        if centred:
+            bias = f.splat(f.load("float", f.offset(frame.pointer("bias"), row * 4)), panel.lanes)
         values = panel.load(f, f.offset(source, row * panel.row_bytes))
-        scaled = [(v - m) * k for v, m, k in zip(values, mean, factor, strict=True)]
-        result = [f.fma(v, weight, bias) for v in scaled]
+        scaled = [shifted(v, n) * k for n, (v, k) in enumerate(zip(values, factor, strict=True))]
+        result = [f.fma(v, weight, bias) if centred else v * weight for v in scaled]
         place = number * rows + row
         if floats:
             target = frame.buffer("output", space)
