@@ -62,6 +62,8 @@ class AttentionLowering:
                 return "a product of scores that is not weights v"
             return self._attend(node, scores, right)
         left = walk.heads(node.args[0])
+        if any(n in walk.host.nodes for n in node.args[:2]) and (left or right):
+            return "a product with positions, as disentangled attention (DeBERTa) has: no kernel"
         if left is None or right is None:
             unknown = all(walk.value(n) is None for n in node.args[:2])
             return _OUTSIDE if unknown else "a product that is not attention"

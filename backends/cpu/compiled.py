@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -84,9 +85,10 @@ class CpuCompiled:
                     hint=f"{name}.cpu()",
                 )
         with explained(self._program, batch):
-            return self._run(batch)
+            return self._finished(self._planned(batch))
 
-    def _run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _planned(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """The inputs, and what the plan makes of them."""
         lowered = self._lowered
         known: dict[fx.Node, Any] = {node: batch[name] for name, node in self._inputs.items()}
         shape = self._shape(batch)
@@ -98,7 +100,11 @@ class CpuCompiled:
             results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
         for name, node in lowered.exports.items():
             known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
-        values = lowered.host.evaluate(self._outputs.values(), known)
+        return known
+
+    def _finished(self, known: Mapping[fx.Node, Any]) -> dict[str, Tensor]:
+        """The outputs: as the plan wrote them, or computed from that in PyTorch."""
+        values = self._lowered.host.evaluate(self._outputs.values(), known)
         return {name: values[node] for name, node in self._outputs.items()}
 
     @property
@@ -191,7 +197,8 @@ class CpuCompiled:
         Args:
             batch: Sequences.
             tokens: Tokens of each, without padding.
-            timed: Run every step on one core, and tell the rate it reached.
+            timed: Run every step on one core, and tell the rate it reached; with what PyTorch takes
+                for the rest.
         """
         runtime, seconds = self._runtime, None
         if timed:
@@ -203,7 +210,24 @@ class CpuCompiled:
         layers, isa = self._lowered.layers, runtime.isa.name
         described = f"{isa} ({self._note})" if self._note else isa
         found = explain_layers(layers, described, (batch, tokens), rates, seconds)
-        return replace(found, linears=self._lowered.linears, heads=self._lowered.heads_dropped)
+        apart = self._seconds_outside(batch, tokens) if timed and self._lowered.rest else None
+        dropped = self._lowered.heads_dropped
+        return replace(found, linears=self._lowered.linears, heads=dropped, apart=apart)
+
+    def _seconds_outside(self, rows: int, tokens: int) -> float:
+        """What PyTorch takes for the part that no kernel computes, the least of three runs."""
+        batch = {
+            spec.name: torch.ones(
+                [rows, tokens, *spec.dims[2:]][: len(spec.dims)], dtype=spec.dtype
+            )
+            for spec in self._program.signature.inputs
+        }
+        known, found = self._planned(batch), []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._finished(known)
+            found.append(time.perf_counter() - start)
+        return min(found)
 
     def save(self, path: str | Path) -> Path:
         """Write the Program, and beside it what `artifact.load` needs to run without it.
@@ -262,7 +286,7 @@ class CpuCompiled:
 def _by_kind(steps: Sequence[Step], seconds: Sequence[float]) -> dict[str, dict[str, float]]:
     """Seconds of steps by kind and node; all linears are of the kind "linear"."""
     found: dict[str, dict[str, float]] = {}
-    for step, time in zip(steps, seconds, strict=True):
+    for step, took in zip(steps, seconds, strict=True):
         kind = "linear" if step.kernel.spec[0] == "linear" else step.kernel.kind
-        found.setdefault(kind, {})[step.node] = time
+        found.setdefault(kind, {})[step.node] = took
     return found

@@ -101,6 +101,8 @@ class Explanation:
         others: Nanoseconds of the other steps by kind, if they were timed.
         linears: Linears of the graph, and how many of them run in PyTorch.
         heads: Heads of attention that nothing reads, and that were left out.
+        apart: Seconds that PyTorch takes for what no kernel computes; None if that is nothing, or
+            was not timed.
     """
 
     shape: tuple[int, int]
@@ -110,6 +112,7 @@ class Explanation:
     others: Mapping[str, float]
     linears: tuple[int, int] = (0, 0)
     heads: int = 0
+    apart: float | None = None
 
     @property
     def gain(self) -> float:
@@ -136,7 +139,7 @@ class Explanation:
         dense = [layer for layer in self.layers if layer.layer.format.startswith("dense")]
         chosen = sum(layer.chosen for layer in self.layers)
         total, outside = self.linears
-        apart = f"{outside} of {total} linears run in PyTorch, outside the plan\n"
+        apart = f"{outside} of {total} linears run in PyTorch, outside the plan{self._share()}\n"
         others = "".join(f"{kind}: {cost / 1e3:,.1f} us\n" for kind, cost in self.others.items())
         rows, columns = (sum(found.layer.dropped[n] for found in self.layers) for n in (0, 1))
         left = f"left out: {self.heads} heads, {rows} rows and {columns} columns of linears\n"
@@ -149,6 +152,14 @@ class Explanation:
             + (left if rows or columns or self.heads else "")
             + (apart if outside else "")
         )
+
+    def _share(self) -> str:
+        """What the part in PyTorch takes of all time, "" if it was not timed."""
+        if self.apart is None:
+            return ""
+        timed = sum(found.measured or 0.0 for found in self.layers) + sum(self.others.values())
+        apart = 1e9 * self.apart
+        return f": {apart / 1e3:,.1f} us there, {apart / (timed + apart):.0%} of the time"
 
 
 def _together(group: Sequence[LayerCosts]) -> str:

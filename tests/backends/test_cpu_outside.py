@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError
 from tests.backends.cpu_cases import RUNNABLE, quantized
+from tests.programs import captured
 
 
 class Patches(nn.Module):
@@ -130,3 +132,13 @@ def test_a_model_without_embeddings_is_told_to_run_in_pytorch() -> None:
     assert found.instead == "runs in PyTorch, and 2 of 2 linears with it"
     batch = {"input": torch.randn(3, 8)}
     torch.testing.assert_close(CpuTarget().lower(program)(**batch), program(**batch))
+
+
+def test_deberta_says_what_pytorch_computes_and_what_it_takes() -> None:
+    compiled = CpuTarget(rates="built-in").lower(captured("deberta"))
+    said = "a product with positions, as disentangled attention (DeBERTa) has: no kernel"
+    assert any(found.reason == said for found in compiled.outside)
+    shown = str(compiled.explain(1, 16, timed=True))
+    form = r"linears run in PyTorch, outside the plan: [\d,.]+ us there, \d+% of the time"
+    assert re.search(form, shown)
+    assert "there" not in str(compiled.explain(1, 16))
