@@ -136,5 +136,6 @@ def _stored(region: Region, weight: Tensor) -> Tensor:
     for table in (values[node] for node in region.tables):
         alike = isinstance(table, Tensor) and table.shape == weight.shape
         if alike and torch.allclose(table.float(), weight, rtol=1e-5, atol=1e-9):
-            return table.detach().float()
+            found: Tensor = table.detach().float()
+            return found
     return weight

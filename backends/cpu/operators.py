@@ -295,7 +295,8 @@ class _Operators:
             "bias": self._vector(bias, channels, 0.0),
             "epsilon": float(epsilon),  # type: ignore[arg-type]
         }
-        return self._normed(node, source, words)
+        self._normed(node, source, words)
+        return None
 
     def rms_norm(self, node: fx.Node) -> str | None:
         """RMS norm over the channels, with the quantize after it; see `norms`."""
@@ -305,7 +306,8 @@ class _Operators:
         if source is None:
             return _OUTSIDE
         weight = np.ascontiguousarray(found.weight.numpy())
-        return self._normed(node, source, {"weight": weight, "epsilon": found.epsilon})
+        self._normed(node, source, {"weight": weight, "epsilon": found.epsilon})
+        return None
 
     def _normed(self, node: fx.Node, source: Rows, own: dict[str, Word]) -> None:
         """A norm with words of its own, an RMS norm where no bias is among them."""
