@@ -119,7 +119,8 @@ class Runtime:
             slab = SlabJob(self._cut.whole(mask), self.plan, self._cut)
             self._reserve([slab])
             call = self._shared(slab)
-            slab.connect(indices, self._empty(mask.shape))
+            results = self._empty(mask.shape)  # a slab keeps pointers alone
+            slab.connect(indices, results)
             job = self._jobs(call, Team(1))
             found = [float("inf")] * len(call.steps)
             for _ in range(runs):
