@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
 
 import sparsefx
 from sparsefx import Program
@@ -188,3 +189,15 @@ def test_norms_of_an_encoder(isa: IsaName) -> None:
         compiled = target.lower(each)
         assert compiled.listing().count("rms_norm   ") == 2
         assert difference(each, compiled, batch) < (1e-4 if each is program else 0.05)
+
+
+def test_the_encoder_of_t5_is_taken_whole() -> None:
+    config = T5Config(vocab_size=100, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    model: nn.Module = T5EncoderModel(config)
+    program = sparsefx.capture(model.eval(), example_batch())
+    target = CpuTarget(rates="built-in")
+    assert target.unsupported(program) == ()
+    compiled = target.lower(program)
+    kinds = [line.split()[1] for line in compiled.listing().splitlines()]
+    assert (kinds.count("rms_norm"), kinds.count("attention")) == (5, 2)
+    assert difference(program, compiled, padded_batch(program, 3, 40)) < 1e-5
