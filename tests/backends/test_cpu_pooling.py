@@ -185,3 +185,22 @@ def test_a_sentence_encoder_is_taken_whole() -> None:
     compiled = target.lower(program)
     assert [kind in compiled.listing() for kind in (" mean ", " unit ")] == [True, True]
     assert difference(program, compiled, padded_batch(program, 3, 21)) < 1e-6
+
+
+class ByPosition(nn.Module):
+    """A sum whose tokens have weights by position, for ten positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.weights = nn.Embedding(100, 16), nn.Parameter(torch.rand(10, 1))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        weights = self.weights[torch.arange(input_ids.shape[1])] * attention_mask[..., None]
+        return {"embedding": (self.words(input_ids) * weights).sum(1)}
+
+
+def test_a_table_that_ends_before_the_trials_is_no_error() -> None:
+    program = sparsefx.capture(ByPosition().eval(), example_batch(2, 7))
+    target = CpuTarget(rates="built-in")
+    assert target.unsupported(program)
+    assert difference(program, target.lower(program), padded_batch(program, 3, 9)) < 1e-6
