@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsefx.cli.console import stdout
+from sparsefx.errors import RecipeError
 
 __all__ = ["command"]
 
@@ -18,11 +19,19 @@ def command(
         typer.Argument(help="SparseML recipe, or Neural Compressor or Prune OFA configuration."),
     ],
     out: Annotated[Path, typer.Option(help="Where the recipe is written (.yaml).")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file there.")] = False,
 ) -> None:
     """Turn a recipe of another tool into one of sparsefx; list what it cannot hold."""
     from sparsefx.importers.files import import_recipe
 
     found = import_recipe(file)
+    if out.exists() and not overwrite:
+        raise RecipeError(
+            "it is a folder" if out.is_dir() else "there is a file already",
+            who="import",
+            where=str(out),
+            hint="choose another --out" + ("" if out.is_dir() else ", or give --overwrite"),
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(found.recipe.to_yaml(), encoding="utf-8")
     stages = ", ".join(stage.name for stage in found.recipe.stages)

@@ -1,4 +1,4 @@
-"""Pruning configurations of Intel Neural Compressor 2.x, in YAML or as the keywords in JSON."""
+"""Pruning configurations of Intel Neural Compressor, in YAML or as the keywords in JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from sparsefx.errors import RecipeError
+from sparsefx.importers.neural_compressor_epochs import counts_epochs, import_epochs
 from sparsefx.importers.result import Imported, Notes, pass_text
 from sparsefx.recipe import Recipe, Stage, Training
 
@@ -33,6 +34,20 @@ _OLD_NAMES = {
 }
 _EXTRA = ("extra_excluded_op_names", "extra_excluded_names")
 _KINDS = {"basic_magnitude": "magnitude", "BasicMagnitude": "magnitude"}
+_BY_GRADIENTS = (
+    "movement-prune is nearest, which weighs by weight times gradient too, summed over training "
+    "with its sign; for what training leaves alone, write magnitude into the file"
+)
+_NEAREST = {
+    "snip": _BY_GRADIENTS,
+    "snip_progressive": _BY_GRADIENTS,
+    "snip_momentum": _BY_GRADIENTS,
+    "snip_momentum_progressive": _BY_GRADIENTS,
+    "gradient_sensitivity": "prune-heads with score-heads is nearest: heads by their gradients",
+    "block_mask": "prune-neurons and prune-heads are nearest, which take whole rows and columns",
+    "retrain_free": "obert-prune is nearest, which too weighs by gradients of some batches",
+    "group_lasso": "reweighted-l1 is nearest, a penalty on single weights",
+}
 _EXPONENTS = {"cube": 3.0, "linear": 1.0}
 _ALL_LINEARS = ("encoder", "pooler", "head", "other")
 _FREE_EPOCHS = 3
@@ -46,6 +61,8 @@ def is_neural_compressor(content: object) -> bool:
 def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) -> Imported:
     """Turn a configuration into a recipe of one stage; each pruner becomes a pass.
 
+    Read as one of 2.x, which counts steps, unless it counts epochs as 1.x did.
+
     Args:
         content: The parsed file, in which a tagged pruner is a mapping.
         name: Name of the recipe.
@@ -55,6 +72,8 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         RecipeError: Nothing of it can be carried over, or a value is wrong.
     """
     general = dict(_general(content) or {})
+    if counts_epochs(general):
+        return import_epochs(content, general, name, who)
     pruners = general.pop("pruners", None) or general.pop("pruning_configs", None) or [{}]
     notes = Notes()
     for key in content.keys() - {"pruning", "pruners", "pruning_configs", *general}:
@@ -62,7 +81,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     texts, last = [], 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
-        last = max(last, int(merged["end_step"]))
+        last = max(last, _steps(merged, "end_step", f"pruners[{index}]", who))
         texts += _Pruner(merged, f"pruners[{index}]", notes, who).texts()
     texts = _without_locks(texts, notes)
     if not texts:
@@ -118,6 +137,24 @@ def _listed(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or ())
 
 
+def _steps(settings: dict[str, Any], key: str, where: str, who: str) -> int:
+    """Return a number of steps.
+
+    Raises:
+        RecipeError: The file has something else there.
+    """
+    try:
+        return int(settings[key])
+    except (TypeError, ValueError) as error:
+        why = f"expected a number of steps, found {settings[key]!r}"
+        raise RecipeError(why, who=who, where=f"{where}.{key}") from error
+
+
+def _nearest(kind: object) -> str:
+    """Say what of sparsefx comes nearest to a criterion that it does not have."""
+    return _NEAREST.get(str(kind), "magnitude and pattern_lock are carried over")
+
+
 def _without_locks(texts: list[str], notes: Notes) -> list[str]:
     """A lock takes over all masks at once, so beside a ramp it would end it."""
     kept = [text for text in texts if not text.startswith("pattern-lock")]
@@ -149,8 +186,7 @@ class _Pruner:
         elif kind in ("magnitude", "magnitude_progressive"):
             text = self._magnitude()
         else:
-            known = "magnitude and pattern_lock are carried over"
-            self._leave("pruning_type", f"the criterion {kind!r} is not here; {known}")
+            self._leave("pruning_type", f"the criterion {kind!r} is not here; {_nearest(kind)}")
             return []
         if kind == "magnitude_progressive":
             self._leave("pruning_type", "progressive masks; plain ones at each choice are used")

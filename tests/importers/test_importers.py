@@ -310,6 +310,7 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
         ("m:\n  - !SetLearningRateModifier {learning_rate: 0.1}\n", "how many epochs"),
         (json.dumps({**RESEARCH_LOCK, "pruning_fn": "dnw"}), "the pruning method 'dnw'"),
         (COMPRESSOR.replace('"magnitude"', "snip"), "no pruner can be carried over"),
+        (COMPRESSOR.replace('"magnitude"', "snip"), "movement-prune is nearest"),
         (COMPRESSOR.replace('"4x1"', "channelx1"), "the pattern 'channelx1'"),
     ],
 )
@@ -334,6 +335,13 @@ def test_command_writes_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "not carried over" in shown
     assert "LayerPruningModifier: it has no counterpart" in shown
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(source), "--out", str(out)])
+    assert ended.value.code == 2
+    assert "there is a file already" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(source), "--out", str(out), "--overwrite"])
+    assert not ended.value.code
     source.write_text("bits: 8\n", encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         main(["import", str(source), "--out", str(out)])

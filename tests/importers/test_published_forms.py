@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sparsefx.amounts import parse_pipeline
+from sparsefx.errors import RecipeError
 from sparsefx.importers.files import import_text
 
 RAMP = """
@@ -60,3 +63,50 @@ pruning:
     assert text.endswith("exclude=('classifier','key',)}")
     listed = {item.where: item.reason for item in left_out}
     assert "'group_lasso' is not here" in listed["pruners[1].pruning_type"]
+
+
+EPOCHS = """
+version: 1.0
+model: {name: bert, framework: pytorch}
+pruning:
+  train:
+    end_epoch: 10
+    optimizer: {AdamW: {learning_rate: 1e-3, weight_decay: 0.01}}
+  approach:
+    weight_compression:
+      initial_sparsity: 0.1
+      target_sparsity: 0.8
+      start_epoch: 1
+      end_epoch: 4
+      pruners:
+        - !Pruner {prune_type: basic_magnitude, names: [encoder.0.weight], method: per_tensor}
+        - !Pruner {prune_type: gradient_sensitivity, parameters: {target: 8}}
+"""
+
+
+def test_neural_compressor_of_version_1_counts_epochs() -> None:
+    recipe, left_out, carried = import_text(EPOCHS, name="one")
+    (stage,) = recipe.stages
+    (text,) = stage.pipeline
+    assert text.startswith(
+        "magnitude-prune{sparsity=0.8,initial_sparsity=0.1,begin=10%,end=40%,frequency=10%,"
+    )
+    assert "pattern" not in text  # the blocks that 2.x begins with were not in 1.x
+    assert text.endswith(r"include=('^encoder\\.0\\.weight$',)}")
+    assert parse_pipeline((text,), 100)
+    assert stage.training
+    assert stage.training.epochs == 10
+    assert stage.training.optimizer.learning_rate == 1e-3
+    listed = {item.where: item.reason for item in left_out}
+    assert "score-heads with prune-heads" in listed["pruners[1].prune_type"]
+    assert "pruners[0].method" in listed
+    assert any(line.startswith("train.optimizer.AdamW.learning_rate") for line in carried)
+
+
+def test_neural_compressor_of_version_1_mistakes() -> None:
+    for change, told in (
+        (("end_epoch: 4", "end_epoch: four"), "found 'four'"),
+        (("basic_magnitude", "group_lasso"), "no pruner can be carried over"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            import_text(EPOCHS.replace(*change), name="one")

@@ -1,0 +1,152 @@
+"""Pruning configurations of Intel Neural Compressor 1.x, whose ramps count epochs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sparsefx.errors import RecipeError
+from sparsefx.importers.result import Imported, Notes, pass_text, share
+from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
+
+__all__ = ["counts_epochs", "import_epochs"]
+
+_EPOCHS = frozenset({"start_epoch", "end_epoch", "initial_sparsity"})
+_STEPS = frozenset({"start_step", "end_step", "pruning_frequency", "prune_frequency"})
+_DEFAULTS: dict[str, Any] = {
+    "initial_sparsity": 0.0,
+    "target_sparsity": 0.97,
+    "start_epoch": 0,
+    "end_epoch": 4,
+    "update_frequency": 1.0,
+    "prune_type": "basic_magnitude",
+}
+_ALL_LINEARS = ("encoder", "pooler", "head", "other")
+_UNLIKE = {
+    "gradient_sensitivity": "score-heads with prune-heads, which take heads by their gradients",
+    "group_lasso": "reweighted-l1, a penalty on single weights",
+}
+
+
+def counts_epochs(general: dict[str, Any]) -> bool:
+    """Return whether settings and pruners speak of epochs, as 1.x does, and not of steps.
+
+    >>> counts_epochs({"start_epoch": 0, "pruners": []}), counts_epochs({"end_step": 9})
+    (True, False)
+    """
+    words = set(general).union(*(set(each or {}) for each in general.get("pruners") or ()))
+    return bool(words & _EPOCHS) and not words & _STEPS
+
+
+def import_epochs(
+    content: dict[str, Any], general: dict[str, Any], name: str, who: str
+) -> Imported:
+    """Turn a configuration into a recipe of one stage; each pruner becomes a pass.
+
+    The ramp of 1.x is the cubic one, and masks are chosen once an epoch, one matrix at a time.
+
+    Args:
+        content: The parsed file.
+        general: Its section ``weight_compression``.
+        name: Name of the recipe.
+        who: The file, for errors.
+
+    Raises:
+        RecipeError: Nothing of it can be carried over, or a value is wrong.
+    """
+    shared = {**_DEFAULTS, **{key: value for key, value in general.items() if key != "pruners"}}
+    merged = [{**shared, **(each or {})} for each in general.get("pruners") or [{}]]
+    train = dict((content.get("pruning") or {}).get("train") or {})
+    notes = Notes()
+    ends = [_number(each, "end_epoch", f"pruners[{i}]", who) for i, each in enumerate(merged)]
+    given = [train.pop(key) for key in ("end_epoch", "epoch") if key in train]
+    epochs = max([*ends, *(float(each) for each in given if isinstance(each, int | float)), 1.0])
+    texts = [
+        text
+        for index, each in enumerate(merged)
+        for text in _texts(dict(each), epochs, f"pruners[{index}]", notes, who)
+    ]
+    if not texts:
+        reasons = "; ".join(str(item) for item in notes.left_out)
+        raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
+    rate = _learning_rate(train, notes)
+    train.pop("start_epoch", None)
+    notes.leave_rest("train", train)
+    for key in content.keys() - {"pruning"}:
+        notes.leave(key, "only the section 'pruning' is carried over")
+    settings = OptimizerSettings() if rate is None else OptimizerSettings(learning_rate=rate)
+    locks = any(text.startswith("pattern-lock") for text in texts)
+    stage = Stage(
+        name="sparse",
+        pipeline=tuple(texts),
+        training=Training(epochs=epochs, optimizer=settings),
+        after=("fold-masks",) if locks else ("pattern-lock", "fold-masks"),
+    )
+    source = "A pruning configuration of Intel Neural Compressor 1.x."
+    return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
+
+
+def _texts(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str) -> list[str]:
+    """Return the pass of a pruner, or nothing when its criterion is not here."""
+    kind = rest.pop("prune_type")
+    names = rest.pop("names", None) or ()
+    include = tuple(f"^{re.escape(str(each))}$" for each in names)
+    if kind == "pattern_lock":
+        text = pass_text("pattern-lock", include=include)
+    elif kind in ("basic_magnitude", "magnitude"):
+        text = _magnitude(rest, include, epochs, where, who)
+    else:
+        nearest = _UNLIKE.get(str(kind), "magnitude-prune")
+        notes.leave(f"{where}.prune_type", f"{kind!r} is not here; nearest is {nearest}")
+        return []
+    notes.carry(f"{where} ({kind})", text)
+    notes.leave_rest(where, {key: value for key, value in rest.items() if key not in _DEFAULTS})
+    return [text]
+
+
+def _magnitude(
+    rest: dict[str, Any], include: tuple[str, ...], epochs: float, where: str, who: str
+) -> str:
+    begin, end, every, first, last = (
+        _number(rest, key, where, who)
+        for key in (
+            "start_epoch",
+            "end_epoch",
+            "update_frequency",
+            "initial_sparsity",
+            "target_sparsity",
+        )
+    )
+    return pass_text(
+        "magnitude-prune",
+        sparsity=last,
+        initial_sparsity=first or None,
+        begin=share(begin, epochs) or None,
+        end=share(end, epochs) or None,
+        frequency=share(every, epochs) if end > begin else None,
+        roles=_ALL_LINEARS,
+        include=include,
+    )
+
+
+def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
+    value = settings[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise RecipeError(
+            f"expected a number of 0 or more, found {value!r}", who=who, where=f"{where}.{key}"
+        )
+    return float(value)
+
+
+def _learning_rate(train: dict[str, Any], notes: Notes) -> float | None:
+    """Return the rate of the optimizer in the file, whatever its name."""
+    optimizers = train.pop("optimizer", None) or {}
+    for kind, settings in optimizers.items():
+        try:
+            rate = float((settings or {}).get("learning_rate", 0))
+        except (TypeError, ValueError):
+            continue
+        if rate > 0:
+            notes.carry(f"train.optimizer.{kind}.learning_rate", f"AdamW with {rate:g}")
+            return rate
+    return None
