@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefx.backends.onnxruntime.target import OnnxRuntime, open_session, run_session
-from sparsefx.errors import ArtifactError
+from sparsefx.errors import ArtifactError, ProgramError, first_line
 from sparsefx.extras import need
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class OnnxFile:
 
     def __init__(self, path: str | Path) -> None:
         place = Path(path)
+        self._path = str(path)
         if not place.is_file():
             raise ArtifactError("there is no such file", who="open", where=str(path))
         need("onnx", who="open")
@@ -57,4 +58,14 @@ class OnnxFile:
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the predictions of a batch, float [rows, classes]."""
-        return run_session(self._session, batch)[self._output]
+        try:
+            return run_session(self._session, batch)[self._output]
+        except ProgramError as error:
+            tokens = max((each.shape[1] for each in batch.values() if each.dim() > 1), default=0)
+            raise ProgramError(
+                f"it cannot compute texts of {tokens} tokens: {first_line(error)}",
+                who=OnnxRuntime.name,
+                where=self._path,
+                hint="an ONNX file does not say how long a text it takes, nor how large its "
+                "vocabulary is: try a smaller --max-length, and its own --tokenizer",
+            ) from error

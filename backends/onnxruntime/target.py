@@ -211,7 +211,7 @@ def open_session(model: ModelProto, options: OnnxRuntime, *, profile: str = "") 
 
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # errors are raised, and need not be printed too
     if not options.optimize:
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not _has_exact_integer_sums():

@@ -24,6 +24,8 @@ from sparsefx.errors import DataError
 
 __all__ = ["LossCurve", "measure_loss_curves", "read_loss_curves", "write_loss_curves"]
 
+_MADE_BY = "sparsefx sensitivity MODEL --data FILE writes one, curves.json"
+
 
 @dataclass(frozen=True)
 class LossCurve:
@@ -69,7 +71,13 @@ def read_loss_curves(path: str | Path) -> dict[str, LossCurve]:
     """
     file = Path(path)
     if not file.is_file():
-        raise DataError("there is no such file", who="sensitivity", where=str(path))
+        inside = file / "curves.json"
+        raise DataError(
+            "it is a folder" if file.is_dir() else "there is no such file",
+            who="sensitivity",
+            where=str(path),
+            hint=f"name {inside}" if inside.is_file() else _MADE_BY,
+        )
     text = file.read_text(encoding="utf-8")
     try:
         tree: Any = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
@@ -77,13 +85,16 @@ def read_loss_curves(path: str | Path) -> dict[str, LossCurve]:
         raise DataError(f"cannot be read: {error}", who="sensitivity", where=str(path)) from error
     if not isinstance(tree, dict) or not tree:
         expected = "expected weights with pairs of sparsity and loss increase"
-        raise DataError(expected, who="sensitivity", where=str(path))
+        raise DataError(expected, who="sensitivity", where=str(path), hint=_MADE_BY)
     found = {}
     for name, pairs in tree.items():
         try:
             found[str(name)] = LossCurve(tuple((float(a), float(b)) for a, b in pairs))
         except (TypeError, ValueError) as error:
-            raise DataError(str(error), who="sensitivity", where=f"{path}: {name}") from error
+            why = "expected pairs of sparsity and loss increase: " * isinstance(error, TypeError)
+            raise DataError(
+                f"{why}{error}", who="sensitivity", where=f"{path}: {name}", hint=_MADE_BY
+            ) from error
     return found
 
 

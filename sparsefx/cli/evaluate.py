@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsefx.cli.compress import text_columns
-from sparsefx.cli.console import stdout
+from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
 
@@ -87,7 +87,7 @@ def command(
     check_tokens(examples, saved.config)
     logits = saved.predict(examples, batch_size)
     score = evaluate(found.metric, logits, examples.labels.numpy())  # type: ignore[arg-type]  # evaluate names unknown ones
-    stdout.print(f"{score.metric} {score} on {score.count} examples, {target}", markup=False)
+    stdout.print(f"{score.metric} {score} on {score.count} examples, {saved.runs_on}", markup=False)
     for name, value in score.parts.items():
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")
@@ -157,10 +157,32 @@ def _classes(
 ) -> tuple[str, ...] | None:
     """Return the names of the classes in the head's order: the first that know them count."""
     if asked.classes is not None:
-        return tuple(name.strip() for name in asked.classes.split(","))
+        return _given_classes(asked.classes, saved, made)
     if made is not None and made.classes:
         return made.classes
     return saved.classes or (layout.classes if layout else None) or None
+
+
+def _given_classes(text: str, saved: Saved, made: Made | None) -> tuple[str, ...]:
+    """Return the names that the user gives, held to what is known of the head.
+
+    Raises:
+        DataError: There are more or fewer of them than outputs, or two are the same.
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if len(set(found)) < len(found) or (saved.outputs and len(found) != saved.outputs):
+        head = f"the head has {saved.outputs} outputs" if saved.outputs else "each has one output"
+        raise DataError(
+            f"{text!r} are {len(set(found))} different names; {head}",
+            who="evaluate",
+            where="--classes",
+            hint="name each class once, in the order of the head",
+        )
+    known = (made.classes if made else None) or saved.classes
+    if known and known != found:
+        told = f"{', '.join(found)}; the model was saved with {', '.join(known)}"
+        stderr.print(f"warning: outputs are taken for {told}", markup=False)
+    return found
 
 
 def _numbered(table: Table, label: str, saved: Saved) -> tuple[str, ...] | None:

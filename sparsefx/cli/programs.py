@@ -66,11 +66,20 @@ def _open(place: str) -> Program:
             "neither a saved Program (manifest.json) nor a Hugging Face model (config.json)",
             who="open",
             where=place,
-            hint=_PLACES,
+            hint=_inside(folder) or _PLACES,
         )
     from sparsefx.huggingface import capture_pretrained
 
     return capture_pretrained(place)
+
+
+def _inside(folder: Path) -> str:
+    """Name what was meant where a folder in or around a run is given; "" elsewhere."""
+    found = [path.parent for path in sorted(folder.glob("program/manifest.json"))]
+    found += [path.parent for path in sorted(folder.glob("*/program/manifest.json"))]
+    if not found and (folder / "tokenizer.json").exists():
+        return "this is a tokenizer: name the folder of the model"
+    return f"name one of {', '.join(map(str, found))}" if found else ""
 
 
 def _finished_stages(folder: Path) -> str:

@@ -50,13 +50,15 @@ class Saved:
         predict: From data and batch size to outputs [examples, classes].
         outputs: Outputs of the head; None when the form does not tell.
         classes: Their names, if the model knows them.
-        config: Hugging Face configuration, if the form holds it.
+        config: Hugging Face configuration, if the form holds it or it lies beside.
+        runs_on: The target that it runs on.
     """
 
     predict: Callable[[Encoded, int], NDArray[np.float32]]
     outputs: int | None
     classes: tuple[str, ...] | None
     config: Mapping[str, Any]
+    runs_on: str
 
 
 def open_saved(model: str, target: str) -> Saved:
@@ -86,6 +88,7 @@ def open_saved(model: str, target: str) -> Saved:
         _outputs(program),
         class_names(program),
         program.config,
+        target,
     )
 
 
@@ -99,8 +102,24 @@ def _onnx(model: str, target: str) -> Saved:
         )
     file = OnnxFile(model)
     return Saved(
-        lambda data, size: predict_by(file.predict, file.inputs, data, size), file.classes, None, {}
+        lambda data, size: predict_by(file.predict, file.inputs, data, size),
+        file.classes,
+        None,
+        _config_beside(Path(model)),
+        "onnxruntime",
     )
+
+
+def _config_beside(file: Path) -> Mapping[str, Any]:
+    """Return the configuration that ``compress`` leaves beside the ONNX file; {} without one."""
+    for place in (file.parent, file.parent / "huggingface"):
+        try:
+            found = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_LEVELS = "0.5,0.7,0.8,0.9,0.95"
+
 
 def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
@@ -33,7 +35,10 @@ def command(
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
-    levels: Annotated[str, typer.Option(help="Sparsities, with commas.")] = "0.5,0.7,0.8,0.9,0.95",
+    levels: Annotated[
+        str | None,
+        typer.Option(help=f"Sparsities, with commas. Default: {_LEVELS}; of N:M its own."),
+    ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, a block, or N:M.")] = "unstructured",
     examples: Annotated[int, typer.Option(min=1, help="Examples to measure on.")] = 256,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
@@ -52,7 +57,7 @@ def command(
     from sparsefx.train.optimization import label_loss
     from sparsefx.train.tasks import load_task
 
-    wanted = _numbers(levels)
+    wanted = _levels(levels, pattern)
     program = open_program(model).eval()
     task = load_task(
         {"test": data}, text=text_columns(text), label=label, classes=class_names(program)
@@ -85,6 +90,16 @@ def command(
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
+
+
+def _levels(levels: str | None, pattern: str) -> tuple[float, ...]:
+    """Return the sparsities asked for; of N:M, which has one sparsity, that one by itself."""
+    if levels is not None:
+        return _numbers(levels)
+    kept, colon, group = pattern.partition(":")
+    if colon and kept.isdigit() and group.isdigit() and 0 < int(kept) < int(group):
+        return (1 - int(kept) / int(group),)
+    return _numbers(_LEVELS)
 
 
 def _numbers(levels: str) -> tuple[float, ...]:

@@ -108,9 +108,15 @@ def _no_label(
         return DataError(
             f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
         )
+    hint = did_you_mean(str(cell), classes)
+    if str(cell).strip() in _HIDDEN:
+        count = sum(str(each).strip() in _HIDDEN for each in table.column(label))
+        hint = f"{count} of {len(table)} rows have no label: take them out, or label them"
+    elif tuple(classes) != tuple(map(str, range(len(classes)))):
+        hint += f"; or as numbers, 0 to {len(classes) - 1}"
     return DataError(
         f"column {label!r} holds {cell!r}, which is none of the {len(classes)} classes",
         who=_WHO,
         where=table.where(row),
-        hint=did_you_mean(str(cell), classes),
+        hint=hint,
     )

@@ -128,6 +128,32 @@ def test_compiled_models(place: Path, program: Program, scored: Scored, target: 
     assert scored(saved, *options) == {"accuracy": 0.75}
 
 
+def test_an_onnx_file_says_where_it_ran_and_what_is_too_long(
+    place: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = registry.parse_target("onnxruntime").compile(program).save(place / "model.onnx")
+    (place / "data.csv").write_text("text,label\na b,0\nb a,1\n")
+    (place / "long.csv").write_text(f"text,label\n{'a b ' * 90},0\n")
+    words = ["evaluate", str(saved), "--tokenizer", str(place / "model" / "tokenizer"), "--data"]
+    for data, more, code in (("data.csv", [], 0), ("long.csv", ["--max-length", "200"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, str(place / data), *more])
+        assert ended.value.code == code
+    told = capsys.readouterr()
+    assert "on 2 examples, onnxruntime" in told.out
+    assert "it cannot compute texts of" in told.err
+    assert "try a smaller --max-length" in told.err
+
+
+def test_other_names_than_the_model_has_are_warned_of(
+    place: Path, scored: Scored, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{text}\t{n}" for text, n in zip(TEXTS, labels(place), strict=True)]
+    data = write(place, "data.tsv", ["text\tlabel", *rows])
+    scored(place / "model", "--data", data, "--classes", "early,late")
+    assert "taken for early, late; the model was saved with late, early" in capsys.readouterr().err
+
+
 def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:
     from sparsefx.frontend import capture
 

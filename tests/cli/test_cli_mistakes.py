@@ -39,6 +39,9 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages" / "1-dense").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text("{}")
     (tmp_path / "run" / "stages" / "1-dense" / "result.json").write_text("{}")
+    (tmp_path / "run" / "stages" / "2-sparse" / "program").mkdir(parents=True)
+    (tmp_path / "run" / "stages" / "2-sparse" / "program" / "manifest.json").write_text("{}")
+    (tmp_path / "hidden.csv").write_text("text,label\ngood,1\nbad,-1\n")
     (tmp_path / "named.csv").write_text("text,label\ngood,good\nbad,bad\n")
     (tmp_path / "odd.csv").write_text("a,b\ngood,1\nbad,0\n")
     (tmp_path / "three.csv").write_text("text,label\ngood,0\nbad,2\n")
@@ -61,6 +64,10 @@ def place(tmp_path: Path) -> Path:
             "holds '2', which is none of the 2 classes",
         ),
         ("evaluate model --data named.csv", "names classes (bad, good), and the model does not"),
+        ("evaluate model --data hidden.csv", "1 of 2 rows have no label: take them out"),
+        ("evaluate model --data data.csv --classes a,b,c", "names; the head has 2 outputs"),
+        ("evaluate model --data data.csv --classes a,a", "name each class once"),
+        ("evaluate run/stages/2-sparse --data data.csv", "one of run/stages/2-sparse/program"),
         ("evaluate model --data odd.csv", "none of the columns 'a', 'b' is known to hold the text"),
         ("evaluate model --data data.csv --task MPRC", "did you mean 'MRPC'?"),
         ("evaluate data.onnx --data data.csv", "there is no such file"),
@@ -76,7 +83,10 @@ def place(tmp_path: Path) -> Path:
         ("opt model -p distill --program a=model --program a=model", "is given twice"),
         ("evaluate model --data semicolons.csv", "its columns are separated by ';'"),
         ("sensitivity model --data data.csv --pattern 7x7", "blocks of 7x7 do not divide"),
-        ("sensitivity model --data data.csv --pattern 2:4", "2:4 ends at a sparsity of 0.5"),
+        (
+            "sensitivity model --data data.csv --pattern 2:4 --levels 0.9",
+            "2:4 ends at a sparsity of 0.5",
+        ),
         ("sensitivity model --data data.csv --pattern some", "pattern='some': expected 'unstr"),
         ("import scores.csv --out recipe.yaml", "it holds a text; expected keys with values"),
         ("capture model data.csv", "save at data.csv: it is a file"),

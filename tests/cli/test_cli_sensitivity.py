@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sparsefx.cli import main
+from sparsefx.errors import DataError
 from sparsefx.passes.prune.loss_curves import read_loss_curves
 from tests.tiny_models import small_bert
 from tests.train.tiny_run import LETTERS, texts, tokenizer
@@ -44,6 +45,19 @@ def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[
     assert json.loads((out / "int8.json").read_text(encoding="utf-8")).keys() == curves.keys()
     assert "<svg" in (out / "sensitivity.html").read_text(encoding="utf-8")
     assert "loss of the untouched model" in capsys.readouterr().out
+
+
+def test_groups_have_one_level(place: Path) -> None:
+    command = ("sensitivity", place / "model", "--data", place / "data.csv")
+    assert run(*command, "--out", place / "out", "--pattern", "2:4", "--examples", 8) == 0
+    (curve, *_) = read_loss_curves(place / "out" / "curves.json").values()
+    assert [sparsity for sparsity, _ in curve.points] == [0.5]
+
+
+def test_a_folder_of_curves_is_told_from_its_file(place: Path) -> None:
+    (place / "curves.json").write_text("{}")
+    with pytest.raises(DataError, match=r"it is a folder[^$]*name .*curves\.json"):
+        read_loss_curves(place)
 
 
 def test_wrong_levels_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
