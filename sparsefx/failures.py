@@ -40,7 +40,7 @@ def explained(program: Program, batch: Mapping[str, Tensor]) -> Iterator[None]:
 
 def fault_of(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
     """Return what is wrong with inputs that ``program`` failed on; None when nothing is known."""
-    return _outside_table(program, batch) or _too_long(program, batch)
+    return _too_long(program, batch) or _outside_table(program, batch)
 
 
 def check_rows(program: Program, batch: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ __all__ = [
     "check_hash",
     "file_hash",
     "read_json",
+    "saving",
     "take_blocks",
     "take_place",
     "whole_file",
@@ -95,6 +97,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what safetensors says of a full or faulty disk into the OSError that it is.
+
+    Raises:
+        OSError: With the number of the system's error, and ``path`` as its file.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def take_blocks(file: BinaryIO, size: int) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsefx.errors import ArtifactError, CaptureError, DataError, first_line
+from sparsefx.files import saving
 from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
 from sparsefx.model_folder import (
@@ -270,7 +271,8 @@ def save_pretrained(
     kept = {name: weights[name].contiguous() for name in sorted(expected.keys() & weights.keys())}
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
     config_file.write_text(json.dumps(program.config, indent=2) + "\n", encoding="utf-8")
-    save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
+    with saving(weights_file):
+        save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
     shutil.copymode(config_file, weights_file)  # safetensors lets the owner alone read
     write_sentence_modules(program, folder)
     if tokenizer is not None:

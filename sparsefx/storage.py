@@ -20,9 +20,10 @@ import sparsefx
 from sparsefx import registry
 from sparsefx.callables import callable_name, resolve_callable
 from sparsefx.errors import ArtifactError
-from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
+from sparsefx.files import check_files, file_hash, read_json, saving, take_place, write_json
 from sparsefx.ops import MODE, Mode
 from sparsefx.passbase import Skip
+from sparsefx.places import told_place
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.signature import InputSpec, Signature, format_dtype
@@ -50,7 +51,8 @@ def save_program(program: Program, folder: Path) -> Path:
     try:
         tensors = {name: t.detach().cpu() for name, t in program.named_tensors().items()}
         write_json(work / _GRAPH, _encode_program(program))
-        save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
+        with saving(folder):
+            save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
         shutil.copymode(work / _GRAPH, work / _TENSORS)  # safetensors lets the owner alone read
         write_json(work / _MANIFEST, _manifest(program, work))
         take_place(work, folder, old)
@@ -85,6 +87,9 @@ def load_program(folder: Path) -> Program:
         ArtifactError: When a file is missing, cut, altered or of another version.
     """
     missing = "this is not a saved Program, or the save was cut"
+    if not (folder / _MANIFEST).is_file():
+        kind, hint = told_place(folder)
+        raise ArtifactError(f"{missing}: {kind}", who="load", where=str(folder), hint=hint)
     check_files(folder / _MANIFEST, FORMAT_VERSION, (_GRAPH, _TENSORS), missing)
     try:
         tensors = load_file(folder / _TENSORS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from sparsefx import Pipeline, Program, errors
 from sparsefx.files import read_json, take_blocks, whole_file, write_json
@@ -15,6 +17,19 @@ from sparsefx.testing import assert_equal_outputs, small_program
 
 def relu_program() -> Program:
     return small_program(lambda x: torch.relu(x * 1.0) + 1, x=torch.randn(2, 3))
+
+
+def test_a_full_disk_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: (os error 28)")
+
+    monkeypatch.setattr("sparsefx.storage.save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        relu_program().save(tmp_path / "program")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_and_load_round_trip_exactly(tmp_path: Path) -> None:

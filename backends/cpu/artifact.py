@@ -38,6 +38,7 @@ from sparsefx.backends.cpu.private import sign
 from sparsefx.backends.cpu.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError
 from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
+from sparsefx.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
@@ -239,6 +240,8 @@ def load(path: str | Path, *, threads: int = 0) -> LoadedModel:
             if this machine lacks the instruction set: then lower the Program that is there.
     """
     place = Path(path) / _PART
+    if not (place / _MANIFEST).is_file():
+        raise _no_plan(Path(path))
     missing = "no plan was saved here, or the save was cut"
     check_files(place / _MANIFEST, FORMAT_VERSION, (_PLAN, _WEIGHTS), missing)
     found = read_json(place / _PLAN, "")
@@ -255,6 +258,17 @@ def load(path: str | Path, *, threads: int = 0) -> LoadedModel:
     engine.offer(_signed(place / _CODE))
     pool = shared_pool(engine, threads or len(os.sched_getaffinity(0)))
     return LoadedModel(known, Runtime(plan, engine, pool))
+
+
+def _no_plan(path: Path) -> ArtifactError:
+    kind, hint = told_place(path)
+    again = "CpuTarget().compile(program).save(folder) writes what load reads"
+    return ArtifactError(
+        f"no plan was saved here, or the save was cut: {kind}",
+        who="load",
+        where=str(path),
+        hint=f"{hint}; {again}" if hint else again,
+    )
 
 
 def _isa(found: Mapping[str, Any], place: Path) -> Isa:

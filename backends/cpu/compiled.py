@@ -19,7 +19,7 @@ from sparsefx.backends.cpu.artifact import Interface, write
 from sparsefx.backends.cpu.axes import arranged
 from sparsefx.backends.cpu.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
-from sparsefx.backends.cpu.indices import Arrays, Rule, check_index, find_rule
+from sparsefx.backends.cpu.indices import Arrays, Rule, check_index, find_rule, too_long
 from sparsefx.backends.cpu.lowering import Lowered
 from sparsefx.backends.cpu.plan import Step
 from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
@@ -150,6 +150,8 @@ class CpuCompiled:
         wide = np.arange(shape[1])
         if node is not None:
             wide = self._lowered.host.evaluate([node], known)[node].cpu().numpy()
+        if wide.shape[-1] not in (1, shape[1]):  # a table of positions was sliced, and is shorter
+            raise too_long(shape[1], wide.shape[-1])
         check_index(name, wide, self._lowered.table_rows[name])
         index = np.broadcast_to(wide, shape).astype(np.int32)
         if node is None or self._lowered.host.sizes_only(node):

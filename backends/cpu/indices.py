@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import ProgramError
 
-__all__ = ["Arrays", "Rule", "check_index", "find_rule", "index_of"]
+__all__ = ["Arrays", "Rule", "check_index", "find_rule", "index_of", "too_long"]
 
 Arrays = Mapping[str, NDArray[Any]]
 Rule = dict[str, str | int]
@@ -30,12 +30,36 @@ def check_index(name: str, index: NDArray[Any], rows: int) -> None:
     # As an unsigned number a negative one is larger than any table.
     if index.view(f"u{index.itemsize}").max() >= rows:
         low, high = int(index.min()), int(index.max())
+        if low >= 0:
+            _check_positions(index, rows)
         raise ProgramError(
             f"index {low if low < 0 else high} into an embedding of {rows} rows",
             who="cpu",
             where=name,
             hint="the tokenizer has to be the model's own, and no text longer than its positions",
         )
+
+
+def _check_positions(index: NDArray[Any], rows: int) -> None:
+    """Speak of tokens where an index counts them, as one of positions does.
+
+    Raises:
+        ProgramError: An index counts up by one until it is `rows` or more.
+    """
+    line = np.atleast_2d(index)[np.atleast_2d(index).max(axis=1).argmax()]
+    counted = line[: int(line.argmax()) + 1]
+    if len(counted) > 1 and (np.diff(counted) == 1).all():
+        raise too_long(len(counted), rows - int(counted[0]))
+
+
+def too_long(tokens: int, most: int) -> ProgramError:
+    """The error for a text of more tokens than the model has positions for."""
+    return ProgramError(
+        f"a text of {tokens} tokens; the model takes {most}",
+        who="cpu",
+        where="sequence",
+        hint=f"cut it: tokenizer(..., truncation=True, max_length={most})",
+    )
 
 
 def index_of(rule: Rule, inputs: Arrays) -> NDArray[np.int64]:

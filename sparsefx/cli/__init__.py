@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 __all__ = ["main"]
+
+_INTERRUPTED = 130  # also what Typer makes of Ctrl-C
+_TOLD = "interrupted; run the same command again: what is finished is kept, and no file is cut"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,8 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
         if LEADS or not interrupted:
             console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
             console.print(str(error), markup=False)
-        sys.exit(130 if interrupted else 2)
-    except (OSError, MemoryError, RuntimeError) as error:
+        sys.exit(_INTERRUPTED if interrupted else 2)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED and LEADS:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(_TOLD, markup=False)
+        raise
+    except Exception as error:
         told = _of_the_machine(error)
         if told is None:
             raise
@@ -41,11 +50,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _of_the_machine(error: BaseException) -> str | None:
     """Say what the machine refused, a file, space or memory; None for any other error."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return _full(error.filename, error.strerror)
     if isinstance(error, OSError) and error.filename is not None:
         hint = "check that the path exists, is of the right kind and writable"
         return f"file at {error.filename}: {error.strerror}\n  hint: {hint}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"a file cannot be written: {error.strerror}\n  hint: free some space"
+    if os.strerror(errno.ENOSPC) in str(error):  # tokenizers has no error of its own for it
+        return _full(None, os.strerror(errno.ENOSPC))
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "there is not enough memory\n  hint: take a smaller batch, shape or model"
     return None
+
+
+def _full(place: str | None, why: str | None) -> str:
+    told = f"{place} cannot be written" if place else "a file cannot be written"
+    return f"{told}: {why}\n  hint: free some space, then run the same command again"

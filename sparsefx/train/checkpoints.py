@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsefx.errors import ArtifactError
-from sparsefx.files import file_hash, write_json
+from sparsefx.files import file_hash, saving, write_json
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -70,10 +70,15 @@ class Checkpoints:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
-        save_file(tensors, work / _TENSORS)
-        write_json(work / _STATE, {"step": checkpoint.step, **checkpoint.state})
-        write_json(work / _MANIFEST, {name: file_hash(work / name) for name in (_TENSORS, _STATE)})
-        os.replace(work, final)
+        try:
+            with saving(final):
+                save_file(tensors, work / _TENSORS)
+            write_json(work / _STATE, {"step": checkpoint.step, **checkpoint.state})
+            hashes = {name: file_hash(work / name) for name in (_TENSORS, _STATE)}
+            write_json(work / _MANIFEST, hashes)
+            os.replace(work, final)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # half a checkpoint fills a disk still more
         self._remove_old()
         return final
 

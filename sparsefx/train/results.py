@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from sparsefx.errors import ArtifactError, TrainingError, did_you_mean
-from sparsefx.files import write_json
+from sparsefx.files import saving, write_json
 from sparsefx.program import Program
 from sparsefx.train.events import score_as_json
 from sparsefx.train.metrics import Score
@@ -66,7 +66,8 @@ class StageResult:
     def save(self, logits: NDArray[np.float32] | None, labels: NDArray[np.float64] | None) -> None:
         """Write the files of this result; ``result.json`` last, which makes the stage finished."""
         if logits is not None and labels is not None:
-            save_file({"logits": logits, "labels": labels}, self.folder / _OUTPUTS)
+            with saving(self.folder / _OUTPUTS):
+                save_file({"logits": logits, "labels": labels}, self.folder / _OUTPUTS)
         write_json(self.folder / _RESULT, self.as_json())
 
     def as_json(self) -> dict[str, Any]:

@@ -158,5 +158,24 @@ def test_wrong_inputs(program: Program, saved: Path) -> None:
     with pytest.raises(ProgramError, match="into an embedding of"):
         model(**{**batch, "input_ids": batch["input_ids"] + 10_000})
     longer = {name: torch.tile(torch.tensor(v), (1, 60)) for name, v in batch.items()}
-    with pytest.raises(ProgramError, match="into an embedding of"):
+    with pytest.raises(ProgramError, match="tokens; the model takes"):
         model(**longer)
+
+
+def test_what_was_given_in_place_of_a_plan_is_named(program: Program, tmp_path: Path) -> None:
+    program.save(tmp_path / "run" / "stages" / "1-dense" / "program")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "model.onnx").write_text("")
+    stage = tmp_path / "run" / "stages" / "1-dense"
+    for place, told in (
+        (tmp_path / "none", "there is no such file or folder"),
+        (tmp_path / "model.onnx", "it is an ONNX file"),
+        (tmp_path / "run", "it is the folder of a run"),
+        (stage, "it is a stage of a run"),
+        (stage / "program", r"it is a saved Program[^$]*Program.load\(folder\)"),
+    ):
+        with pytest.raises(ArtifactError, match=told):
+            load(place)
+    for place, told in ((tmp_path / "model.onnx", "ONNX file"), (stage, "a stage of a run")):
+        with pytest.raises(ArtifactError, match=told):
+            Program.load(place)

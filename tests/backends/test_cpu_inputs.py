@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsefx import Program
+from sparsefx import Program, capture
 from sparsefx.backends.cpu.artifact import LoadedModel, load
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError
 from tests.backends.cpu_cases import padded_batch
 from tests.programs import captured
+from tests.tiny_models import example_batch, tiny
 
 Batch = dict[str, Tensor]
 
@@ -63,8 +64,18 @@ def test_longer_than_the_positions(
     long = {n: torch.ones(1, 600, dtype=torch.int64) for n in program.signature.input_names}
     with pytest.raises(ProgramError, match="600 tokens; the model has positions for 512"):
         compiled(**long)
-    with pytest.raises(ProgramError, match=r"599 into an embedding of 512 rows[^$]*no text longer"):
+    with pytest.raises(ProgramError, match=r"a text of 600 tokens; the model takes 512[^$]*512\)"):
         loaded(**arrays(long))
+
+
+def test_longer_than_a_table_of_positions_that_is_cut() -> None:
+    batch = example_batch()
+    types = torch.zeros_like(batch["input_ids"])
+    program = capture(tiny("bert-cls"), {**batch, "token_type_ids": types})
+    compiled = CpuTarget(rates="built-in").compile(program)
+    long = {n: torch.ones(1, 600, dtype=torch.int64) for n in program.signature.input_names}
+    with pytest.raises(ProgramError, match="a text of 600 tokens; the model takes 512"):
+        compiled(**{**long, "token_type_ids": 0 * long["input_ids"]})
 
 
 def test_padding_alone_changes_no_other_sequence(

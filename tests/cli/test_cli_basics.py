@@ -163,6 +163,8 @@ def test_weights_that_are_no_numbers_are_warned_of(
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "a file cannot be written: No space"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x cannot be written: No space"),
+        (Exception("No space left on device (os error 28)"), "free some space, then run the same"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "file at /x: Permission denied"),
         (MemoryError(), "there is not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
@@ -181,6 +183,17 @@ def test_what_the_machine_refuses_is_one_message(
     monkeypatch.setattr(Program, "load", refuse)
     assert run("inspect", saved) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_an_interrupt_is_told(
+    saved: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Program, "load", interrupt)
+    assert run("inspect", saved) == 130
+    assert "interrupted; run the same command again" in capsys.readouterr().err
 
 
 def test_errors_of_the_program_itself_are_not_hidden(
