@@ -269,7 +269,15 @@ def function_pass(
     def decorate(function: Callable[[Program, PassContext], PassReport | int]) -> type[Pass]:
         def run(self: Pass, program: Program, ctx: PassContext) -> PassReport:
             result = function(program, ctx)
-            return result if isinstance(result, PassReport) else PassReport(applied=result)
+            if isinstance(result, PassReport):
+                return result
+            if not isinstance(result, int):
+                raise PassError(
+                    f"the function returned {result!r}",
+                    who=name,
+                    hint="return how often it applied, or a PassReport",
+                )
+            return PassReport(applied=result)
 
         body: dict[str, Any] = {
             "name": name,

@@ -194,6 +194,12 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     rewriter = Rewriter(program, item.name)
     rewriter.wired.update(baseline.wired)
     report = item.run(program, PassContext(rewriter, programs))
+    if not isinstance(report, PassReport):
+        raise PassError(
+            f"run() returned {report!r}, not a PassReport",
+            who=item.name,
+            hint="return PassReport(how often it applied)",
+        )
     rewriter.finish()
     if report.applied:
         program.properties = (program.properties - contract.destroys) | contract.establishes

@@ -147,6 +147,7 @@ def _resolve(kind: Kind, name: str) -> type[Any]:
             where=name,
             hint="mend or uninstall the package that provides it",
         ) from error
+    _check_class(kind, loaded, plugin, name)
     if getattr(loaded, "name", None) != name:
         raise RegistryError(
             f"the plug-in {plugin.value!r} is registered as {name!r} but calls itself "
@@ -154,6 +155,34 @@ def _resolve(kind: Kind, name: str) -> type[Any]:
             where=name,
         )
     return loaded
+
+
+def _check_class(kind: Kind, loaded: object, plugin: EntryPoint, name: str) -> None:
+    """Refuse what is no class of its kind, or loses its options: else it fails all who list them.
+
+    Raises:
+        RegistryError: With what the plug-in has to be.
+    """
+    from sparsefx.passbase import Pass
+    from sparsefx.target import Target
+
+    base = Pass if kind == "passes" else Target
+    if not isinstance(loaded, type) or not issubclass(loaded, base):
+        raise RegistryError(
+            f"the plug-in {_origin(plugin)} is {loaded!r}, not a class derived from "
+            f"{base.__name__}",
+            where=name,
+            hint=f"name a subclass of sparsefx.{base.__name__} in the entry point",
+        )
+    own = vars(loaded).get("__annotations__", {})
+    options = [key for key, kept in own.items() if "ClassVar" not in str(kept)]
+    if options and "__dataclass_fields__" not in vars(loaded):
+        raise RegistryError(
+            f"the plug-in {_origin(plugin)} is no dataclass: its options {', '.join(options)} "
+            "would be lost",
+            where=name,
+            hint="decorate the class with @dataclass(frozen=True)",
+        )
 
 
 def _plugins(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:

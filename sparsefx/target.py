@@ -132,7 +132,14 @@ class Target(ABC):
             listed = "".join(f"\n  - {reason}" for reason in reasons)
             noun = "place" if len(reasons) == 1 else "places"
             raise TargetError(f"{len(reasons)} {noun} cannot be lowered:{listed}", who=self.name)
-        return self.lower(ready)
+        compiled = self.lower(ready)
+        if not callable(compiled):
+            raise TargetError(
+                f"lower() returned {compiled!r}, which cannot be called",
+                who=self.name,
+                hint="return an object with __call__, cost, listing and save: see Compiled",
+            )
+        return compiled
 
     def __str__(self) -> str:
         return format_spec(self)

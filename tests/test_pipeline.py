@@ -14,8 +14,11 @@ from sparsefx import (
     Program,
     Property,
     errors,
+    function_pass,
 )
+from sparsefx.errors import SparsefxError
 from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
+from sparsefx.passbase import PassContext
 from sparsefx.pipeline import Fixpoint, PassEvent
 from sparsefx.testing import small_program
 from tests.toy_passes import NeedsLock, Scale, break_output, crash, relu_program
@@ -148,3 +151,11 @@ def test_an_instrument_sees_code_as_new_as_the_graph() -> None:
         small_program(torch.nn.ReLU(), input=x), instruments=[Run()]
     )
     assert seen == [4.0, 12.0]
+
+
+def test_a_function_that_forgets_to_return_is_told() -> None:
+    def forgets(program: Program, ctx: PassContext) -> int:
+        return None  # type: ignore[return-value]  # the mistake
+
+    with pytest.raises(SparsefxError, match="the function returned None"):
+        Pipeline((function_pass("forgets")(forgets)(),)).run(relu_program())

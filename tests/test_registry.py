@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsefx import Pipeline, registry
-from sparsefx.errors import RegistryError, SpecError
+from sparsefx.cli import main
+from sparsefx.errors import RegistryError, SparsefxError, SpecError, TargetError
+from sparsefx.testing import small_program
 
 
 def install(site: Path, package: str, *entries: str, group: str = "sparsefx.passes") -> None:
@@ -55,3 +58,57 @@ def test_a_plug_in_cannot_take_a_built_in_name(
     assert registry.names("passes").count("simplify") == 1
     assert "package:Other of package takes the built-in name 'simplify'" in caplog.text
     assert registry.pass_class("simplify").__module__.startswith("sparsefx.")
+
+
+PLUG_INS = '''
+from sparsefx import Pass, PassReport, Target
+
+class Plain:
+    name = "plain"
+
+class Bare(Pass):
+    """Has an option, and is no dataclass."""
+    name = "bare"
+    threshold: float = 0.5
+    def run(self, program, ctx):
+        return PassReport(0)
+
+class Silent(Pass):
+    """Returns nothing."""
+    name = "silent"
+    def run(self, program, ctx):
+        pass
+
+class Empty(Target):
+    """Lowers to nothing."""
+    name = "empty"
+    def lower(self, program):
+        return None
+'''
+
+
+def test_a_plug_in_of_another_kind_breaks_itself_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("plain", "bare", "silent")
+    install(tmp_path, "odd", *(f"{name} = odd_plug_ins:{name.title()}" for name in names))
+    install(tmp_path, "empty", "empty = odd_plug_ins:Empty", group="sparsefx.targets")
+    (tmp_path / "odd_plug_ins.py").write_text(PLUG_INS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RegistryError, match="not a class derived from Pass"):
+        registry.pass_class("plain")
+    with pytest.raises(RegistryError, match="options threshold would be lost"):
+        registry.pass_class("bare")
+    with pytest.raises(SpecError, match="not a class derived from Pass"):
+        Pipeline.parse("plain")
+    with pytest.raises(SystemExit) as ended:
+        main(["passes"])
+    assert ended.value.code == 0
+    told = capsys.readouterr()
+    assert "magnitude-prune" in told.out
+    assert "not a class derived from Pass" in told.err
+    program = small_program(torch.nn.ReLU(), input=torch.randn(2))
+    with pytest.raises(SparsefxError, match=r"run\(\) returned None, not a PassReport"):
+        Pipeline.parse("silent").run(program)
+    with pytest.raises(TargetError, match=r"lower\(\) returned None, which cannot be called"):
+        registry.parse_target("empty").compile(program)

@@ -77,6 +77,7 @@ def show_options(cls: type[Pass] | type[Target]) -> None:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         shown = "(required)" if default is dataclasses.MISSING else repr(default)
-        table.add_row(field.name, str(field.type), shown)
+        kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+        table.add_row(field.name, kind, shown)
     stdout.print()
     stdout.print(table)
