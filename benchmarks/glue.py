@@ -22,6 +22,7 @@ from typing import Annotated
 import typer
 from transformers import AutoTokenizer
 
+from sparsefx.cli import one_message
 from sparsefx.cli.compress import name_classes
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
@@ -145,6 +146,20 @@ def as_json(
     }
 
 
+def _seeds(text: str) -> list[int]:
+    """Return the seeds that a text lists.
+
+    Raises:
+        DataError: One is no whole number.
+    """
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise DataError(
+            f"{text!r} are no whole numbers", who="glue", where="--seeds", hint="such as 0,1,2"
+        ) from error
+
+
 def main(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or the name of a shipped one.")],
     tasks: Annotated[str, typer.Option(help="Comma-separated.")] = "MRPC,RTE,CoLA,QNLI",
@@ -166,7 +181,7 @@ def main(
     folder = glue_folder(data)
     base = Recipe.load(recipe)
     budget = Recipe.load(budget_of) if budget_of else None
-    for seed in (int(text) for text in seeds.split(",")):
+    for seed in _seeds(seeds):
         found = base.model_copy(update={"seed": seed})
         for task in tasks.split(","):
             name = f"{base.name}-{label}-{task}-{seed}"
@@ -188,4 +203,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_message():
+        typer.run(main)

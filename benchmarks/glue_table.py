@@ -27,6 +27,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsefx.cli import one_message
+from sparsefx.errors import DataError
+
 RESULTS = Path(__file__).resolve().parent / "results" / "glue"
 TASKS = ("QNLI", "MRPC", "RTE", "CoLA")
 MORE = ("SST-2", "STS-B", "MNLI", "QQP")
@@ -62,13 +65,26 @@ class Entry:
 
 
 def load(folder: Path) -> dict[Key, list[Entry]]:
-    """Return the scored stages of all runs."""
+    """Return the scored stages of all runs.
+
+    Raises:
+        DataError: There are none.
+    """
     found: dict[Key, list[Entry]] = defaultdict(list)
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         for stage, figures in run["stages"].items():
             key = Key(run["model"], run["recipe"]["name"], stage, _settings(run))
             found[key].append(Entry(run["task"], run["seed"], figures))
+    if not found:
+        raise DataError(
+            "there are no results of glue.py here"
+            if folder.is_dir()
+            else "there is no such folder",
+            who="table",
+            where=str(folder),
+            hint="benchmarks/glue.py writes one JSON file for each run, into --out",
+        )
     return dict(found)
 
 
@@ -188,4 +204,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_message():
+        typer.run(main)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["main"]
+__all__ = ["main", "one_message"]
 
 _INTERRUPTED = 130  # also what Typer makes of Ctrl-C
 _TOLD = "interrupted; run the same command again: what is finished is kept, and no file is cut"
@@ -19,14 +21,26 @@ def main(arguments: list[str] | None = None) -> None:
     A mistake of the user, and a machine without space or memory, end in one message and exit code
     2, an interrupt in exit code 130.
     """
+    with one_message():
+        from sparsefx.cli.app import app
+
+        app(args=arguments, prog_name="sparsefx")
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """End what is run inside as :func:`main` does: for scripts that call the library.
+
+    Raises:
+        SystemExit: In place of an error that is the user's or the machine's.
+    """
     from rich.console import Console
 
-    from sparsefx.cli.app import app
     from sparsefx.cli.console import LEADS
     from sparsefx.errors import SparsefxError, TrainingInterruptedError
 
     try:
-        app(args=arguments, prog_name="sparsefx")
+        yield
     except SparsefxError as error:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         interrupted = isinstance(error, TrainingInterruptedError)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.glue import curve
+import pytest
+
+from benchmarks.glue import curve, main
+from sparsefx.cli import one_message
 
 
 def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
@@ -25,3 +28,16 @@ def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Pa
         {"stage": "dense", "step": 2, "value": 0.6, "loss": 1.5},
         {"stage": "sparse", "step": 1, "value": 0.5, "loss": 4.0},
     ]
+
+
+def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, told in (
+        ({"seeds": "a"}, "'a' are no whole numbers"),
+        ({"tasks": "RTX"}, "did you mean 'RTE'?"),
+    ):
+        given = {"tasks": "RTE", "seeds": "0", "data": tmp_path, "transfer": 0, **options}
+        rest = {"model": "m", "budget_of": None, "work": tmp_path, "out": tmp_path}
+        with pytest.raises(SystemExit) as ended, one_message():
+            main("fine-tune", **given, **rest)  # type: ignore[arg-type]  # by name
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err

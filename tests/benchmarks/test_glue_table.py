@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks.glue_table import Key, cell, load, table
+from sparsefx.errors import DataError
 
 
 def write_run(
@@ -69,3 +72,10 @@ def test_other_settings_are_other_rows(tmp_path: Path) -> None:
     names = [key for key, _ in rows(tmp_path)]
     assert len(names) == 2
     assert all(name.startswith("r [") for name in names)
+
+
+def test_a_folder_without_runs_is_no_empty_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no results"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        load(tmp_path / "none")
