@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsefx.errors import ArtifactError, DataError
-from sparsefx.train.tasks import Examples, Task, hold_back, text_key
+from sparsefx.train.holdback import hold_back, text_key
+from sparsefx.train.tasks import Examples, Task
 
 __all__ = ["DemoData", "cache_folder", "demo_data", "fetch_reviews", "minilm_folder"]
 

@@ -138,12 +138,14 @@ class StageChecks:
         if start in self._known:
             return self._known[start]
         self._untouched = False
-        return self.begin(start)
+        with within(self.recipe.stages[index].name, "start"):
+            return self.begin(start)
 
     def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
         name = stage.teacher or ""
         if name and name not in self._known and _asks(passes):
-            self._known[name] = self.load(name)
+            with within(stage.name, "teacher"):
+                self._known[name] = self.load(name)
         return self._known.get(name)
 
     def _check_pipeline(

@@ -67,7 +67,8 @@ class Programs:
         if start == MODEL or start in finished:
             program = self.of(start, finished)
         else:
-            program = begin_folder(start, self._folder.load_model())
+            with within(stage.name, "start"):
+                program = begin_folder(start, self._folder.load_model())
         pipeline = parse_pipeline(stage.pipeline, steps)
         teachers = self.teachers(stage, pipeline, finished)
         with within(stage.name, "pipeline"):
@@ -140,7 +141,8 @@ def begin_folder(folder: str, model: Program) -> Program:
     """Return the Program in the folder that a stage starts from.
 
     Of a Hugging Face model the encoder is taken, with a new head as large as that of ``model`` if
-    its own differs; classes have the names that ``model`` gives them.
+    its own differs; classes have the names that ``model`` gives them. Nothing is kept between the
+    check of a run and its stage: a new head is drawn from the seed of the stage.
 
     Raises:
         TrainingError: It has another vocabulary than ``model``.
@@ -152,12 +154,12 @@ def begin_folder(folder: str, model: Program) -> Program:
     else:
         network = load_pretrained(str(place), labels=len(classes))
         program = capture_tokens(network, model.signature.input_names)
-        program.config.update({key: model.config[key] for key in ("id2label", "label2id")})
+        names = ("id2label", "label2id")
+        program.config.update({key: model.config[key] for key in names if key in model.config})
     sizes = [each.config.get("vocab_size") for each in (program, model)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise TrainingError(
             f"it has a vocabulary of {sizes[0]} tokens, the model of the run one of {sizes[1]}",
-            who="start",
             where=folder,
             hint="start from a model with the same tokenizer",
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean, first_line
 from sparsefx.train.columns import find_label, find_text
+from sparsefx.train.holdback import hold_back
 from sparsefx.train.labels import (
     Kind,
     check_classes,
@@ -23,7 +22,7 @@ from sparsefx.train.labels import (
 from sparsefx.train.metrics import MetricName, ScoreName
 from sparsefx.train.tables import FORMATS, Table, read_table
 
-__all__ = ["Examples", "Task", "hold_back", "load_task", "load_texts", "text_key", "text_task"]
+__all__ = ["Examples", "Task", "load_task", "load_texts", "text_task"]
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
@@ -106,6 +105,7 @@ class Task:
                     f"a regression task needs a head with 1 output, this one has {outputs}",
                     who=_WHO,
                     where=self.name,
+                    hint="load the model with num_labels=1",
                 )
             return
         for examples in self.splits.values():
@@ -160,18 +160,14 @@ def load_task(
             or a training split of one class.
     """
     tables, declared = _tables(source, header)
-    some = tables.get("train") or next(iter(tables.values()))
-    text = text or find_text(some.columns, some.origin)
-    label = label or find_label(some.columns, some.origin)
+    text, label = _columns(_main(tables), text, label)
     tables = _without_hidden(tables, label)
+    main = _main(tables)
     classes = tuple(classes) if classes is not None else declared
-    train = tables.get("train") or next(iter(tables.values()))
-    kind = kind or guess_kind(train.column(label), classes)
-    names = () if kind == "regression" else classes or class_names(train, label)
+    kind = kind or guess_kind(main.column(label), classes)
+    names = () if kind == "regression" else classes or class_names(main, label)
     splits = {
-        split: Examples(
-            table.origin, *_sentences(table, text), read_labels(table, label, names, kind)
-        )
+        split: _examples(table, text, read_labels(table, label, names, kind))
         for split, table in tables.items()
     }
     if kind == "classification" and "train" in tables:
@@ -203,7 +199,7 @@ def load_texts(
     origins: list[str] = []
     for each in (source,) if isinstance(source, str | Path | Table) else source:
         tables, _ = _tables(each, None)
-        table = tables.get("train") or next(iter(tables.values()))
+        table = _main(tables)
         wanted = text or find_text(table.columns, table.origin)
         if isinstance(text, str) and Path(table.origin).suffix == ".txt":
             (wanted,) = table.columns
@@ -238,61 +234,6 @@ def text_task(
     return Task(name, "text", (), "loss", {"train": train, "test": test})
 
 
-def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """Split labelled examples into (rest, held back), stratified by class, fixed by ``seed``.
-
-    Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
-    held-back text is also in the rest.
-
-    Raises:
-        DataError: ``count`` leaves no example on one of the two sides.
-    """
-    seen: set[str] = set()
-    groups: dict[float, list[int]] = {}
-    for row in range(len(examples)):
-        key = _example_key(examples, row)
-        if key not in seen:
-            seen.add(key)
-            groups.setdefault(_stratum(examples, row), []).append(row)
-    if not 0 < count < len(seen):
-        raise DataError(
-            f"{count} of {len(seen)} different examples cannot be held back",
-            who=_WHO,
-            where=examples.origin,
-            hint="give a test file, or a test_share between 0 and 1",
-        )
-    held: list[int] = []
-    rest: list[int] = []
-    generator = random.Random(seed)
-    left, wanted = len(seen), count
-    for stratum in sorted(groups):
-        rows = groups[stratum]
-        generator.shuffle(rows)
-        take = round(wanted * len(rows) / left)
-        left, wanted = left - len(rows), wanted - take
-        held += rows[:take]
-        rest += rows[take:]
-    return examples.select(sorted(rest)), examples.select(sorted(held))
-
-
-def text_key(text: str) -> str:
-    """Return what two texts must share to count as the same: letters and digits, in lower case.
-
-    >>> text_key("A  gorgeous , witty film .")
-    'a gorgeous witty film'
-    """
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _example_key(examples: Examples, row: int) -> str:
-    second = "" if examples.pairs is None else examples.pairs[row]
-    return f"{text_key(examples.texts[row])}\t{text_key(second)}"
-
-
-def _stratum(examples: Examples, row: int) -> float:
-    return 0.0 if examples.labels is None else float(round(examples.labels[row]))
-
-
 def _with_test(task: Task, share: float, seed: int) -> Task:
     """Name the split that is scored 'test', or hold one back from the only split."""
     if "test" in task.splits:
@@ -317,6 +258,27 @@ def _without_hidden(tables: dict[str, Table], label: str) -> dict[str, Table]:
             hint="texts without labels are given as unlabelled texts",
         )
     return {name: table for name, table in tables.items() if name not in hidden}
+
+
+def _main(tables: Mapping[str, Table]) -> Table:
+    """Return the table that says what the columns and classes of all are."""
+    return tables["train"] if "train" in tables else next(iter(tables.values()))
+
+
+def _columns(
+    table: Table, text: str | tuple[str, str] | None, label: str | None
+) -> tuple[str | tuple[str, str], str]:
+    """Return the text and label columns, found by their names where nobody gave them."""
+    return (
+        text or find_text(table.columns, table.origin),
+        label or find_label(table.columns, table.origin),
+    )
+
+
+def _examples(
+    table: Table, text: str | tuple[str, str], labels: tuple[float, ...] | None
+) -> Examples:
+    return Examples(table.origin, *_sentences(table, text), labels)
 
 
 def _name(source: Source) -> str:

@@ -271,8 +271,9 @@ def test_the_recipe_is_checked_before_anything_runs(tmp_path: Path) -> None:
 
 def test_a_folder_to_start_from_has_the_vocabulary_of_the_run(tmp_path: Path) -> None:
     recipe = TRANSFER.replace("FOLDER", str(sparse_folder(tmp_path / "other", vocab_size=20)))
-    with pytest.raises(TrainingError, match="20 tokens, the model of the run one of 12"):
+    with pytest.raises(TrainingError, match="20 tokens, the model of the run one of 12") as caught:
         session(tmp_path / "run", recipe).run()
+    assert str(caught.value).startswith(f"stage sparse, start at {tmp_path / 'other'}: it has a ")
     assert not (tmp_path / "run" / "stages").exists()
 
 

@@ -1,0 +1,69 @@
+"""What is held back to score on, and which texts count as the same."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import TYPE_CHECKING
+
+from sparsefx.errors import DataError
+
+if TYPE_CHECKING:
+    from sparsefx.train.tasks import Examples
+
+__all__ = ["hold_back", "text_key"]
+
+
+def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
+    """Split labelled examples into (rest, held back), stratified by class, fixed by ``seed``.
+
+    Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
+    held-back text is also in the rest.
+
+    Raises:
+        DataError: ``count`` leaves no example on one of the two sides.
+    """
+    seen: set[str] = set()
+    groups: dict[float, list[int]] = {}
+    for row in range(len(examples)):
+        key = _example_key(examples, row)
+        if key not in seen:
+            seen.add(key)
+            groups.setdefault(_stratum(examples, row), []).append(row)
+    if not 0 < count < len(seen):
+        raise DataError(
+            f"{count} of {len(seen)} different examples cannot be held back",
+            who="task",
+            where=examples.origin,
+            hint="give a test file, or a test_share between 0 and 1",
+        )
+    held: list[int] = []
+    rest: list[int] = []
+    generator = random.Random(seed)
+    left, wanted = len(seen), count
+    for stratum in sorted(groups):
+        rows = groups[stratum]
+        generator.shuffle(rows)
+        take = round(wanted * len(rows) / left)
+        left, wanted = left - len(rows), wanted - take
+        held += rows[:take]
+        rest += rows[take:]
+    return examples.select(sorted(rest)), examples.select(sorted(held))
+
+
+def text_key(text: str) -> str:
+    """Return what two texts must share to count as the same: letters and digits, in lower case.
+
+    >>> text_key("A  gorgeous , witty film .")
+    'a gorgeous witty film'
+    """
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _example_key(examples: Examples, row: int) -> str:
+    second = "" if examples.pairs is None else examples.pairs[row]
+    return f"{text_key(examples.texts[row])}\t{text_key(second)}"
+
+
+def _stratum(examples: Examples, row: int) -> float:
+    return 0.0 if examples.labels is None else float(round(examples.labels[row]))
