@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ __all__ = ["AttentionLowering", "by_distance"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
+_COMPUTED = "its mask depends on activations"
+_NOT_HIDING = "fills in something else than what hides a key"
 
 
 class AttentionLowering:
@@ -50,8 +52,10 @@ class AttentionLowering:
             return "its inputs are not [batch, heads, tokens, size]"
         scale = node.kwargs.get("scale") or 1 / math.sqrt(q.size)
         factor = float(scale) * q.factor * k.factor  # type: ignore[arg-type]  # a number
-        hidden = () if mask is None else (Mask(mask, joined=rank(node) == 3),)
-        return self._attend(node, Scores(q, k, factor, hidden), v)
+        if mask is None:
+            return self._attend(node, Scores(q, k, factor), v)
+        added = self._mask(node, mask)
+        return _COMPUTED if added is None else self._attend(node, Scores(q, k, factor, (added,)), v)
 
     def product(self, node: fx.Node) -> str | None:
         """Scores (q k^T) or context (weights v)."""
@@ -94,15 +98,23 @@ class AttentionLowering:
             return _OUTSIDE if found is None else f"fills in states; {ONLY_MEANS}"
         if found.weights:
             return "a mask after softmax"
-        added = Mask(mask, hides, joined=rank(node) == 3)
+        added = self._mask(node, mask, hides=hides)
+        if added is None:
+            return _COMPUTED
         walk.values[node] = replace(found, masks=(*found.masks, added))
         return None
+
+    def _mask(self, node: fx.Node, mask: object, *, hides: bool = False) -> Mask | None:
+        """A mask on the scores, or the attention, of a node; None if activations decide it."""
+        if not isinstance(mask, fx.Node) or mask not in self._walk.host.nodes:
+            return None
+        return Mask(mask, hides, joined=rank(node) == 3)
 
     def filled(self, node: fx.Node) -> str | None:
         """`masked_fill(scores, mask, -inf)`."""
         number = self._walk.number(node.args[2])
         if number is None or number > FILLED:
-            return "fills in something else than what hides a key"
+            return _NOT_HIDING
         return self.masked(node, node.args[1], hides=True)
 
     def chosen(self, node: fx.Node) -> str | None:
@@ -113,8 +125,10 @@ class AttentionLowering:
         if not isinstance(found, Scores) or found.weights:
             return _OUTSIDE
         if number is None or number > FILLED:
-            return "fills in something else than what hides a key"
-        shown = Mask(mask, joined=rank(node) == 3)
+            return _NOT_HIDING
+        shown = self._mask(node, mask)
+        if shown is None:
+            return _COMPUTED
         self._walk.values[node] = replace(found, masks=(*found.masks, shown))
         return None
 
@@ -137,32 +151,16 @@ class AttentionLowering:
         kept = walk.live.heads.get(node)
         if {h.rows.kept is not None for h in (q, k, v)} != {kept is not None}:
             return "its query, key or value lack heads"
+        kind = _kernel(walk, [q, k, v])
+        if kind is None:
+            return "its inputs are quantized in ways that no kernel knows"
         meaning = walk.meaning(scores.masks)
         if isinstance(meaning, str):
             return meaning
         heads = q.heads if kept is None else len(kept.channels)
         target = Buffer(node.name, heads * q.size, 4)
-        words: dict[str, Any] = {
-            "output": target,
-            "output_rows": target.rows,
-            "heads": heads,
-            "head_size": q.size,
-            "scale": scores.scale,
-        }
-        for name, part in zip("qkv", (q, k, v), strict=True):
-            words[name] = part.rows.buffer
-            words[f"{name}_rows"] = part.rows.buffer.rows
-            words[f"{name}_first"] = part.rows.first
         facts = {"macs_per_key": 2.0 * target.rows}
-        q_code, k_code = q.rows.code, k.rows.code
-        kind = "attention"
-        if q_code is not None and k_code is not None and v.rows.code is None:
-            kind = _int8_attention(walk)
-            words["scale"] = scores.scale * q_code[0] * k_code[0]
-            words["q_zero"] = q_code[1]
-        elif any(h.rows.code is not None for h in (q, k, v)):
-            return "its inputs are quantized in ways that no kernel knows"
-        step = Step(catalog.other(kind), words, node.name, facts)
+        step = Step(catalog.other(kind), _words(scores, v, heads, target), node.name, facts)
         if meaning.table is not None:
             step = _with_table(step, meaning.table, None if kept is None else kept.channels)
         if "longest" in step.words:
@@ -174,6 +172,34 @@ class AttentionLowering:
             kept = Kept(channels.reshape(-1))
         walk.values[node] = Rows(target, kept=kept)
         return None
+
+
+def _kernel(walk: Walk, parts: list[Heads]) -> str | None:
+    """The kernel for these query, key and value; None if there is none."""
+    coded = [part.rows.code is not None for part in parts]
+    if not any(coded):
+        return "attention"
+    return _int8_attention(walk) if coded == [True, True, False] else None
+
+
+def _words(scores: Scores, v: Heads, heads: int, target: Buffer) -> dict[str, Word]:
+    """Words of an attention, before what distances add."""
+    q, k = scores.query, scores.key
+    words: dict[str, Word] = {
+        "output": target,
+        "output_rows": target.rows,
+        "heads": heads,
+        "head_size": q.size,
+        "scale": scores.scale,
+    }
+    for name, part in zip("qkv", (q, k, v), strict=True):
+        words[name] = part.rows.buffer
+        words[f"{name}_rows"] = part.rows.buffer.rows
+        words[f"{name}_first"] = part.rows.first
+    if q.rows.code is not None and k.rows.code is not None:
+        words["scale"] = scores.scale * q.rows.code[0] * k.rows.code[0]
+        words["q_zero"] = q.rows.code[1]
+    return words
 
 
 def by_distance(steps: Sequence[Step]) -> list[Step]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.graphs import rank, shape_of
 from sparsefx.program import Program
+from sparsefx.signature import Dim
 
 __all__ = ["Host", "at_longest"]
 
@@ -41,6 +42,12 @@ class Host:
             inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
             if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):
                 self.nodes.add(node)
+
+    @property
+    def dims(self) -> tuple[Dim, Dim]:
+        """Batch and sequence as the signature has them: a name stands for any size."""
+        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
+        return dims[0], dims[1]
 
     def _looks_up_sizes(self, node: fx.Node) -> bool:
         """Whether an embedding is none of tokens or positions, but of what only sizes decide."""
@@ -144,8 +151,8 @@ class Host:
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def at_longest(run: Callable[[int], T], longest: int) -> T:
-    """`run` for the longest length, at most `longest`, that the tables of a model admit."""
+def at_longest(run: Callable[[int], T], longest: int) -> T | None:
+    """`run` for the longest length, at most `longest`, that the tables of a model admit, if any."""
     low, high, found = 0, longest, None
     length = longest
     while length > low:
@@ -156,4 +163,4 @@ def at_longest(run: Callable[[int], T], longest: int) -> T:
         else:
             low = length
         length = (low + high) // 2
-    return run(1) if found is None else found
+    return found

@@ -272,10 +272,6 @@ class Function:
         """One line of IR as it is (atomics, fences, inline assembly)."""
         self._lines.append(f"  {line}")
 
-    def raw_value(self, text: str, type_: str) -> Value:
-        """The result of one instruction given as text."""
-        return self._emit(text, type_)
-
     def declare(self, name: str, line: str) -> None:
         """Declare an external function."""
         self._declared[name] = line
@@ -302,15 +298,6 @@ class Function:
         self._lines += [f"  br i1 {condition.text}, label %{then}, label %{end}", f"{then}:"]
         yield
         self._lines += [f"  br label %{end}", f"{end}:"]
-
-    @contextmanager
-    def repeat_while(self) -> Iterator[list[Value]]:
-        """Emit a do-while loop: append the i1 that continues it to the yielded list."""
-        body, end = self._label("body"), self._label("end")
-        self._lines += [f"  br label %{body}", f"{body}:"]
-        condition: list[Value] = []
-        yield condition
-        self._lines += [f"  br i1 {condition[0].text}, label %{body}, label %{end}", f"{end}:"]
 
     def text(self) -> str:
         """The module text that holds this function."""

@@ -111,35 +111,46 @@ class LinearLowering:
             return "its weight depends on an input"
         if len({w.matrix.dtype for w in known}) > 1:
             group, known = [node], [known[group.index(node)]]
-        integer = known[0].matrix.dtype == np.int8
-        columns = walk.live.columns.get(node)
-        partial = walk.kept(read, columns) if columns is not None else None
-        if isinstance(partial, Octets) and not integer:
-            partial = Rows(walk.forms.floats(partial))
-        written = partial or (walk.whole_octets(read) if integer else None) or walk.rows(read)
+        live = walk.live.columns.get(node)
+        written, columns = self._input(read, live, integer=known[0].matrix.dtype == np.int8)
         if written is None:
             return "its input is not whole rows"
-        known = [
-            w.kept(walk.live.rows.get(n), columns if partial else None)
-            for n, w in zip(group, known, strict=True)
-        ]
-        joined = joined_weights(known)
+        left = [w.kept(walk.live.rows.get(n), columns) for n, w in zip(group, known, strict=True)]
+        joined = joined_weights(left)
         everything = sum(int(n.meta["val"].shape[-1]) for n in group)
         lost = everything - len(joined.bias), _width(group[0]) - joined.matrix.shape[1]
         if len(group) > 1:
-            self._lower_together(group, known, written, lost)
-            return None
+            self._lower_together(group, left, written, lost)
+        else:
+            self._lower_alone(node, joined, written, lost)
+        return None
+
+    def _input(
+        self, read: object, live: Kept | None, *, integer: bool
+    ) -> tuple[Rows | Octets | None, Kept | None]:
+        """The rows that a linear reads, and the channels that they are, where not all."""
+        walk = self._walk
+        partial = walk.kept(read, live) if live is not None else None
+        if isinstance(partial, Octets) and not integer:
+            partial = Rows(walk.forms.floats(partial))
+        if partial is not None:
+            return partial, live
+        return (walk.whole_octets(read) if integer else None) or walk.rows(read), None
+
+    def _lower_alone(
+        self, node: fx.Node, weights: Weights, source: Rows | Octets, dropped: tuple[int, int]
+    ) -> None:
+        """One kernel, or one for each part of the channels that has users of its own."""
         pieces = self.around.pieces(node)
         end, snap = self.around.snapped(node)
         if not pieces:
-            section = _Section((node,), end, kept=walk.live.rows.get(node), dropped=lost)
-            self._step(section, written, joined, self.around.tail(end, snap))
+            section = _Section((node,), end, kept=self._walk.live.rows.get(node), dropped=dropped)
+            self._step(section, source, weights, self.around.tail(end, snap))
         for piece, start, count in pieces:
             section = _Section((node,), piece, start, start + count)
             last, own = (piece, snap) if snap else self.around.snapped(piece)
-            rows = joined.rows(start, start + count)
-            self._step(section, written, rows, self.around.tail(last, own))
-        return None
+            rows = weights.rows(start, start + count)
+            self._step(section, source, rows, self.around.tail(last, own))
 
     def _lower_together(
         self,
@@ -177,56 +188,68 @@ class LinearLowering:
         as_codes: bool = False,
     ) -> Buffer:
         """Add the step; gives the buffer of fp32 (whether or not it is written), or of codes."""
-        walk, last, group = self._walk, tail.last, section.linears
-        rows = len(weights.matrix)
-        space = source.buffer.space
-        floats, quantizes, octets = self.around.sinks(last, rows, space)
-        if len(group) > 1:
-            floats, quantizes, octets = True, [], None
+        rows, space = len(weights.matrix), source.buffer.space
         integer = weights.matrix.dtype == np.int8
-        zero_point = source.zero_point if isinstance(source, Octets) else 0
-        packed, choice = self._pack(section, weights.matrix, zero_point if integer else 0)
-        epilogue = Epilogue(
-            integer, tail.activation, tail.residual is not None, floats, octets is not None
-        )
-        if octets is not None:
-            octets = replace(octets, kept=section.kept)
-        snaps = self._snaps(section, weights, tail)
-        table = self._table(tail, octets) if not floats and tail.residual is None else None
-        target = Buffer(last.name, rows, 4, space)
+        zero_point = source.zero_point if integer and isinstance(source, Octets) else 0
+        packed, choice = self._pack(section, weights.matrix, zero_point)
+        read = self._walk.forms.read_as(source, packed.format, integer=integer)
+        target = Buffer(tail.last.name, rows, 1 if as_codes else 4, space)
+        if as_codes:
+            epilogue, ends = self._codes_out(section, weights, target)
+        else:
+            epilogue, ends = self._after(section, weights, tail, target)
         words: dict[str, Any] = {
             **packed.words,
             "rows": rows,
             "scale": weights.scale,
             "bias": weights.bias,
             "space": space,
-            "input": walk.forms.read_as(source, packed.format, integer=integer),
+            "input": read,
+            **ends,
         }
+        step = Step(catalog.linear(packed.format, epilogue), words, "+".join(section.names))
+        self._record(section, tail.last, step, weights, packed, choice)
+        return target
+
+    def _codes_out(
+        self, section: _Section, weights: Weights, target: Buffer
+    ) -> tuple[Epilogue, dict[str, Any]]:
+        """What follows the sums where each row goes to the codes of its own quantizer."""
+        words = {"output_bytes": target, "snap": self._snaps(section, weights, None)}
+        integer = weights.matrix.dtype == np.int8
+        return Epilogue(integer, floats=False, octets=True, codes=True), words
+
+    def _after(
+        self, section: _Section, weights: Weights, tail: Tail, target: Buffer
+    ) -> tuple[Epilogue, dict[str, Any]]:
+        """What follows the sums, as epilogue and words; notes the values that come of it."""
+        walk, alone = self._walk, len(section.linears) == 1
+        floats, quantizes, octets = self.around.sinks(tail.last, target.rows, target.space)
+        if not alone:
+            floats, octets = True, None
+        words: dict[str, Any] = {}
         if tail.residual is not None:
             words["residual"] = tail.residual
         if floats:
             words["output"] = target
-            if len(group) == 1:
-                walk.own(last, target, section.kept)
+        if floats and alone:
+            walk.own(tail.last, target, section.kept)
         if octets is not None:
-            words["output_bytes"] = octets.buffer
-            words["inverse_scale"] = 1.0 / octets.scale
+            octets = replace(octets, kept=section.kept)
+            words |= {"output_bytes": octets.buffer, "inverse_scale": 1.0 / octets.scale}
             words["zero_point"] = octets.zero_point
+            walk.values |= dict.fromkeys(quantizes, octets)
+        integer, adds = weights.matrix.dtype == np.int8, tail.residual is not None
+        epilogue = Epilogue(integer, tail.activation, adds, floats, octets is not None)
+        table = self._table(tail, octets) if not floats and not adds else None
         if table is not None and tail.snap is not None:
-            epilogue = replace(epilogue, activation="", table=True)
             words |= {"table": table, "inverse_scale": 1.0 / tail.snap[0]}
             words["zero_point"] = tail.snap[1]
-        elif snaps is not None:
-            epilogue = replace(epilogue, snap=True)
-            words["snap"] = snaps
-        walk.values |= dict.fromkeys(quantizes, octets)  # type: ignore[arg-type]  # set if any
-        if as_codes:
-            target = words["output_bytes"] = Buffer(last.name, rows, 1, space)
-            del words["output"]
-            epilogue = replace(epilogue, snap=False, floats=False, octets=True, codes=True)
-        step = Step(catalog.linear(packed.format, epilogue), words, "+".join(section.names))
-        self._record(section, last, step, weights, packed, choice)
-        return target
+            return replace(epilogue, activation="", table=True), words
+        snaps = self._snaps(section, weights, tail.snap)
+        if snaps is None:
+            return epilogue, words
+        return replace(epilogue, snap=True), words | {"snap": snaps}
 
     def _record(
         self,
@@ -248,9 +271,11 @@ class LinearLowering:
         for node in section.linears:
             walk.taken |= set(self.around.between(node, self.around.snapped(node)[0]))
 
-    def _snaps(self, section: _Section, weights: Weights, tail: Tail) -> NDArray[np.float32] | None:
+    def _snaps(
+        self, section: _Section, weights: Weights, own: tuple[float, int] | None
+    ) -> NDArray[np.float32] | None:
         """The quantizer of every row, fp32 [rows, 4] (see `Epilogue.snap`); None without any."""
-        found = [(tail.snap, len(weights.bias))]
+        found = [(own, len(weights.bias))]
         if section.sizes:
             several = zip(section.linears, section.sizes, strict=True)
             found = [(self.around.snapped(n)[1], size) for n, size in several]

@@ -89,7 +89,7 @@ class _Finder:
         self.known: Layouts = {}
         self._tried = tried
         self._shapes = program.shapes
-        dims = next((s.dims for s in program.signature.inputs if len(s.dims) == 2), (1, 1))
+        dims = host.dims
         names = [d for d in dims if isinstance(d, str)]
         self._names = dict(zip(names, _TRIAL, strict=False))
         sizes = [self._names[d] if isinstance(d, str) else d for d in dims]

@@ -137,19 +137,24 @@ class _Finder:
             users = walk.uses.of(current)
             if current in walk.outputs or not users:
                 return []
-            for user in users:
-                passes = bool(walk.activation(user)) or user.target in _QUANTIZERS
-                layout = walk.layout(user)
-                if user.target is _LINEAR:
-                    before = walk.layout(user.args[0])
-                    if before is None or before.first or before.plain is None:
-                        return []
-                    found.append(user)
-                elif passes or (moves and user.target in MOVES and layout and not layout.first):
-                    stack.append(user)
-                else:
-                    return []
+            between = [user for user in users if not self._reads_all(user)]
+            if not all(self._hands_on(user, moves=moves) for user in between):
+                return []
+            found += [user for user in users if user not in between]
+            stack += between
         return found
+
+    def _reads_all(self, user: fx.Node) -> bool:
+        """Whether a node is a linear on channels that begin with the first."""
+        before = self._walk.layout(user.args[0]) if user.target is _LINEAR else None
+        return before is not None and before.first == 0 and before.plain is not None
+
+    def _hands_on(self, user: fx.Node, *, moves: bool) -> bool:
+        """Whether a node works on each channel alone, or moves all of them."""
+        if self._walk.activation(user) or user.target in _QUANTIZERS:
+            return True
+        layout = self._walk.layout(user)
+        return moves and user.target in MOVES and layout is not None and layout.first == 0
 
     def _around(self, node: fx.Node) -> _Attention | None:
         """The linears before an attention, if all three operands come from linears."""

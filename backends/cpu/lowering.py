@@ -8,6 +8,7 @@ kernels, which takes indices and no activations, so nothing comes back into it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,6 +23,7 @@ from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.layers import Layer
 from sparsefx.backends.cpu.operators import handlers
 from sparsefx.backends.cpu.plan import Plan, Step, Word
+from sparsefx.backends.cpu.unseen import Handed, reads_padding
 from sparsefx.backends.cpu.values import Embedded, Octets, Rows
 from sparsefx.backends.cpu.walk import LoweringOptions, Walk
 from sparsefx.program import Program
@@ -118,25 +120,61 @@ def _op(node: fx.Node) -> str:
 
 def _finish(walk: Walk) -> Lowered:
     """Settle what the plan gives back and what runs outside it."""
-    graph = walk.program.graph
-    outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
-    rest = _needed(walk, list(outputs.values()))
-    wanted = {n for node in rest for n in node.all_input_nodes} | set(outputs.values())
-    exports: dict[str, fx.Node] = {}
-    layouts: dict[str, Layout] = {}
-    sources: list[tuple[str, Rows]] = []
-    for node in graph.nodes:
+    returned: dict[str, fx.Node] = walk.program.graph.output_node().args[0]  # type: ignore[assignment]
+    outputs = list(returned.values())
+    rest = _needed(walk, outputs)
+    handed = _handed(walk, {n for node in rest for n in node.all_input_nodes} | set(outputs))
+    padding = next((p for p in walk.padding if p is not None), None)
+    if padding is not None and rest and reads_padding(walk.host, outputs, handed, padding):
+        return _finish(_without_plan(walk, rest))
+    unpacking, results = _unpacking(handed, FIRST_INDEX_TABLE + len(walk.indices))
+    steps = walk.steps if padding is None else by_distance(walk.steps)
+    plan = Plan((*steps, *unpacking), tuple(walk.indices), results)
+    linears = walk.program.graph.find_nodes(op="call_function", target=_LINEAR)
+    apart = [n for n in linears if n in walk.host.nodes]
+    reasons = _first_reasons(walk, rest)
+    if apart:
+        reasons.append((apart[0], "it does not depend on an embedding of tokens"))
+    return Lowered(
+        plan,
+        {each.node.name: each.node for each in handed},
+        {each.node.name: each.layout for each in handed},
+        *(rest, reasons, padding),
+        *(walk.layers, walk.indices, walk.host),
+        linears=(len(linears), len(apart) + sum(n.target is _LINEAR for n in rest)),
+        heads_dropped=sum(walk.dropped.values()),
+    )
+
+
+def _handed(walk: Walk, wanted: set[fx.Node]) -> list[Handed]:
+    """What the plan hands over of the wanted nodes, in graph order; written now if it was not."""
+    found = []
+    for node in walk.program.graph.nodes:
         if node in wanted and node in walk.values:
             written, layout = walk.written(node), walk.layout(node)
             assert written is not None, node
             assert layout is not None, node
-            exports[node.name] = node
-            layouts[node.name] = replace(layout, first=layout.first + written.first)
-            sources.append((node.name, written))
-    results = {}
-    first = FIRST_INDEX_TABLE + len(walk.indices)
-    for slot, (name, source) in enumerate(sources, first):
-        buffer = source.buffer
+            layout = replace(layout, first=layout.first + written.first)
+            found.append(Handed(node, written, layout, walk.zero_at_padding(node)))
+    return found
+
+
+def _without_plan(walk: Walk, rest: list[fx.Node]) -> Walk:
+    """The walk with nothing in its plan, because of what the nodes outside it read."""
+    first, why = next(iter(_first_reasons(walk, rest)), (rest[0], "it runs in PyTorch"))
+    walk.reasons[first] = f"{why}, and padding counts there: nothing before it can leave it out"
+    for kept in (walk.values, walk.steps, walk.indices, walk.layers, walk.padding, walk.dropped):
+        kept.clear()
+    return walk
+
+
+def _unpacking(
+    handed: Sequence[Handed], first: int
+) -> tuple[list[Step], dict[str, tuple[int, int, int]]]:
+    """The steps that hand over values, and `Plan.results`; `first` is the first free table."""
+    steps, results = [], {}
+    for slot, each in enumerate(handed, first):
+        name, buffer = each.node.name, each.rows.buffer
         results[name] = (slot, buffer.rows, buffer.space)
         words: dict[str, Word] = {
             "rows": buffer.rows,
@@ -145,25 +183,14 @@ def _finish(walk: Walk) -> Lowered:
             "result": slot,
             "space": buffer.space,
         }
-        walk.steps.append(Step(catalog.other("unpack"), words, name))
-    padding = next((p for p in walk.padding if p is not None), None)
-    steps = walk.steps if padding is None else by_distance(walk.steps)
-    plan = Plan(tuple(steps), tuple(walk.indices), results)
+        steps.append(Step(catalog.other("unpack"), words, name))
+    return steps, results
+
+
+def _first_reasons(walk: Walk, rest: list[fx.Node]) -> list[tuple[fx.Node, str]]:
+    """Why nodes run outside the plan, where no node before them does for a reason of its own."""
     reasons = [(n, why) for n, why in walk.reasons.items() if why and n in set(rest)]
-    first_reasons = [
-        (n, why) for n, why in reasons if not any(i in walk.reasons for i in _read(walk, n))
-    ]
-    linears = graph.find_nodes(op="call_function", target=_LINEAR)
-    apart = [n for n in linears if n in walk.host.nodes]
-    if apart:
-        first_reasons.append((apart[0], "it does not depend on an embedding of tokens"))
-    outside = len(apart) + sum(n.target is _LINEAR for n in rest)
-    return Lowered(
-        *(plan, exports, layouts, rest, first_reasons, padding),
-        *(walk.layers, walk.indices, walk.host),
-        linears=(len(linears), outside),
-        heads_dropped=sum(walk.dropped.values()),
-    )
+    return [(n, why) for n, why in reasons if not any(i in walk.reasons for i in _read(walk, n))]
 
 
 def _read(walk: Walk, node: fx.Node) -> list[fx.Node]:

@@ -11,7 +11,6 @@ outer half of the distances, as with buckets and windows, it is taken to go on s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,69 +97,58 @@ class MaskReader:
         return self._known[masks]
 
     def _read(self, masks: tuple[Mask, ...]) -> Meaning | str:
-        nodes = {mask: mask.node for mask in masks if isinstance(mask.node, fx.Node)}
-        inputs = self._host.placeholders(nodes.values())
-
-        def total(known: dict[fx.Node, Tensor], batch: int, length: int) -> Tensor | None:
-            values = self._host.evaluate(nodes.values(), known)
-            parts = [_added(values[node], mask, batch, length) for mask, node in nodes.items()]
-            found = [part for part in parts if part is not None]
-            if len(found) < len(masks):
-                return None
-            summed = functools.reduce(torch.add, found)
-            return torch.where(summed <= FILLED, -torch.inf, summed)
-
-        tried = _Tried(self._host, inputs, total, self._sizes())
-        small = tried.rows()
-        padding = None if small is None else tried.padding(small)
-        rows = None if small is None else tried.far(small, self._longest(len(small)))
-        if padding is None or rows is None:
+        total = _Sum(self._host, masks)
+        rows = total.rows()
+        if rows is None:
             return _OTHERWISE
-        table = _table(rows, fixed=self._fixed() is not None)
-        admitted = self._program.config.get("max_position_embeddings") or 0
+        fitting = (source for source in total.sources() if total.hides_zeros(rows, source))
+        for source in fitting:
+            table = self._table(total, rows)
+            name = None if source is None else str(source.target)
+            return table if isinstance(table, str) else Meaning(name, table)
+        return _OTHERWISE
+
+    def _table(self, total: _Sum, rows: Tensor) -> DistanceTable | str | None:
+        """Rows by distance, at the longest length that is tried; or why they are no table."""
+        fixed = self._host.dims[1]
+        given = self._program.config.get("max_position_embeddings")
+        admitted = given if isinstance(given, int) and given > 0 else 0
+        most = min(admitted or _LONGEST, _LONGEST, int((_MOST_VALUES / len(rows)) ** 0.5))
+        longest = total.far(rows, fixed if isinstance(fixed, int) else most)
+        if longest is None:
+            return _OTHERWISE
+        table = _table(longest, fixed=isinstance(fixed, int))
         if table is not None and table.longest is not None and table.longest < admitted:
             return f"its bias by distance still changes beyond {table.longest} tokens"
-        return Meaning(padding[0], table)
-
-    def _sizes(self) -> tuple[tuple[int, int], ...]:
-        """Sizes (batch, sequence) to try masks with; those of the Program where they are fixed."""
-        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
-        return tuple(
-            (dims[0] if isinstance(dims[0], int) else b, dims[1] if isinstance(dims[1], int) else s)
-            for b, s in _FREE
-        )
-
-    def _fixed(self) -> int | None:
-        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
-        return dims[1] if isinstance(dims[1], int) else None
-
-    def _longest(self, heads: int) -> int:
-        """The longest length to try."""
-        given = self._program.config.get("max_position_embeddings")
-        known = given if isinstance(given, int) and given > 0 else _LONGEST
-        most = min(known, _LONGEST, int((_MOST_VALUES / heads) ** 0.5))
-        return self._fixed() or most
+        return table
 
 
-class _Tried:
-    """A sum of masks as a function of inputs, and what trials show of it.
+class _Sum:
+    """The sum of masks as a function of inputs, and what trials show of it.
 
     Args:
-        host: Knows the types of the inputs.
-        inputs: Placeholders that it depends on.
-        total: The sum, fp32 [batch, heads, queries, keys] with -inf for hidden keys, for values of
-            the placeholders and their sizes.
-        sizes: Sizes (batch, sequence) to try.
+        host: Evaluates the masks.
+        masks: On the scores of one attention.
     """
 
-    def __init__(
-        self,
-        host: Host,
-        inputs: set[fx.Node],
-        total: Callable[[dict[fx.Node, Tensor], int, int], Tensor | None],
-        sizes: tuple[tuple[int, int], ...],
-    ) -> None:
-        self._host, self._inputs, self._total, self._sizes = host, inputs, total, sizes
+    def __init__(self, host: Host, masks: tuple[Mask, ...]) -> None:
+        self._host, self._masks = host, masks
+        self._inputs = host.placeholders(mask.node for mask in masks)
+        batch, sequence = host.dims
+        self._sizes = [
+            (batch if isinstance(batch, int) else b, sequence if isinstance(sequence, int) else s)
+            for b, s in _FREE
+        ]
+
+    def _of(self, known: dict[fx.Node, Tensor], batch: int, length: int) -> Tensor | None:
+        """fp32 [batch, heads, queries, keys], -inf for hidden keys; None if it is no such thing."""
+        values = self._host.evaluate([mask.node for mask in self._masks], known)
+        parts = [_added(values[mask.node], mask, batch, length) for mask in self._masks]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            return None
+        summed = functools.reduce(torch.add, found)
+        return torch.where(summed <= FILLED, -torch.inf, summed)
 
     def rows(self) -> Tensor | None:
         """What it adds by distance where nothing is padding, [heads, 2 length - 1]; see `_rows`."""
@@ -175,37 +163,32 @@ class _Tried:
 
     def _unpadded(self, batch: int, length: int) -> Tensor | None:
         known = self._host.sample(self._inputs, batch, length)
-        found = self._total(known, batch, length)
+        found = self._of(known, batch, length)
         return None if found is None or found.isnan().any() else _rows(found)
 
-    def padding(self, rows: Tensor) -> tuple[str | None] | None:
-        """The input, or none, that says which keys are hidden beyond distances; else None."""
-        masks = [n for n in self._inputs if not n.name.startswith("input_ids")]
-        candidates = masks or sorted(self._inputs, key=lambda n: n.name)
-        for candidate in sorted(candidates, key=lambda n: n.name):
-            if self._fits(rows, candidate):
-                return (str(candidate.target),)
-        return (None,) if self._fits(rows, None) else None
+    def sources(self) -> list[fx.Node | None]:
+        """The inputs that may say what is padding, the likely ones first; at last none."""
+        inputs = sorted(self._inputs, key=lambda n: n.name)
+        return [*([n for n in inputs if not n.name.startswith("input_ids")] or inputs), None]
 
-    def _fits(self, rows: Tensor, by: fx.Node | None) -> bool:
-        """Whether keys are hidden where the input `by` is 0, or none are whatever the inputs."""
+    def hides_zeros(self, rows: Tensor, source: fx.Node | None) -> bool:
+        """Whether it is these rows, with keys hidden where `source` is 0; none if it is None."""
         generator = torch.Generator().manual_seed(0)
         for number, (batch, length) in enumerate(self._sizes):
-            known = self._host.sample(self._inputs, batch, length)
             chosen = torch.randint(0, 2, (batch, length), generator=generator)
             if number < 2:  # nothing hidden; all but the first token hidden
                 chosen[:] = 1 - number
             chosen[:, 0] = 1
-            for node in self._inputs if by is None else (by,):
+            known = self._host.sample(self._inputs, batch, length)
+            for node in self._inputs if source is None else (source,):
                 known[node] = chosen.to(known[node].dtype)
-            real = chosen.bool() if by is not None else torch.ones_like(chosen, dtype=torch.bool)
-            found = self._total(known, batch, length)
+            found = self._of(known, batch, length)
             if found is None:
                 return False
+            real = chosen.bool() if source is not None else torch.ones_like(chosen).bool()
             expected = _matrix(rows, length).masked_fill(~real[:, None, None, :], -torch.inf)
             asked = real[:, None, :, None]  # queries of padding may see anything
-            agree = (found == expected) | ~asked
-            if not bool(agree.all()):
+            if not bool(((found == expected) | ~asked).all()):
                 return False
         return True
 
@@ -268,15 +251,15 @@ def _table(rows: Tensor, *, fixed: bool) -> DistanceTable | None:
     longest = None if max(left, right) <= length // 2 or fixed else length
     middle = rows[:, length - 1 - left : length + right]
     values = torch.nn.functional.pad(middle[None], (EDGE, EDGE), mode="replicate")[0]
-    seen = torch.isfinite(values).any(0).nonzero()[:, 0] - (EDGE + left)
-    before, after = (max(0, int(s * seen.max() if s > 0 else -seen.min())) for s in (1, -1))
-    ends = torch.isfinite(values[:, -1]).any(), torch.isfinite(values[:, 0]).any()
+    zero = EDGE + left
+    seen = torch.isfinite(values).any(0)
+    distances = seen.nonzero()[:, 0] - zero
     return DistanceTable(
         values.clamp(min=HIDDEN).contiguous().numpy(),
-        EDGE + left,
-        FAR if ends[0] else before,
-        FAR if ends[1] else after,
-        longest,
+        zero,
+        before=FAR if seen[-1] else int(distances.max()),
+        after=FAR if seen[0] else int(-distances.min()),
+        longest=longest,
     )
 
 

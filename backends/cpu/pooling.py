@@ -35,7 +35,7 @@ class PoolingLowering:
     def blanked(self, node: fx.Node, states: object, mask: object) -> bool:
         """Take `states * mask`, if the mask is 1 at real tokens and 0 at padding.
 
-        What a plan leaves out needs no factor.
+        What a plan leaves out needs no factor; that it is 0 is noted.
         """
         walk, layout = self._walk, self._walk.layout(states)
         by_token = layout is not None and layout.plain and layout.lead == ((BATCH,), (SEQUENCE,))
@@ -46,6 +46,7 @@ class PoolingLowering:
         if source is None or walk.conflicts(source):
             return False
         walk.padding.append(source)
+        walk.blank.add(node)
         walk.values[node] = walk.values[states]
         return True
 

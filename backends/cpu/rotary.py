@@ -79,7 +79,7 @@ def find_rotations(program: Program, host: Host) -> dict[fx.Node, Rotation]:
     found: dict[fx.Node, Rotation] = {}
     seen: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        if node.op != "call_function" or node.target not in _ENDS or node in seen | host.nodes:
+        if node.target not in _ENDS or node in seen or node in host.nodes:
             continue
         rotation = finder.rotation(node)
         if rotation is not None:
@@ -92,9 +92,9 @@ class _Finder:
     def __init__(self, program: Program, host: Host) -> None:
         self._host = host
         self._regions = Regions(host, _INNER.__contains__)
-        dims = next((s.dims for s in program.signature.inputs if len(s.dims) == 2), ("", 1))
-        self._usable = isinstance(dims[0], str)
-        self._fixed = dims[1] if isinstance(dims[1], int) else 0
+        batch, sequence = host.dims
+        self._usable = isinstance(batch, str)
+        self._fixed = sequence if isinstance(sequence, int) else 0
         given = program.config.get("max_position_embeddings")
         self._longest = self._fixed or (given if isinstance(given, int) else _LONGEST)
         self._names: dict[tuple[Any, ...], int] = {}
@@ -103,19 +103,18 @@ class _Finder:
     def rotation(self, last: fx.Node) -> Rotation | None:
         """The rotation that ends with a node."""
         shape = shape_of(last)
-        size = shape[-1] if len(shape) == 4 and self._usable else None
-        around = []
-        if isinstance(size, int) and size > 1:
-            around = self._regions.around(last)
+        if not self._usable or len(shape) != 4 or not isinstance(shape[-1], int) or shape[-1] < 2:
+            return None
+        around = self._regions.around(last)
         if not any(self._reads_table(node) for node in around):
             return None
-        for source in reversed(around):
-            region = None
-            if source is not last and shape_of(source) == shape:
-                region = self._regions.between(source, last)
-            if region is not None:
-                turn = self._turn(region)
-                return Rotation(source, region.inner, turn) if turn is not None else None
+        sources = (n for n in reversed(around) if n is not last and shape_of(n) == shape)
+        for source in sources:
+            region = self._regions.between(source, last)
+            if region is None:
+                continue
+            turn = self._turn(region)
+            return Rotation(source, region.inner, turn) if turn is not None else None
         return None
 
     def _reads_table(self, node: fx.Node) -> bool:

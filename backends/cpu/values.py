@@ -85,12 +85,12 @@ class Mask:
     """What is added to scores, or hides keys.
 
     Attributes:
-        node: Its node.
+        node: Its node, which depends on no activation.
         hides: Whether it is True where a key is hidden.
         joined: Whether the scores have batch and heads in one dimension.
     """
 
-    node: object
+    node: fx.Node
     hides: bool = False
     joined: bool = False
 

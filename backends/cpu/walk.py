@@ -9,7 +9,7 @@ from torch import fx
 
 from sparsefx.backends.cpu.axes import Layout
 from sparsefx.backends.cpu.forms import Forms
-from sparsefx.backends.cpu.graphs import activation
+from sparsefx.backends.cpu.graphs import activation, identity_source
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.layers import Layer
@@ -60,6 +60,8 @@ class Walk:
     layers: list[Layer] = field(default_factory=list)
     padding: list[str | None] = field(default_factory=list)
     taken: set[fx.Node] = field(default_factory=set)
+    blank: set[fx.Node] = field(default_factory=set)
+    """Products with a mask, which are 0 at padding in the model too."""
     dropped: dict[str, int] = field(default_factory=dict)
     tried: dict[fx.Node, Tried] = field(init=False)
     layouts: Layouts = field(init=False)
@@ -113,6 +115,12 @@ class Walk:
         """Name of the activation that a node applies, as one operator or spelled out; or ""."""
         found = self.tried.get(node)
         return found.name if isinstance(found, Spelled) else activation(node)
+
+    def zero_at_padding(self, node: fx.Node | None) -> bool:
+        """Whether a node is 0 at padding in the model too."""
+        while node is not None and node not in self.blank:
+            node = identity_source(node)
+        return node is not None
 
     def own(self, node: fx.Node, buffer: Buffer, kept: Kept | None = None) -> None:
         """Note that channel 0 of `node` lies in row 0 of a buffer."""
@@ -184,9 +192,6 @@ class Walk:
 
     def meaning(self, masks: tuple[Mask, ...]) -> Meaning | str:
         """What the masks of an attention do, or why they cannot be taken; notes their input."""
-        nodes = [mask.node for mask in masks]
-        if any(not isinstance(n, fx.Node) or n not in self.host.nodes for n in nodes):
-            return "its mask depends on activations"
         found = self.masks.read(masks) if masks else Meaning(None, None)
         if isinstance(found, str):
             return found
@@ -202,5 +207,4 @@ class Walk:
     @property
     def free(self) -> bool:
         """Whether batch and sequence may have any size."""
-        dims = next(s.dims for s in self.program.signature.inputs if len(s.dims) == 2)
-        return all(isinstance(d, str) for d in dims)
+        return all(isinstance(d, str) for d in self.host.dims)
