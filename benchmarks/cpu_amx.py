@@ -91,6 +91,22 @@ def rates_table(rates: Rates) -> str:
     return "\n".join(["rate              measured  built in", *lines])
 
 
+def usable(isa: Isa) -> bool:
+    """Print whether the machine, the kernel and the self-check admit an instruction set."""
+    lacking = isas.missing_features(isa.name)
+    print("lacks " + ", ".join(lacking) if lacking else f"has every feature of {isa.name}")
+    if lacking:
+        return False
+    if isa.tiles == "hardware":
+        refused = ask_permission()
+        print(f"permission: {refused or 'given'}")
+        if refused:
+            return False
+    verdict, _ = child_verdict(isa)
+    print(f"self-check: {verdict or 'every product exact'}")
+    return not verdict
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--isa", default="amx", choices=[i.name for i in ISAS.values() if i.tiles])
@@ -98,19 +114,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     isa = next(found for found in ISAS.values() if found.name == options.isa)
-    lacking = isas.missing_features(isa.name)
     print(f"{platform.processor() or platform.machine()}, {platform.platform()}")
-    print("lacks " + ", ".join(lacking) if lacking else f"has every feature of {isa.name}")
-    if lacking:
-        return 1
-    if isa.tiles == "hardware":
-        refused = ask_permission()
-        print(f"permission: {refused or 'given'}")
-        if refused:
-            return 1
-    verdict, _ = child_verdict(isa)
-    print(f"self-check: {verdict or 'every product exact'}")
-    if verdict:
+    if not usable(isa):
         return 1
     rates = BUILT_IN if options.quick else measure(isa)
     print(rates_table(rates))

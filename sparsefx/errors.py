@@ -27,6 +27,7 @@ __all__ = [
     "TrainingError",
     "TrainingInterruptedError",
     "VerifyError",
+    "closest",
     "did_you_mean",
     "first_line",
 ]
@@ -158,10 +159,14 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     "did you mean 'magnitude-prune'?"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "none is known here"
+    listed = f"known: {', '.join(names)}" if names else "none is known here"
+    return closest(given, names) or listed
+
+
+def closest(given: str, known: Iterable[str]) -> str:
+    """Return a hint that names the closest of ``known``, or nothing when none is close."""
+    close = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def first_line(error: BaseException) -> str:

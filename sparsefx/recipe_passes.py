@@ -32,8 +32,8 @@ def check_passes(
     Raises:
         RecipeError: A pass or an option is unknown, the order is wrong, or a teacher is missing.
     """
-    for key in ("pipeline", "after"):
-        texts = getattr(stage, key)
+    given = {TEACHER} if stage.teacher else set()
+    for where, texts in ((f"{path}.pipeline", stage.pipeline), (f"{path}.after", stage.after)):
         try:
             pipeline = parse_pipeline(texts, steps)
             held = pipeline.check(held)
@@ -41,16 +41,15 @@ def check_passes(
             why = str(error).split("\n  hint: ")[0]
             if isinstance(error, PipelineError):
                 why = Shares.of(texts, steps).restore(why)
-            raise RecipeError(why, who=who, where=f"{path}.{key}", hint=error.hint) from error
-        given = {TEACHER} if stage.teacher else set()
-        for item in pipeline.passes:
-            if set(item.needs) - given:
-                raise RecipeError(
-                    f"{item.name!r} needs a teacher, and the stage names none",
-                    who=who,
-                    where=f"{path}.{key}",
-                    hint="add e.g. 'teacher: dense', the name of an earlier stage",
-                )
+            raise RecipeError(why, who=who, where=where, hint=error.hint) from error
+        lacking = [item.name for item in pipeline.passes if set(item.needs) - given]
+        if lacking:
+            raise RecipeError(
+                f"{lacking[0]!r} needs a teacher, and the stage names none",
+                who=who,
+                where=where,
+                hint="add e.g. 'teacher: dense', the name of an earlier stage",
+            )
     return held
 
 

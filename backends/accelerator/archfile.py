@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from sparsefx.backends.accelerator.architecture import Architecture
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format, check_engine_kind
 from sparsefx.backends.accelerator.quantity import Quantity
-from sparsefx.errors import TargetError, did_you_mean
+from sparsefx.errors import TargetError, closest, did_you_mean
 from sparsefx.recipe_text import UniqueKeyLoader
 
 __all__ = ["dump_architecture", "load_architecture", "preset_names", "read_architecture"]
@@ -60,8 +60,8 @@ def _presets(name: str) -> str:
     """The preset that was meant, if one is near, and the names of all."""
     known = preset_names()
     listed = f"presets: {', '.join(known)}"
-    near = did_you_mean(name, known)
-    return f"{near}; {listed}" if near.startswith("did you mean") else listed
+    near = closest(name, known)
+    return f"{near}; {listed}" if near else listed
 
 
 @cache

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from sparsefx.backends.accelerator.lowering import weight_digest
 from sparsefx.backends.accelerator.mapper import mapping_options
 from sparsefx.backends.accelerator.simulation import Simulation
 from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
-from sparsefx.errors import TargetError
+from sparsefx.errors import TargetError, closest
 
 __all__ = ["layer_summary", "listing", "mapping_table"]
 
@@ -67,12 +66,11 @@ def mapping_table(run: Simulation, most: int = 5) -> str:
     return "\n".join(lines)
 
 
-def _closest(name: str, products: Iterable[str], most: int = 8) -> str:
+def _known(name: str, products: Iterable[str], most: int = 8) -> str:
     names = list(products)
-    if close := get_close_matches(name.removeprefix("%"), names, n=1):
-        return f"did you mean {close[0]!r}?"
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"known: {', '.join(names[:most])}{more}"
+    listed = f"known: {', '.join(names[:most])}{more}"
+    return closest(name.removeprefix("%"), names) or listed
 
 
 def layer_summary(run: Simulation, name: str) -> str:
@@ -88,7 +86,7 @@ def layer_summary(run: Simulation, name: str) -> str:
             f"there is no product {name!r}",
             who="accelerator",
             where="layer",
-            hint=_closest(name, products),
+            hint=_known(name, products),
         )
     timing = run.machine.engine.run(op.gemm)
     cycles = timing.cycles * op.copies

@@ -170,7 +170,10 @@ class _Trial:
         partner = self._partners(place, trial)
         if partner is None:
             return None
-        own, other = at_longest(lambda length: self._read(place, length, partner), longest)
+        read = at_longest(lambda length: self._read(place, length, partner), longest)
+        if read is None:
+            return None
+        own, other = read
         if not all(self._agrees(place, n, partner, own, other) for n in (trial, fixed or 7)):
             return None
         table = Embedded((torch.cat([own, other], 1),), (None,))

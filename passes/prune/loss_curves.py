@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import yaml
 
 from sparsefx.errors import DataError
 
-__all__ = ["LossCurve", "measure_loss_curves", "read_loss_curves", "write_loss_curves"]
+__all__ = ["LossCurve", "read_loss_curves", "write_loss_curves"]
 
 _MADE_BY = "sparsefx sensitivity MODEL --data FILE writes one, curves.json"
 
@@ -108,18 +108,3 @@ def write_loss_curves(curves: Mapping[str, LossCurve], path: str | Path) -> Path
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return file
-
-
-def measure_loss_curves(
-    names: Iterable[str], sparsities: Iterable[float], loss: Callable[[str, float], float]
-) -> dict[str, LossCurve]:
-    """Make curves with a function: `loss(name, sparsity)` is the loss with that weight pruned.
-
-    It is called with sparsity 0 first, for the loss that increases are counted from.
-    """
-    names, sparsities = list(names), sorted(sparsities)
-    base = loss(names[0], 0.0)
-    return {
-        name: LossCurve(tuple((sparsity, loss(name, sparsity) - base) for sparsity in sparsities))
-        for name in names
-    }

@@ -73,22 +73,27 @@ class _Labels:
         self._labels = {maker: self._features.expand(self._shape(maker)) for maker in makers}
 
     def reason(self) -> str:
+        try:
+            reached = self._reaches()
+        except _OrderMattersError as error:
+            return str(error)
+        return "" if reached else f"they do not reach %{self._reader.name}"
+
+    def _reaches(self) -> bool:
+        """Label all that the makers' values enter; whether the reader is among it."""
         waiting = [user for maker in self._makers for user in maker.users]
         heapq.heapify(waiting)  # by place in the graph: what a node reads is labelled before it
         seen: set[fx.Node] = set()
-        try:
-            while waiting:
-                node = heapq.heappop(waiting)
-                if node in seen:
-                    continue
-                seen.add(node)
-                if self._reads(node):
-                    self._labels[node] = self._label(node)
-                    for user in node.users:
-                        heapq.heappush(waiting, user)
-        except _OrderMattersError as error:
-            return str(error)
-        return "" if self._reader in seen else f"they do not reach %{self._reader.name}"
+        while waiting:
+            node = heapq.heappop(waiting)
+            if node in seen:
+                continue
+            seen.add(node)
+            if self._reads(node):
+                self._labels[node] = self._label(node)
+                for user in node.users:
+                    heapq.heappush(waiting, user)
+        return self._reader in seen
 
     def _reads(self, node: fx.Node) -> bool:
         """Whether labelled values enter ``node``; the reader ends the walk."""

@@ -179,10 +179,9 @@ class _Walk:
 
     def _kept(self, node: fx.Node) -> _Axis:
         """All that have heads have them in one place; what has none is the same for each head."""
-        axes = {self._axes[arg] for arg in node.all_input_nodes if arg in self._axes}
-        axis = axes.pop()
+        axis, *others = {self._axes[arg] for arg in node.all_input_nodes if arg in self._axes}
         products = node.target in _PRODUCTS
-        if axes or (products and (axis.parts or axis.dim > -3)):
+        if others or (products and (axis.parts or axis.dim > -3)):
             raise _NoAxisError(f"{_told(node)} joins different heads")
         for arg in node.all_input_nodes:
             dims = _dims(arg)
@@ -190,12 +189,7 @@ class _Walk:
                 raise _NoAxisError(f"{_told(node)} gives each head a value of its own")
             if node.target in ELEMENTWISE and dims[-1:] == (str(self._found.size),):
                 self._found.fixed = f"{_told(node)} gives each feature of a head its own value"
-        place = _ALONG.get(node.target)
-        if place is None:
-            return axis
-        dim = node.args[place] if len(node.args) > place else 0
-        rank = len(_dims(node))
-        if not isinstance(dim, int) or (dim if dim < 0 else dim - rank) == axis.dim:
+        if _works_along(node, axis):
             raise _NoAxisError(f"{_told(node)} works along the heads")
         return axis
 
@@ -260,6 +254,15 @@ def _dims(value: Any) -> tuple[str, ...]:
     """Return the sizes of a node's value as text, in which dynamic ones can be compared."""
     found = value.meta.get("val") if isinstance(value, fx.Node) else None
     return tuple(map(str, found.shape)) if isinstance(found, torch.Tensor) else ()
+
+
+def _works_along(node: fx.Node, axis: _Axis) -> bool:
+    """Whether an operator mixes, or may mix, what lies along an axis."""
+    place = _ALONG.get(node.target)
+    if place is None:
+        return False
+    dim = node.args[place] if len(node.args) > place else 0
+    return not isinstance(dim, int) or (dim if dim < 0 else dim - len(_dims(node))) == axis.dim
 
 
 def _told(node: fx.Node) -> str:

@@ -97,7 +97,7 @@ def command(
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.columns import find_label, find_text
+    from sparsefx.train.columns import find_label
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
@@ -106,25 +106,33 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
         table = table.with_header(layout.header)
     text = text_columns(asked.text) or (layout.text if layout else None)
-    text = text or find_text(table.columns, table.origin)
     label = asked.label or (layout.label if layout else find_label(table.columns, table.origin))
-    classes = _classes(asked, saved, made, layout)
-    kind: Kind | None = "regression" if saved.outputs == 1 else None
-    if kind is None and made is not None and made.kind == "classification":
-        kind = "classification"
-    if kind is None and classes is None:
-        classes = _numbered(table, label, saved)
-    metric = asked.metric or (layout.metric if layout else None)
-    if metric is None and made is not None and made.metric != "loss":
-        metric = made.metric
+    kind, classes = _head(table, label, saved, made, _classes(asked, saved, made, layout))
     return load_task(
         {"test": table},
         text=text,
         label=label,
         kind=kind,
-        classes=None if kind == "regression" else classes,
-        metric=metric,  # type: ignore[arg-type]  # evaluate names unknown ones
+        classes=classes,
+        metric=_metric(asked, made, layout),  # type: ignore[arg-type]  # evaluate names unknown ones
     )
+
+
+def _head(
+    table: Table, label: str, saved: Saved, made: Made | None, classes: tuple[str, ...] | None
+) -> tuple[Kind | None, tuple[str, ...] | None]:
+    """Return what the head computes, and its classes; None where the data say it."""
+    if saved.outputs == 1:
+        return "regression", None
+    if made is not None and made.kind == "classification":
+        return "classification", classes
+    return None, _numbered(table, label, saved) if classes is None else classes
+
+
+def _metric(asked: _Asked, made: Made | None, layout: GlueLayout | None) -> str | None:
+    """Return the metric: the first that know one count, but for a loss."""
+    own = made.metric if made is not None and made.metric != "loss" else None
+    return asked.metric or (layout.metric if layout else None) or own
 
 
 def _layout(task: str | None) -> GlueLayout | None:

@@ -46,15 +46,7 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
     rest = dict(item.settings)
     kind = _PASSES.get(item.kind, "magnitude-prune")
     more = _second_order(rest, notes) if kind == "obert-prune" else {}
-    begin = max(0.0, float(rest.pop("start_epoch", 0.0)))
-    end = float(rest.pop("end_epoch", length))
-    end = length if end < 0 else end
-    if end > length:
-        notes.leave(f"{item.kind}.end_epoch", f"{end:g}: the ramp ends with its stage")
-        end = length
-    function = rest.pop("inter_func", "cubic")
-    if function not in _EXPONENTS:
-        notes.leave(f"{item.kind}.inter_func", f"{function!r} is not here; the cubic ramp is used")
+    ramp = _ramp(item.kind, rest, length, notes)
     if rest.pop("leave_enabled", True) is False:
         notes.leave(f"{item.kind}.leave_enabled", "masks hold until they are folded")
     every = float(rest.pop("update_frequency", -1.0))
@@ -77,9 +69,7 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
             kind,
             sparsity=sparsity,
             initial_sparsity=float(initial) or None,
-            begin=share(begin, length) or None,
-            end=share(end, length),
-            exponent=1.0 if function == "linear" else None,
+            **ramp,
             frequency=(share(every, length) or None) if every > 0 else None,
             scope="global" if everywhere else None,
             pattern=_pattern(mask, sparsity, item.kind, who),
@@ -90,6 +80,24 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
         texts.append(text)
     notes.leave_rest(item.kind, rest)
     return tuple(texts)
+
+
+def _ramp(kind: str, rest: dict[str, Any], length: float, notes: Notes) -> dict[str, Any]:
+    """Take the settings of a ramp out of ``rest``; return the options that they become."""
+    begin = max(0.0, float(rest.pop("start_epoch", 0.0)))
+    end = float(rest.pop("end_epoch", length))
+    end = length if end < 0 else end
+    if end > length:
+        notes.leave(f"{kind}.end_epoch", f"{end:g}: the ramp ends with its stage")
+        end = length
+    function = rest.pop("inter_func", "cubic")
+    if function not in _EXPONENTS:
+        notes.leave(f"{kind}.inter_func", f"{function!r} is not here; the cubic ramp is used")
+    return {
+        "begin": share(begin, length) or None,
+        "end": share(end, length),
+        "exponent": 1.0 if function == "linear" else None,
+    }
 
 
 def _second_order(rest: dict[str, Any], notes: Notes) -> dict[str, Any]:

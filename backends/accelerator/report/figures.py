@@ -71,19 +71,8 @@ def waterfall(run: Simulation) -> str:
 
 def gantt(run: Simulation, most_cores: int = 16) -> str:
     """What each resource does when; neighbouring tasks of one operation are drawn as one bar."""
-    lanes: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
     shown = min(run.machine.cores, most_cores)
-    names = [op.name for op in run.ops]
-    for task in run.tasks:
-        if task.cycles <= 0 or (isinstance(task.resource, int) and task.resource >= shown):
-            continue
-        lane = f"core {task.resource}" if isinstance(task.resource, int) else task.resource
-        bars = lanes[lane]
-        slack = run.cycles / 2000
-        if bars and bars[-1][3] == names[task.op] and task.start - bars[-1][1] < slack:
-            bars[-1] = (bars[-1][0], task.end, task.kind, names[task.op])
-        else:
-            bars.append((task.start, task.end, task.kind, names[task.op]))
+    lanes = _bars(run, shown)
     cores = [f"core {n}" for n in range(shown)]
     order = [lane for lane in ("dram", "host", "front", *cores, "vector") if lane in lanes]
     canvas = Canvas(900, 50 + 17 * len(order), "Gantt chart")
@@ -105,6 +94,21 @@ def gantt(run: Simulation, most_cores: int = 16) -> str:
         canvas.rect(70 + 110 * column, bottom + 24, 11, 11, colour)
         canvas.text(86 + 110 * column, bottom + 34, kind, size=10.5)
     return canvas.render()
+
+
+def _bars(run: Simulation, cores: int) -> dict[str, list[tuple[float, float, str, str]]]:
+    """By resource (start, end, kind, operation), in cycles; of the first cores alone."""
+    lanes: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
+    slack = run.cycles / 2000
+    for task in run.tasks:
+        if task.cycles <= 0 or (isinstance(task.resource, int) and task.resource >= cores):
+            continue
+        bars = lanes[f"core {task.resource}" if isinstance(task.resource, int) else task.resource]
+        name, start = run.ops[task.op].name, task.start
+        if bars and bars[-1][3] == name and start - bars[-1][1] < slack:
+            start = bars.pop()[0]
+        bars.append((start, task.end, task.kind, name))
+    return lanes
 
 
 def roofline_plot(run: Simulation) -> str:
