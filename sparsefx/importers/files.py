@@ -62,7 +62,16 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
         raise RecipeError(kind_of(content), who=who, where="line 1", hint=_KNOWN)
     if "stages" in content and "name" in content:
         raise RecipeError("it is a sparsefx recipe already", who=who, hint="use it as it is")
-    return _importer_for(text, content, who)(_untagged(content, text), name=name, who=who)
+    importer = _importer_for(text, content, who)
+    try:
+        return importer(_untagged(content, text), name=name, who=who)
+    except (AttributeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise RecipeError(
+            f"a value of the file is of another kind than its tool allows: {why}",
+            who=who,
+            hint="numbers of steps are whole, sparsities lie in 0..1, and lists are lists",
+        ) from error
 
 
 def _importer_for(text: str, content: dict[str, Any], who: str) -> _Importer:

@@ -76,7 +76,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         return import_epochs(content, general, name, who)
     pruners = general.pop("pruners", None) or general.pop("pruning_configs", None) or [{}]
     notes = Notes()
-    for key in content.keys() - {"pruning", "pruners", "pruning_configs", *general}:
+    for key in sorted(content.keys() - {"pruning", "pruners", "pruning_configs", *general}):
         notes.leave(key, "only the section 'pruning' is carried over")
     texts, last = [], 0
     for index, pruner in enumerate(pruners):

@@ -72,7 +72,7 @@ def import_epochs(
     rate = _learning_rate(train, notes)
     train.pop("start_epoch", None)
     notes.leave_rest("train", train)
-    for key in content.keys() - {"pruning"}:
+    for key in sorted(content.keys() - {"pruning"}):
         notes.leave(key, "only the section 'pruning' is carried over")
     settings = OptimizerSettings() if rate is None else OptimizerSettings(learning_rate=rate)
     locks = any(text.startswith("pattern-lock") for text in texts)

@@ -310,6 +310,15 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
         ("m:\n  - !SetLearningRateModifier {learning_rate: 0.1}\n", "how many epochs"),
         (json.dumps({**RESEARCH_LOCK, "pruning_fn": "dnw"}), "the pruning method 'dnw'"),
         (COMPRESSOR.replace('"magnitude"', "snip"), "no pruner can be carried over"),
+        (
+            (
+                '{"pruning_fn": "unstructured_magnitude", "scheduler": "iterative", '
+                '"policy_end_step": "x", "pruning_fn_default_kwargs": {"target_sparsity": 0.8}}'
+            ),
+            "a value of the file is of another kind",
+        ),
+        ("pruners: [{pruning_type: magnitude, target_sparsity: most}]", "'most'"),
+        ("pruners: [{pruning_type: magnitude, end_step: some}]", "pruners[0].end_step: expected"),
         (COMPRESSOR.replace('"magnitude"', "snip"), "movement-prune is nearest"),
         (COMPRESSOR.replace('"4x1"', "channelx1"), "the pattern 'channelx1'"),
     ],
