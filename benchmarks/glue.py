@@ -32,7 +32,6 @@ from sparsefx.report.run import report_rows
 from sparsefx.timing import machine
 from sparsefx.train.assets import cache_folder, minilm_folder
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.events import score_as_json
 from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
@@ -127,8 +126,8 @@ def as_json(
     """Return everything the table needs of one run."""
     stages = {
         row.name: {
-            "score": score_as_json(row.score),
-            "difference": None if row.difference is None else score_as_json(row.difference),
+            "score": row.score.as_json(),
+            "difference": None if row.difference is None else row.difference.as_json(),
             **{key: value for key, value in vars(row.size).items() if key != "layers"},
         }
         for row in report_rows(result)

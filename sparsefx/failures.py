@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import DataError, ProgramError
+from sparsefx.lengths import check_length
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -108,8 +109,6 @@ def _told(node: object) -> str:
 
 
 def _too_long(program: Program, batch: Mapping[str, Tensor]) -> ProgramError | None:
-    from sparsefx.huggingface import check_length
-
     tokens = max((value.shape[1] for value in batch.values() if value.dim() > 1), default=0)
     try:
         check_length(program.config, tokens)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsefx.errors import ArtifactError, CaptureError, DataError, first_line
+from sparsefx.errors import ArtifactError, CaptureError, first_line
 from sparsefx.files import saving
 from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
@@ -31,18 +31,14 @@ from sparsefx.sentence_folder import write_sentence_modules
 
 __all__ = [
     "capture_pretrained",
-    "check_length",
     "load_pretrained",
     "load_tokenizer",
-    "most_tokens",
     "plain_weights",
     "save_pretrained",
 ]
 
 logger = logging.getLogger(__name__)
 
-# RoBERTa counts positions from behind the padding token's id.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _NO_CONFIGURATION = (
     "no configuration of transformers describes this model, as after prune-heads, or after a "
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
@@ -120,35 +116,6 @@ def _load_weights(cls: Any, place: str, config: Any, *, resize: bool) -> tuple[A
         why = f"the weights cannot be loaded: {first_line(error)}"
         raise unreadable(pickles or place, why) from error
     return model, sorted(report["missing_keys"])
-
-
-def most_tokens(config: Mapping[str, Any]) -> int | None:
-    """Return for how many tokens the model has positions; None when there is no such limit."""
-    limit = config.get("max_position_embeddings")
-    kind = config.get("position_embedding_type")
-    if not isinstance(limit, int) or kind not in (None, "absolute"):
-        return None
-    offset = config.get("model_type") in _OFFSET_POSITIONS
-    return limit - int(config.get("pad_token_id") or 0) - 1 if offset else limit
-
-
-def check_length(config: Mapping[str, Any], tokens: int) -> None:
-    """Refuse sequences that are longer than the model has positions for.
-
-    Args:
-        config: Hugging Face configuration; an empty one allows any length.
-        tokens: Length of the longest sequence.
-
-    Raises:
-        DataError: ``tokens`` is more than the model has.
-    """
-    limit = most_tokens(config)
-    if limit is not None and tokens > limit:
-        raise DataError(
-            f"a sequence of {tokens} tokens; the model has positions for {limit}",
-            who="tokens",
-            hint=f"shorten it: max_length {limit} or less",
-        )
 
 
 def capture_pretrained(place: str, *, labels: int | None = None) -> Program:

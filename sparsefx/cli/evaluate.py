@@ -72,7 +72,6 @@ def command(
     """Print the score of a model on labelled data, with its 95 % interval."""
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.batches import check_tokens, encode
-    from sparsefx.train.events import score_as_json
     from sparsefx.train.metrics import check_metric, evaluate
 
     if metric is not None:
@@ -92,7 +91,7 @@ def command(
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")
     if to_json is not None:
-        to_json.write_text(json.dumps(score_as_json(score), indent=1) + "\n", encoding="utf-8")
+        to_json.write_text(json.dumps(score.as_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:

@@ -118,7 +118,7 @@ def _export(
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
-    from sparsefx.huggingface import most_tokens
+    from sparsefx.lengths import most_tokens
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     place = registry.parse_target(target)

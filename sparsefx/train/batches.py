@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
-from sparsefx.huggingface import check_length
+from sparsefx.lengths import check_length
 from sparsefx.train.tasks import Examples
 
 __all__ = [

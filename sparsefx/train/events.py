@@ -149,7 +149,7 @@ class MetricsFile:
                 }
             )
         elif isinstance(event, Evaluated):
-            self._write({"stage": event.stage, "step": event.step, **score_as_json(event.score)})
+            self._write({"stage": event.stage, "step": event.step, **event.score.as_json()})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -192,19 +192,6 @@ def _parsed(text: str) -> dict[str, Any] | None:
         return None
     line: dict[str, Any] = json.loads(text)
     return line
-
-
-def score_as_json(score: Score) -> dict[str, Any]:
-    """Return a score as plain data."""
-    return {
-        "metric": score.metric,
-        "value": score.value,
-        "low": score.low,
-        "high": score.high,
-        "count": score.count,
-        "parts": dict(score.parts),
-        "accuracy": score.parts.get("accuracy"),
-    }
 
 
 class TensorBoard:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,18 @@ class Score:
         if self.metric == "loss":
             return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
         return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "count": self.count,
+            "parts": dict(self.parts),
+            "accuracy": self.parts.get("accuracy"),
+        }
 
 
 def check_metric(name: str) -> None:

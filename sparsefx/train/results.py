@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 from sparsefx.errors import ArtifactError, TrainingError, did_you_mean
 from sparsefx.files import saving, write_json
 from sparsefx.program import Program
-from sparsefx.train.events import score_as_json
 from sparsefx.train.metrics import Score
 
 __all__ = ["RunResult", "StageResult"]
@@ -75,7 +74,7 @@ class StageResult:
         return {
             "name": self.name,
             "steps": self.steps,
-            "score": None if self.score is None else score_as_json(self.score),
+            "score": None if self.score is None else self.score.as_json(),
             "seconds": dict(self.seconds),
             "sparsity": self.sparsity,
             "properties": list(self.properties),

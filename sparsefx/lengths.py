@@ -1,0 +1,42 @@
+"""How many tokens a model takes, read off its Hugging Face configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsefx.errors import DataError
+
+__all__ = ["check_length", "most_tokens"]
+
+# RoBERTa counts positions from behind the padding token's id.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
+
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return for how many tokens the model has positions; None when there is no such limit."""
+    limit = config.get("max_position_embeddings")
+    kind = config.get("position_embedding_type")
+    if not isinstance(limit, int) or kind not in (None, "absolute"):
+        return None
+    offset = config.get("model_type") in _OFFSET_POSITIONS
+    return limit - int(config.get("pad_token_id") or 0) - 1 if offset else limit
+
+
+def check_length(config: Mapping[str, Any], tokens: int) -> None:
+    """Refuse sequences that are longer than the model has positions for.
+
+    Args:
+        config: Hugging Face configuration; an empty one allows any length.
+        tokens: Length of the longest sequence.
+
+    Raises:
+        DataError: ``tokens`` is more than the model has.
+    """
+    limit = most_tokens(config)
+    if limit is not None and tokens > limit:
+        raise DataError(
+            f"a sequence of {tokens} tokens; the model has positions for {limit}",
+            who="tokens",
+            hint=f"shorten it: max_length {limit} or less",
+        )
