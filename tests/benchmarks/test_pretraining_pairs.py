@@ -7,15 +7,17 @@ from pathlib import Path
 
 from benchmarks.pretraining_pairs import wikipedia_pairs
 
-TEXT = """The first sentence has six words. The second one follows it here. Too short. A third one is left alone.
-
-Another paragraph begins with this one. It ends with this other one! Nobody stands beside the third.
-"""
+PARAGRAPHS = (
+    "The first sentence has six words. The second one follows it here. Too short.",
+    "This one is left alone.",
+    "",
+    "Another paragraph begins with this one. It ends with this other one!",
+)
 
 
 def wikipedia(folder: Path) -> Path:
     path = folder / "text.xz"
-    path.write_bytes(lzma.compress(TEXT.encode()))
+    path.write_bytes(lzma.compress("\n".join(PARAGRAPHS).encode()))
     return path
 
 
