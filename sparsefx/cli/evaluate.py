@@ -96,7 +96,7 @@ def command(
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.columns import find_label
+    from sparsefx.train.columns import find_label, find_text
     from sparsefx.train.tables import read_table
     from sparsefx.train.tasks import load_task
 
@@ -104,8 +104,9 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     layout = _layout(asked.task or _without_header(table))
     if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
         table = table.with_header(layout.header)
-    text = text_columns(asked.text) or (layout.text if layout else None)
-    label = asked.label or (layout.label if layout else find_label(table.columns, table.origin))
+    columns, origin = table.columns, table.origin
+    text = text_columns(asked.text) or (layout.text if layout else find_text(columns, origin))
+    label = asked.label or (layout.label if layout else find_label(columns, origin))
     kind, classes = _head(table, label, saved, made, _classes(asked, saved, made, layout))
     return load_task(
         {"test": table},

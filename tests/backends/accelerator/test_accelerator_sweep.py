@@ -14,7 +14,7 @@ from sparsefx.backends.accelerator.bert import EncoderSize
 from sparsefx.backends.accelerator.report.outcome import read_outcome
 from sparsefx.backends.accelerator.sweep import grid, run_sweep, write_sweep
 from sparsefx.cli.app import app
-from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.errors import DependencyError, SparsefxError, TargetError
 from tests.int8 import int8
 
 
@@ -92,7 +92,7 @@ def test_a_point_that_cannot_run_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_ray_is_asked_for_only_when_wanted(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"pip install 'sparsefx\[ray\]'"):
+    with pytest.raises(DependencyError, match=r"pip install 'sparsefx\[ray\]'"):
         run_sweep(grid(["anton"], [1], ["random"]), tmp_path, ray_address="local")
 
 
