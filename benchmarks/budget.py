@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from benchmarks.glue_table import DENSE
 from sparsefx.errors import RecipeError
 from sparsefx.recipe import Recipe, Stage, Training
 
 __all__ = ["with_budget"]
-
-DENSE = ("dense", "teacher", "predecessor")
-"""Stages that fine-tune the model as it is."""
 
 
 def with_budget(recipe: Recipe, model: Recipe, labelled: int, unlabelled: int) -> Recipe:
@@ -61,16 +59,13 @@ def _steps(recipe: Recipe, stage: Stage, counts: tuple[int, int]) -> int:
     training = stage.training
     if training is None:
         return 0
-    if training.steps is not None:
-        return training.steps
     labelled, unlabelled = counts
     examples = {
         "labelled": labelled,
         "labelled+unlabelled": labelled + unlabelled,
         "unlabelled": unlabelled,
     }[training.data]
-    size = training.batch_size or recipe.data.batch_size
-    return max(1, round((training.epochs or 0) * -(-examples // size)))
+    return training.steps_on(examples, recipe.data.batch_size)
 
 
 def _trained(training: Training, steps: int, least: float) -> Training:

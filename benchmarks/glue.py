@@ -180,10 +180,11 @@ def main(
     folder = glue_folder(data)
     base = Recipe.load(recipe)
     budget = Recipe.load(budget_of) if budget_of else None
+    method = f"{base.name}-at-{budget.name}" if budget else base.name
     for seed in _seeds(seeds):
         found = base.model_copy(update={"seed": seed})
         for task in tasks.split(","):
-            name = f"{base.name}-{label}-{task}-{seed}"
+            name = f"{method}-{label}-{task}-{seed}"
             path = out / f"{name}.json"
             if path.exists():
                 typer.echo(f"{path} is there already")

@@ -150,6 +150,16 @@ class Training(_Settings):
             raise ValueError("give either epochs or steps")
         return self
 
+    def steps_on(self, examples: int, batch_size: int) -> int:
+        """Return the optimizer steps on so many examples.
+
+        Args:
+            examples: What is trained on.
+            batch_size: Of a batch, where the stage has none of its own.
+        """
+        per_epoch = -(-examples // (self.batch_size or batch_size))
+        return self.steps or max(1, round((self.epochs or 0) * per_epoch))
+
 
 class Stage(_Settings):
     """One stage: passes, training, passes."""

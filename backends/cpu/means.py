@@ -10,7 +10,6 @@ not 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -71,23 +70,16 @@ def find_means(program: Program, host: Host) -> dict[fx.Node, Mean]:
     found: dict[fx.Node, Mean] = {}
     for node in program.graph.nodes:
         if node.target in _SUMS and node not in host.nodes:
-            known = [(last, mean) for last in _ends(node) if (mean := _mean(regions, last))]
+            ends = filter(_is_vector, regions.onward(node, _FAR))
+            known = [(last, mean) for last in ends if (mean := _mean(regions, last))]
             found.update(known[-1:])
     return found
 
 
-def _ends(node: fx.Node) -> Iterator[fx.Node]:
-    """Where the mean that begins with a sum may end: one vector of a sequence, or a row of it."""
-    for _ in range(_FAR):
-        shape = shape_of(node)
-        rows = shape[:-1]
-        if isinstance(rows[0] if rows else 1, str) and set(rows[1:]) <= {1} and len(rows) < 3:
-            yield node
-        if len(node.users) != 1:
-            return
-        (node,) = node.users
-        if node.target not in _INNER:
-            return
+def _is_vector(node: fx.Node) -> bool:
+    """Whether a node is one vector of each sequence, or a row of one."""
+    rows = shape_of(node)[:-1]
+    return isinstance(rows[0] if rows else 1, str) and set(rows[1:]) <= {1} and len(rows) < 3
 
 
 def _mean(regions: Regions, last: fx.Node) -> Mean | None:

@@ -9,7 +9,6 @@ from the channels of a token and from constants is tried on numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +58,8 @@ def find_norms(program: Program, host: Host) -> dict[fx.Node, RmsNorm]:
     found: dict[fx.Node, RmsNorm] = {}
     for node in program.graph.nodes:
         if _is_root(node) and node not in host.nodes:
-            known = [(last, norm) for last in _ends(node) if (norm := _norm(regions, last))]
+            ends = regions.onward(node, _FAR)
+            known = [(last, norm) for last in ends if (norm := _norm(regions, last))]
             found.update(known[-1:])
     return found
 
@@ -68,17 +68,6 @@ def _is_root(node: fx.Node) -> bool:
     """Whether a node takes a root of its input, or is a norm by itself."""
     halves = node.target is aten.pow.Tensor_Scalar and abs(node.args[1]) == 0.5  # type: ignore[arg-type]
     return halves or node.target in _ROOTS
-
-
-def _ends(node: fx.Node) -> Iterator[fx.Node]:
-    """Where the norm around a root may end."""
-    for _ in range(_FAR):
-        yield node
-        if len(node.users) != 1:
-            return
-        (node,) = node.users
-        if node.target not in _INNER:
-            return
 
 
 def _norm(regions: Regions, last: fx.Node) -> RmsNorm | None:

@@ -6,7 +6,7 @@ from where one may end to where it may begin, and runs what lies between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,16 @@ class Regions:
                 found.update(fresh)
                 stack += fresh
         return sorted(found, key=self.host.places.__getitem__)
+
+    def onward(self, node: fx.Node, most: int) -> Iterator[fx.Node]:
+        """A node and at most `most - 1` behind it, as long as one alone reads the one before."""
+        for _ in range(most):
+            yield node
+            if len(node.users) != 1:
+                return
+            (node,) = node.users
+            if not self._inner(node.target):
+                return
 
     def between(self, source: fx.Node, last: fx.Node) -> Region | None:
         """The region that begins from one node and ends with another."""

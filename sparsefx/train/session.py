@@ -225,10 +225,8 @@ class Session:
         training = stage.training
         if training is None:
             return None
-        data = self._data.of(training)
-        size = training.batch_size or self.recipe.data.batch_size
-        per_epoch = -(-len(data) // size)
-        return training.steps or max(1, round((training.epochs or 0) * per_epoch))
+        examples = len(self._data.of(training))
+        return training.steps_on(examples, self.recipe.data.batch_size)
 
     def _train(
         self,
