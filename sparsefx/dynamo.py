@@ -7,7 +7,6 @@ A batch of a second shape makes Dynamo ask once more, then for dynamic sizes; la
 
 from __future__ import annotations
 
-import logging
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,6 @@ from sparsefx.errors import TargetError
 from sparsefx.frontend import capture
 
 __all__ = ["backend"]
-
-logger = logging.getLogger(__name__)
 
 _WHO = "torch.compile"
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
@@ -66,8 +63,6 @@ def backend(
     # Dynamo's fake tensors must not meet those of the capture.
     with torch._guards.tracing(None), torch.enable_grad():
         program = capture(plain, inputs, dynamic=sizes).eval()
-        for reason in target.unsupported(program):
-            logger.info("%s: %s", target, reason)
         compiled = target.compile(program)
 
     def call(*values: Any) -> tuple[Tensor, ...]:

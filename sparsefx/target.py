@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
-from sparsefx.errors import TargetError
+from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.option_types import wrong_types
 from sparsefx.spec import format_spec, options_of
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,25 @@ class Target(ABC):
     def compile(self, program: Program) -> Compiled:
         """Run :meth:`pipeline` on a copy of ``program`` and lower it.
 
+        What it takes only in another way (:attr:`Unsupported.instead`) is logged.
+
         Raises:
-            TargetError: Listing every node that the target cannot take.
+            TargetError: Listing every node that the target cannot take; or naming the step whose
+                code failed, with the exception as its cause.
         """
-        ready = self.pipeline().run(program)
-        reasons = [reason for reason in self.unsupported(ready) if not reason.instead]
-        if reasons:
+        with self._naming("pipeline()"):
+            steps = self.pipeline()
+        ready = steps.run(program)
+        with self._naming("unsupported()"):
+            found = tuple(self.unsupported(ready))
+        for reason in found:
+            logger.info("%s: %s", self, reason)
+        if reasons := [reason for reason in found if not reason.instead]:
             listed = "".join(f"\n  - {reason}" for reason in reasons)
             noun = "place" if len(reasons) == 1 else "places"
             raise TargetError(f"{len(reasons)} {noun} cannot be lowered:{listed}", who=self.name)
-        compiled = self.lower(ready)
+        with self._naming("lower()"):
+            compiled = self.lower(ready)
         if not callable(compiled):
             raise TargetError(
                 f"lower() returned {compiled!r}, which cannot be called",
@@ -140,6 +153,23 @@ class Target(ABC):
                 hint="return an object with __call__, cost, listing and save: see Compiled",
             )
         return compiled
+
+    @contextmanager
+    def _naming(self, step: str) -> Iterator[None]:
+        """Turn a failure of the target's own code into an error that names target and step."""
+        try:
+            yield
+        except (SparsefxError, MemoryError):
+            raise  # of the user or the machine, and told as such
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the machine too
+            raise TargetError(
+                f"{type(error).__name__}: {error}",
+                who=self.name,
+                where=step,
+                hint="a fault of the target: in Python the traceback of the cause shows the place",
+            ) from error
 
     def __str__(self) -> str:
         return format_spec(self)

@@ -43,7 +43,7 @@ def test_a_compiled_model_keeps_its_class_and_values(
 ) -> None:
     model = tiny(name)
     fast = torch.compile(model, backend=backend)
-    with caplog.at_level(logging.INFO, "sparsefx.dynamo"), torch.no_grad():
+    with caplog.at_level(logging.INFO, "sparsefx.target"), torch.no_grad():
         for batch, length in ((2, 8), (3, 9), (5, 20)):
             inputs = example_batch(batch, length)
             found, expected = fast(**inputs), model(**inputs)

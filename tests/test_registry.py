@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from sparsefx import Pipeline, registry
 from sparsefx.cli import main
 from sparsefx.errors import RegistryError, SparsefxError, SpecError, TargetError
+from sparsefx.program import Program
+from sparsefx.target import Compiled, Target
 from sparsefx.testing import small_program
 
 
@@ -112,3 +115,54 @@ def test_a_plug_in_of_another_kind_breaks_itself_alone(
         Pipeline.parse("silent").run(program)
     with pytest.raises(TargetError, match=r"lower\(\) returned None, which cannot be called"):
         registry.parse_target("empty").compile(program)
+
+
+FAILING = """
+from sparsefx import Target
+
+class Failing(Target):
+    name = "failing"
+    def {step}(self, program=None):
+        raise ValueError("no kernel for 3 bits")
+    {rest}
+"""
+LOWERS = "def lower(self, program): return program"
+
+
+@pytest.mark.parametrize(
+    ("step", "rest"), [("lower", ""), ("unsupported", LOWERS), ("pipeline", LOWERS)]
+)
+def test_a_target_whose_code_fails_is_named_with_the_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    rest: str,
+) -> None:
+    module = f"failing_in_{step}"
+    install(tmp_path, "failing", f"failing = {module}:Failing", group="sparsefx.targets")
+    (tmp_path / f"{module}.py").write_text(FAILING.format(step=step, rest=rest))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    program = small_program(torch.nn.ReLU(), input=torch.randn(2))
+    with pytest.raises(TargetError) as caught:
+        registry.parse_target("failing").compile(program)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert (caught.value.who, caught.value.where) == ("failing", f"{step}()")
+    expected = f"failing at {step}(): ValueError: no kernel for 3 bits"
+    assert str(caught.value).startswith(expected)
+    saved = program.save(tmp_path / "program")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", str(saved), "-t", "failing"])
+    assert ended.value.code == 2
+    assert f"left out failing: {expected}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_called_a_fault_of_the_target() -> None:
+    class Full(Target):
+        name = "full"
+
+        def lower(self, program: Program) -> Compiled:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        Full().compile(small_program(torch.nn.ReLU(), input=torch.randn(2)))
