@@ -242,9 +242,13 @@ class Program:
     def fingerprint(self) -> str:
         """Return a hash of graph and tensors: equal exactly when both are equal."""
         digest = hashlib.sha256(dump(self).encode())
-        for name, tensor in self.named_tensors().items():
-            digest.update(f"{name}:{self._digest(name, tensor)}".encode())
+        for name, known in self.digests().items():
+            digest.update(f"{name}:{known}".encode())
         return digest.hexdigest()
+
+    def digests(self) -> dict[str, str]:
+        """Return a hash of each parameter and buffer by name; see :meth:`named_tensors`."""
+        return {name: self._digest(name, tensor) for name, tensor in self.named_tensors().items()}
 
     def _digest(self, name: str, tensor: Tensor) -> str:
         version = (id(tensor), tensor._version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,8 @@ def command(
     if out is not None:
         check_free(out)
     opened = open_program(program)
-    old, begun = opened.dump(facts=facts), len(opened.history)
+    old, digests = opened.dump(facts=facts), opened.digests()
+    begun = len(opened.history)
     others = _named(given or [])
     timing = Timing()
     watchers: list[Instrument] = [timing, *([DumpDir(dump_dir, facts)] if dump_dir else [])]
@@ -59,7 +61,8 @@ def command(
         lines = difflib.unified_diff(
             old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2
         )
-        stdout.print("\n".join(lines) or "no change", markup=False)
+        stdout.print("\n".join(lines) or "the graph is the same", markup=False)
+    stdout.print(_tensors(digests, after.digests()))
     entries = after.history[begun:]
     stdout.print(_table(entries, [seconds for _, seconds in timing.seconds]))
     for entry in entries:
@@ -80,6 +83,17 @@ def _named(given: list[str]) -> dict[str, str]:
             raise SpecError(f"the program {name!r} is given twice", text=text, position=0)
         found[name] = place
     return found
+
+
+def _tensors(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Say how many tensors changed, came and went, from their hashes by name."""
+    counts = {
+        "changed": sum(new[name] != old[name] for name in old.keys() & new.keys()),
+        "added": len(new.keys() - old.keys()),
+        "removed": len(old.keys() - new.keys()),
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"tensors: {told or 'none changed'} (of {len(old)})"
 
 
 def _table(entries: tuple[HistoryEntry, ...], seconds: list[float]) -> Table:

@@ -11,6 +11,8 @@ import torch
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError
+from sparsefx.passbase import PassContext, PassReport
+from sparsefx.passes.simplify.simplify import Simplify
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.testing import small_program
@@ -72,8 +74,28 @@ def test_opt_shows_the_difference_and_saves(
     saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("opt", saved, "--passes", "", "--out", str(tmp_path / "q")) == 0
-    assert "no change" in capsys.readouterr().out
+    assert "the graph is the same\ntensors: none changed (of 2)\n" in capsys.readouterr().out
     assert (tmp_path / "q" / "manifest.json").exists()
+
+
+def test_opt_counts_the_tensors_that_changed_in_the_same_graph(
+    saved: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def double(self: Simplify, program: Program, ctx: PassContext) -> PassReport:
+        ctx.rewriter.set_tensor("weight", program.tensor("weight").detach() * 2)
+        return PassReport(1)
+
+    monkeypatch.setattr(Simplify, "run", double)
+    assert run("opt", saved, "--passes", "simplify") == 0
+    assert "the graph is the same\ntensors: 1 changed (of 2)\n" in capsys.readouterr().out
+
+
+def test_opt_counts_the_tensors_that_came_and_went(
+    saved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = "magnitude-prune{sparsity=0.5,roles=other}"
+    assert run("opt", saved, "--passes", masked) == 0
+    assert "tensors: 1 changed, 1 added (of 2)\n" in capsys.readouterr().out
 
 
 def test_bench_refuses_unknown_targets_before_it_times(
