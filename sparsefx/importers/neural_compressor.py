@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_epochs import counts_epochs, import_epochs
+from sparsefx.importers.neural_compressor_epochs import import_epochs, version_of
 from sparsefx.importers.result import Imported, Notes, pass_text
 from sparsefx.recipe import Recipe, Stage, Training
 
@@ -61,7 +61,7 @@ def is_neural_compressor(content: object) -> bool:
 def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) -> Imported:
     """Turn a configuration into a recipe of one stage; each pruner becomes a pass.
 
-    Read as one of 2.x, which counts steps, unless it counts epochs as 1.x did.
+    Which version it is of, 1.x or 2.x, its words tell.
 
     Args:
         content: The parsed file, in which a tagged pruner is a mapping.
@@ -69,11 +69,20 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         who: The file, for errors.
 
     Raises:
-        RecipeError: Nothing of it can be carried over, or a value is wrong.
+        RecipeError: Nothing of it can be carried over, a value is wrong, or it may be of either
+            version.
     """
     general = dict(_general(content) or {})
-    if counts_epochs(general):
+    version = version_of(content, general)
+    if version == "1.x":
         return import_epochs(content, general, name, who)
+    if version == "either":
+        raise RecipeError(
+            "nothing tells 1.x (magnitudes, in epochs) from 2.x (snip_momentum in blocks, steps)",
+            who=who,
+            where="weight_compression",
+            hint="add what it stands for: 'end_epoch: 4' for 1.x, 'pruning_type' for 2.x",
+        )
     pruners = general.pop("pruners", None) or general.pop("pruning_configs", None) or [{}]
     notes = Notes()
     for key in sorted(content.keys() - {"pruning", "pruners", "pruning_configs", *general}):

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.result import Imported, Notes, pass_text, share
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["counts_epochs", "import_epochs"]
+__all__ = ["import_epochs", "version_of"]
 
-_EPOCHS = frozenset({"start_epoch", "end_epoch", "initial_sparsity"})
-_STEPS = frozenset({"start_step", "end_step", "pruning_frequency", "prune_frequency"})
+_WORDS_OF_1 = frozenset(
+    {
+        "start_epoch",
+        "end_epoch",
+        "initial_sparsity",
+        "update_frequency",
+        "prune_type",
+        "names",
+        "method",
+    }
+)
+_WORDS_OF_2 = frozenset(
+    {
+        "start_step",
+        "end_step",
+        "pruning_frequency",
+        "prune_frequency",
+        "pruning_type",
+        "pruning_scope",
+        "pruning_op_types",
+        "op_names",
+        "excluded_op_names",
+        "min_sparsity_ratio_per_op",
+        "max_sparsity_ratio_per_op",
+    }
+)
 _DEFAULTS: dict[str, Any] = {
     "initial_sparsity": 0.0,
     "target_sparsity": 0.97,
@@ -28,14 +52,26 @@ _UNLIKE = {
 }
 
 
-def counts_epochs(general: dict[str, Any]) -> bool:
-    """Return whether settings and pruners speak of epochs, as 1.x does, and not of steps.
+def version_of(content: dict[str, Any], general: dict[str, Any]) -> Literal["1.x", "2.x", "either"]:
+    """Return whose words a configuration uses: 1.x counts epochs, 2.x counts steps.
 
-    >>> counts_epochs({"start_epoch": 0, "pruners": []}), counts_epochs({"end_step": 9})
-    (True, False)
+    Only the section ``weight_compression`` is in both.
+
+    Args:
+        content: The parsed file.
+        general: The settings that all pruners share, with the list of pruners in it.
+
+    >>> section = {"target_sparsity": 0.8, "pruners": [{"prune_type": "basic_magnitude"}]}
+    >>> version_of({"pruning": {"approach": {"weight_compression": section}}}, section)
+    '1.x'
+    >>> version_of({"pruners": [{"target_sparsity": 0.8}]}, {"pruners": [{"target_sparsity": 0.8}]})
+    '2.x'
     """
     words = set(general).union(*(set(each or {}) for each in general.get("pruners") or ()))
-    return bool(words & _EPOCHS) and not words & _STEPS
+    pruning = content.get("pruning") or {}
+    if words & _WORDS_OF_2 or "weight_compression" not in pruning.get("approach", {}):
+        return "2.x"
+    return "1.x" if words & _WORDS_OF_1 or "train" in pruning else "either"
 
 
 def import_epochs(

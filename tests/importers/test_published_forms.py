@@ -103,6 +103,32 @@ def test_neural_compressor_of_version_1_counts_epochs() -> None:
     assert any(line.startswith("train.optimizer.AdamW.learning_rate") for line in carried)
 
 
+@pytest.mark.parametrize(
+    ("section", "pruner"),
+    [
+        ("{target_sparsity: 0.8, ", "{prune_type: basic_magnitude}"),
+        ("{target_sparsity: 0.8, ", "{names: [encoder.0.weight]}"),
+        ("{update_frequency: 2.0, target_sparsity: 0.8, ", "{}"),
+    ],
+)
+def test_neural_compressor_of_version_1_is_known_by_other_words_too(
+    section: str, pruner: str
+) -> None:
+    text = f"pruning: {{approach: {{weight_compression: {section}pruners: [!Pruner {pruner}]}}}}}}"
+    recipe, _, _ = import_text(text, name="one")
+    assert recipe.source.endswith("1.x.")
+    assert recipe.stages[0].training
+    assert recipe.stages[0].training.epochs == 4  # where 1.x ends its ramp unless told
+
+
+def test_neural_compressor_that_may_be_of_either_version_is_refused() -> None:
+    text = "pruning: {approach: {weight_compression: {target_sparsity: 0.8, pruners: [PRUNER]}}}"
+    with pytest.raises(RecipeError, match="add what it stands for: 'end_epoch: 4'"):
+        import_text(text.replace("PRUNER", "!Pruner {pattern: 1x1}"), name="either")
+    two, _, _ = import_text(text.replace("PRUNER", "!Pruner {pruning_type: magnitude}"), name="two")
+    assert two.source.endswith("2.x.")
+
+
 def test_neural_compressor_of_version_1_mistakes() -> None:
     for change, told in (
         (("end_epoch: 4", "end_epoch: four"), "found 'four'"),
