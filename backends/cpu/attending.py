@@ -13,12 +13,23 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.graphs import rank, shape_of
+from sparsefx.backends.cpu.graphs import integer, rank, shape_of
 from sparsefx.backends.cpu.kernels.distances import EDGE
 from sparsefx.backends.cpu.masks import FILLED, NOTHING, DistanceTable
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.pooling import ONLY_MEANS
-from sparsefx.backends.cpu.values import Heads, Kept, Mask, Rows, Scores
+from sparsefx.backends.cpu.relative import PositionTables
+from sparsefx.backends.cpu.values import (
+    Heads,
+    Kept,
+    Mask,
+    Projected,
+    Relative,
+    Rows,
+    Scores,
+    Term,
+    Value,
+)
 
 if TYPE_CHECKING:
     from sparsefx.backends.cpu.walk import Walk
@@ -66,8 +77,9 @@ class AttentionLowering:
                 return "a product of scores that is not weights v"
             return self._attend(node, scores, right)
         left = walk.heads(node.args[0])
-        if any(n in walk.host.nodes for n in node.args[:2]) and (left or right):
-            return "a product with positions, as disentangled attention (DeBERTa) has: no kernel"
+        table = next((n for n in node.args[:2] if n in walk.host.nodes), None)
+        if isinstance(table, fx.Node) and (left or right):
+            return self._projected(node, left, table)
         if left is None or right is None:
             unknown = all(walk.value(n) is None for n in node.args[:2])
             return _OUTSIDE if unknown else "a product that is not attention"
@@ -77,6 +89,54 @@ class AttentionLowering:
         if (left.order, right.order) != ("bsd", "bds"):
             return "a product of heads that is not q k^T"
         self._walk.values[node] = Scores(left, right, left.factor * right.factor)
+        return None
+
+    def _projected(self, node: fx.Node, left: Heads | None, table: fx.Node) -> str | None:
+        """Heads times embeddings of positions."""
+        if left is None or left.order != "bsd":
+            return "a product with positions that is not of heads with a table"
+        self._walk.values[node] = Projected(left, table)
+        return None
+
+    def gathered(self, node: fx.Node) -> str | None:
+        """`gather`: for each pair of tokens its product with an embedding."""
+        source, dim, index = node.args[:3]
+        value = self._walk.value(source)
+        if not isinstance(value, Projected):
+            return _OUTSIDE if value is None else "gathers something else than products"
+        last = dim in (-1, rank(node) - 1)
+        if not last or not isinstance(index, fx.Node) or index not in self._walk.host.nodes:
+            return "gathers by activations, or along tokens"
+        term = Term(value.heads, value.table, index, factor=value.heads.factor)
+        self._walk.values[node] = Relative((term,))
+        return None
+
+    def joined(self, node: fx.Node, left: Value, right: Value) -> str | None:
+        """What positions add, to scores or to each other; says why where it is neither."""
+        terms = [v.terms for v in (left, right) if isinstance(v, Relative)]
+        scores = [v for v in (left, right) if isinstance(v, Scores)]
+        if len(terms) == 2:
+            self._walk.values[node] = Relative(terms[0] + terms[1])
+        elif terms and scores and not scores[0].weights:
+            summed = Relative(scores[0].relative.terms + terms[0])
+            self._walk.values[node] = replace(scores[0], relative=summed)
+        else:
+            return "adds products with positions to something else than scores"
+        return None
+
+    def moved(self, node: fx.Node, value: Scores | Relative) -> str | None:
+        """A view: heads in the dimension of the batch, or in one of their own.
+
+        What positions add to scores may also be transposed.
+        """
+        old, new = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]  # it has a value
+        known = node.target in (aten.view.default, aten.reshape.default) and old[-2:] == new[-2:]
+        if node.target is aten.transpose.int and isinstance(value, Relative):
+            swapped = {integer(n) % len(old) for n in node.args[1:3]}
+            known, value = swapped == {len(old) - 2, len(old) - 1}, value.transposed()
+        if not known:
+            return "moves scores"
+        self._walk.values[node] = value
         return None
 
     def masked_product(self, node: fx.Node) -> str | None:
@@ -154,6 +214,9 @@ class AttentionLowering:
         kind = _kernel(walk, [q, k, v])
         if kind is None:
             return "its inputs are quantized in ways that no kernel knows"
+        tables = self._tables(scores)
+        if isinstance(tables, str):
+            return tables
         meaning = walk.meaning(scores.masks)
         if isinstance(meaning, str):
             return meaning
@@ -163,6 +226,8 @@ class AttentionLowering:
         step = Step(catalog.other(kind), _words(scores, v, heads, target), node.name, facts)
         if meaning.table is not None:
             step = _with_table(step, meaning.table, None if kept is None else kept.channels)
+        if tables is not None:
+            step = _with_positions(step if meaning.table else _with_table(step, NOTHING), tables)
         if "longest" in step.words:
             walk.indices.setdefault("positions", None)
         walk.steps.append(step)
@@ -172,6 +237,20 @@ class AttentionLowering:
             kept = Kept(channels.reshape(-1))
         walk.values[node] = Rows(target, kept=kept)
         return None
+
+    def _tables(self, scores: Scores) -> PositionTables | str | None:
+        """What the kernel reads to add products with positions; or why it cannot."""
+        terms = scores.relative.terms
+        for term in terms:
+            heads = scores.key if term.of_keys else scores.query
+            same = (heads.rows, heads.heads, heads.size)
+            if (term.heads.rows, term.heads.heads, term.heads.size) != same:
+                return "products with positions of something else than its query and key"
+            if heads.rows.code is not None or heads.rows.kept is not None:
+                return "products with positions of codes, or of a part of the heads"
+        if not terms or not scores.scale:
+            return "a scale of 0 beside products with positions" if terms else None
+        return self._walk.relative.read(terms, scores.scale)
 
 
 def _kernel(walk: Walk, parts: list[Heads]) -> str | None:
@@ -228,6 +307,26 @@ def _with_table(step: Step, table: DistanceTable, heads: NDArray[np.intp] | None
     if table.longest is not None:
         words["longest"] = table.longest
     return replace(step, kernel=catalog.attention_by_distance(step.kernel.kind), words=words)
+
+
+def _with_positions(step: Step, tables: PositionTables) -> Step:
+    """An attention by distance that also adds products with positions."""
+    of_queries, of_keys = tables.of_queries, tables.of_keys
+    (known, *_) = [t for t in (of_queries, of_keys) if t is not None]
+    words: dict[str, Word] = {
+        **step.words,
+        "position_step": known.strides[0],
+        "position_zero": tables.zero,
+        "position_last": known.shape[1] - 1,
+    }
+    if of_queries is not None:
+        words["of_queries"] = of_queries
+    if of_keys is not None:
+        words["of_keys"] = of_keys
+    if tables.longest is not None:
+        words["longest"] = min(tables.longest, int(words.get("longest", tables.longest)))  # type: ignore[arg-type]  # an int
+    kinds = {"of_queries": of_queries is not None, "of_keys": of_keys is not None}
+    return replace(step, kernel=catalog.attention_by_position(**kinds), words=words)
 
 
 def _int8_attention(walk: Walk) -> str:

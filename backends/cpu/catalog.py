@@ -29,6 +29,7 @@ from sparsefx.backends.cpu.kernels import (
     norm,
     peak,
     quads,
+    relative,
     rotate,
     rows,
     rows_bf16,
@@ -40,6 +41,7 @@ from sparsefx.backends.cpu.kernels import (
 __all__ = [
     "Kernel",
     "attention_by_distance",
+    "attention_by_position",
     "elementwise",
     "embedding",
     "linear",
@@ -177,6 +179,19 @@ def attention_by_distance(kind: str) -> Kernel:
     )
 
 
+@cache
+def attention_by_position(*, of_queries: bool, of_keys: bool) -> Kernel:
+    """Attention in fp32 with products of queries, of keys, or both with relative positions."""
+    kinds = relative.Kinds(of_queries, of_keys)
+    return Kernel(
+        ("attention_by_position", of_queries, of_keys),
+        "attention by position",
+        (*attention.FIELDS, *relative.FIELDS, *distances.FIELDS),
+        lambda isa, width: attention.emit(isa, width, by_distance=True, positions=kinds),
+        lambda words, longest: attention.scratch_bytes(longest) + relative.scratch_bytes(longest),
+    )
+
+
 _OTHERS = {
     kernel.kind: kernel
     for kernel in (
@@ -236,6 +251,9 @@ def named(spec: Sequence[Any]) -> Kernel:
     if family in ("norm", "rms_norm"):
         floats, octets = map(bool, options)
         return norm_kernel(floats=floats, octets=octets, centred=family == "norm")
+    if family == "attention_by_position":
+        of_queries, of_keys = map(bool, options)
+        return attention_by_position(of_queries=of_queries, of_keys=of_keys)
     (option,) = options
     if family == "elementwise":
         return elementwise(str(option))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ __all__ = [
     "ACTIVATIONS",
     "IDENTITIES",
     "REFERENCE",
+    "SameValues",
     "activation",
     "identity_source",
     "integer",
@@ -109,3 +110,30 @@ def activation(node: fx.Node) -> str:
     if node.target is aten.gelu.default:
         return "gelu" if node.kwargs.get("approximate", "none") == "none" else "gelu_tanh"
     return _NAMES.get(node.target, "")
+
+
+class SameValues:
+    """Tells which nodes of a graph compute the same."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[Any, ...], int] = {}
+
+    def name(self, node: fx.Node, known: Mapping[fx.Node, int] | None = None) -> int:
+        """The same number for nodes that compute the same from the same inputs and tensors.
+
+        Args:
+            node: The node.
+            known: Numbers that stand for nodes, below 1.
+        """
+        found = dict(known or {})
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            missing = [n for n in current.all_input_nodes if n not in found]
+            stack += missing
+            if not missing:
+                stack.pop()
+                given = fx.map_arg((current.args, current.kwargs), lambda n: f"%{found[n]}")
+                key = (current.op, str(current.target), str(given))
+                found[current] = self._names.setdefault(key, len(self._names) + 1)
+        return found[node]

@@ -173,7 +173,7 @@ class LinearLowering:
         found = tuple(snap for _, snap in ends if snap is not None)
         sizes = {size for end, _ in ends for size in walk.uses.head_sizes(end)}
         usable = walk.isa.has_pack_order and walk.options.attention == "auto"
-        usable = usable and not any(walk.uses.turned(end) for end, _ in ends)
+        usable = usable and not any(walk.uses.needs_floats(end) for end, _ in ends)
         if not usable or len(found) < len(group) or len(group) != 2:
             return ()
         return found if all(size and size % 4 == 0 for size in sizes) else ()

@@ -131,7 +131,7 @@ def _finish(walk: Walk) -> Lowered:
     steps = walk.steps if padding is None else by_distance(walk.steps)
     plan = Plan((*steps, *unpacking), tuple(walk.indices), results)
     linears = walk.program.graph.find_nodes(op="call_function", target=_LINEAR)
-    apart = [n for n in linears if n in walk.host.nodes]
+    apart = [n for n in linears if n in walk.host.nodes and n in _run_each_time(walk, rest)]
     reasons = _first_reasons(walk, rest)
     if apart:
         reasons.append((apart[0], "it does not depend on an embedding of tokens"))
@@ -144,6 +144,13 @@ def _finish(walk: Walk) -> Lowered:
         linears=(len(linears), len(apart) + sum(n.target is _LINEAR for n in rest)),
         heads_dropped=sum(walk.dropped.values()),
     )
+
+
+def _run_each_time(walk: Walk, rest: list[fx.Node]) -> set[fx.Node]:
+    """Nodes that every call evaluates outside the plan, unlike those that became its constants."""
+    wanted = [*rest, *walk.outputs, *(n for n in walk.indices.values() if n is not None)]
+    within = {*rest, *walk.host.nodes}
+    return {n for node in wanted for n in _reached(node, within, "all_input_nodes")}
 
 
 def _handed(walk: Walk, wanted: set[fx.Node]) -> list[Handed]:
@@ -162,6 +169,8 @@ def _handed(walk: Walk, wanted: set[fx.Node]) -> list[Handed]:
 def _without_plan(walk: Walk, rest: list[fx.Node]) -> Walk:
     """The walk with nothing in its plan, because of what the nodes outside it read."""
     first, why = next(iter(_first_reasons(walk, rest)), (rest[0], "it runs in PyTorch"))
+    own = set(rest)  # what the plan took has no reason of its own
+    walk.reasons = {node: reason for node, reason in walk.reasons.items() if node in own}
     walk.reasons[first] = f"{why}, and padding counts there: nothing before it can leave it out"
     for kept in (walk.values, walk.steps, walk.indices, walk.layers, walk.padding, walk.dropped):
         kept.clear()

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from sparsefx.backends.cpu.by_distance import constant_from, cut, rows_by_distance
 from sparsefx.backends.cpu.host import Host, at_longest
 from sparsefx.backends.cpu.kernels.distances import EDGE, FAR, HIDDEN
 from sparsefx.backends.cpu.values import Mask
@@ -158,7 +159,7 @@ class _Sum:
         if longest is None or len(known) < len(found):
             return None
         sees_itself = torch.isfinite(longest[:, longest.shape[1] // 2]).all()
-        alike = all(torch.equal(_cut(longest, rows), rows) for rows in known)
+        alike = all(torch.equal(cut(longest, rows), rows) for rows in known)
         return longest if alike and sees_itself else None
 
     def _unpadded(self, batch: int, length: int) -> Tensor | None:
@@ -199,7 +200,7 @@ class _Sum:
         found = at_longest(lambda length: self._unpadded(self._sizes[0][0], length), longest)
         if found is None or found.shape[1] < rows.shape[1]:
             return None
-        return found if torch.equal(_cut(found, rows), rows) else None
+        return found if torch.equal(cut(found, rows), rows) else None
 
 
 def _added(value: object, mask: Mask, batch: int, length: int) -> Tensor | None:
@@ -222,15 +223,7 @@ def _rows(total: Tensor) -> Tensor | None:
     first = total[0]
     if not torch.equal(total, first.expand_as(total)):
         return None
-    if not torch.equal(first[:, 1:, 1:], first[:, :-1, :-1]):
-        return None
-    return torch.cat([first[:, 0, 1:].flip(-1), first[:, :, 0]], -1)
-
-
-def _cut(rows: Tensor, shorter: Tensor) -> Tensor:
-    """The middle of rows, as long as shorter ones."""
-    skip = (rows.shape[1] - shorter.shape[1]) // 2
-    return rows[:, skip : skip + shorter.shape[1]]
+    return rows_by_distance(first)
 
 
 def _matrix(rows: Tensor, length: int) -> Tensor:
@@ -247,7 +240,7 @@ def _table(rows: Tensor, *, fixed: bool) -> DistanceTable | None:
     if bool((rows == rows[:1]).all()):
         rows = rows[:1]
     length = rows.shape[1] // 2 + 1
-    left, right = _constant(rows), _constant(rows.flip(-1))
+    left, right = constant_from(rows), constant_from(rows.flip(-1))
     longest = None if max(left, right) <= length // 2 or fixed else length
     middle = rows[:, length - 1 - left : length + right]
     values = torch.nn.functional.pad(middle[None], (EDGE, EDGE), mode="replicate")[0]
@@ -261,10 +254,3 @@ def _table(rows: Tensor, *, fixed: bool) -> DistanceTable | None:
         after=FAR if seen[0] else int(-distances.min()),
         longest=longest,
     )
-
-
-def _constant(rows: Tensor) -> int:
-    """Distance from which on rows do not change, towards their first place."""
-    changes = (rows[:, 1:] != rows[:, :-1]).any(0).nonzero()[:, 0]
-    zero = rows.shape[1] // 2
-    return max(0, zero - int(changes.min())) if len(changes) else 0

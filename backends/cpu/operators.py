@@ -18,7 +18,6 @@ from sparsefx.backends.cpu.graphs import (
     IDENTITIES,
     identity_source,
     integer,
-    shape_of,
 )
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.layouts import MOVES
@@ -33,6 +32,7 @@ from sparsefx.backends.cpu.values import (
     Embedded,
     Length,
     Octets,
+    Relative,
     Rows,
     Scaled,
     Scores,
@@ -72,6 +72,7 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.where.self: attention.chosen,
         aten.where.ScalarOther: attention.chosen,
         aten.softmax.int: attention.softmax,
+        aten.gather.default: attention.gathered,
         Mean: operators.pooling.mean,
         aten.sum.dim_IntList: operators.pooling.summed,
         aten.mean.dim: operators.pooling.summed,
@@ -116,22 +117,14 @@ class _Operators:
         value, layout = self._walk.value(source), self._walk.layout(source)
         if value is None:
             return _OUTSIDE
-        if isinstance(value, Scores):
-            return self._view_scores(node, value)
+        if isinstance(value, (Scores, Relative)):
+            return self.attention.moved(node, value)
         if node not in self._walk.layouts:
             what = str(node.target).removeprefix("aten.").split(".")[0]
             return f"a {what} that is neither heads nor channels"
         selects = node.target is aten.select.int and layout is not None
         if selects and layout and layout.dims[integer(node.args[1])] == (SEQUENCE,):
             return self._first_token(node)
-        self._walk.values[node] = value
-        return None
-
-    def _view_scores(self, node: fx.Node, value: Scores) -> str | None:
-        """Scores whose heads lie in the dimension of the batch, or in one of their own."""
-        old, new = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]  # it has a value
-        if node.target not in (aten.view.default, aten.reshape.default) or old[-2:] != new[-2:]:
-            return "moves scores"
         self._walk.values[node] = value
         return None
 
@@ -180,6 +173,11 @@ class _Operators:
         left, right = (walk.value(n) for n in node.args[:2])
         if node.kwargs.get("alpha", 1) != 1:
             return "an addition with a factor"
+        nothing = next((n for n in node.args[:2] if isinstance(n, (int, float)) and n == 0), None)
+        if nothing is not None:
+            return self._alias(node, next(n for n in node.args[:2] if isinstance(n, fx.Node)))
+        if left and right and (isinstance(left, Relative) or isinstance(right, Relative)):
+            return self.attention.joined(node, left, right)
         if isinstance(left, Embedded) and isinstance(right, Embedded):
             walk.values[node] = Embedded(left.tables + right.tables, left.indices + right.indices)
             return None
@@ -201,7 +199,7 @@ class _Operators:
         if not isinstance(scores, fx.Node) or self._walk.value(scores) is None:
             return _OUTSIDE
         alone = len(scores.users) == 1 and scores.target not in MOVES
-        if not isinstance(self._walk.value(scores), Scores) or not alone:
+        if not isinstance(self._walk.value(scores), (Scores, Relative)) or not alone:
             return "an addition in place"
         return self.add(node)
 
@@ -228,7 +226,10 @@ class _Operators:
     def _scaled(self, node: fx.Node, value: Value | None, factor: float) -> str | None:
         values = self._walk.values
         if isinstance(value, Scores) and not value.masks and not value.weights:
-            values[node] = replace(value, scale=value.scale * factor)
+            relative = value.relative.scaled(factor)
+            values[node] = replace(value, scale=value.scale * factor, relative=relative)
+        elif isinstance(value, Relative):
+            values[node] = value.scaled(factor)
         elif isinstance(value, Embedded):
             values[node] = Embedded(tuple(t * factor for t in value.tables), value.indices)
         elif isinstance(value, Scaled):

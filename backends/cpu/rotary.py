@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from sparsefx.backends.cpu.graphs import shape_of
+from sparsefx.backends.cpu.graphs import SameValues, shape_of
 from sparsefx.backends.cpu.host import Host, at_longest
 from sparsefx.backends.cpu.regions import Region, Regions
 from sparsefx.backends.cpu.values import Embedded
@@ -97,7 +96,7 @@ class _Finder:
         self._fixed = sequence if isinstance(sequence, int) else 0
         given = program.config.get("max_position_embeddings")
         self._longest = self._fixed or (given if isinstance(given, int) else _LONGEST)
-        self._names: dict[tuple[Any, ...], int] = {}
+        self._same = SameValues()
         self._turns: dict[int, Turn | None] = {}
 
     def rotation(self, last: fx.Node) -> Rotation | None:
@@ -124,24 +123,10 @@ class _Finder:
 
     def _turn(self, region: Region) -> Turn | None:
         """What a region does, if it turns; each form of a region is tried once."""
-        name = self._name(region.nodes[-1], {region.source: 0})
+        name = self._same.name(region.nodes[-1], {region.source: 0})
         if name not in self._turns:
             self._turns[name] = _Trial(region).turn(self._longest, self._fixed)
         return self._turns[name]
-
-    def _name(self, node: fx.Node, known: dict[fx.Node, int]) -> int:
-        """The same number for nodes that compute the same."""
-        stack = [node]
-        while stack:
-            current = stack[-1]
-            missing = [n for n in current.all_input_nodes if n not in known]
-            stack += missing
-            if not missing:
-                stack.pop()
-                given = fx.map_arg((current.args, current.kwargs), lambda n: f"%{known[n]}")
-                key = (current.op, str(current.target), str(given))
-                known[current] = self._names.setdefault(key, len(self._names) + 1)
-        return known[node]
 
 
 class _Trial:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import fx
 
 from sparsefx.backends.cpu.axes import Channels, Layout
 from sparsefx.backends.cpu.graphs import identity_source
+from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.layouts import MOVES, Layouts
 from sparsefx.backends.cpu.rotary import Rotation
 from sparsefx.backends.cpu.spelled import Spelled
 from sparsefx.backends.cpu.tried import Tried
 
 __all__ = ["Uses"]
+
+aten = torch.ops.aten
+_PRODUCTS = (aten.matmul.default, aten.bmm.default)
+_FACTORS = (aten.mul.Tensor, aten.div.Tensor)
 
 
 class Uses:
@@ -22,10 +28,12 @@ class Uses:
     Args:
         layouts: How the dimensions of nodes lie in their values.
         tried: Spellings by their last node.
+        host: What depends on no activation.
     """
 
-    def __init__(self, layouts: Layouts, tried: Mapping[fx.Node, Tried]) -> None:
+    def __init__(self, layouts: Layouts, tried: Mapping[fx.Node, Tried], host: Host) -> None:
         self._layouts = layouts
+        self._host = host
         self._tried = tried
         spelled = {last: x for last, x in tried.items() if isinstance(x, Spelled)}
         self._spelled_from = {found.source: last for last, found in spelled.items()}
@@ -66,14 +74,19 @@ class Uses:
             found.add(last[0].size if known and isinstance(last[0], Channels) else 0)
         return found
 
-    def turned(self, node: fx.Node) -> bool:
-        """Whether a rotation reads the heads of a node."""
+    def needs_floats(self, node: fx.Node) -> bool:
+        """Whether the heads of a node are rotated, or multiplied with what is no activation."""
         stack = [node]
         while stack:
             current = stack.pop()
             if current in self._turned:
                 return True
-            stack += (u for u in current.users if u.target in MOVES or identity_source(u))
+            for user in current.users:
+                if user.target in _PRODUCTS:
+                    if any(n in self._host.nodes for n in user.all_input_nodes):
+                        return True
+                elif user.target in (*MOVES, *_FACTORS) or identity_source(user):
+                    stack.append(user)
         return False
 
     def _layout(self, node: fx.Node) -> Layout | None:

@@ -6,7 +6,7 @@ A value is where the numbers lie; how the node's dimensions lie in it is the nod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,12 @@ __all__ = [
     "Length",
     "Mask",
     "Octets",
+    "Projected",
+    "Relative",
     "Rows",
     "Scaled",
     "Scores",
+    "Term",
     "Value",
 ]
 
@@ -96,6 +99,48 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """Products of heads with a table that depends on no activation, [..., size, embeddings]."""
+
+    heads: Heads
+    table: fx.Node
+
+
+@dataclass(frozen=True)
+class Term:
+    """Products of heads with embeddings of relative positions, as they are added to scores.
+
+    Attributes:
+        heads: Query or key.
+        table: Node of the embeddings, [..., size, embeddings].
+        index: Node of the embedding for each token of `heads` and each other token.
+        of_keys: Whether `heads` are the last dimension of the term, as the keys are of scores.
+        factor: A factor.
+    """
+
+    heads: Heads
+    table: fx.Node
+    index: fx.Node
+    of_keys: bool = False
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A sum of terms that are added to scores."""
+
+    terms: tuple[Term, ...]
+
+    def scaled(self, factor: float) -> Relative:
+        """All of it times a number."""
+        return Relative(tuple(replace(t, factor=t.factor * factor) for t in self.terms))
+
+    def transposed(self) -> Relative:
+        """With query and key exchanged."""
+        return Relative(tuple(replace(t, of_keys=not t.of_keys) for t in self.terms))
+
+
+@dataclass(frozen=True)
 class Scores:
     """Attention that is spelled out: scaled, perhaps with masks, perhaps after softmax."""
 
@@ -104,6 +149,7 @@ class Scores:
     scale: float = 1.0
     masks: tuple[Mask, ...] = ()
     weights: bool = False
+    relative: Relative = Relative(())
 
 
 @dataclass(frozen=True)
@@ -125,4 +171,4 @@ class Embedded:
     indices: tuple[fx.Node | None, ...]
 
 
-Value = Rows | Octets | Scaled | Scores | Length | Embedded
+Value = Rows | Octets | Scaled | Projected | Relative | Scores | Length | Embedded

@@ -18,6 +18,7 @@ from sparsefx.backends.cpu.live import Live, find_live
 from sparsefx.backends.cpu.masks import MaskReader, Meaning
 from sparsefx.backends.cpu.plan import Buffer, Step
 from sparsefx.backends.cpu.rates import BUILT_IN, Rates, measured_rates
+from sparsefx.backends.cpu.relative import RelativeReader
 from sparsefx.backends.cpu.spelled import Spelled
 from sparsefx.backends.cpu.tried import Tried, find_tried
 from sparsefx.backends.cpu.uses import Uses
@@ -67,14 +68,16 @@ class Walk:
     layouts: Layouts = field(init=False)
     live: Live = field(init=False)
     masks: MaskReader = field(init=False)
+    relative: RelativeReader = field(init=False)
     uses: Uses = field(init=False)
     forms: Forms = field(init=False)
 
     def __post_init__(self) -> None:
         self.masks = MaskReader(self.program, self.host)
+        self.relative = RelativeReader(self.program, self.host)
         self.tried = find_tried(self.program, self.host)
         self.layouts = find_layouts(self.program, self.host, self.tried)
-        self.uses = Uses(self.layouts, self.tried)
+        self.uses = Uses(self.layouts, self.tried, self.host)
         self.forms = Forms(self.isa, self.steps, self.indices)
         self.live = find_live(self) if self.options.pack else Live()
 

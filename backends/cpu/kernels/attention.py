@@ -7,28 +7,33 @@ Queries are lanes. For a chunk of queries (16 or 32) everything stays near the c
     context[c][query]    = sum over keys of v[c][key] (broadcast) * weights      8 channels
 
 Only real keys are visited, so padding costs nothing and needs no mask. A kernel `by_distance` adds
-to each score what `distances` holds, and visits only the keys that a window shows.
+to each score what `distances` holds, and visits only the keys that a window shows; one with
+`positions` also adds the products of `relative`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels import distances
+from sparsefx.backends.cpu.kernels import distances, relative
 from sparsefx.backends.cpu.kernels.distances import Distances
+from sparsefx.backends.cpu.kernels.products import Tile
+from sparsefx.backends.cpu.kernels.relative import PANEL, STRIP, Kinds, Relative, Strip
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import exp, maximum
 
 __all__ = ["CHUNK", "FIELDS", "Place", "emit", "open_attention", "scratch_bytes"]
 
-CHUNK = 16
+CHUNK = PANEL
 """Sequences start at multiples of this many tokens."""
 
 _CHANNELS = 8
+_SCORE_BYTES = CHUNK * 2 * 4
+"""Bytes of the scores of a key, at most."""
 
 FIELDS = (
     *(f"{part}{what}" for part in "qkv" for what in ("", "_rows", "_first")),
@@ -52,7 +57,7 @@ def open_attention(
 
 def scratch_bytes(longest: int) -> int:
     """Scratch memory that a thread needs for sequences of up to `longest` tokens."""
-    return (longest + CHUNK) * CHUNK * 2 * 4
+    return (longest + CHUNK) * _SCORE_BYTES
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,12 @@ class Place:
 
 @dataclass(frozen=True)
 class _Head:
-    """A place with the vectors of an instruction set, and what distances add, if they do."""
+    """A place with the vectors of an instruction set, and what distances and positions add."""
 
     place: Place
     lanes: int
     distances: Distances | None = None
+    relative: Relative | None = None
 
     @property
     def frame(self) -> Frame:
@@ -125,9 +131,8 @@ class _Head:
         return vector(self.lanes, "float")
 
     @property
-    def block(self) -> int:
-        """Keys whose scores are computed together."""
-        return 8 if self.lanes == 16 else 4
+    def tile(self) -> Tile:
+        return Tile(self.frame.f, self.lanes, self.frame.word("head_size"))
 
     @property
     def first(self) -> Value:
@@ -146,33 +151,53 @@ class _Keys:
     stop: Value
 
 
-def emit(isa: Isa, width: int, *, by_distance: bool = False) -> Function:
-    """The kernel for one instruction set and panel width."""
-    frame = open_attention("attention", isa, width, FIELDS, by_distance=by_distance)
+def emit(
+    isa: Isa, width: int, *, by_distance: bool = False, positions: Kinds | None = None
+) -> Function:
+    """The kernel for one instruction set and panel width; with `positions` it is by distance."""
+    name, fields = "attention", FIELDS
+    if positions is not None:
+        name, fields = f"attention_{positions.symbol}", (*FIELDS, *relative.FIELDS)
+    frame = open_attention(name, isa, width, fields, by_distance=by_distance)
     for place in Place.each(frame):
-        _queries(_Head(place, isa.lanes, Distances.of(place) if by_distance else None))
+        head = _Head(place, isa.lanes, Distances.of(place) if by_distance else None)
+        if positions is not None:
+            scratch = frame.f.offset(frame.job("scratch"), (place.length + CHUNK) * _SCORE_BYTES)
+            head = replace(head, relative=Relative(place, head.tile, positions, scratch))
+        _queries(head)
     return frame.f
 
 
 def _queries(head: _Head) -> None:
-    """All queries of the head, in chunks: two at a time where registers allow."""
+    """All queries of the head; in strips where keys have products with positions."""
     f = head.frame.f
     chunks = (head.length + (CHUNK - 1)) // CHUNK
-    most = 2 if head.lanes == 16 else 1
-    done = f.i64(0)
-    if most == 2:
-        pairs = chunks // 2
-        for pair in f.loop(0, pairs):
-            _chunk(head, head.first + pair * (2 * CHUNK), 2)
-        done = pairs * 2
-    for chunk in f.loop(done, chunks):
-        _chunk(head, head.first + chunk * CHUNK, 1)
+    if head.relative is None:
+        _chunks(head, f.i64(0), chunks, None)
+        return
+    most = STRIP // CHUNK
+    for start in f.loop(0, chunks, most):
+        stop = f.select(f.compare(start + most, "<", chunks), start + most, chunks)
+        strip = head.relative.strip(start * CHUNK, stop * CHUNK)
+        _chunks(head, start, stop, strip)
 
 
-def _chunk(head: _Head, query: Value, chunks: int) -> None:
-    """Attention of `chunks` times 16 queries from token `query`."""
+def _chunks(head: _Head, start: Value, stop: Value, strip: Strip | None) -> None:
+    """Queries in chunks: two at a time where registers allow."""
     f = head.frame.f
-    tokens = [query + n * CHUNK for n in range(chunks)]
+    if head.lanes == 16:
+        paired = start + (stop - start) // 2 * 2
+        for chunk in f.loop(start, paired, 2):
+            _chunk(head, chunk * CHUNK, 2, strip)
+        start = paired
+    for chunk in f.loop(start, stop):
+        _chunk(head, chunk * CHUNK, 1, strip)
+
+
+def _chunk(head: _Head, number: Value, chunks: int, strip: Strip | None) -> None:
+    """Attention of `chunks` times 16 queries from query `number` of the sequence."""
+    f = head.frame.f
+    tokens = [head.first + number + n * CHUNK for n in range(chunks)]
     per_chunk = CHUNK // head.lanes
     starts = [head.place.at("q", t) for t in tokens]
     outputs = [head.place.at("output", t) for t in tokens]
@@ -181,35 +206,22 @@ def _chunk(head: _Head, query: Value, chunks: int) -> None:
     targets = [f.offset(outputs[n], extra) for n, extra in split]
     keys = _Keys(None, head.length)
     if head.distances is not None:
-        number = query - head.first
-        keys = _Keys(*head.distances.visible(number, CHUNK * chunks, head.block))
-        _scores(head, keys, queries)
-        _add_distances(head, keys, number, len(queries))
-    else:
-        _scores(head, keys, queries)
+        keys = _Keys(*head.distances.visible(number, CHUNK * chunks, head.tile.rows))
+    _scores(head, keys, queries)
+    if head.distances is not None:
+        _add_distances(head, keys, number, queries, strip)
     sums = _softmax(head, keys, len(queries))
     _context(head, keys, targets, sums)
 
 
 def _scores(head: _Head, keys: _Keys, queries: list[Value]) -> None:
-    """scores[key][query] for the keys, rounded up to the block of keys."""
-    frame, f = head.frame, head.frame.f
-    block = head.block
+    """scores[key][query] for the keys, rounded up to the rows of a tile."""
+    frame, f, tile = head.frame, head.frame.f, head.tile
     row_bytes = frame.panel.row_bytes
-    zero = f.const(head.floats, 0)
-    for key in f.loop(keys.start or 0, keys.stop, block):
+    for key in f.loop(keys.start or 0, keys.stop, tile.rows):
         line = head.place.at("k", head.first + key)
-        sums = [[f.var(zero) for _ in queries] for _ in range(block)]
-        for channel in f.loop(0, frame.word("head_size")):
-            row = channel * row_bytes
-            values = [f.load(head.floats, f.offset(q, row), head.lanes * 4) for q in queries]
-            here = f.offset(line, row)
-            for n in range(block):
-                weight = f.splat(f.index("float", here, n), head.lanes)
-                for total, value in zip(sums[n], values, strict=True):
-                    total.set(f.fma(value, weight, total.get()))
-        for n in range(block):
-            for m, total in enumerate(sums[n]):
+        for n, totals in enumerate(tile.sums(line, row_bytes, queries, row_bytes)):
+            for m, total in enumerate(totals):
                 f.store(total.get(), _score_place(head, key + n, len(queries), m))
 
 
@@ -218,18 +230,24 @@ def _score_place(head: _Head, key: Value, vectors: int, number: int) -> Value:
     return head.frame.f.offset(head.frame.job("scratch"), key * (vectors * step) + number * step)
 
 
-def _add_distances(head: _Head, keys: _Keys, query: Value, vectors: int) -> None:
-    """Scale the scores, and add what distances and hidden keys do."""
+def _add_distances(
+    head: _Head, keys: _Keys, query: Value, queries: list[Value], strip: Strip | None
+) -> None:
+    """Scale the scores, products with positions among them; add what distances and hiding do."""
     frame, f, distances = head.frame, head.frame.f, head.distances
     assert distances is not None
+    start = keys.start or f.i64(0)
+    chunk = strip.chunk(query, queries, start, keys.stop) if strip is not None else None
     scale = f.splat(frame.number("scale"), head.lanes)
-    for key in f.loop(keys.start or 0, keys.stop):
+    for key in f.loop(start, keys.stop):
         hidden = distances.of_key(key, head.lanes)
-        for n in range(vectors):
-            place = _score_place(head, key, vectors, n)
+        for n in range(len(queries)):
+            place = _score_place(head, key, len(queries), n)
             bias = distances.bias(query + n * head.lanes, key, head.lanes)
-            score = f.fma(f.load(head.floats, place, head.lanes * 4), scale, bias)
-            f.store(score + hidden, place, head.lanes * 4)
+            score = f.load(head.floats, place, head.lanes * 4)
+            if chunk is not None:
+                score = chunk.added(score, key, n)
+            f.store(f.fma(score, scale, bias) + hidden, place, head.lanes * 4)
 
 
 def _softmax(head: _Head, keys: _Keys, vectors: int) -> list[Value]:
