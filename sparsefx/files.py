@@ -24,6 +24,7 @@ __all__ = [
     "take_place",
     "whole_file",
     "write_json",
+    "write_text",
 ]
 
 
@@ -89,8 +90,12 @@ def file_hash(path: Path) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield where to write a file that then takes the place of `path`; nothing does on an error.
 
-    Killed in between, what was at `path` is still there.
+    Killed in between, what was at `path` is still there. A device or pipe is written as it is: a
+    file must not take its place.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     beside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         yield beside
@@ -132,10 +137,15 @@ def take_blocks(file: BinaryIO, size: int) -> None:
         file.write(block[:left])
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the file is either the old or the whole new one."""
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON; the file is either the old or the whole new one."""
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

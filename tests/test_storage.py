@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from sparsefx import Pipeline, Program, errors
-from sparsefx.files import read_json, take_blocks, whole_file, write_json
+from sparsefx.files import read_json, take_blocks, whole_file, write_json, write_text
 from sparsefx.testing import assert_equal_outputs, small_program
 
 
@@ -116,6 +116,16 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         beside.write_text("{" + "}" * (1 // beside.write_text("")))
     assert read_json(path, "") == {"a": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_pipe_is_written_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "told")
+    assert os.read(reader, 9) == b"told"
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("size", [1, 2**20, 2**20 + 2])

@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from sparsefx.errors import DataError
+from sparsefx.files import write_text
 
 __all__ = ["LossCurve", "read_loss_curves", "write_loss_curves"]
 
@@ -106,5 +107,5 @@ def write_loss_curves(curves: Mapping[str, LossCurve], path: str | Path) -> Path
     if file.suffix != ".json":
         text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
     return file

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 __all__ = ["main", "one_message"]
 
 _INTERRUPTED = 130  # also what Typer makes of Ctrl-C
-_TOLD = "interrupted; run the same command again: what is finished is kept, and no file is cut"
+_GO_ON = ("compress", "demo", "sweep")
+_KEPT = "interrupted; run the same command again: what is finished is kept, and no file is cut"
+_ANEW = "interrupted; no file is cut, and the same command begins anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -21,15 +23,20 @@ def main(arguments: list[str] | None = None) -> None:
     A mistake of the user, and a machine without space or memory, end in one message and exit code
     2, an interrupt in exit code 130.
     """
-    with one_message():
+    given = sys.argv[1:] if arguments is None else arguments
+    name = next((each for each in given if not each.startswith("-")), "")
+    with one_message(goes_on=name in _GO_ON):
         from sparsefx.cli.app import app
 
         app(args=arguments, prog_name="sparsefx")
 
 
 @contextmanager
-def one_message() -> Iterator[None]:
+def one_message(*, goes_on: bool = True) -> Iterator[None]:
     """End what is run inside as :func:`main` does: for scripts that call the library.
+
+    Args:
+        goes_on: Whether what is run inside goes on from where it was interrupted, if run again.
 
     Raises:
         SystemExit: In place of an error that is the user's or the machine's.
@@ -48,10 +55,13 @@ def one_message() -> Iterator[None]:
             console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
             console.print(str(error), markup=False)
         sys.exit(_INTERRUPTED if interrupted else 2)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED and LEADS:
-            Console(stderr=True, soft_wrap=True, highlight=False).print(_TOLD, markup=False)
-        raise
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
+        if LEADS:
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            console.print(_KEPT if goes_on else _ANEW, markup=False)
+        sys.exit(_INTERRUPTED)
     except Exception as error:
         told = _of_the_machine(error)
         if told is None:

@@ -67,6 +67,7 @@ def command(
     columns = (names,) if isinstance(names, str) else names
     rows = track(range(len(examples)), "augmenting", console=stderr, transient=True)
     written = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as beside, beside.open("w", encoding="utf-8") as file:
         for row in rows:
             cells = {name: values[row] for name, values in table.columns.items()}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import track
 from rich.table import Table
 
 from sparsefx.cli.compress import text_columns
-from sparsefx.cli.console import stdout
+from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import class_names, tokenizer_of
 from sparsefx.errors import DataError
+from sparsefx.files import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,6 @@ def command(
     ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
     """
     from sparsefx.huggingface import load_tokenizer
-    from sparsefx.passes.prune.loss_curves import write_loss_curves
     from sparsefx.passes.prune.sensitivity import measure_sensitivity
     from sparsefx.train.batches import check_tokens, encode, evaluation_batches
     from sparsefx.train.evaluation import inputs_for, logits_name
@@ -74,19 +74,20 @@ def command(
         labels = labels.long() if kind == "classification" else labels
         return label_loss(kind, outputs[output], labels)
 
+    out.mkdir(parents=True, exist_ok=True)
     found = measure_sensitivity(
         program,
-        (inputs_for(program, batch) for batch in batches),
+        (
+            inputs_for(program, batch)
+            for batch in track(batches, "measuring", console=stderr, transient=True)
+        ),
         loss,
         levels=wanted,
         pattern=pattern,
     )
     if not found.curves:
         raise DataError("the model has no linear of the encoder", who="sensitivity", where=model)
-    out.mkdir(parents=True, exist_ok=True)
-    curves = write_loss_curves(found.curves, out / "curves.json")
-    (out / "int8.json").write_text(json.dumps(found.int8, indent=1) + "\n", encoding="utf-8")
-    page = _page(found, wanted, f"{len(some)} examples of {data}").write(out / "sensitivity.html")
+    curves, page = _write(found, wanted, f"{len(some)} examples of {data}", out)
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
@@ -114,6 +115,16 @@ def _numbers(levels: str) -> tuple[float, ...]:
             f"{levels!r}: expected sparsities between 0 and 1", who="sensitivity", where="--levels"
         )
     return found
+
+
+def _write(found: Sensitivity, levels: tuple[float, ...], on: str, out: Path) -> tuple[Path, Path]:
+    """Write all that was measured; return where the curves are, and the page."""
+    from sparsefx.passes.prune.loss_curves import write_loss_curves
+
+    curves, page = write_loss_curves(found.curves, out / "curves.json"), out / "sensitivity.html"
+    write_json(out / "int8.json", found.int8)
+    write_text(page, _page(found, levels, on).render())
+    return curves, page
 
 
 def _rows(found: Sensitivity, levels: tuple[float, ...]) -> tuple[list[str], list[list[str]]]:

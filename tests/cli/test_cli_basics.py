@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.cli import main
+from sparsefx.cli import main, one_message
 from sparsefx.errors import TargetError
 from sparsefx.passbase import PassContext, PassReport
 from sparsefx.passes.simplify.simplify import Simplify
@@ -215,7 +215,16 @@ def test_an_interrupt_is_told(
 
     monkeypatch.setattr(Program, "load", interrupt)
     assert run("inspect", saved) == 130
-    assert "interrupted; run the same command again" in capsys.readouterr().err
+    assert (
+        "interrupted; no file is cut, and the same command begins anew" in capsys.readouterr().err
+    )
+
+
+def test_an_interrupt_of_what_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, one_message():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert "run the same command again: what is finished is kept" in capsys.readouterr().err
 
 
 def test_errors_of_the_program_itself_are_not_hidden(

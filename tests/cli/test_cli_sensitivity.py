@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import fx
 
 from sparsefx.cli import main
 from sparsefx.errors import DataError
@@ -45,6 +46,23 @@ def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[
     assert json.loads((out / "int8.json").read_text(encoding="utf-8")).keys() == curves.keys()
     assert "<svg" in (out / "sensitivity.html").read_text(encoding="utf-8")
     assert "loss of the untouched model" in capsys.readouterr().out
+
+
+def test_interrupted_it_leaves_the_older_results_whole(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = place / "out"
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", out)
+    assert run(*command, "--levels", "0.5") == 0
+    older = {path: path.read_bytes() for path in out.iterdir()}
+
+    def interrupt(_: fx.Interpreter, *__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fx.Interpreter, "run", interrupt)
+    assert run(*command, "--levels", "0.9") == 130
+    assert capsys.readouterr().err.strip().endswith("the same command begins anew")
+    assert {path: path.read_bytes() for path in out.iterdir()} == older
 
 
 def test_groups_have_one_level(place: Path) -> None:

@@ -116,7 +116,9 @@ def test_mistakes_are_named() -> None:
         Augmenter(object(), guesser())
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: dict[str, Any] = {
         "vocab_size": len(IDS),
         "hidden_size": 16,
@@ -141,3 +143,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as ended:
         main([*command, "--out", str(tmp_path / "more.csv")])
     assert ended.value.code == 2
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    older = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    monkeypatch.setattr(Augmenter, "variants", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--out", str(out)])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip().endswith("the same command begins anew")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == older
