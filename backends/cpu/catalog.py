@@ -225,6 +225,8 @@ _OTHERS = {
         Kernel(("other", "expand"), "expand", convert.EXPAND_FIELDS, convert.emit_expand),
         Kernel(("other", "copy"), "copy", convert.COPY_FIELDS, convert.emit_copy),
         Kernel(("other", "mean"), "mean", transfer.POOL_FIELDS, transfer.emit_mean),
+        Kernel(("other", "norm_sums"), "norm_sums", norm.SUMS_FIELDS, norm.emit_sums),
+        Kernel(("other", "rms_norm_sums"), "rms_norm_sums", norm.SUMS_FIELDS, norm.emit_rms_sums),
         Kernel(("other", "unit"), "unit", unit_length.FIELDS, unit_length.emit),
         Kernel(("other", "rotate"), "rotate", rotate.FIELDS, rotate.emit),
         Kernel(("other", "pick"), "pick", transfer.POOL_FIELDS, transfer.emit_pick),

@@ -96,6 +96,38 @@ class Frame:
         start, stop = self.share(total)
         yield from self.f.loop(start, stop)
 
+    def panels(self, space: Value | int = 0) -> tuple[Value, Value]:
+        """This part's panels of a space: all of them, unless parts are panels."""
+        count = self.job("panels", space)
+        return self._either(self.share(count), (self.f.i64(0), count))
+
+    def unit_range(self, total: Value) -> tuple[Value, Value]:
+        """This part's share of `total` equal units of a panel: all of them if parts are panels."""
+        return self._either((self.f.i64(0), total), self.share(total))
+
+    def each_unit(self, total: Value, space: Value | int = 0) -> Iterator[tuple[Value, Value]]:
+        """Loop over this part's panels, and in each over its share of `total` equal units.
+
+        Parts that are no panels take the same share of every panel's rows in all kernels: what a
+        thread reads it has mostly written itself, and lies in its own cache.
+
+        Yields:
+            (panel, unit).
+        """
+        start, stop = self.unit_range(total)
+        for number in self.f.loop(*self.panels(space)):
+            for unit in self.f.loop(start, stop):
+                yield number, unit
+
+    def _either(
+        self, if_panels: tuple[Value, Value], else_: tuple[Value, Value]
+    ) -> tuple[Value, Value]:
+        """One of two ranges: the first where parts are panels."""
+        by_panel = self.f.compare(self.job("by_panel"), "==", 1)
+        pairs = zip(if_panels, else_, strict=True)
+        first, last = (self.f.select(by_panel, a, b) for a, b in pairs)
+        return first, last
+
     def _slot(self, name: str) -> Value:
         return self.f.offset(self.f.argument("step"), 8 * (1 + self.fields.index(name)))
 

@@ -14,12 +14,19 @@ _LINE = 64
 
 
 def aligned(size: int) -> NDArray[np.uint8]:
-    """Zeroed bytes that start at a cache line, backed by huge pages where they are large."""
+    """Zeroed bytes that start at a cache line, backed by huge pages where they are large.
+
+    They are written here: what was never written is one and the same page of zeros to the CPU, and
+    to read it under many addresses takes a Zen 4 core up to 1.6 times as long.
+    """
     if size < 1 << 21:
-        return _from_line(np.zeros(size + _LINE, np.uint8), size)
-    memory = mmap.mmap(-1, size + _LINE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return _from_line(np.frombuffer(memory, np.uint8), size)
+        raw = np.empty(size + _LINE, np.uint8)
+    else:
+        memory = mmap.mmap(-1, size + _LINE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(memory, np.uint8)
+    raw[:] = 0
+    return _from_line(raw, size)
 
 
 def aligned_copy(array: NDArray[Any]) -> NDArray[Any]:

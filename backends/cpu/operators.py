@@ -19,6 +19,7 @@ from sparsefx.backends.cpu.graphs import (
     identity_source,
     integer,
 )
+from sparsefx.backends.cpu.kernels.norm import CHUNKS
 from sparsefx.backends.cpu.layers import LinearLowering
 from sparsefx.backends.cpu.layouts import MOVES
 from sparsefx.backends.cpu.means import Mean
@@ -315,7 +316,10 @@ class _Operators:
         walk = self._walk
         channels, space = source.buffer.rows, source.buffer.space
         floats, quantizes, octets = self.linears.around.sinks(node, channels, space)
-        words: dict[str, Any] = {"rows": channels, "input": source.buffer, **own, "space": space}
+        sums = Buffer(f"{node.name} sums", 2 * CHUNKS, 4, space)
+        shared: dict[str, Any] = {"rows": channels, "input": source.buffer, "sums": sums}
+        shared["space"] = space
+        words = {**shared, **own}
         if floats:
             words["output"] = Buffer(node.name, channels, 4, space)
             walk.own(node, words["output"])
@@ -326,7 +330,8 @@ class _Operators:
             walk.values |= dict.fromkeys(quantizes, octets)
         centred = "bias" in own
         kernel = catalog.norm_kernel(floats=floats, octets=octets is not None, centred=centred)
-        walk.steps.append(Step(kernel, words, node.name))
+        before = catalog.other("norm_sums" if centred else "rms_norm_sums")
+        walk.steps += [Step(before, shared, node.name), Step(kernel, words, node.name)]
         walk.taken.add(node)
 
     def _vector(self, node: object, channels: int, default: float) -> np.ndarray[Any, Any]:

@@ -66,7 +66,7 @@ _BUDGET, _TUNING_BUDGET = 0.6, 0.1
 _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
 _RETRY_SECONDS = 3600.0
-_VERSION = "7"
+_VERSION = "8"
 _PROCESSOR = ("model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
 

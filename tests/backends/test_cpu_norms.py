@@ -21,6 +21,7 @@ from sparsefx.backends.cpu.amx_check import embed, run_steps
 from sparsefx.backends.cpu.artifact import load
 from sparsefx.backends.cpu.host import Host
 from sparsefx.backends.cpu.isa import IsaName
+from sparsefx.backends.cpu.kernels.norm import CHUNKS
 from sparsefx.backends.cpu.norms import find_norms
 from sparsefx.backends.cpu.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
@@ -56,15 +57,18 @@ def test_the_kernels(
     weight, bias = rng.normal(size=(2, channels)).astype(np.float32)
     source, target = Buffer("x", channels, 4), Buffer("y", channels, 4)
     codes, widened = Buffer("q", channels, 1), Buffer("w", channels, 4)
-    words: dict[str, Word] = {"rows": channels, "input": source, "weight": weight, "epsilon": 1e-3}
-    words |= {"bias": bias} if centred else {}
+    shared: dict[str, Word] = {"rows": channels, "input": source, "space": 0}
+    shared |= {"sums": Buffer("s", 2 * CHUNKS, 4)}
+    words = {**shared, "weight": weight, "epsilon": 1e-3} | ({"bias": bias} if centred else {})
     floats, octets = ways != "octets", ways != "floats"
     words |= {"output": target} if floats else {}
     if octets:
         words |= {"output_bytes": codes, "inverse_scale": 1 / 0.05, "zero_point": 100}
     kernel = catalog.norm_kernel(floats=floats, octets=octets, centred=centred)
     assert catalog.named(kernel.spec) is kernel
-    steps, wanted = [embed(x, source), Step(kernel, words, "y")], [target] * floats
+    sums = catalog.other("norm_sums" if centred else "rms_norm_sums")
+    steps = [embed(x, source), Step(sums, shared, "s"), Step(kernel, words, "y")]
+    wanted = [target] * floats
     if octets:
         expand: dict[str, Word] = {"rows": channels, "input": codes, "output": widened}
         steps.append(Step(catalog.other("expand"), expand | {"scale": 1.0}, "w"))

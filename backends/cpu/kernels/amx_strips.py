@@ -37,7 +37,7 @@ from sparsefx.backends.cpu.kernels.amx_tiles import (
     full_tiles,
     tiles_of,
 )
-from sparsefx.backends.cpu.kernels.rowloop import panel_range, row_range
+from sparsefx.backends.cpu.kernels.rowloop import row_range
 from sparsefx.backends.formats.amx_tiles import STRIP_ROWS, TILE_COLUMNS, TILE_ROWS
 
 __all__ = ["FIELDS", "SUMS_BYTES", "Between", "Place", "each_strip", "strip_depth"]
@@ -100,7 +100,7 @@ def each_strip(
     depth, groups = strip_depth(frame), max(1, panel.width // 32)
     source = frame.buffer("input", frame.word("space"))
     panel_bytes = depth * (TILE_COLUMNS * panel.width)
-    first, end = panel_range(frame)
+    first, end = frame.panels(frame.word("space"))
     start, last = row_range(frame)
     rounds = depth * groups
     waiting = _Waiting(frame, sink, (rounds + (STRIP_ROWS - 1)) // rounds)

@@ -41,16 +41,15 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     return frame.f
 
 
-def _block(frame: Frame, inputs: list[Value], block: Value, sums: list[list[Var]]) -> None:
-    """Add one block to the sums of every panel."""
+def _block(frame: Frame, values: Value, block: Value, sums: list[Var]) -> None:
+    """Add one block to the sums of a panel."""
     f, panel = frame.f, frame.panel
     group = f.convert("zext", f.load("i16", f.offset(frame.pointer("index"), block * 2)), "i64")
     weights = f.load("i32", f.offset(frame.pointer("weights"), block * 4))
     broadcast = f.splat(weights, panel.lanes)
-    for base, totals in zip(inputs, sums, strict=True):
-        mixed = panel.load(f, f.offset(base, group * panel.row_bytes), panel.ints)
-        for total, value in zip(totals, mixed, strict=True):
-            total.set(panel.dot(f, total.get(), value, broadcast))
+    mixed = panel.load(f, f.offset(values, group * panel.row_bytes), panel.ints)
+    for total, value in zip(sums, mixed, strict=True):
+        total.set(panel.dot(f, total.get(), value, broadcast))
 
 
 def emit_interleave(isa: Isa, width: int) -> Function:
@@ -60,14 +59,14 @@ def emit_interleave(isa: Isa, width: int) -> Function:
     f, panel, space = frame.f, frame.panel, frame.word("space")
     columns, groups = frame.word("columns"), frame.word("rows") // 4
     source, target = frame.buffer("input", space), frame.buffer("output_bytes", space)
-    for unit in frame.units(frame.job("panels", space) * groups):
-        number = unit // groups
-        first = (unit - number * groups) * 4
+    for number, group in frame.each_unit(groups, space):
+        first = group * 4
         rows = []
         for n in range(4):
             # The last channel stands in for those that do not exist: their weights are zero.
             channel = f.select(f.compare(first + n, "<", columns), first + n, columns - 1)
             place = f.offset(source, (number * columns + channel) * width)
             rows.append(f.load(f"<{width} x i8>", place, width))
-        panel.store(f, f.offset(target, unit * panel.row_bytes), panel.quads(f, rows))
+        place = f.offset(target, (number * groups + group) * panel.row_bytes)
+        panel.store(f, place, panel.quads(f, rows))
     return f

@@ -36,7 +36,9 @@ def emit_quantize(isa: Isa, width: int) -> Function:
     frame = open_frame(f"quantize_{isa.name}_w{width}", Panel(isa, width), QUANTIZE_FIELDS)
     f, panel, space = frame.f, frame.panel, frame.word("space")
     source, target = frame.buffer("input", space), frame.buffer("output_bytes", space)
-    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+    rows = frame.word("rows")
+    for number, unit in frame.each_unit(rows, space):
+        row = number * rows + unit
         values = panel.load(f, f.offset(source, row * panel.row_bytes))
         quantize_row(frame, values, f.offset(target, row * panel.width))
     return f
@@ -49,7 +51,9 @@ def emit_expand(isa: Isa, width: int) -> Function:
     source, target = frame.buffer("input", space), frame.buffer("output", space)
     scale = f.splat(frame.number("scale"), panel.lanes)
     zero = f.splat(f.convert("trunc", frame.word("zero_point"), "i32"), panel.lanes)
-    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+    rows = frame.word("rows")
+    for number, unit in frame.each_unit(rows, space):
+        row = number * rows + unit
         place = f.offset(source, row * width)
         if isa.has_pack_order:
             blank = f.const(vector(width, "i8"), 0)
@@ -71,7 +75,9 @@ def emit_shorten(isa: Isa, width: int) -> Function:
     f, panel, space = frame.f, frame.panel, frame.word("space")
     source, target = frame.buffer("input", space), frame.buffer("output", space)
     store = panel.store_bf16 if isa.short == "bf16" else panel.store_fp16
-    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+    rows = frame.word("rows")
+    for number, unit in frame.each_unit(rows, space):
+        row = number * rows + unit
         values = panel.load(f, f.offset(source, row * panel.row_bytes))
         store(f, f.offset(target, row * (2 * width)), values)
     return f
@@ -83,11 +89,10 @@ def emit_copy(isa: Isa, width: int) -> Function:
     f, panel, space = frame.f, frame.panel, frame.word("space")
     source, target = frame.buffer("input", space), frame.buffer("output", space)
     rows = frame.word("rows")
-    for unit in frame.units(frame.job("panels", space) * rows):
-        number = unit // rows
-        place = number * frame.word("input_rows") + frame.word("first") + (unit - number * rows)
+    for number, row in frame.each_unit(rows, space):
+        place = number * frame.word("input_rows") + frame.word("first") + row
         values = panel.load(f, f.offset(source, place * panel.row_bytes))
-        panel.store(f, f.offset(target, unit * panel.row_bytes), values)
+        panel.store(f, f.offset(target, (number * rows + row) * panel.row_bytes), values)
     return f
 
 
@@ -98,18 +103,17 @@ def emit_pair(isa: Isa, width: int) -> Function:
     columns, groups = frame.word("columns"), frame.word("rows") // 2
     source, target = frame.buffer("input", space), frame.buffer("output_bytes", space)
     short, words = vector(panel.lanes, "bfloat"), vector(panel.lanes, "i16")
-    for unit in frame.units(frame.job("panels", space) * groups):
-        number = unit // groups
+    for number, group in frame.each_unit(groups, space):
         two = []
         for n in range(2):
             # The last channel stands in for those that do not exist: their weights are zero.
-            channel = (unit - number * groups) * 2 + n
+            channel = group * 2 + n
             channel = f.select(f.compare(channel, "<", columns), channel, columns - 1)
             row = panel.load(f, f.offset(source, (number * columns + channel) * panel.row_bytes))
             small = [f.convert("bitcast", f.convert("fptrunc", v, short), words) for v in row]
             two.append([f.convert("zext", v, panel.ints) for v in small])
         mixed = [a | (b << 16) for a, b in zip(*two, strict=True)]
-        panel.store(f, f.offset(target, unit * panel.row_bytes), mixed)
+        panel.store(f, f.offset(target, (number * groups + group) * panel.row_bytes), mixed)
     return f
 
 
@@ -120,7 +124,9 @@ def emit_elementwise(isa: Isa, width: int, operation: str) -> Function:
     f, panel, space = frame.f, frame.panel, frame.word("space")
     source, target = frame.buffer("input", space), frame.buffer("output", space)
     other = frame.buffer("other", space)
-    for row in frame.units(frame.job("panels", space) * frame.word("rows")):
+    rows = frame.word("rows")
+    for number, unit in frame.each_unit(rows, space):
+        row = number * rows + unit
         place = row * panel.row_bytes
         values = panel.load(f, f.offset(source, place))
         if operation in ("add", "mul"):

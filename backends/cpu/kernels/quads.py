@@ -43,19 +43,17 @@ def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     return frame.f
 
 
-def _quad(frame: Frame, inputs: list[Value], quad: Value, sums: list[list[Var]]) -> None:
-    """Add one quad to the sums of every panel."""
+def _quad(frame: Frame, values: Value, quad: Value, sums: list[Var]) -> None:
+    """Add one quad to the sums of a panel."""
     f, panel = frame.f, frame.panel
     place = f.offset(frame.pointer("index"), quad * 8)
     codes = f.offset(frame.pointer("weights"), quad * 4)
-    if panel.width * len(inputs) < 128:
-        f.prefetch(f.offset(place, AHEAD))
-        f.prefetch(f.offset(codes, AHEAD // 2))
+    f.prefetch(f.offset(place, AHEAD))
+    f.prefetch(f.offset(codes, AHEAD // 2))
     weights = f.load("i32", codes)
     broadcast = f.splat(weights, panel.lanes)
     channels = [f.convert("zext", f.index("i16", place, n), "i64") for n in range(4)]
     octets = vector(panel.width, "i8")
-    for base, totals in zip(inputs, sums, strict=True):
-        rows = [f.load(octets, f.offset(base, c * panel.width), panel.width) for c in channels]
-        for total, mixed in zip(totals, panel.quads(f, rows), strict=True):
-            total.set(panel.dot(f, total.get(), mixed, broadcast))
+    rows = [f.load(octets, f.offset(values, c * panel.width), panel.width) for c in channels]
+    for total, mixed in zip(sums, panel.quads(f, rows), strict=True):
+        total.set(panel.dot(f, total.get(), mixed, broadcast))

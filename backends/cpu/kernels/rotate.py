@@ -28,9 +28,7 @@ def emit(isa: Isa, width: int) -> Function:
     f, panel = frame.f, frame.panel
     heads, size = frame.word("heads"), frame.word("head_size")
     source, target, factors = (frame.buffer(n) for n in ("input", "output", "factors"))
-    for unit in frame.units(frame.job("panels") * size):
-        number = unit // size
-        channel = unit - number * size
+    for number, channel in frame.each_unit(size):
         partner = f.load("i64", f.offset(frame.pointer("partner"), channel * 8))
         place = (number * (size * 2) + channel) * panel.row_bytes
         own = panel.load(f, f.offset(factors, place))

@@ -1,8 +1,8 @@
-"""The loops that all linears share: panels in groups, and the rows of one thread."""
+"""What all linears share: the rows of one thread, and the loop of sparse ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Sink
 from sparsefx.backends.cpu.frame import Frame
@@ -11,16 +11,14 @@ from sparsefx.backends.cpu.ir import Value, Var
 __all__ = [
     "AHEAD",
     "SPARSE_FIELDS",
-    "each_panel_group",
     "each_sparse_row",
-    "panel_range",
     "row_range",
 ]
 
 AHEAD = 1024
-"""How many bytes before their use weights are asked for where few tokens share them. For that a
-Zen 4 core took 8 to 14 % less time with 32 and 64 tokens in `quads`, with 32 in `rows`, from memory
-as from the third-level cache; with more tokens, and in `blocks`, 1 to 4 % more."""
+"""How many bytes before their use weights are asked for. For that a Zen 4 core took 8 to 14 % less
+time with 32 and 64 tokens in `quads`, with 32 in `rows`, from memory as from the third-level cache;
+in `rows` with more tokens, and in `blocks`, 1 to 4 % more."""
 
 SPARSE_FIELDS = (
     *EPILOGUE_FIELDS,
@@ -34,34 +32,8 @@ SPARSE_FIELDS = (
 )
 """What a kernel of :func:`each_sparse_row` is given in its step."""
 
-Unit = Callable[[Frame, list[Value], Value, list[list[Var]]], None]
-"""Emits one unit (a quad or block): frame, panels of the input, number of the unit, their sums."""
-
-
-def each_panel_group(frame: Frame, most: int) -> Iterator[tuple[Value, int]]:
-    """Loop over this part's panels of the step's space, `most` at a time, then one by one.
-
-    Yields (number of the first panel, panels in the group) once per group size: the body is
-    emitted for each size. Weights are decoded once per group.
-    """
-    f = frame.f
-    done, stop = panel_range(frame)
-    if most > 1:
-        whole = done + (stop - done) // most * most
-        for group in f.loop(done, whole, most):
-            yield group, most
-        done = whole
-    for number in f.loop(done, stop):
-        yield number, 1
-
-
-def panel_range(frame: Frame) -> tuple[Value, Value]:
-    """This part's panels of the step's space: all of them, unless parts are panels."""
-    f = frame.f
-    panels = frame.job("panels", frame.word("space"))
-    own = frame.share(panels)
-    by_panel = f.compare(frame.job("by_panel"), "==", 1)
-    return f.select(by_panel, own[0], f.i64(0)), f.select(by_panel, own[1], panels)
+Unit = Callable[[Frame, Value, Value, list[Var]], None]
+"""Emits one unit (a quad or block): frame, panel of the input, number of the unit, its sums."""
 
 
 def row_range(frame: Frame) -> tuple[Value, Value]:
@@ -78,22 +50,22 @@ def row_range(frame: Frame) -> tuple[Value, Value]:
 
 
 def each_sparse_row(frame: Frame, sink: Sink, columns: Value, unit: Unit) -> None:
-    """Loop over this part's rows of int8 weights in units, for one or two panels of tokens.
+    """Loop over this part's panels, and over its rows of int8 weights in units.
 
     `row_start` counts the units of each row, `initial` starts the sums.
     """
     f, panel = frame.f, frame.panel
-    source = frame.buffer("input", frame.word("space"))
+    space = frame.word("space")
+    source = frame.buffer("input", space)
     starts, initial = frame.pointer("row_start"), frame.pointer("initial")
-    for first, count in each_panel_group(frame, 2 if panel.width == 64 else 1):
-        inputs = [f.offset(source, columns * panel.width * (first + n)) for n in range(count)]
-        start, stop = row_range(frame)
+    start, stop = row_range(frame)
+    for number in f.loop(*frame.panels(space)):
+        values = f.offset(source, columns * panel.width * number)
         for row in f.loop(start, stop):
             begin = f.convert("zext", f.load("i32", f.offset(starts, row * 4)), "i64")
             end = f.convert("zext", f.load("i32", f.offset(starts, row * 4 + 4)), "i64")
             seed = f.splat(f.load("i32", f.offset(initial, row * 4)), panel.lanes)
-            sums = [[f.var(seed) for _ in range(panel.vectors)] for _ in range(count)]
-            for number in f.loop(begin, end):
-                unit(frame, inputs, number, sums)
-            for n in range(count):
-                sink.finish([s.get() for s in sums[n]], row, first + n)
+            sums = [f.var(seed) for _ in range(panel.vectors)]
+            for place in f.loop(begin, end):
+                unit(frame, values, place, sums)
+            sink.finish([total.get() for total in sums], row, number)

@@ -31,7 +31,7 @@ from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_panel_group, row_range
+from sparsefx.backends.cpu.kernels.rowloop import AHEAD, row_range
 from sparsefx.backends.cpu.panel import Panel
 
 __all__ = [
@@ -134,9 +134,10 @@ def _each_row(
     """
     f, panel = frame.f, frame.panel
     sink = Sink(frame, epilogue)
-    source = frame.buffer("input", frame.word("space"))
+    space = frame.word("space")
+    source = frame.buffer("input", space)
     panel_bytes = frame.word("columns") * (panel.width * item)
-    for number, _ in each_panel_group(frame, 1):
+    for number in f.loop(*frame.panels(space)):
         start = f.offset(source, panel_bytes * number)
         for first in range(0, panel.vectors, together):
             values = f.offset(start, first * panel.lanes * item)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sparsefx.backends.cpu.epilogue import Sink
 from sparsefx.backends.cpu.frame import Frame
 from sparsefx.backends.cpu.ir import Value, Var
-from sparsefx.backends.cpu.kernels.rowloop import each_panel_group, row_range
+from sparsefx.backends.cpu.kernels.rowloop import row_range
 
 __all__ = ["FIELDS", "TILE_ROWS", "Tile", "each_tile", "initial_sums"]
 
@@ -31,10 +31,11 @@ def each_tile(frame: Frame, sink: Sink, item: int, together: int, tile_sums: Til
         tile_sums: Emits the sums of one tile.
     """
     f, panel = frame.f, frame.panel
-    source = frame.buffer("input", frame.word("space"))
+    space = frame.word("space")
+    source = frame.buffer("input", space)
     panel_bytes = frame.word("columns") * (panel.width * item)
     start, stop = row_range(frame)
-    for number, _ in each_panel_group(frame, 1):
+    for number in f.loop(*frame.panels(space)):
         values = f.offset(source, panel_bytes * number)
         for tile in f.loop(start, stop):
             for first in range(0, panel.vectors, together):
