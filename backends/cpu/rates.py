@@ -117,11 +117,11 @@ class Rates:
 
 
 BUILT_IN = Rates(
-    quad=2.44,
-    block=1.95,
-    nonzero=2.19,
-    group=6.85,
-    channel=6.85,
+    quad=2.12,
+    block=1.59,
+    nonzero=2.07,
+    group=6.77,
+    channel=6.97,
     short_nonzero=0.9,
     short_channel=3.5,
     tile=37.0,
@@ -129,7 +129,7 @@ BUILT_IN = Rates(
     short_tile=37.0,
     attention=20_800.0,
     attention_tiles=13_000.0,
-    row=8.2,
+    row=10.3,
     peak=233.0,
     peak_f32=58.0,
     peak_short=116.0,
