@@ -12,6 +12,7 @@ steps as that one: see ``benchmarks/budget.py``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -26,6 +27,7 @@ from sparsefx.cli import one_message
 from sparsefx.cli.compress import name_classes
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
+from sparsefx.files import write_json
 from sparsefx.huggingface import load_pretrained
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
@@ -145,6 +147,27 @@ def as_json(
     }
 
 
+def finished(path: Path, transfer: int) -> bool:
+    """Return whether the run whose results are to go to ``path`` is there already.
+
+    Raises:
+        DataError: What is there had another number of unlabelled texts, which no name tells.
+    """
+    if not path.exists():
+        return False
+    run = json.loads(path.read_text(encoding="utf-8"))
+    had = (run.get("transfer") or {}).get("texts", 0)
+    if had != transfer:
+        raise DataError(
+            f"that run had --transfer {had}, this one has --transfer {transfer}",
+            who="glue",
+            where=str(path),
+            hint="give this one another --out and --work",
+        )
+    typer.echo(f"{path} is there already")
+    return True
+
+
 def _seeds(text: str) -> list[int]:
     """Return the seeds that a text lists.
 
@@ -181,25 +204,22 @@ def main(
     base = Recipe.load(recipe)
     budget = Recipe.load(budget_of) if budget_of else None
     method = f"{base.name}-at-{budget.name}" if budget else base.name
-    for seed in _seeds(seeds):
-        found = base.model_copy(update={"seed": seed})
-        for task in tasks.split(","):
-            name = f"{method}-{label}-{task}-{seed}"
-            path = out / f"{name}.json"
-            if path.exists():
-                typer.echo(f"{path} is there already")
-                continue
-            examples = load_glue(task, folder)
-            texts = transfer_texts(task, folder, transfer)
-            used = found
-            if budget is not None:
-                used = with_budget(found, budget, len(examples.split("train")), len(texts or ()))
-            result = run_one(used, examples, texts, place, work / name)
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text(
-                json.dumps(as_json(result, used, task, label, transfer), indent=1) + "\n"
-            )
-            typer.echo(f"wrote {path}")
+    runs = [
+        (seed, task, f"{method}-{label}-{task}-{seed}")
+        for seed, task in itertools.product(_seeds(seeds), tasks.split(","))
+    ]
+    left = [run for run in runs if not finished(out / f"{run[-1]}.json", transfer)]
+    for seed, task, name in left:
+        examples = load_glue(task, folder)
+        texts = transfer_texts(task, folder, transfer)
+        used = base.model_copy(update={"seed": seed})
+        if budget is not None:
+            used = with_budget(used, budget, len(examples.split("train")), len(texts or ()))
+        result = run_one(used, examples, texts, place, work / name)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{name}.json"
+        write_json(path, as_json(result, used, task, label, transfer))
+        typer.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":

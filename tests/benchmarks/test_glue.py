@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.glue import curve, main
+from benchmarks.glue import curve, finished, main
+from benchmarks.glue_table import RESULTS
 from sparsefx.cli import one_message
+from sparsefx.errors import DataError
 
 
 def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
@@ -28,6 +30,24 @@ def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Pa
         {"stage": "dense", "step": 2, "value": 0.6, "loss": 1.5},
         {"stage": "sparse", "step": 1, "value": 0.5, "loss": 4.0},
     ]
+
+
+def test_results_with_other_unlabelled_texts_are_not_taken_for_this_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    assert not finished(path, 0)
+    for transfer, had in (({"texts": 8000, "from": ["QQP"]}, 8000), (None, 0)):
+        path.write_text(json.dumps({"transfer": transfer}))
+        assert finished(path, had)
+        with pytest.raises(DataError, match=f"had --transfer {had}, this one has --transfer 40"):
+            finished(path, 40)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_committed_results_are_found_again(path: Path) -> None:
+    run = json.loads(path.read_text(encoding="utf-8"))
+    name = "-".join((run["recipe"]["name"], run["model"], run["task"], str(run["seed"])))
+    assert path.stem == name
+    assert finished(path, 8000)
 
 
 def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
