@@ -33,6 +33,9 @@ __all__ = ["Runtime"]
 _PARTS = 2
 """Parts of a step for each thread that shares it: who is held up takes fewer of them."""
 
+_LEAST_SECONDS = 1e-9
+"""What a step is said to take at least; a timer may see none of a short one."""
+
 _KEPT = 32
 """Masks whose slabs are kept."""
 
@@ -131,7 +134,7 @@ class Runtime:
                     self._pool.run(call.steps[which], job, threads=1)
                     found[number] = min(found[number], time.perf_counter() - begin)
         *steps, nothing = found
-        return [max(0.0, seconds - nothing) for seconds in steps]
+        return [max(_LEAST_SECONDS, seconds - nothing) for seconds in steps]
 
     def _empty(self, shape: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
         """The arrays of results for a batch of that shape."""
