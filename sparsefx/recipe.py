@@ -366,4 +366,5 @@ class Recipe(_Settings):
             nominal = _NOMINAL_STEPS if stage.training else None
             known = nominal if steps is None else steps[stage.name]
             begun = held.get(start, frozenset())
-            held[stage.name] = check_passes(stage, begun, known, who, path)
+            passes = {f"{path}.pipeline": stage.pipeline, f"{path}.after": stage.after}
+            held[stage.name] = check_passes(passes, begun, known, who, taught=bool(stage.teacher))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from sparsefx.amounts import Shares, parse_pipeline
 from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
 from sparsefx.properties import Property
-
-if TYPE_CHECKING:
-    from sparsefx.recipe import Stage
 
 __all__ = ["TEACHER", "check_passes", "is_path", "unknown_stage"]
 
@@ -18,22 +14,27 @@ TEACHER = "teacher"  # how a stage names its teacher to its passes
 
 
 def check_passes(
-    stage: Stage, held: frozenset[Property], steps: int | None, who: str, path: str
+    passes: Mapping[str, Sequence[str]],
+    held: frozenset[Property],
+    steps: int | None,
+    who: str,
+    *,
+    taught: bool,
 ) -> frozenset[Property]:
     """Check the passes of a stage in their order; return what holds behind them.
 
     Args:
-        stage: Whose ``pipeline`` and ``after`` are read.
+        passes: Those before and after its training, in text form, by their path in the recipe.
         held: What holds before it.
         steps: Its optimizer steps, of which shares are taken; None where it does not train.
         who: Whom errors name.
-        path: Of the stage in the recipe.
+        taught: Whether it names a teacher.
 
     Raises:
         RecipeError: A pass or an option is unknown, the order is wrong, or a teacher is missing.
     """
-    given = {TEACHER} if stage.teacher else set()
-    for where, texts in ((f"{path}.pipeline", stage.pipeline), (f"{path}.after", stage.after)):
+    given = {TEACHER} if taught else set()
+    for where, texts in passes.items():
         try:
             pipeline = parse_pipeline(texts, steps)
             held = pipeline.check(held)
