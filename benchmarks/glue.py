@@ -34,11 +34,12 @@ from sparsefx.report.run import report_rows
 from sparsefx.timing import machine
 from sparsefx.train.assets import cache_folder, minilm_folder
 from sparsefx.train.evaluation import SessionData
+from sparsefx.train.examples import Examples
 from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, Task
+from sparsefx.train.tasks import Task
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -35,11 +35,11 @@ from sparsefx.timing import machine
 from sparsefx.train.assets import cache_folder, minilm_folder, split_sentences
 from sparsefx.train.batches import encode, evaluation_batches
 from sparsefx.train.evaluation import SessionData, inputs_for
+from sparsefx.train.examples import Examples, text_key
 from sparsefx.train.glue import load_glue
-from sparsefx.train.holdback import text_key
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, text_task
+from sparsefx.train.tasks import text_task
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 OUTPUT = "sentence_embedding"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,11 +165,12 @@ class Target(ABC):
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the machine too
+            frame = traceback.extract_tb(error.__traceback__)[-1]
             raise TargetError(
                 f"{type(error).__name__}: {error}",
                 who=self.name,
                 where=step,
-                hint="a fault of the target: in Python the traceback of the cause shows the place",
+                hint=f"a fault of the target, raised at {frame.filename}:{frame.lineno}",
             ) from error
 
     def __str__(self) -> str:

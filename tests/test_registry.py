@@ -150,6 +150,7 @@ def test_a_target_whose_code_fails_is_named_with_the_step(
     assert (caught.value.who, caught.value.where) == ("failing", f"{step}()")
     expected = f"failing at {step}(): ValueError: no kernel for 3 bits"
     assert str(caught.value).startswith(expected)
+    assert caught.value.hint.endswith(f"{module}.py:7")
     saved = program.save(tmp_path / "program")
     with pytest.raises(SystemExit) as ended:
         main(["bench", str(saved), "-t", "failing"])

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from sparsefx.backends.accelerator.architecture import Architecture, Sram
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format
@@ -16,10 +15,31 @@ from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
 from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
 from sparsefx.errors import SparsefxError, TargetError
 
-if TYPE_CHECKING:
-    from sparsefx.backends.accelerator.mapper import Mapping
+__all__ = ["Machine", "Mapping"]
 
-__all__ = ["Machine"]
+
+@dataclass(frozen=True)
+class Mapping:
+    """One way to cut a product.
+
+    Attributes:
+        tile_m, tile_n, tile_k: Sizes of a tile.
+        bytes: What the tile needs in the core's memory: both operands, twice when double
+            buffered, and the accumulators.
+        cycles: The model's estimate for the whole product on all cores.
+    """
+
+    tile_m: int
+    tile_n: int
+    tile_k: int
+    bytes: float
+    cycles: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tile_m} x {self.tile_n} x {self.tile_k}: "
+            f"{self.bytes / 1024:.1f} KiB, {self.cycles:,.0f} cycles"
+        )
 
 
 @dataclass(frozen=True)

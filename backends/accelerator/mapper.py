@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sparsefx.backends.accelerator.architecture import Operand
 from sparsefx.backends.accelerator.engines.base import Gemm, ceil_div
-from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.machine import Machine, Mapping
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.errors import TargetError
 
-__all__ = ["Mapping", "choose_mapping", "fits", "mapping_options"]
+__all__ = ["choose_mapping", "fits", "mapping_options"]
 
 _ACCUMULATOR_BYTES = 4
 _NEAR = 1.15
@@ -22,30 +22,6 @@ _A_BAND = 4
 """How many densities between one and its double are told apart."""
 _SAMPLED_ROWS = 256
 """How many rows the engine gets at least, so that no chance row decides."""
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One way to cut a product.
-
-    Attributes:
-        tile_m, tile_n, tile_k: Sizes of a tile.
-        bytes: What the tile needs in the core's memory: both operands, twice when double
-            buffered, and the accumulators.
-        cycles: The model's estimate for the whole product on all cores.
-    """
-
-    tile_m: int
-    tile_n: int
-    tile_k: int
-    bytes: float
-    cycles: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.tile_m} x {self.tile_n} x {self.tile_k}: "
-            f"{self.bytes / 1024:.1f} KiB, {self.cycles:,.0f} cycles"
-        )
 
 
 def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> list[Mapping]:

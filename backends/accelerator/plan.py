@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray, Timing, ceil_div
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.mapper import Mapping, choose_mapping
+from sparsefx.backends.accelerator.machine import Machine, Mapping
+from sparsefx.backends.accelerator.mapper import choose_mapping
 from sparsefx.backends.accelerator.workload import MatmulOp
 from sparsefx.backends.formats.encoding import FormatSize
 

@@ -19,7 +19,7 @@ from sparsefx.files import whole_file
 
 if TYPE_CHECKING:
     from sparsefx.train.augment import Augmenter
-    from sparsefx.train.tasks import Examples
+    from sparsefx.train.examples import Examples
 
 __all__ = ["command"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparsefx.errors import DataError
 from sparsefx.program import Program
-from sparsefx.train.tasks import Examples
+from sparsefx.train.examples import Examples
 
 __all__ = ["STOP_WORDS", "Augmentation", "Augmenter"]
 

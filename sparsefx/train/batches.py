@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
 from sparsefx.lengths import check_length
-from sparsefx.train.tasks import Examples
+from sparsefx.train.examples import Examples
 
 __all__ = [
     "UNLABELLED",

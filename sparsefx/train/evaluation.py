@@ -18,8 +18,9 @@ from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, encode, evaluation_batches
+from sparsefx.train.examples import Examples
 from sparsefx.train.metrics import Score, mean_loss
-from sparsefx.train.tasks import Examples, Task
+from sparsefx.train.tasks import Task
 
 __all__ = [
     "SessionData",

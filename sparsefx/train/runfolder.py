@@ -24,8 +24,8 @@ from sparsefx.files import write_json
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
+from sparsefx.train.examples import Examples
 from sparsefx.train.results import StageResult
-from sparsefx.train.tasks import Examples
 
 __all__ = ["RunFolder", "StopRequest", "differences"]
 

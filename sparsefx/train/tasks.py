@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean, first_line
 from sparsefx.train.columns import find_label, find_text
-from sparsefx.train.holdback import hold_back
+from sparsefx.train.examples import Examples, hold_back
 from sparsefx.train.labels import (
     Kind,
     check_classes,
@@ -22,41 +22,12 @@ from sparsefx.train.labels import (
 from sparsefx.train.metrics import MetricName, ScoreName
 from sparsefx.train.tables import FORMATS, Table, read_table
 
-__all__ = ["Examples", "Task", "load_task", "load_texts", "text_task"]
+__all__ = ["Task", "load_task", "load_texts", "text_task"]
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
 Source = str | Path | Table | Mapping[str, str | Path | Table]
 _TEST_TEXTS = 2000
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Texts, or pairs of texts, with labels or without.
-
-    Attributes:
-        origin: Where they came from, for messages.
-        texts: The first (or only) sentence of every example.
-        pairs: The second sentence of every example, or None.
-        labels: Class indices (int) or target values (float), or None for unlabelled texts.
-    """
-
-    origin: str
-    texts: tuple[str, ...]
-    pairs: tuple[str, ...] | None = None
-    labels: tuple[float, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def select(self, rows: Sequence[int]) -> Examples:
-        """Return the examples of the given rows, in that order."""
-        return replace(
-            self,
-            texts=tuple(self.texts[row] for row in rows),
-            pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
-            labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
-        )
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from sparsefx.cli import main
 from sparsefx.program import Program
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import predict
+from sparsefx.train.examples import Examples
 from sparsefx.train.tables import FORMATS, Table
-from sparsefx.train.tasks import Examples
 from tests.train import tiny_run
 
 TEXTS = tiny_run.texts(24, 3)

@@ -11,7 +11,7 @@ import pytest
 
 from sparsefx.errors import ArtifactError, DataError
 from sparsefx.train import assets
-from sparsefx.train.holdback import text_key
+from sparsefx.train.examples import text_key
 
 
 def _wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -17,7 +17,7 @@ from sparsefx.train.batches import (
     encode,
     evaluation_batches,
 )
-from sparsefx.train.tasks import Examples
+from sparsefx.train.examples import Examples
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ from sparsefx.frontend import capture
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Event
+from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, Task
+from sparsefx.train.tasks import Task
 from tests.train import tiny_run
 
 TWO = """

@@ -22,11 +22,12 @@ from sparsefx.recipe import Recipe
 from sparsefx.train.batches import Batches, encode
 from sparsefx.train.evaluation import SessionData, predict
 from sparsefx.train.events import Event, StageStarted, StepDone, TensorBoard
+from sparsefx.train.examples import Examples
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult
 from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, Task
+from sparsefx.train.tasks import Task
 from tests.train import tiny_run
 
 

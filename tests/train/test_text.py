@@ -11,9 +11,10 @@ from sparsefx.errors import DataError, RecipeError, TrainingError
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import cells, report_rows, run_page
 from sparsefx.train.evaluation import SessionData, TokenData
+from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, load_texts, text_task
+from sparsefx.train.tasks import load_texts, text_task
 from tests.train import tiny_run
 
 SELF = """

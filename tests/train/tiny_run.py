@@ -23,8 +23,9 @@ from sparsefx.recipe import Recipe
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Event, StepDone
+from sparsefx.train.examples import Examples
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Examples, Task
+from sparsefx.train.tasks import Task
 
 LETTERS = "abcdefgh"
 

@@ -1,17 +1,44 @@
-"""What is held back to score on, and which texts count as the same."""
+"""Texts with labels or without, what of them is held back, and which texts count as the same."""
 
 from __future__ import annotations
 
 import random
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sparsefx.errors import DataError
 
-if TYPE_CHECKING:
-    from sparsefx.train.tasks import Examples
+__all__ = ["Examples", "hold_back", "text_key"]
 
-__all__ = ["hold_back", "text_key"]
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts, or pairs of texts, with labels or without.
+
+    Attributes:
+        origin: Where they came from, for messages.
+        texts: The first (or only) sentence of every example.
+        pairs: The second sentence of every example, or None.
+        labels: Class indices (int) or target values (float), or None for unlabelled texts.
+    """
+
+    origin: str
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] | None = None
+    labels: tuple[float, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """Return the examples of the given rows, in that order."""
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in rows),
+            pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
+            labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
+        )
 
 
 def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
