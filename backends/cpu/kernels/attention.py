@@ -13,7 +13,7 @@ to each score what `distances` holds, and visits only the keys that a window sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sparsefx.backends.cpu.frame import Frame, open_frame
@@ -21,12 +21,13 @@ from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels import distances, relative
 from sparsefx.backends.cpu.kernels.distances import Distances
+from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.kernels.products import Tile
 from sparsefx.backends.cpu.kernels.relative import PANEL, STRIP, Kinds, Relative, Strip
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import exp, maximum
 
-__all__ = ["CHUNK", "FIELDS", "Place", "emit", "open_attention", "scratch_bytes"]
+__all__ = ["CHUNK", "FIELDS", "emit", "open_attention", "scratch_bytes"]
 
 CHUNK = PANEL
 """Sequences start at multiples of this many tokens."""
@@ -58,59 +59,6 @@ def open_attention(
 def scratch_bytes(longest: int) -> int:
     """Scratch memory that a thread needs for sequences of up to `longest` tokens."""
     return (longest + CHUNK) * _SCORE_BYTES
-
-
-@dataclass(frozen=True)
-class Place:
-    """One head of one sequence: where its rows of q, k, v and of the output lie.
-
-    Attributes:
-        head: Number of the head.
-        first: First token of the sequence in the slab.
-        length: Its tokens.
-        starts: Row 0 of the head in the first panel, for q, k, v, output.
-        rows: Rows per panel of the same buffers.
-    """
-
-    frame: Frame
-    head: Value
-    first: Value
-    length: Value
-    starts: dict[str, Value]
-    rows: dict[str, Value]
-
-    @classmethod
-    def each(cls, frame: Frame, items: Mapping[str, int] | None = None) -> Iterator[Place]:
-        """Loop over this part's share of (sequence, head) pairs.
-
-        Args:
-            frame: The kernel.
-            items: Bytes of one value of q, k, v, where it is not 4.
-        """
-        f, panel = frame.f, frame.panel
-        heads, size = frame.word("heads"), frame.word("head_size")
-        for unit in frame.units(frame.job("sequence_count") * heads):
-            sequence = f.offset(frame.job("sequences"), unit // heads * 16)
-            head = unit - unit // heads * heads
-            row = head * size
-            starts = {}
-            for part in "qkv":
-                line = panel.width * (items or {}).get(part, 4)
-                place = (frame.word(f"{part}_first") + row) * line
-                starts[part] = f.offset(frame.buffer(part), place)
-            starts["output"] = f.offset(frame.buffer("output"), row * panel.row_bytes)
-            first = f.convert("zext", f.index("i32", sequence, 0), "i64")
-            length = f.convert("zext", f.index("i32", sequence, 1), "i64")
-            rows = {name: frame.word(f"{name}_rows") for name in starts}
-            yield cls(frame, head, first, length, starts, rows)
-
-    def at(self, name: str, token: Value) -> Value:
-        """Where `token` of the slab lies in the head's row 0 of a buffer."""
-        f, panel = self.frame.f, self.frame.panel
-        number = token // panel.width
-        inside = (token - number * panel.width) * 4
-        start = self.starts[name]
-        return f.offset(start, number * self.rows[name] * panel.row_bytes + inside)
 
 
 @dataclass(frozen=True)

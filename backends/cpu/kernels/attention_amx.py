@@ -25,7 +25,7 @@ from sparsefx.backends.cpu.kernels.amx_tiles import (
     full_tiles,
     tiles_of,
 )
-from sparsefx.backends.cpu.kernels.attention import CHUNK, Place, open_attention
+from sparsefx.backends.cpu.kernels.attention import CHUNK, open_attention
 from sparsefx.backends.cpu.kernels.attention_codes import (
     FIELDS,
     Head,
@@ -38,6 +38,7 @@ from sparsefx.backends.cpu.kernels.attention_codes import (
     values,
 )
 from sparsefx.backends.cpu.kernels.embed import transpose
+from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.vmath import maximum
 
 __all__ = ["FIELDS", "emit", "scratch_bytes"]

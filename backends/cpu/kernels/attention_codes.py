@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.attention import CHUNK, Place
+from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
 from sparsefx.backends.cpu.kernels.distances import Distances
+from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.panel import Panel
 from sparsefx.backends.cpu.vmath import maximum, polynomial
 

@@ -23,7 +23,7 @@ from functools import partial
 
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.attention import CHUNK, Place, open_attention
+from sparsefx.backends.cpu.kernels.attention import CHUNK, open_attention
 from sparsefx.backends.cpu.kernels.attention_codes import (
     FIELDS,
     Head,
@@ -35,6 +35,7 @@ from sparsefx.backends.cpu.kernels.attention_codes import (
     start_sums,
     values,
 )
+from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.vmath import maximum
 
 __all__ = ["FIELDS", "emit", "scratch_bytes"]

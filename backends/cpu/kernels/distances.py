@@ -11,12 +11,9 @@ distances of those around it): `hidden` of the job is 0 for a real token, -1e30 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparsefx.backends.cpu.ir import Value, vector
-
-if TYPE_CHECKING:
-    from sparsefx.backends.cpu.kernels.attention import Place
+from sparsefx.backends.cpu.kernels.place import Place
 
 __all__ = ["EDGE", "FAR", "FIELDS", "HIDDEN", "Distances"]
 

@@ -20,13 +20,10 @@ All of the first panel are alike, and of the last: a distance beyond reads these
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sparsefx.backends.cpu.ir import Value
+from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.kernels.products import Tile
-
-if TYPE_CHECKING:
-    from sparsefx.backends.cpu.kernels.attention import Place
 
 __all__ = ["FIELDS", "PANEL", "STRIP", "Chunk", "Kinds", "Relative", "Strip", "scratch_bytes"]
 
