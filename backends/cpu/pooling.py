@@ -123,10 +123,12 @@ class PoolingLowering:
         host = self._walk.host
         inputs = host.placeholders([node])
         generator = torch.Generator().manual_seed(0)
-        if len(inputs) != 1 or not self._walk.free:
+        if len(inputs) != 1:
             return None
         (source,) = inputs
-        for batch, length in _TRIALS:
+        for sizes in _TRIALS:
+            given = zip(host.dims, sizes, strict=True)
+            batch, length = (dim if isinstance(dim, int) else size for dim, size in given)
             real = torch.randint(0, 2, (batch, length), generator=generator)
             real[:, 0] = 1
             known = {source: real.to(source.meta["val"].dtype)}

@@ -206,8 +206,3 @@ class Walk:
     def conflicts(self, padding: str | None) -> bool:
         """Whether another input than this one, or none, was found to say what is padding."""
         return any(known != padding for known in self.padding)
-
-    @property
-    def free(self) -> bool:
-        """Whether batch and sequence may have any size."""
-        return all(isinstance(d, str) for d in self.host.dims)
