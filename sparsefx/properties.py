@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["BOUND_TO_SHAPES", "Property"]
+__all__ = ["BOUND_TO_SHAPES", "FIXES_ZEROS", "Property"]
 
 
 class Property(Enum):
@@ -42,3 +42,8 @@ BOUND_TO_SHAPES = frozenset(
 )
 """What holds tensors shaped as the weights, or derived from them; passes that reshape weights
 forbid all of it."""
+
+FIXES_ZEROS = frozenset(
+    {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
+)
+"""Where it is settled which weights are zero; passes that choose them forbid all of it."""

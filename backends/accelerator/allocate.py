@@ -21,7 +21,7 @@ from sparsefx.passes.prune.loss_curves import LossCurve, read_loss_curves
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
 from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -83,9 +83,7 @@ class AllocateSparsity(Pass):
     name: ClassVar[str] = "allocate-sparsity"
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})
     destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
+    forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     arch: str = "anton"
     budget: float = 0.2

@@ -15,7 +15,7 @@ from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -96,9 +96,7 @@ class BalanceBanks(Pass):
     name: ClassVar[str] = "balance-banks"
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})
     destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
+    forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     sparsity: float = 0.9
     bank: int = 64

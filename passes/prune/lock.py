@@ -17,7 +17,7 @@ from sparsefx.passes.prune.masking import (
     zero_masked,
 )
 from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -65,9 +65,7 @@ class PatternLock(Pass):
     name: ClassVar[str] = "pattern-lock"
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED, Property.LOCKED})
     destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
+    forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     roles: tuple[str, ...] = ("encoder", "pooler", "head", "convolution", "other")
     include: tuple[str, ...] = ()

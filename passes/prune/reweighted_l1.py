@@ -13,7 +13,7 @@ from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -66,9 +66,7 @@ class ReweightedL1(Pass):
     name: ClassVar[str] = "reweighted-l1"
     changes_signature: ClassVar[bool] = True
     destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
+    forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     shrink: float = 1e-7
     reweight_every: int = 0

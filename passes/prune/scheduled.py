@@ -27,7 +27,7 @@ from sparsefx.passes.prune.patterns import (
 )
 from sparsefx.passes.prune.schedule import Schedule
 from sparsefx.passes.prune.selection import check_selection, select_weights
-from sparsefx.properties import Property
+from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -49,9 +49,7 @@ class ScheduledPrune(Pass):
 
     establishes: ClassVar[frozenset[Property]] = frozenset({Property.MASKED})
     destroys: ClassVar[frozenset[Property]] = frozenset({Property.INFERENCE})
-    forbids: ClassVar[frozenset[Property]] = frozenset(
-        {Property.LOCKED, Property.QUANT_PREPARED, Property.QUANTIZED, Property.FUSED}
-    )
+    forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     sparsity: float = 0.9
     initial_sparsity: float = 0.0
