@@ -146,8 +146,10 @@ class AttentionLowering:
             return _OUTSIDE
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
             return "a product with factors"
-        why = self._score(node, left, right)
-        return why or self.masked(node, node.args[0])
+        why = self._score(node, left, right) or self.masked(node, node.args[0])
+        if why:
+            self._walk.values.pop(node, None)  # scores without what is added are no value of it
+        return why
 
     def masked(self, node: fx.Node, mask: object, *, hides: bool = False) -> str | None:
         """A mask or bias on the scores that `node` reads, or, where it has some, on its own."""

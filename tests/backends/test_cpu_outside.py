@@ -140,3 +140,27 @@ def test_explain_says_how_long_pytorch_takes() -> None:
     form = r"linears run in PyTorch, outside the plan: [\d,.]+ us there, \d+% of the time"
     assert re.search(form, shown)
     assert "there" not in str(compiled.explain(1, 16))
+
+
+class Added(nn.Module):
+    """Attention whose scores begin with products of the states themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.qkv, self.score = nn.Embedding(50, 16), nn.Linear(16, 48), nn.Linear(16, 2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.words(input_ids) * 3
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = torch.baddbmm(torch.bmm(x, x.transpose(1, 2)), q, k.transpose(1, 2))
+        scored: Tensor = self.score(scores.softmax(-1) @ v)
+        return scored
+
+
+def test_scores_that_begin_with_activations_run_in_pytorch() -> None:
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(50, (2, 9))}
+    program = sparsefx.capture(Added().eval(), batch)
+    compiled = CpuTarget(rates="built-in").lower(program)
+    assert [found.reason for found in compiled.outside] == ["a product that is not attention"]
+    torch.testing.assert_close(compiled(**batch), program(**batch))
