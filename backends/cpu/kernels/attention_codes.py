@@ -4,16 +4,14 @@ Query and key are uint8 codes. With q = sq (a - za), k = sk (b - zb) and k' = b 
 
     score = sq sk (sum of a k' - za sum of k') + what is the same for all keys of a query,
 
-and softmax does not see the last part. Values become int16 with one scale per channel of a head,
-weights have 4096 steps. `attention_i8` and `attention_amx` multiply these numbers in two ways that
-give the same bits.
+and softmax does not see the last part. `attention_i8` and `attention_amx` take these sums in two
+ways; what comes after them is `context`, so their results are the same bits.
 
 A sequence may start and end inside a panel: for q and k the scratch memory holds whole panels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,21 +19,20 @@ from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
+from sparsefx.backends.cpu.kernels.context import Keys, Scores, context, softmax
 from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.panel import Panel
-from sparsefx.backends.cpu.vmath import maximum, polynomial
 
 __all__ = [
     "FIELDS",
     "Head",
+    "attend",
     "each_chunk",
-    "exp_levels",
     "interleave",
     "open_head",
     "scaled",
     "start_sums",
-    "values",
 ]
 
 FIELDS = (*FLOAT_FIELDS, "q_zero")
@@ -43,12 +40,8 @@ FIELDS = (*FLOAT_FIELDS, "q_zero")
 
 _LANES = 16
 _FLOATS, _INTS = vector(_LANES, "float"), vector(_LANES, "i32")
-_LEVELS = 4095.0
-_MOST = 524287  # value steps * keys * _LEVELS stay below 2**31
 _SIGNS = -0x7F7F7F80  # 0x80808080: flips uint8 to int8 in four bytes at once
 _ONES = 0x01010101
-_POWER = (1.00000008, 0.69312103, 0.24022107, 0.05592204, 0.00967604)
-"""2**x for |x| <= 1/2, lowest coefficient first: fitted at Chebyshev nodes, error 4e-6."""
 
 Sizes = Callable[[Value, Value, Value], dict[str, Value]]
 
@@ -79,6 +72,11 @@ class Head:
         """The function under construction."""
         return self.place.frame.f
 
+    @property
+    def scores(self) -> Scores:
+        """The scores of a chunk of queries."""
+        return Scores(self.place, _LANES, self.parts["scores"])
+
 
 def open_head(place: Place, isa: Isa, sizes: Sizes, *, by_distance: bool = False) -> Head:
     """Divide the scratch memory; every part starts at a cache line.
@@ -87,7 +85,7 @@ def open_head(place: Place, isa: Isa, sizes: Sizes, *, by_distance: bool = False
         place: One head of one sequence.
         isa: Instruction set.
         sizes: Bytes of the parts, from the head's size, its padded length and the tokens of all
-            panels that it touches; `whole_q`, `whole_k`, `v_scale` and `start` must be there.
+            panels that it touches; `whole_q`, `whole_k`, `start` and `scores` must be there.
         by_distance: Whether distances add to scores.
     """
     frame, f = place.frame, place.frame.f
@@ -146,45 +144,6 @@ def start_sums(head: Head) -> None:
         f.store(start, f.offset(head.parts["start"], token * 4), 64)
 
 
-def _absolute(f: Function, value: Value) -> Value:
-    return f.intrinsic(f"llvm.fabs.v{_LANES}f32", value.type, value)
-
-
-def values(head: Head, keep: Callable[[Value, Value, Value], None]) -> None:
-    """V of this head as integers of 16 bits with one scale per channel; 0 beyond the end.
-
-    Args:
-        head: The head.
-        keep: Stores 16 int32: channel, number of the first key, values.
-    """
-    f, place = head.f, head.place
-    step = place.frame.panel.row_bytes
-    number = f.constant_vector("i32", range(_LANES))
-    share = f.i64(_MOST) // place.length
-    steps = f.select(f.compare(share, "<", 32767), share, f.i64(32767))
-    levels = f.convert("uitofp", steps, "float")
-    for channel in f.loop(0, head.size):
-        top = f.var(f.const(_FLOATS, 0))
-        for token in f.loop(0, head.padded, CHUNK):
-            value = _real(head, channel * step, token, number)
-            top.set(maximum(f, _absolute(f, value), top.get()))
-        largest = f.intrinsic(f"llvm.vector.reduce.fmax.v{_LANES}f32", "float", top.get())
-        bounded = maximum(f, largest, f.const("float", 1e-20))
-        f.store(bounded / levels, f.offset(head.parts["v_scale"], channel * 4))
-        factor = f.splat(levels / bounded, _LANES)
-        for token in f.loop(0, head.padded, CHUNK):
-            value = _real(head, channel * step, token, number)
-            keep(channel, token, head.panel.round_to_int(f, value * factor))
-
-
-def _real(head: Head, row: Value, token: Value, number: Value) -> Value:
-    """16 values of v from `token` on, 0 beyond the sequence."""
-    f, place = head.f, head.place
-    value = f.load(_FLOATS, f.offset(place.at("v", place.first + token), row), 64)
-    left = f.splat(f.convert("trunc", place.length - token, "i32"), _LANES)
-    return f.select(f.compare(number, "<", left), value, f.const(_FLOATS, 0))
-
-
 def each_chunk(head: Head, chunk: Callable[[Value, int], None]) -> None:
     """Go through the queries 32 at a time, then 16: number of the first, vectors."""
     f = head.f
@@ -217,12 +176,9 @@ def scaled(
     return f.fma(value, factor, bias) + head.distances.of_key(number, _LANES)
 
 
-def exp_levels(head: Head, x: Value) -> Value:
-    """round(4095 e**x) for x <= 0; the polynomial's error of 4e-6 is a sixtieth of a step."""
-    f, panel = head.f, head.panel
-    scaled = maximum(f, x * math.log2(math.e), f.const(x.type, -20.0))
-    whole = panel.round_to_int(f, scaled)
-    rest = scaled - f.convert("sitofp", whole, _FLOATS)
-    power = polynomial(f, rest, [_LEVELS * c for c in _POWER])
-    exact = f.convert("bitcast", f.convert("bitcast", power, _INTS) + (whole << 23), _FLOATS)
-    return panel.round_to_int(f, exact)
+def attend(head: Head, query: Value, vectors: int) -> None:
+    """Write the context of 16 or 32 queries from number `query` on, whose scores are there."""
+    place = head.place
+    keys = Keys(None, place.length)
+    targets = [place.at("output", place.first + query + n * CHUNK) for n in range(vectors)]
+    context(head.scores, keys, targets, softmax(head.scores, keys, vectors))
