@@ -50,7 +50,7 @@ def main(
         found = open_saved(model, name).predict(examples, batch_size)
         row: dict[str, object] = {
             "target": name,
-            "accuracy": evaluate("accuracy", found, labels).value,
+            "accuracy": evaluate("accuracy", found.astype(np.float64), labels).value,
             "same_class": float((found.argmax(1) == wanted.argmax(1)).mean()),
             "largest_difference": float(np.abs(found - wanted).max()),
         }

@@ -97,7 +97,7 @@ class Isa:
 
     @property
     def has_pack_order(self) -> bool:
-        """Whether bytes lie in pack order (see `panel`), and int16 have dot products of two."""
+        """Whether bytes lie in pack order (see `panel`)."""
         return self.dots == "vpdpbusd"
 
     @property

@@ -201,11 +201,6 @@ class Panel:
         name = f"llvm.x86.avx512.vpdpbusd.{bits}"
         return f.intrinsic(name, self.ints, total, activations, weights)
 
-    def dot_words(self, f: Function, total: Value, a: Value, b: Value) -> Value:
-        """`total + sum of 2 (int16 x int16)` per lane: `vpdpwssd`."""
-        name = f"llvm.x86.avx512.vpdpwssd.{self.lanes * 32}"
-        return f.intrinsic(name, self.ints, total, a, b)
-
     def load_short(self, f: Function, pointer: Value) -> list[Value]:
         """The two vectors of a row of 16-bit values."""
         size, type_ = self.width, vector(self.width // 2, "i16")

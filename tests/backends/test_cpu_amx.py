@@ -223,7 +223,7 @@ TILE_LINE = re.compile(r"\t(ldtilecfg|tile\w+|tdp\w+)\t?(.*)")
 def tile_operations(text: str) -> str:
     """All instructions on tiles in the order of the assembly, with their tiles.
 
-    Tiles of a product come as the assembler names them: activations or weights of attention
+    Tiles of a product come as the assembler names them: activations or queries
     (unsigned), then the left side, then sums. A loop's end may stand before its begin.
     """
     found = (TILE_LINE.match(line.split("#")[0].rstrip()) for line in text.splitlines())
@@ -256,12 +256,12 @@ def test_instructions_of_the_kernels(kernel: object, width: int) -> None:
     assert text.count("vpexpandb") == (expanded if kernel is masked_amx else 0)
 
 
-def encoded(total: int, left: int, right: int, *, signed: bool = True) -> bytes:
-    """A product by the manual: VEX.128.(F3 or none).0F38.W0 5E, F3 where the left is signed.
+def encoded(total: int, left: int, right: int) -> bytes:
+    """A product by the manual: VEX.128.F3.0F38.W0 5E.
 
     Sums stand in ModRM.reg, the left side in ModRM.rm, the right in VEX.vvvv.
     """
-    prefix = (~right & 15) << 3 | (2 if signed else 0)
+    prefix = (~right & 15) << 3 | 2
     return bytes((0xC4, 0xE2, prefix, 0x5E, 0xC0 | total << 3 | left))
 
 

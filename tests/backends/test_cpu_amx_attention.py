@@ -55,21 +55,11 @@ def test_whole_models() -> None:
         np.testing.assert_array_equal(tiled(**batch)["logits"], plain(**batch)["logits"])
 
 
-# Scores of 32 queries, then their values: high x high, high x low, low x high, low x low for each
-# 16 of them. The same for 16 queries, where the end of the loop over keys stands first.
+# Scores of 32 queries, then of 16. The end of the loop over keys stands first.
 TWO = """
 tilestored0 tilestored1 tilezero0 tilezero1 tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761
-tilezero0 tilezero1 tilezero2 tilezero3 tilezero4 tilezero5
-tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761 tileloadd7 tdpbsud763 tileloadd7 tdpbsud764
-tileloadd6 tileloadd7 tdpbuud761 tileloadd7 tdpbuud762 tileloadd7 tdpbuud764 tileloadd7 tdpbuud765
-tilestored0 tilestored1 tilestored2 tilestored3 tilestored4 tilestored5
 """
-ONE = """
-tilestored0 tilezero0 tileloadd6 tileloadd7 tdpbsud760
-tilezero0 tilezero1 tilezero2
-tileloadd6 tileloadd7 tdpbsud760 tileloadd7 tdpbsud761
-tileloadd6 tileloadd7 tdpbuud761 tileloadd7 tdpbuud762 tilestored0 tilestored1 tilestored2
-"""
+ONE = "tilestored0 tilezero0 tileloadd6 tileloadd7 tdpbsud760"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +72,4 @@ def test_instructions(width: int, by_distance: bool) -> None:
     # LLVM makes memset of loops that write zeros: it touches no tile.
     assert text.count("callq") == text.count("$memset")
     code = Engine(ISAS["amx"], None).object(kernel)[1]
-    for total, times in ((1, 2), (2, 2), (4, 1), (5, 1)):
-        assert code.count(encoded(total, 6, 7, signed=False)) == times
-    for total, times in ((0, 4), (1, 3), (3, 1), (4, 1)):
-        assert code.count(encoded(total, 6, 7)) == times
+    assert [code.count(encoded(total, 6, 7)) for total in range(3)] == [2, 1, 0]

@@ -241,7 +241,7 @@ def test_int8_attention_starts_and_ends_anywhere_in_a_panel() -> None:
     assert "attention_i8" not in floats.listing()
     for number, (rows, length) in enumerate((*SHAPES, (6, 63), (1, 128), (2, 127))):
         batch = padded_batch(program, rows, length, number)
-        # One code of one later activation may differ: the weights of softmax are rounded.
+        # One code of one later activation may differ: scores differ in the seventh digit.
         torch.testing.assert_close(
             codes(**batch)["logits"], floats(**batch)["logits"], rtol=0, atol=5e-3
         )

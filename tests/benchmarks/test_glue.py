@@ -45,8 +45,10 @@ def test_results_with_other_unlabelled_texts_are_not_taken_for_this_run(tmp_path
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_committed_results_are_found_again(path: Path) -> None:
     run = json.loads(path.read_text(encoding="utf-8"))
-    name = "-".join((run["recipe"]["name"], run["model"], run["task"], str(run["seed"])))
-    assert path.stem == name
+    rest = f"-{run['model']}-{run['task']}-{run['seed']}"
+    name = run["recipe"]["name"]
+    assert path.stem.endswith(rest)
+    assert path.stem.removesuffix(rest).partition("-at-")[0] == name  # at the budget of another
     assert finished(path, 8000)
 
 

@@ -57,10 +57,10 @@ class TileRegisters(Protocol):
     def store(self, tile: int, pointer: Value, stride: Value) -> None:
         """Store a tile, rows `stride` bytes apart."""
 
-    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
-        """Add `left` [m, k, 4] x uint8 `right` [k, n, 4] to the int32 [m, n] of `total`.
+    def dot(self, total: int, left: int, right: int) -> None:
+        """Add int8 `left` [m, k, 4] x uint8 `right` [k, n, 4] to the int32 [m, n] of `total`.
 
-        Each int32 gets k sums of four products. `left` is int8 (TDPBSUD) or uint8 (TDPBUUD).
+        Each int32 gets k sums of four products.
         """
 
     def dot_bf16(self, total: int, left: int, right: int) -> None:
@@ -98,10 +98,10 @@ class HardwareTiles:
         """TILESTORED."""
         self._f.intrinsic("llvm.x86.tilestored64", "void", self._number(tile), pointer, stride)
 
-    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
-        """TDPBSUD or TDPBUUD."""
+    def dot(self, total: int, left: int, right: int) -> None:
+        """TDPBSUD."""
         numbers = (self._number(tile) for tile in (total, left, right))
-        self._f.intrinsic(f"llvm.x86.tdpb{'su' if signed else 'uu'}d", "void", *numbers)
+        self._f.intrinsic("llvm.x86.tdpbsud", "void", *numbers)
 
     def dot_bf16(self, total: int, left: int, right: int) -> None:
         """TDPBF16PS."""
@@ -171,8 +171,8 @@ class ModelTiles:
                 value = f.load("i8", f.offset(self._row(tile, row), n))
                 f.store(value, f.offset(pointer, row * stride + n))
 
-    def dot(self, total: int, left: int, right: int, *, signed: bool = True) -> None:
-        """TDPBSUD, TDPBUUD: #UD unless the tiles differ and their shapes fit."""
+    def dot(self, total: int, left: int, right: int) -> None:
+        """TDPBSUD: #UD unless the tiles differ and their shapes fit."""
         f = self._f
         self._require_fit(total, left, right)
         for m in f.loop(0, self._rows(total)):
@@ -180,7 +180,7 @@ class ModelTiles:
                 for n in f.loop(0, self._row_bytes(right) // 4):
                     a = f.offset(self._row(left, m), k * 4)
                     b = f.offset(self._row(right, k), n * 4)
-                    self._add_four(f.offset(self._row(total, m), n * 4), a, b, signed=signed)
+                    self._add_four(f.offset(self._row(total, m), n * 4), a, b)
 
     def dot_bf16(self, total: int, left: int, right: int) -> None:
         """TDPBF16PS: even and odd products of a row add up apart, rounded once each (FMA)."""
@@ -216,12 +216,12 @@ class ModelTiles:
         self._require(f.compare(self._row_bytes(total), "==", self._row_bytes(right)))
         self._require(f.compare(self._row_bytes(left) // 4, "==", self._rows(right)))
 
-    def _add_four(self, place: Value, left: Value, right: Value, *, signed: bool) -> None:
+    def _add_four(self, place: Value, left: Value, right: Value) -> None:
         """Add four products of bytes to the int32 at `place`."""
         f = self._f
         value = f.load("i32", place)
         for byte in range(4):
-            a = f.convert("sext" if signed else "zext", f.load("i8", f.offset(left, byte)), "i32")
+            a = f.convert("sext", f.load("i8", f.offset(left, byte)), "i32")
             b = f.convert("zext", f.load("i8", f.offset(right, byte)), "i32")
             value = value + a * b
         f.store(value, place)
