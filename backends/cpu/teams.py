@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 __all__ = ["Team", "Teams"]
 
-_FIRST = 4
+_FIRST = 3
 """Runs of each way before the fastest is kept; the first one may have cold caches."""
 
 _SHARE, _MOST = 0.2, 0.25
