@@ -42,7 +42,7 @@ from sparsefx.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PART = "cpu"
 _PLAN, _WEIGHTS, _MANIFEST, _CODE = "plan.json", "weights.bin", "manifest.json", "code"
 _LINE = 64

@@ -74,7 +74,7 @@ def test_memory_starts_at_a_line(size: int) -> None:
 
 
 def test_linears_ask_for_the_scratch_of_their_format() -> None:
-    words = {"rows": 10, "columns": 130}
+    words = {"rows": 10, "columns": 130, "spans": 1}
     sizes = {f: catalog.linear(f, Epilogue(True)).scratch(words, 1) for f in FORMATS}
     sums = 2 * 32 * 64 * 4
     needed = {
@@ -86,6 +86,8 @@ def test_linears_ask_for_the_scratch_of_their_format() -> None:
         "masked_amx": sums + 2 * 2 * 1024 * 3,
     }
     assert sizes == {format: needed.get(format, 0) for format in FORMATS}
+    for format in ("quads", "blocks"):
+        assert catalog.linear(format, Epilogue(True)).scratch(words | {"spans": 2}, 1) == 2560
 
 
 def test_the_plan_explains_itself() -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.isa import ISAS, IsaName
-from sparsefx.backends.cpu.weights import FORMATS, SHORT, TILED, Format
+from sparsefx.backends.cpu.kernels.rowloop import SPAN
+from sparsefx.backends.cpu.weights import FORMATS, SHORT, TILED, Format, pack
 from sparsefx.backends.formats.quads import pack_quads
 from tests.backends.cpu_cases import ARM_MODELS, EMULATED, RUNNABLE, LinearCase
 
@@ -69,6 +70,19 @@ def test_the_largest_integers_do_not_saturate(isa: IsaName, format: Format) -> N
     w = np.full((2, 3072), -128, np.int8)
     w[1, ::2] = 127
     case = LinearCase(isa, format, x, w, 0)
+    np.testing.assert_array_equal(case.run(), case.expected())
+
+
+@pytest.mark.parametrize(("isa", "format"), INTEGER)
+@pytest.mark.parametrize("tokens", [20, 150])
+def test_rows_of_many_channels_wait_between_spans(
+    isa: IsaName, format: Format, tokens: int
+) -> None:
+    x, w = integers(tokens, 2 * SPAN + 90, 11, 0.4, 0)
+    w[3], w[5, : 2 * SPAN] = 0, 0
+    if format in ("quads", "blocks"):
+        assert pack(w, format).words["spans"] == 3
+    case = LinearCase(isa, format, x, w, 7)
     np.testing.assert_array_equal(case.run(), case.expected())
 
 

@@ -8,8 +8,9 @@ step `interleave` writes that layout once for all rows:
 
 AMX tiles read the same layout, filled to a multiple of 64 channels there.
 
-Weights: `row_start` int32[rows + 1] in blocks; `index` uint16[blocks], channel / 4; `weights`
-int8[blocks][4]. `initial` int32[rows] starts the sums (it holds -zero_point * sum of weights).
+Weights: `row_start` int32[spans][rows + 1] in blocks; `index` uint16[blocks], channel / 4;
+`weights` int8[blocks][4]. `initial` int32[rows] starts the sums (it holds -zero_point * sum of
+weights). With more channels than `SPAN` rows go through one span of them after the other.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var
 from sparsefx.backends.cpu.isa import Isa
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
-from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row
+from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row, scratch_bytes
 from sparsefx.backends.cpu.panel import Panel, interleaved_rows
 
-__all__ = ["FIELDS", "INTERLEAVE_FIELDS", "emit", "emit_interleave", "symbol"]
+__all__ = ["FIELDS", "INTERLEAVE_FIELDS", "emit", "emit_interleave", "scratch_bytes", "symbol"]
 
 INTERLEAVE_FIELDS = ("rows", "columns", "input", "output_bytes", "space")
 

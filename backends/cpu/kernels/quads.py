@@ -13,9 +13,10 @@ Here the four activations of a dot product are any four channels a, b, c, d, int
 Each product is a useful one, and activations are read as bytes, a quarter of what the interleaved
 layout would read, so the panels may lie in the second-level cache.
 
-Weights: `row_start` int32[rows + 1] in quads; `index` uint16[quads][4] channels; `weights`
+Weights: `row_start` int32[spans][rows + 1] in quads; `index` uint16[quads][4] channels; `weights`
 int8[quads][4]; the last quad of a row is filled with weight 0. `initial` int32[rows] starts the
-sums (it holds -zero_point * sum of weights).
+sums (it holds -zero_point * sum of weights). With more channels than `SPAN` rows go through one
+span of them after the other.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from sparsefx.backends.cpu.epilogue import Epilogue, Sink
 from sparsefx.backends.cpu.frame import Frame, open_frame
 from sparsefx.backends.cpu.ir import Function, Value, Var, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_sparse_row
+from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_sparse_row, scratch_bytes
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
 from sparsefx.backends.cpu.panel import Panel
 
-__all__ = ["FIELDS", "emit", "symbol"]
+__all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 
 
 def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
