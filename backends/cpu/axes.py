@@ -221,8 +221,12 @@ def _joined(factors: Sequence[Factor]) -> Dim:
 def arranged(rows: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """The tensor that lies so in rows given as [batch, sequence, rows] or [batch, rows].
 
-    The rows lie one after the other, without gaps.
+    The rows lie one after the other, without gaps. Those that lie so already are returned as they
+    are.
     """
+    lead = ((BATCH,), (SEQUENCE,))[: rows.ndim - 1]
+    if (layout.first, layout.lead, layout.plain) == (0, lead, rows.shape[-1]):
+        return rows
     sizes = {BATCH: rows.shape[0], SEQUENCE: rows.shape[1]}
     steps = {BATCH: rows.strides[0], SEQUENCE: rows.strides[1]}
     factors = [factor for dim in layout.dims for factor in dim]

@@ -66,6 +66,7 @@ class CpuCompiled:
         self._inputs = {str(n.target): n for n in graph.find_nodes(op="placeholder")}
         self._outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
+        self._checked: list[tuple[object, ...] | None] = []  # names, shapes, types of the last call
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run a batch; inputs and outputs as those of the Program.
@@ -75,6 +76,18 @@ class CpuCompiled:
         Raises:
             ProgramError: For inputs that the Program refuses, or that are not on the CPU.
         """
+        form = [
+            (name, t.shape, t.dtype, t.device) if isinstance(t, Tensor) else None
+            for name, t in batch.items()
+        ]
+        if form != self._checked:
+            self._check(batch)
+            self._checked = form
+        with explained(self._program, batch):
+            return self._finished(self._planned(batch))
+
+    def _check(self, batch: Mapping[str, Tensor]) -> None:
+        """Refuse inputs that the Program refuses, or that are not on the CPU."""
         self._program.signature.check(batch)
         for name, tensor in batch.items():
             if tensor.device.type != "cpu":
@@ -84,20 +97,16 @@ class CpuCompiled:
                     where=name,
                     hint=f"{name}.cpu()",
                 )
-        with explained(self._program, batch):
-            return self._finished(self._planned(batch))
 
     def _planned(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
         """The inputs, and what the plan makes of them."""
         lowered = self._lowered
         known: dict[fx.Node, Any] = {node: batch[name] for name, node in self._inputs.items()}
         shape = self._shape(batch)
-        with torch.no_grad():
-            indices = {
-                name: self._index(name, node, known, shape)
-                for name, node in lowered.indices.items()
-            }
-            results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
+        indices = {
+            name: self._index(name, node, known, shape) for name, node in lowered.indices.items()
+        }
+        results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
         for name, node in lowered.exports.items():
             known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
         return known
@@ -136,25 +145,28 @@ class CpuCompiled:
         """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
         if self._lowered.padding is None:
             return np.ones(shape, np.bool_)
-        mask = batch[self._lowered.padding].detach().cpu().numpy() != 0
-        mask[~mask.any(1)] = True
-        return np.asarray(mask, np.bool_)
+        mask = np.asarray(batch[self._lowered.padding].detach().numpy() != 0)
+        if not mask.all():
+            mask[~mask.any(1)] = True
+        return mask
 
     def _index(
         self, name: str, node: fx.Node | None, known: dict[fx.Node, Any], shape: tuple[int, int]
     ) -> NDArray[np.int32]:
         """The index of an embedding as int32 [batch, sequence]; kept if only sizes decide it."""
-        key = (name, *shape)
+        key, lowered = (name, *shape), self._lowered
         if key in self._fixed:
             return self._fixed[key]
         wide = np.arange(shape[1])
         if node is not None:
-            wide = self._lowered.host.evaluate([node], known)[node].cpu().numpy()
+            known = known if node in known else lowered.host.evaluate([node], known)
+            wide = known[node].detach().numpy()
         if wide.shape[-1] not in (1, shape[1]):  # a table of positions was sliced, and is shorter
             raise too_long(shape[1], wide.shape[-1])
-        check_index(name, wide, self._lowered.table_rows[name])
-        index = np.broadcast_to(wide, shape).astype(np.int32)
-        if node is None or self._lowered.host.sizes_only(node):
+        check_index(name, wide, lowered.table_rows[name])
+        whole = wide if wide.shape == shape else np.broadcast_to(wide, shape)
+        index: NDArray[np.int32] = whole.astype(np.int32)
+        if node is None or lowered.host.sizes_only(node):
             self._fixed[key] = index
         return index
 
