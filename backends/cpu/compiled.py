@@ -76,7 +76,7 @@ class CpuCompiled:
         Raises:
             ProgramError: For inputs that the Program refuses, or that are not on the CPU.
         """
-        form = [
+        form: list[tuple[object, ...] | None] = [
             (name, t.shape, t.dtype, t.device) if isinstance(t, Tensor) else None
             for name, t in batch.items()
         ]
@@ -157,7 +157,7 @@ class CpuCompiled:
         key, lowered = (name, *shape), self._lowered
         if key in self._fixed:
             return self._fixed[key]
-        wide = np.arange(shape[1])
+        wide: NDArray[Any] = np.arange(shape[1])
         if node is not None:
             known = known if node in known else lowered.host.evaluate([node], known)
             wide = known[node].detach().numpy()
