@@ -107,6 +107,8 @@ class AttentionLowering:
         last = dim in (-1, rank(node) - 1)
         if not last or not isinstance(index, fx.Node) or index not in self._walk.host.nodes:
             return "gathers by activations, or along tokens"
+        if shape_of(node)[:-1] != shape_of(source)[:-1]:  # type: ignore[arg-type]  # it has a value
+            return "gathers from a part of the products"
         term = Term(value.heads, value.table, index, factor=value.heads.factor)
         self._walk.values[node] = Relative((term,))
         return None

@@ -111,7 +111,7 @@ class RelativeReader:
         found = []
         for batch, length in self._sizes():
             value = self._host.for_sizes(term.table, batch, length)
-            if value is None or value.dim() < 3 or value.shape[-2] != size:
+            if value is None or value.dim() < 2 or value.shape[-2] != size:
                 return None
             every = value.detach().float().reshape(-1, *value.shape[-2:])
             if len(every) not in (1, heads, batch * heads):

@@ -268,12 +268,15 @@ class Gathering(nn.Module):
         distance = places[:, None] - places[None]
         index = {
             "distance": distance.clamp(-90, 90) + 90,
+            "first": distance.clamp(-90, 90) + 90,
             "endless": distance.abs() // 8,
             "places": places[:, None] * 2 + places[None],
             "padding": (distance.abs() + attention_mask[0, 0]),
         }[self.index]
-        index = index.expand(input_ids.shape[0], 1, *distance.shape)
-        scores = q @ k.transpose(-1, -2) + (q @ self.table[None, None]).gather(-1, index) * 2
+        sequences = 1 if self.index == "first" else input_ids.shape[0]
+        index = index.expand(sequences, 1, *distance.shape)
+        table = self.table if self.index == "endless" else self.table[None, None]
+        scores = q @ k.transpose(-1, -2) + (q @ table).gather(-1, index) * 2
         scores = scores / 4 + (1 - attention_mask[:, None, None].float()) * -1e9
         scored: Tensor = self.score((scores.softmax(-1) @ v).squeeze(1))
         return scored
@@ -285,10 +288,12 @@ def gathering(index: str) -> Program:
     return sparsefx.capture(Gathering(index).eval(), example_batch(2, 9))
 
 
-@pytest.mark.parametrize("index", ["places", "padding"])
+@pytest.mark.parametrize("index", ["places", "padding", "first"])
 def test_other_gathers_run_in_pytorch(index: str) -> None:
     program = gathering(index)
     said = "what its positions add depends on more than the distance of two tokens"
+    if index == "first":
+        said = "gathers from a part of the products"
     assert [found.reason for found in CpuTarget().unsupported(program)] == [said]
     batch = example_batch(3, 21)
     found = CpuTarget(rates="built-in").lower(program)(**batch)
