@@ -68,8 +68,10 @@ def version_of(content: dict[str, Any], general: dict[str, Any]) -> Literal["1.x
     '2.x'
     """
     words = set(general).union(*(set(each or {}) for each in general.get("pruners") or ()))
-    pruning = content.get("pruning") or {}
-    if words & _WORDS_OF_2 or "weight_compression" not in pruning.get("approach", {}):
+    if words & _WORDS_OF_2 or content.keys() & {"pruners", "pruning_configs"}:
+        return "2.x"
+    pruning = content["pruning"]
+    if general != pruning["approach"].get("weight_compression"):
         return "2.x"
     return "1.x" if words & _WORDS_OF_1 or "train" in pruning else "either"
 

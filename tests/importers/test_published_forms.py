@@ -121,6 +121,11 @@ def test_neural_compressor_of_version_1_is_known_by_other_words_too(
     assert recipe.stages[0].training.epochs == 4  # where 1.x ends its ramp unless told
 
 
+def test_neural_compressor_of_version_2_beside_an_empty_section() -> None:
+    text = "pruning: {approach: }\npruners: [!Pruner {pruning_type: magnitude}]"
+    assert import_text(text, name="two")[0].source.endswith("2.x.")
+
+
 def test_neural_compressor_that_may_be_of_either_version_is_refused() -> None:
     text = "pruning: {approach: {weight_compression: {target_sparsity: 0.8, pruners: [PRUNER]}}}"
     with pytest.raises(RecipeError, match="add what it stands for: 'end_epoch: 4'"):
