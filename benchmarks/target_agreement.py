@@ -44,10 +44,11 @@ def main(
     examples = encode(load_tokenizer(tokenizer_of(model)), split, length)
     assert examples.labels is not None
     labels = examples.labels.numpy()
-    wanted = open_saved(model, "reference").predict(examples, batch_size)
+    names = dict.fromkeys(("reference", *target))
+    predicted = {name: open_saved(model, name).predict(examples, batch_size) for name in names}
+    wanted = predicted["reference"]
     rows: list[dict[str, object]] = []
-    for name in ("reference", *target):
-        found = open_saved(model, name).predict(examples, batch_size)
+    for name, found in predicted.items():
         row: dict[str, object] = {
             "target": name,
             "accuracy": evaluate("accuracy", found.astype(np.float64), labels).value,
@@ -62,5 +63,5 @@ def main(
 
 
 if __name__ == "__main__":
-    with one_message():
+    with one_message(goes_on=False):
         typer.run(main)
