@@ -21,7 +21,7 @@ __all__ = ["JOB_FIELDS", "SEQUENCE_WORDS", "Frame", "open_frame"]
 JOB_FIELDS = (
     "part",  # number of this part of the job
     "parts",  # parts of every step that are done at the same time
-    "by_panel",  # 1: parts of linears are panels; 0: they are rows
+    "by_panel",  # 1: parts of what works on panels are panels; 0: they are rows
     "scratch",  # memory of this part alone
     "sequences",  # int32 [sequence_count, 4], see SEQUENCE_WORDS
     "sequence_count",

@@ -140,11 +140,6 @@ class Function:
         """A 64-bit integer constant."""
         return self.const("i64", number)
 
-    def constant_vector(self, element: str, numbers: Sequence[float]) -> Value:
-        """A vector constant with these lanes."""
-        lanes = ", ".join(f"{element} {_literal(element, n)}" for n in numbers)
-        return Value(f"<{lanes}>", vector(len(numbers), element), self)
-
     def like(self, value: Value, other: Value | float) -> Value:
         """`other` as a value of the type of `value`."""
         return other if isinstance(other, Value) else self.const(value.type, other)

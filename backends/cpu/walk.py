@@ -35,7 +35,7 @@ class LoweringOptions:
     Attributes:
         isa: Instruction set.
         format: One format for every linear that can have it, "" for the cheapest.
-        attention: "auto" takes int8 products where q, k, v come from int8 linears; or "fp32".
+        attention: "auto" takes int8 products where q and k come from int8 linears; or "fp32".
         measured: Whether formats are chosen by what this machine was measured to take.
         pack: Whether weights are packed; the walk's decisions need none.
     """

@@ -1,4 +1,4 @@
-"""What the attention kernels on codes share: a head, its codes, sums and values as integers.
+"""What the attention kernels on codes share: a head, its codes of q and k, and sums of them.
 
 Query and key are uint8 codes. With q = sq (a - za), k = sk (b - zb) and k' = b - 128 as int8
 

@@ -29,7 +29,7 @@ from sparsefx.backends.cpu.kernels.place import Place
 __all__ = ["FIELDS", "emit", "scratch_bytes"]
 
 _LANES = 16
-_FLOATS, _INTS = vector(_LANES, "float"), vector(_LANES, "i32")
+_INTS = vector(_LANES, "i32")
 _BLOCK = 8
 
 

@@ -41,7 +41,6 @@ class Place:
         f, panel = frame.f, frame.panel
         heads, size = frame.word("heads"), frame.word("head_size")
         for unit in frame.units(frame.job("sequence_count") * heads):
-            sequence = f.offset(frame.job("sequences"), unit // heads * 16)
             head = unit - unit // heads * heads
             row = head * size
             starts = {}
@@ -50,8 +49,7 @@ class Place:
                 place = (frame.word(f"{part}_first") + row) * line
                 starts[part] = f.offset(frame.buffer(part), place)
             starts["output"] = f.offset(frame.buffer("output"), row * panel.row_bytes)
-            first = f.convert("zext", f.index("i32", sequence, 0), "i64")
-            length = f.convert("zext", f.index("i32", sequence, 1), "i64")
+            first, length = frame.sequence(unit // heads, "first", "length")
             rows = {name: frame.word(f"{name}_rows") for name in starts}
             yield cls(frame, head, first, length, starts, rows)
 
