@@ -66,7 +66,8 @@ class CpuCompiled:
         self._inputs = {str(n.target): n for n in graph.find_nodes(op="placeholder")}
         self._outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
-        self._checked: list[tuple[object, ...] | None] = []  # names, shapes, types of the last call
+        # Names, shapes, types and devices of the last call; None before the first.
+        self._checked: list[tuple[object, ...] | None] | None = None
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run a batch; inputs and outputs as those of the Program.

@@ -47,6 +47,13 @@ def arrays(batch: Batch) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in batch.items()}
 
 
+def test_no_inputs_at_all(program: Program) -> None:
+    fresh = CpuTarget(rates="built-in").lower(program)
+    for _ in range(2):
+        with pytest.raises(ProgramError, match="'input_ids' is missing"):
+            fresh()
+
+
 @pytest.mark.parametrize("shape", [(0, 21), (3, 0)])
 def test_empty(
     program: Program, compiled: CpuCompiled, loaded: LoadedModel, shape: tuple[int, int]
