@@ -187,7 +187,7 @@ def attention_by_position(*, of_queries: bool, of_keys: bool) -> Kernel:
         ("attention_by_position", of_queries, of_keys),
         "attention by position",
         (*attention.FIELDS, *relative.FIELDS, *distances.FIELDS),
-        lambda isa, width: attention.emit(isa, width, by_distance=True, positions=kinds),
+        lambda isa, width: attention.emit(isa, width, positions=kinds),
         lambda words, longest: attention.scratch_bytes(longest) + relative.scratch_bytes(longest),
     )
 

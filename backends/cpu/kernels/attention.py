@@ -90,6 +90,7 @@ def emit(
     """The kernel for one instruction set and panel width; with `positions` it is by distance."""
     name, fields = "attention", FIELDS
     if positions is not None:
+        by_distance = True
         name, fields = f"attention_{positions.symbol}", (*FIELDS, *relative.FIELDS)
     frame = open_attention(name, isa, width, fields, by_distance=by_distance)
     for place in Place.each(frame):
