@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from sparsefx.errors import ArtifactError
 
+_AGAIN = "copy the whole folder again, or save it again"
+
 __all__ = [
     "check_files",
     "check_hash",
@@ -70,13 +72,13 @@ def check_files(manifest: Path, version: int, names: Iterable[str], missing: str
 def check_hash(path: Path, expected: str | None) -> None:
     """Raise ArtifactError unless the file is there and has this SHA-256."""
     if not path.exists():
-        raise ArtifactError("the file is missing", who="load", where=str(path))
+        raise ArtifactError("the file is missing", who="load", where=str(path), hint=_AGAIN)
     if file_hash(path) != expected:
         raise ArtifactError(
             "the file was cut or altered: its SHA-256 is not the one in the manifest",
             who="load",
             where=str(path),
-            hint="copy the whole folder again, or save it again",
+            hint=_AGAIN,
         )
 
 
@@ -154,10 +156,12 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"the file is missing: {missing}", who="load", where=str(path)
+            f"the file is missing: {missing}", who="load", where=str(path), hint=_AGAIN
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"not JSON: {error}", who="load", where=str(path)) from error
+        raise ArtifactError(
+            f"not JSON: {error}", who="load", where=str(path), hint=_AGAIN
+        ) from error
     if not isinstance(value, dict):
-        raise ArtifactError("not a JSON object", who="load", where=str(path))
+        raise ArtifactError("not a JSON object", who="load", where=str(path), hint=_AGAIN)
     return value

@@ -86,7 +86,10 @@ class Signature:
 def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) -> None:
     if not isinstance(value, torch.Tensor):
         raise ProgramError(
-            f"expected a tensor, got {type(value).__name__}", who="program", where=spec.name
+            f"expected a tensor, got {type(value).__name__}",
+            who="program",
+            where=spec.name,
+            hint=_remedy(spec, value),
         )
     if value.dtype != spec.dtype:
         raise ProgramError(
@@ -119,6 +122,14 @@ def _check_input(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str
             )
         if isinstance(dim, str):
             sizes.setdefault(dim, (size, spec.name))
+
+
+def _remedy(spec: InputSpec, value: object) -> str:
+    """What to do about an input that is no tensor."""
+    if value is None:
+        return "pass every input that the model was captured with"
+    convert = "torch.from_numpy" if hasattr(value, "__array_interface__") else "torch.tensor"
+    return f"{convert}({spec.name})"
 
 
 def format_dtype(dtype: torch.dtype) -> str:

@@ -138,7 +138,7 @@ class Target(ABC):
             steps = self.pipeline()
         ready = steps.run(program)
         with self._naming("unsupported()"):
-            found = tuple(self.unsupported(ready))
+            found = self._all_unsupported(ready)
         for reason in found:
             logger.info("%s: %s", self, reason)
         if reasons := [reason for reason in found if not reason.instead]:
@@ -154,6 +154,18 @@ class Target(ABC):
                 hint="return an object with __call__, cost, listing and save: see Compiled",
             )
         return compiled
+
+    def _all_unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+        """What :meth:`unsupported` returns, held to its type."""
+        found: object = self.unsupported(program)
+        if isinstance(found, (tuple, list)) and all(isinstance(f, Unsupported) for f in found):
+            return tuple(found)
+        own = type(self).unsupported
+        raise TargetError(
+            f"unsupported() returned {found!r}, not a tuple of Unsupported",
+            who=self.name,
+            hint=f"mend {own.__module__}.{own.__qualname__}: () where all can be lowered",
+        )
 
     @contextmanager
     def _naming(self, step: str) -> Iterator[None]:

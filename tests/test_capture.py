@@ -257,6 +257,9 @@ def test_what_is_no_model_is_refused(given: Any) -> None:
         (lambda b: b.update(input_ids=b["input_ids"][:1]), "batch is 1 in input_ids"),
         (lambda b: b.update(input_ids=b["input_ids"].int()), "got int32"),
         (lambda b: b.update(attention_mask=b["attention_mask"].bool()), "got bool"),
+        (lambda b: b.update(input_ids=b["input_ids"].numpy()), "hint: torch.from_numpy(input_ids)"),
+        (lambda b: b.update(input_ids=b["input_ids"].tolist()), "hint: torch.tensor(input_ids)"),
+        (lambda b: b.update(attention_mask=None), "hint: pass every input"),
         (lambda b: b.update({k: v[:0] for k, v in b.items()}), "dimension 'batch' is empty"),
     ],
 )

@@ -12,7 +12,7 @@ from sparsefx import Pipeline, registry
 from sparsefx.cli import main
 from sparsefx.errors import RegistryError, SparsefxError, SpecError, TargetError
 from sparsefx.program import Program
-from sparsefx.target import Compiled, Target
+from sparsefx.target import Compiled, Target, Unsupported
 from sparsefx.testing import small_program
 
 
@@ -156,6 +156,21 @@ def test_a_target_whose_code_fails_is_named_with_the_step(
         main(["bench", str(saved), "-t", "failing"])
     assert ended.value.code == 2
     assert f"left out failing: {expected}" in capsys.readouterr().err
+
+
+def test_a_target_that_does_not_say_what_it_lacks_is_named() -> None:
+    class Silent(Target):
+        name = "silent"
+
+        def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
+            return None  # type: ignore[return-value]  # the fault
+
+        def lower(self, program: Program) -> Compiled:
+            raise AssertionError
+
+    with pytest.raises(TargetError, match=r"silent: unsupported\(\) returned None") as caught:
+        Silent().compile(small_program(torch.nn.ReLU(), input=torch.randn(2)))
+    assert "Silent.unsupported: ()" in caught.value.hint
 
 
 def test_a_full_disk_is_not_called_a_fault_of_the_target() -> None:

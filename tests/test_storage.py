@@ -61,16 +61,18 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, damage: str) -> No
         path.unlink()
     else:
         path.write_bytes(data[:-1] if damage == "cut" else data.replace(b"weight", b"wright"))
-    with pytest.raises(errors.ArtifactError, match=r"missing|cut or altered"):
+    with pytest.raises(errors.ArtifactError, match=r"missing|cut or altered") as caught:
         Program.load(tmp_path / "p")
+    assert caught.value.hint == "copy the whole folder again, or save it again"
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"format": 1}', '{"format": 1, "sha256": 3}'])
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"format": 1}', '{"format": 1, "sha256": 3}'])
 def test_an_altered_manifest_is_refused(tmp_path: Path, text: str) -> None:
     relu_program().save(tmp_path / "p")
     (tmp_path / "p" / "manifest.json").write_text(text)
-    with pytest.raises(errors.ArtifactError):
+    with pytest.raises(errors.ArtifactError) as caught:
         Program.load(tmp_path / "p")
+    assert caught.value.hint
 
 
 def test_a_save_that_fails_at_the_end_keeps_the_former(

@@ -250,6 +250,7 @@ def isa(name: str) -> Isa:
     if name not in get_args(IsaName):
         raise TargetError(
             f"unknown instruction set {name!r}",
+            who=f"cpu{{isa={name!r}}}",
             hint=f"choose one of native, {', '.join(ISAS)}",
         )
     chosen = next(found for found in ISAS.values() if found.name == name)
@@ -257,6 +258,7 @@ def isa(name: str) -> Isa:
     if why:
         raise TargetError(
             f"this machine cannot run {name!r}: {why}",
+            who=f"cpu{{isa={name!r}}}",
             hint="isa='native' takes the best that the machine has",
         )
     return with_extras(chosen)
@@ -276,6 +278,7 @@ def short_isa(name: str, short: Literal["bf16", "fp16"]) -> Isa:
         names = " or ".join(found.name for found in having if not found.is_model)
         raise TargetError(
             f"{name!r} has no products of {short}",
+            who=f"cpu{{precision={short!r}}}",
             hint=f"precision={short!r} goes with isa='native' or {names}",
         )
     chosen = next((found for found in wanted if not obstacle(found.name)), wanted[-1])
@@ -283,6 +286,7 @@ def short_isa(name: str, short: Literal["bf16", "fp16"]) -> Isa:
     if why:
         raise TargetError(
             f"this machine multiplies no {short}: {why}",
+            who=f"cpu{{precision={short!r}}}",
             hint="precision='fp32', the default, runs here",
         )
     return with_extras(chosen)

@@ -60,7 +60,9 @@ def command(
         str | None, typer.Option(help="Default: that of its run, accuracy, or correlations.")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
-    target: Annotated[str, typer.Option(help="Where the model runs.")] = "reference",
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Where the model runs.")
+    ] = "reference",
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Longest sequence in tokens. Default: its run's, 128.")
     ] = None,

@@ -117,4 +117,5 @@ def test_a_machine_without_the_feature_says_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(isa, "host_features", lambda: frozenset(("neon", "dotprod")))
     with pytest.raises(TargetError, match="cannot run 'neon_i8mm': it lacks i8mm") as caught:
         isa.isa("neon_i8mm")
+    assert str(caught.value).startswith("cpu{isa='neon_i8mm'}: this machine")
     assert "isa='native'" in str(caught.value)

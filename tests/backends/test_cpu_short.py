@@ -182,4 +182,5 @@ def test_a_machine_without_them_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         assert "precision='fp32'" in str(caught.value)
     with pytest.raises(TargetError, match="'avx2' has no products of bf16") as caught:
         CpuTarget(isa="avx2", precision="bf16").lower(program)
+    assert str(caught.value).startswith("cpu{precision='bf16'}: ")
     assert "isa='native' or amx_bf16 or avx512_bf16" in str(caught.value)

@@ -124,7 +124,7 @@ def test_compiled_models(place: Path, program: Program, scored: Scored, target: 
     data = write(place, "data.tsv", ["text\tlabel", *rows])
     compiled = registry.parse_target(target).compile(program)
     saved = compiled.save(place / ("model.onnx" if target == "onnxruntime" else "compiled"))
-    options = ["--data", data, "--tokenizer", place / "model" / "tokenizer", "--target", target]
+    options = ["--data", data, "--tokenizer", place / "model" / "tokenizer", "-t", target]
     assert scored(saved, *options) == {"accuracy": 0.75}
 
 
