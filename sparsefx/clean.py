@@ -6,6 +6,7 @@ training flag in every dropout, in-place updates of counters, two nodes for one 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -23,6 +24,7 @@ __all__ = ["clean_graph", "remove_dead_nodes"]
 aten = torch.ops.aten
 _DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
 _SDPA = aten.scaled_dot_product_attention.default
+_LOWEST = torch.finfo(torch.bfloat16).min
 _REGIONS = {
     torch.ops.higher_order.wrap_with_set_grad_enabled,
     torch.ops.higher_order.wrap_with_autocast,
@@ -117,6 +119,7 @@ class _Copier:
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
         _follow_mode(self.graph, new, self._training)
+        _narrow_fill(new)
         return new
 
 
@@ -188,6 +191,18 @@ def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
         node.args = (*node.args[:4], rate, *node.args[5:])
     elif node.target is aten.batch_norm.default:
         node.args = (*node.args[:5], training, *node.args[6:])
+
+
+def _narrow_fill(node: fx.Node) -> None:
+    """Let masked scores be filled with a number that bf16 holds: autocast may make them bf16.
+
+    A model asks for the lowest number of the type that it has while it runs; export asks once.
+    """
+    if node.target is not aten.masked_fill.Scalar:
+        return
+    scores, mask, value = node.args
+    if isinstance(value, int | float) and -math.inf < value < _LOWEST:
+        node.args = (scores, mask, _LOWEST)
 
 
 def _assemble(flat: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:

@@ -61,6 +61,17 @@ def test_gradients_equal_eager_without_dropout(pair: tuple[nn.Module, Program]) 
         assert (ours - grad).abs().max() / grad.abs().max().clamp(min=1.0) < 1e-5, name
 
 
+def test_autocast_to_bf16_computes_what_it_does_for_the_model(
+    pair: tuple[nn.Module, Program],
+) -> None:
+    model, program = pair
+    batch = example_batch()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, found = outputs_of(model, batch), program.eval()(**batch)
+    for name, value in found.items():
+        torch.testing.assert_close(value.float(), expected[name].float(), rtol=0.05, atol=0.05)
+
+
 def test_train_and_eval_switch_every_dropout(pair: tuple[nn.Module, Program]) -> None:
     program = pair[1].copy()
     batch = example_batch(2, 12)
