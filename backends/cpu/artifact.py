@@ -99,6 +99,13 @@ class LoadedModel:
         if interface.padding is not None:
             mask = inputs[interface.padding] != 0
             mask[~mask.any(1)] = True
+            if self._runtime.plan.picks and not mask[:, 0].all():
+                raise ProgramError(
+                    "a sequence begins with padding, and the head reads its first token",
+                    who="cpu",
+                    where=interface.padding,
+                    hint="pad at the end, or run the Program of this folder: it computes padding",
+                )
         results = self._runtime.run(mask, indices)
         return {
             name: arranged(results[result], Layout.decoded(interface.layouts[name]))

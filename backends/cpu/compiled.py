@@ -68,11 +68,14 @@ class CpuCompiled:
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
         # Names, shapes, types and devices of the last call; None before the first.
         self._checked: list[tuple[object, ...] | None] | None = None
+        self._reads_first = lowered.plan.picks or bool(lowered.rest)
+        self._told = False  # that such batches run in PyTorch
 
     def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
         """Run a batch; inputs and outputs as those of the Program.
 
-        A sequence of padding alone is computed as if all its tokens were real.
+        A sequence of padding alone is computed as if all its tokens were real. Where a head reads
+        the first token, and that is padding, the whole Program runs in PyTorch.
 
         Raises:
             ProgramError: For inputs that the Program refuses, or that are not on the CPU.
@@ -85,7 +88,10 @@ class CpuCompiled:
             self._check(batch)
             self._checked = form
         with explained(self._program, batch):
-            return self._finished(self._planned(batch))
+            mask = self._mask(batch)
+            if self._reads_first and not mask[:, 0].all():
+                return self._in_pytorch(batch)
+            return self._finished(self._planned(batch, mask))
 
     def _check(self, batch: Mapping[str, Tensor]) -> None:
         """Refuse inputs that the Program refuses, or that are not on the CPU."""
@@ -99,7 +105,18 @@ class CpuCompiled:
                     hint=f"{name}.cpu()",
                 )
 
-    def _planned(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+    def _in_pytorch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the Program itself says: it computes padding too."""
+        if not self._told:
+            logger.warning(
+                "sequences begin with padding, and the head reads their first token: such batches "
+                "run in PyTorch; pad at the end to run them here"
+            )
+            self._told = True
+        with torch.no_grad():
+            return dict(self._program(**batch))
+
+    def _planned(self, batch: Mapping[str, Tensor], mask: NDArray[np.bool_]) -> dict[fx.Node, Any]:
         """The inputs, and what the plan makes of them."""
         lowered = self._lowered
         known: dict[fx.Node, Any] = {node: batch[name] for name, node in self._inputs.items()}
@@ -107,7 +124,7 @@ class CpuCompiled:
         indices = {
             name: self._index(name, node, known, shape) for name, node in lowered.indices.items()
         }
-        results = self._runtime.run(self._mask(batch, shape), indices) if indices else {}
+        results = self._runtime.run(mask, indices) if indices else {}
         for name, node in lowered.exports.items():
             known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
         return known
@@ -142,10 +159,10 @@ class CpuCompiled:
         first = next(t for t in batch.values() if t.dim() == 2)
         return int(first.shape[0]), int(first.shape[1])
 
-    def _mask(self, batch: Mapping[str, Tensor], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    def _mask(self, batch: Mapping[str, Tensor]) -> NDArray[np.bool_]:
         """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
         if self._lowered.padding is None:
-            return np.ones(shape, np.bool_)
+            return np.ones(self._shape(batch), np.bool_)
         mask = np.asarray(batch[self._lowered.padding].detach().numpy() != 0)
         if not mask.all():
             mask[~mask.any(1)] = True
@@ -233,7 +250,7 @@ class CpuCompiled:
         """What PyTorch takes for the part that no kernel computes, the least of three runs."""
         specs = self._program.signature.inputs
         batch = {s.name: torch.ones((rows, tokens)[: len(s.dims)], dtype=s.dtype) for s in specs}
-        known, found = self._planned(batch), []
+        known, found = self._planned(batch, self._mask(batch)), []
         for _ in range(3):
             start = time.perf_counter()
             self._finished(known)

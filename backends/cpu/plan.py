@@ -80,6 +80,14 @@ class Plan:
     indices: tuple[str, ...]
     results: dict[str, tuple[int, int, int]]
 
+    @property
+    def picks(self) -> bool:
+        """Whether the first token of a sequence is read by itself, as heads for classes do.
+
+        Padding in its place is left out: the plan then reads the first real token.
+        """
+        return any(step.kernel.kind == "pick" for step in self.steps)
+
 
 @dataclass(frozen=True)
 class Arena:

@@ -54,6 +54,22 @@ def test_no_inputs_at_all(program: Program) -> None:
             fresh()
 
 
+def test_padding_where_the_head_reads(
+    program: Program, loaded: LoadedModel, batch: Batch, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch["attention_mask"][1] = torch.arange(21) >= 4
+    fresh = CpuTarget(rates="built-in").lower(program)
+    for _ in range(2):
+        found = fresh(**batch)["logits"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, program(**batch)["logits"], rtol=0, atol=1e-6)
+    assert caplog.text.count("sequences begin with padding") == 1
+    with pytest.raises(ProgramError, match="begins with padding"):
+        loaded(**arrays(batch))
+    batch["attention_mask"][1] = 0  # nothing is real: all tokens are taken as real
+    assert loaded(**arrays(batch))["logits"].shape == (3, 2)
+
+
 @pytest.mark.parametrize("shape", [(0, 21), (3, 0)])
 def test_empty(
     program: Program, compiled: CpuCompiled, loaded: LoadedModel, shape: tuple[int, int]
