@@ -86,6 +86,7 @@ def real_users(node: fx.Node) -> list[fx.Node]:
 REFERENCE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
     "silu": torch.nn.functional.silu,

@@ -103,7 +103,7 @@ class LinearLowering:
         read = node.args[0]
         source = walk.value(read)
         if source is None:
-            return "its input is computed outside the plan"
+            return walk.unread(read)
         group = self.around.siblings(node)
         weights = [read_weights(walk, n, source) for n in group]
         known = [w for w in weights if w is not None]
@@ -114,7 +114,7 @@ class LinearLowering:
         live = walk.live.columns.get(node)
         written, columns = self._input(read, live, integer=known[0].matrix.dtype == np.int8)
         if written is None:
-            return "its input is not whole rows"
+            return walk.unread(read)
         left = [w.kept(walk.live.rows.get(n), columns) for n, w in zip(group, known, strict=True)]
         joined = joined_weights(left)
         everything = sum(int(n.meta["val"].shape[-1]) for n in group)

@@ -117,7 +117,7 @@ class _Operators:
         source = node.args[0]
         value, layout = self._walk.value(source), self._walk.layout(source)
         if value is None:
-            return _OUTSIDE
+            return self._walk.unread(source)
         if isinstance(value, (Scores, Relative)):
             return self.attention.moved(node, value)
         if node not in self._walk.layouts:
@@ -148,7 +148,7 @@ class _Operators:
     def _alias(self, node: fx.Node, source: fx.Node) -> str | None:
         value = self._walk.value(source)
         if value is None:
-            return _OUTSIDE
+            return self._walk.unread(source)
         self._walk.values[node] = value
         return None
 
@@ -256,7 +256,7 @@ class _Operators:
             return f"{operation} of other shapes than tokens by channels"
         a, b = (walk.rows(n) for n in node.args[:2])
         if a is None or b is None:
-            return _OUTSIDE
+            return walk.unread(node.args[0] if a is None else node.args[1])
         if a.buffer.rows != b.buffer.rows or a.buffer.space != b.buffer.space:
             return f"{operation} broadcasts"
         self._elementwise(operation, node, a, b)
@@ -265,9 +265,10 @@ class _Operators:
     def activation(self, node: fx.Node) -> str | None:
         """An activation that no linear took along."""
         walk = self._walk
-        source = walk.rows(walk.tried[node].source if node in walk.tried else node.args[0])
+        before = walk.tried[node].source if node in walk.tried else node.args[0]
+        source = walk.rows(before)
         if source is None:
-            return _OUTSIDE
+            return walk.unread(before)
         self._elementwise(walk.activation(node), node, source, source)
         return None
 
@@ -287,7 +288,7 @@ class _Operators:
         """Layer norm over the channels, with the quantize after it."""
         source = self._walk.rows(node.args[0])
         if source is None:
-            return _OUTSIDE
+            return self._walk.unread(node.args[0])
         _, shape, weight, bias, epsilon = (*node.args, None, None, 1e-5)[:5]
         channels = source.buffer.rows
         if list(shape) != [channels]:  # type: ignore[arg-type]  # a list of sizes
@@ -306,7 +307,7 @@ class _Operators:
         assert isinstance(found, RmsNorm), node
         source = self._walk.rows(found.source)
         if source is None:
-            return _OUTSIDE
+            return self._walk.unread(found.source)
         weight = np.ascontiguousarray(found.weight.numpy())
         self._normed(node, source, {"weight": weight, "epsilon": found.epsilon})
         return None
@@ -374,7 +375,7 @@ class _Operators:
         walk = self._walk
         source = walk.rows(node.args[0]) or self._partial(node.args[0])
         if source is None:
-            return _OUTSIDE
+            return walk.unread(node.args[0])
         parameters = walk.quantization(node)
         if parameters is None:
             return "not uint8 0..255 with one scale"

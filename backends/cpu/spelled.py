@@ -2,6 +2,7 @@
 
     0.5 * x * (1 + tanh(0.7978845608 * (x + 0.044715 * x ** 3)))     is gelu_tanh
     x * 0.5 * (1 + erf(x / 1.4142135))                               is gelu
+    x * sigmoid(1.702 * x)                                           is quick_gelu
 
 There are many spellings, so none is matched: what is computed from one node and numbers alone is
 tried on a row of numbers, and taken for the activation that gives the same.

@@ -18,6 +18,7 @@ __all__ = [
     "gelu_tanh",
     "maximum",
     "minimum",
+    "quick_gelu",
     "relu",
     "sigmoid",
     "silu",
@@ -112,6 +113,11 @@ def silu(f: Function, x: Value) -> Value:
     return x / (exp(f, f.const(x.type, 0.0) - x) + 1.0)
 
 
+def quick_gelu(f: Function, x: Value) -> Value:
+    """X sigmoid(1.702 x)."""
+    return x / (exp(f, x * -1.702) + 1.0)
+
+
 def relu(f: Function, x: Value) -> Value:
     """max(x, 0)."""
     return maximum(f, x, f.const(x.type, 0.0))
@@ -120,6 +126,7 @@ def relu(f: Function, x: Value) -> Value:
 ACTIVATIONS: dict[str, Callable[[Function, Value], Value]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": relu,
     "sigmoid": sigmoid,
     "silu": silu,

@@ -102,6 +102,18 @@ class Walk:
         """What an argument has become, if it has."""
         return self.values.get(node) if isinstance(node, fx.Node) else None
 
+    def unread(self, node: object) -> str:
+        """Why a node is not there as rows for the kernel that reads it."""
+        name = f"its input %{node.name}" if isinstance(node, fx.Node) else "its input"
+        value = self.value(node)
+        if isinstance(value, Scaled):
+            return f"{name} is a product with a number, which attention alone takes"
+        if value is not None:
+            return f"{name} is not whole rows of channels"
+        if node in self.host.nodes:
+            return f"{name} does not depend on an embedding of tokens"
+        return f"{name} is computed outside the plan"
+
     def number(self, node: object) -> float | None:
         """A number, or the only element of a constant tensor."""
         if isinstance(node, fx.Node):

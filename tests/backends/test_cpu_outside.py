@@ -71,8 +71,19 @@ def gated(gate: nn.Module, after: nn.Module) -> tuple[Program, dict[str, Tensor]
     return sparsefx.capture(Gated(gate, after).eval(), batch), batch
 
 
+class Steep(nn.Module):
+    """Multiplies with the sigmoid of its input times a number: 1.702 makes it a QuickGELU."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.factor * x)
+
+
 @pytest.mark.parametrize("isa", RUNNABLE)
-@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.SiLU(), nn.Tanh(), nn.GELU()])
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.SiLU(), nn.Tanh(), nn.GELU(), Steep(1.702)])
 def test_gates_stay_in_the_plan(isa: IsaName, gate: nn.Module) -> None:
     program, batch = gated(gate, nn.Identity())
     for item, tolerance in ((program, 1e-5), (quantized(program, batch), 2e-2)):
@@ -121,6 +132,14 @@ def test_what_is_outside_says_how_many_linears_it_takes_along(
         assert said in " ".join(shown.err.split())
         if command[0] == "explain-cpu":
             assert "3 of 6 linears run in PyTorch, outside the plan" in shown.out
+
+
+def test_an_activation_without_a_kernel_is_told_by_what_it_reads() -> None:
+    program, _ = gated(nn.Sigmoid(), Steep(1.5))
+    (found,) = CpuTarget().unsupported(program)
+    assert found.where == "%sigmoid_1"
+    said = r"its input %mul_\d is a product with a number, which attention alone takes"
+    assert re.fullmatch(said, found.reason)
 
 
 def test_a_model_without_embeddings_is_told_to_run_in_pytorch() -> None:
