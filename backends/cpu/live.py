@@ -117,7 +117,7 @@ class _Finder:
             weight: Any = node.args[1]
             stored = weight.args[0] if weight.target is _QUANTIZERS[1] else weight
             value = self._walk.host.constant(stored)
-            self._nonzero[node] = None if value is None else value.detach().numpy() != 0
+            self._nonzero[node] = None if value is None else (value.detach() != 0).numpy()
         return self._nonzero[node]
 
     def _read(self, readers: list[fx.Node]) -> NDArray[np.bool_] | None:
@@ -240,7 +240,7 @@ class _Finder:
             value = self._walk.host.constant(bias)
             if value is None:
                 return every
-            known = known | (value.detach().numpy() != 0)
+            known = known | ((value.detach() != 0).numpy())
         rows = known[first : first + found.heads * found.size]
         return np.asarray(rows.reshape(found.heads, found.size).any(1))
 

@@ -26,6 +26,8 @@ _MOST_THREADS = 1024
 _SHORTS: dict[str, IsaName] = {"fp16": "avx512_fp16", "bf16": "avx512_bf16"}
 """Floats of 16 bits, the more exact ones first."""
 
+_FLOATS = (torch.float16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class CpuTarget(Target):
@@ -66,10 +68,11 @@ class CpuTarget(Target):
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch.
 
-        A Program without an input [batch, sequence] cannot be lowered at all.
+        A Program without an input [batch, sequence], or with tensors in bfloat16, cannot be lowered
+        at all.
         """
-        if refused := _without_tokens(program):
-            return (refused,)
+        if refused := _refusal(program):
+            return (Unsupported(refused.where, f"{refused.why}; {refused.hint}"),)
         return self._lower(program, pack=False).unsupported()
 
     def compile(self, program: Program) -> CpuCompiled:
@@ -78,7 +81,7 @@ class CpuTarget(Target):
         What no kernel computes runs in PyTorch.
 
         Raises:
-            TargetError: No input is [batch, sequence].
+            TargetError: No input is [batch, sequence], or a tensor is in bfloat16.
         """
         return self._compiled(self.pipeline().run(program))
 
@@ -86,14 +89,14 @@ class CpuTarget(Target):
         """Lower a copy of a Program, in eval mode.
 
         Raises:
-            TargetError: No input is [batch, sequence].
+            TargetError: No input is [batch, sequence], or a tensor is in bfloat16.
         """
         return self._compiled(program.copy())
 
     def _compiled(self, own: Program) -> CpuCompiled:
         """Lower a Program that nobody else holds."""
-        if refused := _without_tokens(own):
-            raise TargetError(refused.reason, who=self.name, where=refused.where)
+        if refused := _refusal(own):
+            raise refused
         own.eval()
         lowered = self._lower(own)
         engine = shared_engine(self._isa(own))
@@ -142,14 +145,34 @@ class CpuTarget(Target):
         return self.threads or len(os.sched_getaffinity(0))
 
 
-def _without_tokens(program: Program) -> Unsupported | None:
+def _refusal(program: Program) -> TargetError | None:
+    """Why a Program cannot be lowered at all; None when it can, in part at least."""
+    return _without_tokens(program) or _without_numpy(program)
+
+
+def _without_tokens(program: Program) -> TargetError | None:
     """What is wrong with the inputs where none is [batch, sequence]: plans pack tokens."""
     inputs = program.signature.inputs
     if any(len(spec.dims) == 2 for spec in inputs):
         return None
     shapes = ", ".join(f"{spec.name} [{', '.join(map(str, spec.dims))}]" for spec in inputs)
-    return Unsupported(
-        "inputs",
-        f"cpu packs tokens, but no input is [batch, sequence]: {shapes}; "
-        "use the target reference or onnxruntime",
+    return TargetError(
+        f"cpu packs tokens, but no input is [batch, sequence]: {shapes}",
+        who=CpuTarget.name,
+        where="inputs",
+        hint="use the target reference or onnxruntime",
     )
+
+
+def _without_numpy(program: Program) -> TargetError | None:
+    """The first tensor of a type that NumPy, which packs weights, lacks: bfloat16, float8."""
+    for name, tensor in program.named_tensors().items():
+        if tensor.dtype.is_floating_point and tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            return TargetError(
+                f"this tensor is in {kind}; weights are packed from float32, float16 or float64",
+                who=CpuTarget.name,
+                where=name,
+                hint="call model.float() before the capture",
+            )
+    return None

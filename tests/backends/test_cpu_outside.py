@@ -16,6 +16,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError
 from tests.backends.cpu_cases import RUNNABLE, quantized
+from tests.tiny_models import example_batch, tiny
 
 
 class Patches(nn.Module):
@@ -37,15 +38,28 @@ def test_a_model_without_tokens_is_refused_before_it_runs() -> None:
     target = CpuTarget()
     (found,) = target.unsupported(program)
     assert not found.instead
-    said = (
-        "cpu packs tokens, but no input is [batch, sequence]: pixel_values [batch, 3, 8, 8]; "
-        "use the target reference or onnxruntime"
-    )
-    assert found.reason == said
+    said = "cpu packs tokens, but no input is [batch, sequence]: pixel_values [batch, 3, 8, 8]"
+    hint = "use the target reference or onnxruntime"
+    assert found.reason == f"{said}; {hint}"
     for lower in (target.compile, target.lower):
         with pytest.raises(TargetError) as caught:
             lower(program)
-        assert said in str(caught.value)
+        assert str(caught.value) == f"cpu at inputs: {said}\n  hint: {hint}"
+
+
+def test_a_model_in_bfloat16_is_refused_before_it_runs() -> None:
+    model = tiny("handwritten").to(torch.bfloat16)
+    program = sparsefx.capture(model, example_batch()).eval()
+    target = CpuTarget()
+    (found,) = target.unsupported(program)
+    assert (found.where, found.instead) == ("blocks.0.down.bias", "")
+    for lower in (target.compile, target.lower):
+        with pytest.raises(TargetError) as caught:
+            lower(program)
+        assert str(caught.value) == (
+            "cpu at blocks.0.down.bias: this tensor is in bfloat16; weights are packed from "
+            "float32, float16 or float64\n  hint: call model.float() before the capture"
+        )
 
 
 class Gated(nn.Module):
