@@ -13,6 +13,7 @@ from sparsefx.callables import callable_name
 from sparsefx.errors import ConvergenceError
 from sparsefx.ops import MODE
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.operators import DROPOUTS
 from sparsefx.passes.simplify.constants import find_constants, value_of
 from sparsefx.passes.simplify.effects import shared_with_writes, writes
 from sparsefx.passes.simplify.indexing import plain_index, plain_mask
@@ -158,7 +159,11 @@ class _Work:
 
     def _remove_noops(self, untouchable: set[fx.Node]) -> None:
         for node in list(self.program.graph.nodes):
-            if not node.users or _touches(node, untouchable):
+            if not node.users:
+                continue
+            # Out of training dropout is its input, the very memory: writes to it change nothing.
+            off = self.inference and node.target in DROPOUTS
+            if not off and _touches(node, untouchable):
                 continue
             source = unchanged_input(self.program, node, inference=self.inference)
             if source is not None:

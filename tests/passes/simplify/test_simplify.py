@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2Model
 
 import sparsefx
 from sparsefx import Pipeline, Program
@@ -15,7 +16,7 @@ from sparsefx.passes.simplify.simplify import Simplify
 from sparsefx.properties import Property
 from sparsefx.testing import assert_equal_outputs, assert_pass, graph_text, small_program
 from tests.programs import SPELLINGS, captured
-from tests.tiny_models import example_batch
+from tests.tiny_models import VOCABULARY, example_batch
 
 X = torch.randn(2, 4)
 
@@ -257,6 +258,24 @@ def test_inference_takes_dropout_out() -> None:
     batch = example_batch()
     first = final.train()(**batch)["logits"]
     assert torch.equal(first, final.eval()(**batch)["logits"])
+
+
+def test_inference_takes_dropout_out_of_memory_that_is_written_to() -> None:
+    config = DebertaV2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=VOCABULARY,
+        conv_kernel_size=3,  # what the convolution gives is masked in place, then dropped
+    )
+    batch = example_batch()
+    program = sparsefx.capture(DebertaV2Model(config).eval(), batch)
+    final = simplified(program, inference=True)
+    text = final.dump()
+    assert "masked_fill_" in text
+    assert "dropout" not in text
+    assert_equal_outputs(program, final, batch)
 
 
 def test_inference_holds_even_where_nothing_was_left_to_do() -> None:
