@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -261,16 +262,17 @@ def test_inference_takes_dropout_out() -> None:
 
 
 def test_inference_takes_dropout_out_of_memory_that_is_written_to() -> None:
-    config = DebertaV2Config(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        vocab_size=VOCABULARY,
-        conv_kernel_size=3,  # what the convolution gives is masked in place, then dropped
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": VOCABULARY,
+        "conv_kernel_size": 3,  # what the convolution gives is masked in place, then dropped
+    }
+    model: Any = DebertaV2Model(DebertaV2Config(**sizes))
     batch = example_batch()
-    program = sparsefx.capture(DebertaV2Model(config).eval(), batch)
+    program = sparsefx.capture(model.eval(), batch)
     final = simplified(program, inference=True)
     text = final.dump()
     assert "masked_fill_" in text
