@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 
+from sparsefx.backends.cpu.asked import check_format
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.engine import shared_engine
 from sparsefx.backends.cpu.isa import Isa, IsaName, best_isa, isa, obstacle, short_isa
@@ -21,6 +23,8 @@ from sparsefx.program import Program
 from sparsefx.target import Target, Unsupported
 
 __all__ = ["CpuTarget"]
+
+logger = logging.getLogger(__name__)
 
 _MOST_THREADS = 1024
 _SHORTS: dict[str, IsaName] = {"fp16": "avx512_fp16", "bf16": "avx512_bf16"}
@@ -45,7 +49,8 @@ class CpuTarget(Target):
         rates: "measured" chooses formats by what this machine takes (a second, once); "built-in" by
             figures of one machine, so that the choice is the same everywhere.
         format: "" chooses the cheapest for every layer; else quads, blocks, rows, dense_i8,
-            dense_f32, dense_amx, masked_amx, rows_bf16, dense_bf16, dense_amx_bf16, rows_fp16.
+            dense_f32, dense_amx, masked_amx, rows_bf16, dense_bf16, dense_amx_bf16, rows_fp16,
+            for every linear that can have it; an error if none can.
     """
 
     name: ClassVar[str] = "cpu"
@@ -81,7 +86,8 @@ class CpuTarget(Target):
         What no kernel computes runs in PyTorch.
 
         Raises:
-            TargetError: No input is [batch, sequence], or a tensor is in bfloat16.
+            TargetError: No input is [batch, sequence], a tensor is in bfloat16, or no linear can
+                have the format.
         """
         return self._compiled(self.pipeline().run(program))
 
@@ -89,7 +95,8 @@ class CpuTarget(Target):
         """Lower a copy of a Program, in eval mode.
 
         Raises:
-            TargetError: No input is [batch, sequence], or a tensor is in bfloat16.
+            TargetError: No input is [batch, sequence], a tensor is in bfloat16, or no linear can
+                have the format.
         """
         return self._compiled(program.copy())
 
@@ -99,6 +106,9 @@ class CpuTarget(Target):
             raise refused
         own.eval()
         lowered = self._lower(own)
+        told = check_format(self.format, self._isa(own), lowered.layers)
+        if told:
+            logger.warning("%s: %s", self, told)
         engine = shared_engine(self._isa(own))
         pool = shared_pool(engine, self._threads())
         return CpuCompiled(
@@ -106,7 +116,7 @@ class CpuTarget(Target):
             lowered,
             Runtime(lowered.plan, engine, pool),
             measured=self._measured(engine.isa),
-            note=self._note(engine.isa),
+            note="; ".join(filter(None, (self._note(engine.isa), told))),
         )
 
     def _lower(self, program: Program, *, pack: bool = True) -> Lowered:

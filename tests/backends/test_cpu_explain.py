@@ -14,7 +14,9 @@ from sparsefx.backends.cpu.costs import choose_format, tuned
 from sparsefx.backends.cpu.isa import ISAS, IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
+from sparsefx.errors import TargetError
 from tests.backends.cpu_cases import RUNNABLE, quantized, sparse_
+from tests.int8 import int8
 from tests.programs import captured
 from tests.tiny_models import example_batch
 
@@ -68,6 +70,36 @@ def test_a_format_that_was_asked_for_says_what_it_costs() -> None:
     )
     assert "-> dense_f32" in explained
     assert "asked for; rows would be" in explained
+
+
+@pytest.mark.parametrize(
+    ("format", "integers", "why"),
+    [
+        ("quads", False, "it is for int8 weights, and theirs are fp32"),
+        ("rows_fp16", False, "it takes precision='fp16'"),
+        ("dense_amx", True, "avx512_vnni has no tiles"),
+        ("rows", True, "it is for fp32 weights, and theirs are int8"),
+    ],
+)
+@pytest.mark.skipif("avx512_vnni" not in RUNNABLE, reason="this machine has no vpdpbusd")
+def test_a_format_that_no_linear_can_have_is_refused(format: str, integers: bool, why: str) -> None:
+    program = captured("bert-cls")
+    if integers:
+        program = quantized(program, example_batch())
+    with pytest.raises(TargetError) as caught:
+        CpuTarget(isa="avx512_vnni", format=format, rates="built-in").lower(program)
+    assert str(caught.value).startswith(f"cpu{{format={format!r}}}: no linear can have it: {why}")
+    possible = "quads, dense_i8, blocks" if integers else "rows, dense_f32"
+    assert caught.value.hint == f"formats that are possible here: {possible}"
+
+
+@pytest.mark.skipif("avx512_vnni" not in RUNNABLE, reason="this machine has no vpdpbusd")
+def test_a_format_that_some_linears_cannot_have_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    program = int8(options="{exclude='query'}")
+    target = CpuTarget(isa="avx512_vnni", format="quads", rates="built-in")
+    said = r"\d+ of \d+ linears can have format='quads'; for the others it is for int8 weights"
+    assert re.search(said, str(target.lower(program).explain()))
+    assert re.search(said, caplog.text)
 
 
 def test_rates_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
