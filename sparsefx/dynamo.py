@@ -7,9 +7,12 @@ A batch of a second shape makes Dynamo ask once more, then for dynamic sizes; la
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +21,23 @@ from torch import Tensor, fx, nn
 from sparsefx import registry
 from sparsefx.errors import TargetError
 from sparsefx.frontend import capture
+from sparsefx.target import Compiled
 
 __all__ = ["backend"]
 
+logger = logging.getLogger(__name__)
+
 _WHO = "torch.compile"
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A lowered graph, and the weights that it was lowered with."""
+
+    marks: list[tuple[int, int]]
+    held: list[Tensor]
+    compiled: Compiled
 
 
 def backend(
@@ -33,7 +48,8 @@ def backend(
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Lower a graph that Dynamo captured; torch finds this function by its entry point.
 
-    The weights are those of this moment: it is for inference, and gradients do not flow.
+    The weights are those of the call: it lowers anew when one was written to, or put elsewhere,
+    since. Writes through ``.data`` are not seen. It is for inference, and gradients do not flow.
 
     Args:
         module: Returns a tuple of tensors.
@@ -56,20 +72,43 @@ def backend(
     free = _free_inputs(module, examples)
     if not free:
         raise TargetError("the graph takes no tensor", who=_WHO)
-    plain = _with_attributes(module, examples, free)
-    inputs = {name: examples[place].detach() for name, place in free.items()}
     nodes = module.graph.find_nodes(op="placeholder")
     sizes = {name: _dynamic_sizes(nodes[place]) for name, place in free.items()}
-    # Dynamo's fake tensors must not meet those of the capture.
-    with torch._guards.tracing(None), torch.enable_grad():
-        program = capture(plain, inputs, dynamic=sizes).eval()
-        compiled = target.compile(program)
+    inputs = {name: examples[place].detach() for name, place in free.items()}
+    stored = [
+        place
+        for place, value in enumerate(examples)
+        if isinstance(value, Tensor) and place not in free.values()
+    ]
+
+    def lower(values: Sequence[Any]) -> _Lowered:
+        held = [values[place] for place in stored]
+        now = dict(enumerate(examples)) | dict(zip(stored, held, strict=True))
+        # Dynamo's fake tensors must not meet those of the capture.
+        with torch._guards.tracing(None), torch.inference_mode(mode=False), torch.enable_grad():
+            plain = _with_attributes(module, list(now.values()), free)
+            program = capture(plain, inputs, dynamic=sizes).eval()
+            # Held by their memory, which so is not given to other weights under the same address.
+            return _Lowered(_marks(held), [t.detach() for t in held], target.compile(program))
+
+    latest, lock = lower(examples), threading.Lock()
 
     def call(*values: Any) -> tuple[Tensor, ...]:
+        nonlocal latest
+        with lock:
+            if latest.marks != _marks(values[place] for place in stored):
+                logger.info("%s: the weights have changed, lowering anew", _WHO)
+                latest = lower(values)
+            compiled = latest.compiled
         found = compiled(**{name: values[place] for name, place in free.items()})
         return tuple(found.values())
 
     return call
+
+
+def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Where tensors lie, and how often each was written to where that is counted."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def _refuse_training(module: fx.GraphModule) -> None:

@@ -65,6 +65,30 @@ def test_gradients_do_not_flow() -> None:
     assert not torch.compile(tiny("handwritten"), backend=backend)(**example_batch()).requires_grad
 
 
+def test_weights_are_those_of_the_call(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny("handwritten")
+    fast = torch.compile(model, backend=backend)
+    inputs = example_batch()
+    said = "torch.compile: the weights have changed, lowering anew"
+
+    def check(times: int) -> None:
+        for _ in range(2):
+            torch.testing.assert_close(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+        assert [m for m in caplog.messages if m == said] == [said] * times
+
+    with caplog.at_level(logging.INFO, "sparsefx.dynamo"), torch.no_grad():
+        check(0)
+        model.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()})
+        check(1)
+        model.get_parameter("score.bias").add_(3)
+        check(2)
+        model.get_parameter("score.weight").data = torch.ones(2, 64)
+        check(3)
+    with torch.inference_mode():
+        model.get_parameter("score.bias").add_(3)
+        assert torch.allclose(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+
+
 def test_training_mode_is_refused() -> None:
     fast = torch.compile(tiny("bert-cls").train(), backend=backend)
     with pytest.raises(BackendCompilerFailed, match="the model is in training mode") as refused:
