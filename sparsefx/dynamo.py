@@ -167,6 +167,9 @@ def _with_attributes(
             root.register_buffer(name, value.detach())
             new[node] = graph.get_attr(name)
             continue
+        if not node.users:  # the stride of a slice, say
+            new[node] = None
+            continue
         symbol = str(node.meta["example_value"])
         if symbol not in symbols:
             raise TargetError(

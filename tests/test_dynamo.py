@@ -54,6 +54,16 @@ def test_a_compiled_model_keeps_its_class_and_values(
     assert caplog.messages == []
 
 
+def test_parts_of_a_batch_are_taken() -> None:
+    model = tiny("bert-cls")
+    fast = torch.compile(model, backend=backend)
+    whole = example_batch(2, 9)
+    part = {name: value[:1, :5] for name, value in whole.items()}
+    with torch.no_grad():
+        for inputs in (whole, part):
+            torch.testing.assert_close(fast(**inputs)[0], model(**inputs)[0], rtol=0, atol=1e-5)
+
+
 def test_another_target() -> None:
     model = tiny("handwritten")
     with torch.no_grad():
