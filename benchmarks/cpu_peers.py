@@ -228,6 +228,7 @@ def measure(
 
 def _warm_up(engine: Engine, batches: list[Lengths]) -> None:
     """Ten runs, or one second of them: engines that adapt to the machine do it here."""
+    time.sleep(_PAUSE)
     spent = 0.0
     for _ in range(10):
         answer = engine.run(batches)
