@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsefx.backends.cpu.apart import Apart
 from sparsefx.backends.cpu.driver import CLOSED, CONTEXT_WORDS, driver_text
 from sparsefx.backends.cpu.engine import Engine
 from sparsefx.backends.cpu.turn import Turn
@@ -40,6 +41,7 @@ class Pool:
         )
         self._context: NDArray[np.int64] = np.zeros(0, np.int64)
         self._process = -1
+        self._apart = Apart(())
 
     def run(
         self,
@@ -70,6 +72,8 @@ class Pool:
             claims = np.zeros(len(steps), np.int64)
             context[CONTEXT_WORDS["claims"]] = claims.ctypes.data
             context[CONTEXT_WORDS["threads"]] = self.threads
+            if (threads or self.threads) > 1:
+                self._apart.keep()
             self._dispatch(context.ctypes.data, threads or self.threads)
 
     def _ensure_workers(self) -> None:
@@ -80,13 +84,18 @@ class Pool:
         context = np.zeros(48, np.int64)
         context[CONTEXT_WORDS["gate"]] = CLOSED
         self._context = context
-        for number in range(1, self.threads):
+        workers = [
             threading.Thread(
                 target=_work,
                 args=(self._worker, context, number),
                 name=f"sparsefx-cpu-{number}",
                 daemon=True,
-            ).start()
+            )
+            for number in range(1, self.threads)
+        ]
+        for worker in workers:
+            worker.start()
+        self._apart = Apart(workers)
         weakref.finalize(self, self._leave, context.ctypes.data, 0)
 
 
