@@ -163,7 +163,7 @@ class CpuCompiled:
         """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
         if self._lowered.padding is None:
             return np.ones(self._shape(batch), np.bool_)
-        mask = np.asarray(batch[self._lowered.padding].detach().numpy() != 0)
+        mask: NDArray[np.bool_] = np.not_equal(batch[self._lowered.padding].detach().numpy(), 0)
         if not mask.all():
             mask[~mask.any(1)] = True
         return mask

@@ -122,14 +122,11 @@ def _units(matrix: NDArray[np.int8], format: Format) -> dict[str, NDArray[Any] |
     """Quads, or blocks of four columns, of one span of columns after the other."""
     rows, columns = matrix.shape
     pack, width = (pack_quads, 1) if format == "quads" else (pack_blocks, 4)
-    whole = pack(matrix)
-    spans = min(-(-columns // SPAN), int(whole.row_start[-1]) // (_SPAN_UNITS * rows))
-    if spans < 2:
-        parts, firsts = [whole], [0]
-    else:
-        size = -(-columns // (4 * spans)) * 4
-        firsts = list(range(0, columns, size))
-        parts = [pack(matrix[:, first : first + size]) for first in firsts]
+    spans = np.count_nonzero(matrix) // (4 * _SPAN_UNITS * max(1, rows))
+    spans = max(1, min(-(-columns // SPAN), spans))
+    size = -(-columns // (4 * spans)) * 4
+    firsts = range(0, columns, size)
+    parts = [pack(matrix[:, first : first + size]) for first in firsts]
     before = np.cumsum([0, *(part.row_start[-1] for part in parts)])
     starts = [part.row_start + n for part, n in zip(parts, before, strict=False)]
     index = [part.index + n // width for part, n in zip(parts, firsts, strict=True)]
