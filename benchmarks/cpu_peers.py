@@ -8,8 +8,10 @@ It makes an environment with the peers (OpenVINO with NNCF, ONNX Runtime, DeepSp
 every engine runs each batch once, in changing order, so that the others' weights have pushed its
 own out of the caches, and whatever else the machine does meets all alike. Medians and the spread
 between the quartiles are of wall-clock time; the smallest processor time is given beside them,
-because it changes least on a busy machine. The JSON file keeps what other calls measured (other
-workloads, threads, instruction sets) and replaces what this call measured again.
+because it changes least on a busy machine. The JSON file is written after each workload; it keeps
+what other calls measured (other workloads, threads, instruction sets) and replaces what this call
+measured again. DeepSparse compiles one engine for each shape: its two models take some 22 GB for
+the lengths of MRPC, one of them half of that (`--engines`).
 """
 
 from __future__ import annotations
@@ -105,6 +107,11 @@ class Engine:
         if None in answers:
             return None
         return {key: sum(found[key] for found in answers if found) for key in ("seconds", "cpu")}
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit status once it has ended, the negative of a signal that ended it."""
+        return self.process.poll()
 
     def _run(self, lengths: Lengths) -> dict[str, float] | None:
         if self.process.poll() is not None or self.process.stdin is None:
@@ -207,23 +214,19 @@ def start_all(options: argparse.Namespace) -> Iterator[Engine]:
 
 
 def measure(
-    engines: list[Engine], workloads: dict[str, list[Lengths]], rounds: int
-) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Runs by workload and engine, after a warm-up; the order changes from round to round."""
-    order = random.Random(0)
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for workload, batches in workloads.items():
-        table: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
-        for engine in engines:
-            _warm_up(engine, batches)
-        for _ in range(rounds):
-            for engine in order.sample(engines, len(engines)):
-                time.sleep(_PAUSE)
-                answer = engine.run(batches)
-                if answer is not None:
-                    table[engine.name].append(answer)
-        results[workload] = {name: runs for name, runs in table.items() if runs}
-    return results
+    engines: list[Engine], batches: list[Lengths], rounds: int, order: random.Random
+) -> dict[str, list[dict[str, float]]]:
+    """Runs by engine, after a warm-up; the order changes from round to round."""
+    runs: dict[str, list[dict[str, float]]] = {engine.name: [] for engine in engines}
+    for engine in engines:
+        _warm_up(engine, batches)
+    for _ in range(rounds):
+        for engine in order.sample(engines, len(engines)):
+            time.sleep(_PAUSE)
+            answer = engine.run(batches)
+            if answer is not None:
+                runs[engine.name].append(answer)
+    return {name: found for name, found in runs.items() if found}
 
 
 def _warm_up(engine: Engine, batches: list[Lengths]) -> None:
@@ -304,23 +307,27 @@ def main() -> None:
     options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
     engines = list(start_all(options))
-    runs = measure(engines, {n: WORKLOADS[n]() for n in options.workloads}, options.rounds)
-    for engine in engines:
-        engine.stop()
-    results = {
-        workload: {name: {**summary(r), "command": " ".join(sys.argv)} for name, r in found.items()}
-        for workload, found in runs.items()
-    }
-    section = {
+    section: dict[str, Any] = {
         "machine": machine().partition(",")[0] + f", {os.cpu_count()} cores",
         "model": options.model,
         "isa": options.isa,
-        "results": results,
+        "results": {},
     }
-    if options.json:
-        keep(options.json, section)
+    order = random.Random(0)
+    for workload in options.workloads:
+        found = measure(engines, WORKLOADS[workload](), options.rounds, order)
+        section["results"][workload] = {
+            name: {**summary(runs), "command": " ".join(sys.argv)} for name, runs in found.items()
+        }
+        if options.json:
+            keep(options.json, section)
+        for engine in [each for each in engines if each.ended is not None]:
+            print(f"{engine.name}: ended ({engine.ended}) at {workload}", file=sys.stderr)
+            engines.remove(engine)
+    for engine in engines:
+        engine.stop()
     print(f"{section['machine']}, {options.model}, {options.isa}, {options.rounds} rounds")
-    print(table(results))
+    print(table(section["results"]))
 
 
 if __name__ == "__main__":
