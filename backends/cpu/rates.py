@@ -66,7 +66,7 @@ _BUDGET, _TUNING_BUDGET = 0.6, 0.1
 _SUSPECT, _IMPLAUSIBLE = 2.0, 3.0
 _TRIALS = 3
 _RETRY_SECONDS = 3600.0
-_VERSION = "9"
+_VERSION = "10"
 _PROCESSOR = ("model", "cpu family", "stepping", "CPU implementer", "CPU part", "CPU variant")
 
 
@@ -119,7 +119,7 @@ class Rates:
 BUILT_IN = Rates(
     quad=2.12,
     block=1.59,
-    nonzero=2.07,
+    nonzero=1.55,
     group=6.77,
     channel=6.97,
     short_nonzero=0.9,

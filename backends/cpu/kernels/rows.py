@@ -1,14 +1,18 @@
 """fp32 linear that visits non-zeros one by one; also int8 where there is no dot product.
 
-For each row and each non-zero: broadcast the weight, multiply-add the activations of 32 tokens.
+For each row and each non-zero: broadcast the weight, multiply-add the activations of a panel.
 
-    for 32 tokens: for block of channels: for row: sums = row's partial sums
-        for (channel, w) in row's non-zeros of the block: sums += w * input[channel, 0..32)
+    for panel: for block of channels: for row: sums = row's partial sums
+        for (channel, w) in row's non-zeros of the block: sums += w * input[channel, 0..W)
 
-Activations are read once per product, so they must lie in the first-level cache: a block of 192
-channels of 32 tokens has 24 KB. Two sets of sums (even and odd non-zeros) hide the latency of the
-multiply-add. Rows are visited by their number of non-zeros, so that the end of the inner loop is
-predicted.
+Every product loads its activations, and on most cores as many vectors are loaded in a cycle as are
+multiplied: the loads of weights and indices come on top. So one load has two weights, another two
+indices, and all tokens of the panel take them together: 8 + 0.8 cycles for two non-zeros and 64
+tokens, where loads of their own for 32 tokens at a time made it 8 + 3.3. A block of 192 channels of
+64 tokens has 48 KB. With 96 or 128 channels, of which a first-level cache of 32 KB holds a whole
+block, a Zen 4 core took 1.05 to 1.15 times as long, with 256 1.04 to 1.19 times. Two sets of sums
+(even and odd non-zeros) hide the latency of the multiply-add. Rows are visited by their number of
+non-zeros, so that the end of the inner loop is predicted.
 
 int8 without `vpdpbusd`: activations were widened to fp32 (kernel `expand`), and because
 |w x| <= 128 * 255, up to 514 products add up exactly in 24 bits of mantissa. A block has fewer
@@ -38,10 +42,9 @@ __all__ = [
     "BLOCK",
     "CHUNK_ROWS",
     "FIELDS",
-    "TOKENS",
     "Part",
     "emit",
-    "emit_short",
+    "emit_with",
     "scratch_bytes",
     "symbol",
 ]
@@ -51,9 +54,6 @@ BLOCK = 192
 
 CHUNK_ROWS = 64
 """Rows are sorted within chunks of this many, so that threads can divide them."""
-
-TOKENS = 32
-"""Tokens whose sums stay in registers."""
 
 FIELDS = (
     *EPILOGUE_FIELDS,
@@ -81,12 +81,11 @@ def scratch_bytes(words: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Part:
-    """One pass over rows: some vectors of one panel.
+    """One pass over the rows, for one panel.
 
     Attributes:
-        values: Where the first of them lies, for channel 0.
+        values: Where the panel's activations start.
         number: Number of the panel.
-        first, count: Which vectors.
     """
 
     frame: Frame
@@ -94,8 +93,6 @@ class Part:
     epilogue: Epilogue
     values: Value
     number: Value
-    first: int
-    count: int
 
 
 Products = Callable[[Part, Value, Value], list[Value]]
@@ -104,49 +101,36 @@ Products = Callable[[Part, Value, Value], list[Value]]
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for one instruction set, panel width and epilogue."""
-    frame = open_frame(symbol(isa, width, epilogue), Panel(isa, width), FIELDS)
-    panel = frame.panel
-    # Bytes in pack order are written a whole row at a time.
-    whole = epilogue.octets and isa.has_pack_order
-    together = panel.vectors if whole else max(1, min(panel.vectors, TOKENS // panel.lanes))
-    _each_row(frame, epilogue, _products, together=together)
-    return frame.f
+    return emit_with(symbol(isa, width, epilogue), isa, width, epilogue, _products)
 
 
-def emit_short(name: str, isa: Isa, width: int, epilogue: Epilogue, products: Products) -> Function:
-    """A kernel on activations of 16 bits, which takes all vectors of a panel together."""
-    frame = open_frame(name, Panel(isa, width), FIELDS)
-    _each_row(frame, epilogue, products, together=frame.panel.vectors, item=2)
-    return frame.f
-
-
-def _each_row(
-    frame: Frame, epilogue: Epilogue, products: Products, *, together: int, item: int = 4
-) -> None:
-    """Loop over this part's panels, blocks and rows.
+def emit_with(
+    name: str, isa: Isa, width: int, epilogue: Epilogue, products: Products, *, item: int = 4
+) -> Function:
+    """A kernel that loops over its part's panels, blocks and rows.
 
     Args:
-        frame: The kernel.
+        name: Of the kernel.
+        isa: Instruction set.
+        width: Panel width.
         epilogue: What becomes of the sums.
         products: The sums of one row over its non-zeros of one block.
-        together: Vectors of tokens whose sums stay in registers.
         item: Bytes of one activation.
     """
-    f, panel = frame.f, frame.panel
+    frame = open_frame(name, Panel(isa, width), FIELDS)
+    f = frame.f
     sink = Sink(frame, epilogue)
     space = frame.word("space")
     source = frame.buffer("input", space)
-    panel_bytes = frame.word("columns") * (panel.width * item)
+    panel_bytes = frame.word("columns") * (width * item)
     for number in f.loop(*frame.panels(space)):
-        start = f.offset(source, panel_bytes * number)
-        for first in range(0, panel.vectors, together):
-            values = f.offset(start, first * panel.lanes * item)
-            _rows(Part(frame, sink, epilogue, values, number, first, together), products)
+        _rows(Part(frame, sink, epilogue, f.offset(source, panel_bytes * number), number), products)
+    return f
 
 
 def _rows(part: Part, products: Products) -> None:
     """All rows of this part, block by block."""
-    frame, f = part.frame, part.frame.f
+    frame, f, panel = part.frame, part.frame.f, part.frame.panel
     rows, last = part.sink.rows, frame.word("blocks") - 1
     start, stop = row_range(frame)
     for block in f.loop(0, last + 1):
@@ -157,34 +141,46 @@ def _rows(part: Part, products: Products) -> None:
             begin = f.convert("zext", f.load("i32", f.offset(starts, place * 4)), "i64")
             end = f.convert("zext", f.load("i32", f.offset(starts, place * 4 + 4)), "i64")
             sums = products(part, begin, end)
-            waiting = f.offset(
-                frame.job("scratch"), (row - start) * (part.count * frame.panel.lanes * 4)
-            )
+            waiting = f.offset(frame.job("scratch"), (row - start) * panel.row_bytes)
             totals = _with_earlier(part, sums, block, row, waiting)
             with f.when(f.compare(block, "<", last)):
-                frame.panel.store(f, waiting, totals)
+                panel.store(f, waiting, totals)
             with f.when(f.compare(block, "==", last)):
-                part.sink.finish(totals, row, part.number, part.first)
+                part.sink.finish(totals, row, part.number)
 
 
 def _products(part: Part, begin: Value, end: Value) -> list[Value]:
     """The sums of one row over the pairs `begin` to `end` of non-zeros."""
     frame, f, panel = part.frame, part.frame.f, part.frame.panel
     zero = f.const(panel.floats, 0)
-    sums = [[f.var(zero) for _ in range(part.count)] for _ in range(2)]
+    sums = [[f.var(zero) for _ in range(panel.vectors)] for _ in range(2)]
     index, weights = frame.pointer("index"), frame.pointer("weights")
     for pair in f.loop(begin, end):
         if panel.width < 64:
             f.prefetch(f.offset(weights, pair * 8 + AHEAD))
-        for n, totals in enumerate(sums):
-            place = f.offset(index, pair * 4 + 2 * n)
-            channel = f.convert("zext", f.load("i16", place), "i64")
-            weight = f.load("float", f.offset(weights, pair * 8 + 4 * n))
-            broadcast = f.splat(weight, panel.lanes)
-            row = f.offset(part.values, channel * panel.row_bytes)
-            for total, value in zip(totals, panel.load(f, row, count=part.count), strict=True):
-                total.set(f.fma(value, broadcast, total.get()))
+        channels = _two_channels(f, f.offset(index, pair * 4))
+        broadcast = _two_weights(frame, f.offset(weights, pair * 8))
+        for totals, channel, weight in zip(sums, channels, broadcast, strict=True):
+            values = panel.load(f, f.offset(part.values, channel * panel.row_bytes))
+            for total, value in zip(totals, values, strict=True):
+                total.set(f.fma(value, weight, total.get()))
     return [a.get() + b.get() for a, b in zip(*sums, strict=True)]
+
+
+def _two_channels(f: Function, place: Value) -> tuple[Value, Value]:
+    """Two indices, from one load."""
+    both = f.convert("zext", f.load("i32", place), "i64")
+    return both & 0xFFFF, both >> 16
+
+
+def _two_weights(frame: Frame, place: Value) -> tuple[Value, Value]:
+    """Two weights, each in all lanes, from one load."""
+    f, panel = frame.f, frame.panel
+    both = f.splat(f.load("double", place), panel.lanes // 2)
+    pairs = f.convert("bitcast", both, panel.floats)
+    even = [lane // 2 * 2 for lane in range(panel.lanes)]
+    odd = [lane + 1 for lane in even]
+    return f.shuffle(pairs, pairs, even), f.shuffle(pairs, pairs, odd)
 
 
 def _with_earlier(
@@ -199,6 +195,6 @@ def _with_earlier(
         own = [panel.round_to_int(f, s) for s in own]
     earlier = [f.var(start) for _ in own]
     with f.when(f.compare(block, ">", 0)):
-        for slot, value in zip(earlier, panel.load(f, waiting, kind, part.count), strict=True):
+        for slot, value in zip(earlier, panel.load(f, waiting, kind), strict=True):
             slot.set(value)
     return [a + e.get() for a, e in zip(own, earlier, strict=True)]

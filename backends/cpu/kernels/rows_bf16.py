@@ -18,7 +18,7 @@ from __future__ import annotations
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.ir import Function, Value
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_short, scratch_bytes
+from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_with, scratch_bytes
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 
@@ -30,14 +30,14 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for an instruction set with products of bf16, panel width and epilogue."""
-    return emit_short(symbol(isa, width, epilogue), isa, width, epilogue, _products)
+    return emit_with(symbol(isa, width, epilogue), isa, width, epilogue, _products, item=2)
 
 
 def _products(part: Part, begin: Value, end: Value) -> list[Value]:
     """The sums of one row over the pairs `begin` to `end` of non-zeros."""
     frame, f, panel = part.frame, part.frame.f, part.frame.panel
     zero = f.const(panel.floats, 0)
-    sums = [f.var(zero) for _ in range(part.count)]
+    sums = [f.var(zero) for _ in range(panel.vectors)]
     index, weights = frame.pointer("index"), frame.pointer("weights")
     for pair in f.loop(begin, end):
         places = [f.offset(index, pair * 4 + 2 * n) for n in range(2)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from sparsefx.backends.cpu.epilogue import Epilogue
 from sparsefx.backends.cpu.ir import Function, Value, vector
 from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_short, scratch_bytes
+from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_with, scratch_bytes
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 
@@ -25,7 +25,7 @@ def symbol(isa: Isa, width: int, epilogue: Epilogue) -> str:
 
 def emit(isa: Isa, width: int, epilogue: Epilogue) -> Function:
     """The kernel for an instruction set with fp16, panel width and epilogue."""
-    return emit_short(symbol(isa, width, epilogue), isa, width, epilogue, _products)
+    return emit_with(symbol(isa, width, epilogue), isa, width, epilogue, _products, item=2)
 
 
 def _products(part: Part, begin: Value, end: Value) -> list[Value]:
