@@ -27,6 +27,10 @@ from sparsefx.errors import TrainingError, first_line
 __all__ = ["Processes"]
 
 _FINISHED = -1
+_DRIFTED = (
+    "run the same code and libraries on machines of one kind, and change the Program by training "
+    "alone; the last checkpoint is kept"
+)
 
 
 class Processes:
@@ -135,16 +139,19 @@ class Processes:
 
     # -- checks ----------------------------------------------------------------------------------
 
-    def check_same(self, digests: Mapping[str, str], *, who: str, where: str) -> None:
-        """Hold tensors to be the same in every process; to be called in all of them.
+    def check_same(
+        self, digests: Mapping[str, str], *, who: str, where: str, hint: str = _DRIFTED
+    ) -> None:
+        """Hold tensors, or settings, to be the same in every process; to be called in all of them.
 
         Args:
-            digests: A hash of each tensor by its name.
+            digests: A hash of each tensor, or the text of each setting, by its name.
             who: The stage, for the message.
             where: The step, for the message.
+            hint: What to do about a difference.
 
         Raises:
-            TrainingError: Naming the process and the tensors that differ from process 0.
+            TrainingError: Naming the process and what differs from process 0.
         """
         if self.count == 1:
             return
@@ -158,10 +165,12 @@ class Processes:
         everyone: list[Any] = [None] * self.count
         with self._answering():
             dist.all_gather_object(everyone, dict(digests), group=self._control)
-        raise _mismatch(everyone, who, where)
+        raise _mismatch(everyone, who, where, hint)
 
 
-def _mismatch(everyone: Sequence[Mapping[str, str]], who: str, where: str) -> TrainingError:
+def _mismatch(
+    everyone: Sequence[Mapping[str, str]], who: str, where: str, hint: str
+) -> TrainingError:
     first, *others = everyone
     wrong = {
         rank: [n for n in sorted({*first, *other}) if first.get(n) != other.get(n)]
@@ -173,6 +182,5 @@ def _mismatch(everyone: Sequence[Mapping[str, str]], who: str, where: str) -> Tr
         f"process {rank} of {len(everyone)} has another {names[0]}{more} than process 0",
         who=who,
         where=where,
-        hint="run the same code and libraries on machines of one kind, and change the Program by "
-        "training alone; the last checkpoint is kept",
+        hint=hint,
     )

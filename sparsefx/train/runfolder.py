@@ -91,12 +91,21 @@ class RunFolder:
             "sparsefx": sparsefx.__version__,
         }
 
-    def _open(self) -> None:
-        wanted = {
+    def digests(self) -> dict[str, str]:
+        """Return what all processes have to be asked for alike: texts by their paths."""
+        training = {s.name: s.training for s in self._recipe.stages if s.training is not None}
+        parts = {name: each.accumulate for name, each in training.items()}
+        return dict(_leaves({**self._wanted(), "accumulate": parts}, ""))
+
+    def _wanted(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "recipe": self._recipe.settings(),
             "data": _data_hashes(self._data),
         }
+
+    def _open(self) -> None:
+        wanted = self._wanted()
         path = self.path / "run.json"
         if not path.exists():
             if any((self.path / name).exists() for name in ("config.json", "manifest.json")):
@@ -230,6 +239,22 @@ def differences(old: Any, new: Any, path: str) -> Iterator[str]:
             yield from differences(one, other, f"{path}[{index}]")
     elif old != new:
         yield f"{path}: was {_short(old)}, is {_short(new)}"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of each plain value, and its text.
+
+    >>> list(_leaves({"a": [1, {"b": None}]}, ""))
+    [('a[0]', '1'), ('a[1].b', 'null')]
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{path}[{index}]")
+    else:
+        yield path, json.dumps(value)
 
 
 def _short(value: Any) -> str:

@@ -136,6 +136,7 @@ class Session:
         check_folders(self.recipe)
         self._processes = Processes(self._device, self._patience_seconds)
         check_parts(self.recipe, self._processes.count)
+        self._check_same()
         if not self._processes.leads:
             return self._follow()
         model = starting_model(self._model, self.folder, self._data)
@@ -171,6 +172,13 @@ class Session:
                 assert steps is not None
                 self._train(stage, stage.training, program, steps, finished)
         return RunResult.read(self.folder)
+
+    def _check_same(self) -> None:
+        """Refuse processes that were asked for another run: all train by their own copy of it."""
+        if self._processes.count > 1:
+            asked = RunFolder(self.folder, self.recipe, self._source).digests()
+            hint = "give all of them the same recipe and data"
+            self._processes.check_same(asked, who="session", where="start", hint=hint)
 
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""

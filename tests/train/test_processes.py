@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -261,7 +262,7 @@ class Hashed:
         check_same, seen = Processes.check_same, set[str]()
 
         def noting(self: Processes, digests: Mapping[str, str], **place: str) -> None:
-            if not place["where"].startswith("step 0"):
+            if not place["where"].startswith(("start", "step 0")):
                 seen.update(digests)
             check_same(self, digests, **place)
 
@@ -315,6 +316,34 @@ def test_another_start_is_named(tmp_path: Path) -> None:
     assert run_two(tmp_path / "run", started_otherwise) == [2, 2]
     for message in errors(tmp_path / "run"):
         assert "stage one at step 0 of 9: process 1 of 2 has another classifier.bias" in message
+
+
+@pytest.mark.parametrize(
+    ("asked", "other", "place"),
+    [
+        ("lr: 5e-5", "lr: 1e-3", "recipe.stages[0].training.optimizer.learning_rate"),
+        ("accumulate: 1", "accumulate: 2", "accumulate.one"),
+    ],
+)
+def test_another_recipe_is_named(asked: str, other: str, place: str, tmp_path: Path) -> None:
+    settings = "steps: 9, optimizer: {lr: 5e-5}, accumulate: 1"
+    texts = [settings, settings.replace(asked, other)]
+    recipes = [MASKED.replace("steps: 9", t.replace("lr:", "learning_rate:")) for t in texts]
+    makes = [functools.partial(session, recipe=recipe) for recipe in recipes]
+    assert run_two(tmp_path / "run", *makes) == [2, 2]
+    for message in errors(tmp_path / "run"):
+        assert f"process 1 of 2 has another {place} than process 0" in message
+        assert "give all of them the same recipe and data" in message
+
+
+def test_other_data_are_named(tmp_path: Path) -> None:
+    def fewer(folder: Path) -> Session:
+        made = session(folder, MASKED)
+        made._source = tiny_run.data(unlabelled=19)
+        return made
+
+    assert run_two(tmp_path / "run", functools.partial(session, recipe=MASKED), fewer) == [2, 2]
+    assert "process 1 of 2 has another data.unlabelled" in errors(tmp_path / "run")[1]
 
 
 def gone_on_otherwise(folder: Path) -> Session:
