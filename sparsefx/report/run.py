@@ -122,9 +122,10 @@ def report_rows(
 ) -> tuple[ReportRow, ...]:
     """Return a row for each stage that was evaluated."""
     from sparsefx.train.metrics import paired_difference
+    from sparsefx.train.results import CAPTURED
 
     rows: list[ReportRow] = []
-    first, given = None, _given(result.folder / "model")
+    first, given = None, _given(result.folder / CAPTURED)
     for stage in result.stages:
         if stage.score is None:
             continue

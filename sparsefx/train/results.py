@@ -17,7 +17,10 @@ from sparsefx.files import saving, write_json
 from sparsefx.program import Program
 from sparsefx.train.metrics import Score
 
-__all__ = ["RunResult", "StageResult"]
+__all__ = ["CAPTURED", "RunResult", "StageResult"]
+
+CAPTURED = "captured"
+"""Where the folder of a run has the model that it started from, as it was captured."""
 
 _RESULT, _OUTPUTS = "result.json", "outputs.safetensors"
 

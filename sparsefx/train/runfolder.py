@@ -25,7 +25,7 @@ from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.examples import Examples
-from sparsefx.train.results import StageResult
+from sparsefx.train.results import CAPTURED, StageResult
 
 __all__ = ["RunFolder", "StopRequest", "differences"]
 
@@ -151,11 +151,11 @@ class RunFolder:
     @property
     def has_model(self) -> bool:
         """Whether the model that the run starts from is saved."""
-        return (self.path / "model" / "manifest.json").exists()
+        return (self.path / CAPTURED / "manifest.json").exists()
 
     def save_model(self, program: Program) -> None:
         """Save the model that the run starts from."""
-        program.save(self.path / "model")
+        program.save(self.path / CAPTURED)
 
     def save_tokenizer(self) -> None:
         """Save the tokenizer, unless it is there."""
@@ -165,7 +165,7 @@ class RunFolder:
 
     def load_model(self) -> Program:
         """Load the model that the run starts from."""
-        return Program.load(self.path / "model")
+        return Program.load(self.path / CAPTURED)
 
     def stage(self, index: int) -> Path:
         """Return the folder of a stage."""

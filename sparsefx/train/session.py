@@ -5,7 +5,7 @@ Everything lies in one folder, from which a session that was interrupted, or kil
     runs/NAME/
       run.json             the recipe's settings, hashes of the data, machine and versions
       recipe.yaml          the recipe
-      model/               the Program that was captured
+      captured/            the Program that the run started from: no stage has changed it
       tokenizer/           the tokenizer, so that ``sparsefx evaluate`` needs nothing else
       metrics.jsonl        a line for each step and evaluation (events.MetricsFile)
       stages/1-dense/      one folder for each stage, numbered

@@ -22,7 +22,7 @@ from sparsefx.recipe_passes import TEACHER
 from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
 from sparsefx.train.precheck import within
-from sparsefx.train.results import StageResult
+from sparsefx.train.results import CAPTURED, StageResult
 from sparsefx.train.runfolder import RunFolder
 
 __all__ = ["Programs", "begin_folder", "open_folder", "starting_model"]
@@ -105,7 +105,7 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
         TrainingError: The run in ``folder`` began with another model, or a weight is NaN.
         DataError: A text has more tokens than the model has positions, or unknown ones.
     """
-    saved = folder / "model"
+    saved = folder / CAPTURED
     if (saved / "manifest.json").exists():
         found = Program.load(saved)
         _check_same_model(model, found, folder)

@@ -79,7 +79,7 @@ def test_everything_is_in_the_folder(finished: tuple[RunResult, list[Event]]) ->
     result, _ = finished
     names = {path.relative_to(result.folder).as_posix() for path in result.folder.rglob("*")}
     assert {
-        "run.json", "recipe.yaml", "metrics.jsonl", "result.json", "model/manifest.json",
+        "run.json", "recipe.yaml", "metrics.jsonl", "result.json", "captured/manifest.json",
         "stages/1-dense/result.json", "stages/1-dense/outputs.safetensors",
         "stages/1-dense/program/manifest.json",
     } <= names  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_finished_run_is_not_run_again(finished: tuple[RunResult, list[Event]]
 
 def test_frozen_parameters_stay(finished: tuple[RunResult, list[Event]]) -> None:
     result, _ = finished
-    before, after = sparsefx.Program.load(result.folder / "model"), result.program
+    before, after = sparsefx.Program.load(result.folder / "captured"), result.program
     for name, tensor in before.named_tensors().items():
         same = torch.equal(tensor, after.tensor(name))
         assert same == ("embeddings" in name or "position_ids" in name), name
@@ -367,7 +367,7 @@ def test_a_model_with_weights_that_are_no_numbers_is_refused(tmp_path: Path, val
     with pytest.raises(TrainingError, match="NaN or infinite: classifier") as caught:
         session(tmp_path / "run", model=broken).run()
     assert caught.value.where == name
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "captured").exists()
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
