@@ -9,18 +9,18 @@ from sparsefx.backends.cpu.frame import Frame
 from sparsefx.backends.cpu.ir import Value, Var
 from sparsefx.backends.cpu.kernels.rowloop import row_range
 
-__all__ = ["FIELDS", "TILE_ROWS", "Tile", "each_tile", "initial_sums"]
+__all__ = ["FIELDS", "TILE_ROWS", "TileSums", "each_tile", "initial_sums"]
 
 TILE_ROWS = 6
 """24 sums of 32 registers; 12 of 16."""
 
 FIELDS = ("splits", "input", "columns", "weights", "initial")
 
-Tile = Callable[[Frame, Value, Value, int], list[list[Var]]]
+TileSums = Callable[[Frame, Value, Value, int], list[list[Var]]]
 """Sums of six rows: frame, first vector of the panel's channel 0, number of the tile, vectors."""
 
 
-def each_tile(frame: Frame, sink: Sink, item: int, together: int, tile_sums: Tile) -> None:
+def each_tile(frame: Frame, sink: Sink, item: int, together: int, tile_sums: TileSums) -> None:
     """Loop over this part's panels and tiles, `together` vectors of tokens at a time.
 
     Args:
