@@ -78,14 +78,13 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
 def labels(scope: Scope) -> fx.Node:
     """Hard labels: cross-entropy with class indices, or MSE with values where there is one class.
 
-    Examples with the label -100 do not count. Several outputs are averaged.
+    Examples with the label -100, or the value NaN, do not count. Several outputs are averaged.
     """
     parts = []
     for name, ours in scope.logits.items():
         given = scope.labels[name]
         if last_dim(ours) == 1:
-            flat = scope.rw.call(aten.squeeze.dim, ours, -1)
-            parts.append(scope.rw.call(aten.mse_loss.default, flat, given))
+            parts.append(_value_error(scope.rw, ours, given))
         else:
             parts.append(_cross_entropy(scope.rw, ours, given))
     return scope.average(parts)
@@ -95,10 +94,22 @@ def _cross_entropy(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
     if ours.meta["val"].dim() == 3:
         ours = rw.call(aten.flatten.using_ints, ours, 0, 1)
         given = rw.call(aten.flatten.using_ints, given)
-    # Sum over count, not the operator's own mean: a batch without any label gives 0, not NaN.
     total = rw.call(aten.cross_entropy_loss.default, ours, given, None, _SUM, _IGNORED)
-    known = rw.call(aten.sum.default, rw.call(aten.ne.Scalar, given, _IGNORED))
-    return rw.call(aten.div.Tensor, total, rw.call(aten.clamp.default, known, 1))
+    return _over_count(rw, total, rw.call(aten.ne.Scalar, given, _IGNORED))
+
+
+def _value_error(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
+    """Return the mean squared error; an example without a value is its own target."""
+    values = rw.call(aten.squeeze.dim, ours, -1)
+    known = rw.call(aten.eq.Tensor, given, given)
+    targets = rw.call(aten.where.self, known, given, values)
+    return _over_count(rw, rw.call(aten.mse_loss.default, values, targets, _SUM), known)
+
+
+def _over_count(rw: Rewriter, total: fx.Node, known: fx.Node) -> fx.Node:
+    """Return a mean as sum over count: a batch without any label gives 0, not NaN."""
+    count = rw.call(aten.clamp.default, rw.call(aten.sum.default, known), 1)
+    return rw.call(aten.div.Tensor, total, count)
 
 
 def hidden(scope: Scope) -> fx.Node:

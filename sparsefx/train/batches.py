@@ -28,9 +28,12 @@ __all__ = [
     "check_tokens",
     "encode",
     "evaluation_batches",
+    "known_labels",
 ]
 
-UNLABELLED = -100  # the class index that torch.nn.functional.cross_entropy ignores
+UNLABELLED = -100
+"""The class index that torch.nn.functional.cross_entropy ignores; a value that is not known is NaN.
+"""
 Batch = dict[str, torch.Tensor]
 Ints = NDArray[np.int64]
 _POOL = 50  # batches that are sorted by length together
@@ -65,7 +68,7 @@ class Encoded:
         tokens: Token ids of every example, each of shape (length,), int64.
         types: Token type ids of every example, likewise; None when the model takes none.
         labels: Of shape (examples,), int64 classes (``UNLABELLED`` where there is none) or
-            float32 values; None when no example has a label.
+            float32 values (NaN where there is none); None when no example has a label.
         pad: Id of the padding token.
         more: Further inputs by name, such as outputs of a teacher: of shape (examples, ...), or
             values of tokens.
@@ -120,10 +123,7 @@ class Encoded:
         return batch
 
     def joined(self, other: Encoded) -> Encoded:
-        """Return both sets as one; examples without a class get ``UNLABELLED``.
-
-        Real-valued labels have no such mark: joined with unlabelled examples they are dropped.
-        """
+        """Return both sets as one; examples without a label get ``UNLABELLED``, or NaN."""
         types = None
         if self.types is not None and other.types is not None:
             types = self.types + other.types
@@ -297,14 +297,18 @@ def _label_tensor(labels: tuple[float, ...] | None) -> torch.Tensor | None:
     return torch.tensor(labels, dtype=kind)
 
 
+def known_labels(labels: torch.Tensor) -> torch.Tensor:
+    """Return where examples have a label: bool, shaped as ``labels``."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
+
+
 def _joined_labels(first: Encoded, second: Encoded) -> torch.Tensor | None:
-    if first.labels is not None and second.labels is not None:
-        return torch.cat([first.labels, second.labels])
-    known = first.labels if first.labels is not None else second.labels
-    if known is None or known.is_floating_point():
+    known = [each.labels for each in (first, second) if each.labels is not None]
+    if not known:
         return None
+    none = float("nan") if known[0].is_floating_point() else UNLABELLED
     parts = [
-        torch.full((len(each),), UNLABELLED) if each.labels is None else each.labels
+        known[0].new_full((len(each),), none) if each.labels is None else each.labels
         for each in (first, second)
     ]
     return torch.cat(parts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsefx.errors import TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.batches import UNLABELLED, Encoded
+from sparsefx.train.batches import Encoded, known_labels
 from sparsefx.train.evaluation import inputs_for, logits_name
 from sparsefx.train.labels import Kind
 from sparsefx.train.optimization import label_loss
@@ -106,10 +106,7 @@ class BatchLoss:
         """Return the share of a part of a batch in the mean loss against its labels."""
         if part is None or whole is None:
             return 0.0
-        if self._kind == "regression":
-            return len(part) / len(whole)
-        known = int((whole != UNLABELLED).sum())
-        return int((part != UNLABELLED).sum()) / max(1, known)
+        return int(known_labels(part).sum()) / max(1, int(known_labels(whole).sum()))
 
     def backward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the gradients of a whole batch at once.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparsefx.errors import TrainingError, did_you_mean
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.batches import UNLABELLED
+from sparsefx.train.batches import UNLABELLED, known_labels
 from sparsefx.train.labels import Kind
 
 __all__ = ["flush_tiny", "freeze", "label_loss", "make_optimizer", "trained_parameters"]
@@ -26,12 +26,17 @@ def label_loss(kind: Kind, logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         kind: Cross-entropy for classification, squared error for regression.
         logits: Of shape (batch, outputs).
-        labels: Of shape (batch,): classes, with UNLABELLED where there is none, or values.
+        labels: Of shape (batch,): classes, or values; see :func:`known_labels`.
     """
+    known = known_labels(labels)
     if kind == "regression":
-        return F.mse_loss(logits.float().reshape(-1), labels.float())
-    total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
-    return total / (labels != UNLABELLED).sum().clamp(min=1)
+        values = logits.float().reshape(-1)
+        # Its own value is the target of what has none: with NaN, its gradient would be NaN too.
+        targets = torch.where(known, labels.float(), values)
+        total = F.mse_loss(values, targets, reduction="sum")
+    else:
+        total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    return total / known.sum().clamp(min=1)
 
 
 def freeze(program: Program, patterns: Iterable[str]) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ from sparsefx.train.batches import (
     Position,
     encode,
     evaluation_batches,
+    known_labels,
 )
 from sparsefx.train.examples import Examples
 
@@ -92,7 +93,10 @@ def test_unlabelled_text_joins_labelled() -> None:
     assert joined is not None
     assert joined.tolist() == [0, 1, 2, UNLABELLED]
     scores = Encoded(labelled.tokens, None, torch.rand(3), pad=0)
-    assert scores.joined(texts).labels is None
+    values = scores.joined(texts).labels
+    assert values is not None
+    assert known_labels(values).tolist() == [True, True, True, False]
+    assert texts.joined(texts).labels is None
     both = scores.joined(scores).labels
     assert both is not None
     assert both.shape == (6,)

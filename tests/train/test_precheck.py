@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sparsefx.errors import (
 from sparsefx.frontend import capture
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.events import Event
+from sparsefx.train.events import Event, StepDone
 from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
@@ -34,6 +36,18 @@ stages:
   teacher: TEACHER
   pipeline: DISTILL
   training: {steps: 4, precision: fp32, label_weight: 0}
+  after: strip-distillation
+"""
+
+
+VALUES = """
+name: values
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: one
+  teacher: model
+  pipeline: distill
+  training: {steps: 4, data: labelled+unlabelled, precision: fp32, accumulate: 1}
   after: strip-distillation
 """
 
@@ -73,6 +87,19 @@ def test_a_regression_is_distilled_by_squared_errors(tmp_path: Path) -> None:
     result = run(two_stages(), tmp_path / "run", **regression())
     (entry,) = (each for each in result.program.history if each.spec == "distill")
     assert "so logits_loss is 'mse'" in entry.notes[0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_values_count_beside_texts_without_any(accumulate: int, tmp_path: Path) -> None:
+    given = regression()
+    more = Examples("more", tiny_run.texts(16, 1))
+    data = replace(given["data"], unlabelled=more)
+    recipe = Recipe.parse(VALUES.replace("accumulate: 1", f"accumulate: {accumulate}"))
+    steps: list[Event] = []
+    run(recipe, tmp_path / "run", model=given["model"], data=data, listeners=[steps.append])
+    terms = [event.terms for event in steps if isinstance(event, StepDone)]
+    assert len(terms) == 4
+    assert all(each["labels"] > 0 and math.isfinite(each["labels"]) for each in terms)
 
 
 def test_soft_targets_of_one_value_are_refused(tmp_path: Path) -> None:

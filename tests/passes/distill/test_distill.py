@@ -124,6 +124,21 @@ def test_regression_takes_squared_errors() -> None:
         distilled("distill{logits_loss='kl'}", student, teacher)
 
 
+def test_an_example_without_a_value_does_not_count() -> None:
+    program = distilled(
+        "distill{labels=1.0}", program_of(num_labels=1), program_of(1, num_labels=1)
+    )
+    values, known = torch.tensor([0.5, torch.nan, -1.0]), torch.tensor([0, 2])
+    found = program.eval()(**batch(), labels=values)
+    ours = found["logits"].squeeze(-1)
+    expected = (ours - values)[known].square().mean()
+    assert torch.allclose(found["loss.labels"], expected)
+    torch.autograd.backward(found["loss"])
+    assert all(each.grad.isfinite().all() for each in program.parameters() if each.grad is not None)
+    none = program(**batch(), labels=torch.full((3,), torch.nan))
+    assert none["loss.labels"].item() == 0
+
+
 def token_program(seed: int) -> Program:
     torch.manual_seed(seed)
     config = BertConfig(**{**SIZES, "num_labels": 5, "initializer_range": 0.2})
