@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Schedule", "sparsebert_schedule"]
+__all__ = ["Schedule"]
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,3 @@ class Schedule:
     def last_update(self) -> int:
         """The step after which the masks stay as they are."""
         return max(self.end, self.update_end)
-
-
-def sparsebert_schedule(total_steps: int, final: float) -> Schedule:
-    """Return the schedule of SparseBERT's released code: about a hundred prunings, until the end.
-
-    >>> ramp = sparsebert_schedule(84_612, 0.95)
-    >>> ramp.frequency, ramp.last_update, ramp.sparsity(84_600)
-    (846, 84600, 0.95)
-
-    Args:
-        total_steps: Optimizer steps of the training.
-        final: Sparsity at the end.
-    """
-    frequency = max(1, round(total_steps / 100))
-    end = total_steps // frequency * frequency
-    return Schedule(final, end=end, frequency=frequency, update_end=end)
