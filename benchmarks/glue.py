@@ -17,6 +17,7 @@ import json
 import random
 import sys
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
 
@@ -60,20 +61,20 @@ TRANSFER = {
 """Task -> tasks of the same form whose training texts serve as unlabelled text."""
 
 
-def glue_folder(given: Path | None) -> Path:
-    """Return the folder with the tasks, unpacking the archive once."""
+def glue_folder(given: Path | None) -> Path | None:
+    """Return the folder with the tasks, unpacking the archive once; None where there is none."""
     if given is not None:
         return given
     folder = cache_folder() / "glue"
     if not folder.exists():
         if not ARCHIVE.exists():
-            raise DataError("there is no GLUE archive", where=str(ARCHIVE), hint="give --data")
+            return None
         with tarfile.open(ARCHIVE) as archive:
             archive.extractall(folder, filter="data")
     return folder
 
 
-def transfer_texts(task: str, data: Path, count: int) -> Examples | None:
+def transfer_texts(task: str, data: Path | None, count: int) -> Examples | None:
     """Return ``count`` texts drawn from other tasks' training splits; None for 0.
 
     The draw is the same for every seed, so that seeds differ in training alone.
@@ -108,18 +109,18 @@ def run_one(
 def curve(folder: Path) -> list[dict[str, object]]:
     """Return the scores of all evaluations of a run, in between too, and the loss up to each.
 
-    The loss is the mean over the steps since the evaluation before.
+    The loss is the mean over the steps of the stage since its evaluation before.
     """
     found: list[dict[str, object]] = []
-    losses: list[float] = []
+    losses: dict[str, list[float]] = defaultdict(list)
     for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
         if "loss" in line:
-            losses.append(line["loss"])
+            losses[line["stage"]].append(line["loss"])
         if "value" in line:
-            mean = sum(losses) / len(losses) if losses else None
+            since = losses.pop(line["stage"], None)
+            mean = sum(since) / len(since) if since else None
             found.append({**{k: line[k] for k in ("stage", "step", "value")}, "loss": mean})
-            losses.clear()
     return found
 
 

@@ -22,6 +22,7 @@ from typing import Annotated
 
 import typer
 
+from sparsefx.cli import one_message
 from sparsefx.train.glue import load_glue
 
 HERE = Path(__file__).resolve().parent
@@ -35,7 +36,7 @@ WORDS = range(4, 29)
 """Words of a sentence of Wikipedia: no headlines, and few pairs that are cut at 128 tokens."""
 
 
-def task_pairs(folder: Path) -> Iterator[tuple[str, str]]:
+def task_pairs(folder: Path | None) -> Iterator[tuple[str, str]]:
     """Yield the training pairs of ``TASKS``."""
     for name in TASKS:
         train = load_glue(name, folder).split("train")
@@ -75,4 +76,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_message():
+        typer.run(main)

@@ -3,9 +3,10 @@
     python benchmarks/sentence_encoder.py --steps 2000 --json sentence_encoder.json
 
 No label is used: the text is STS-B's training sentences and sentences of Wikipedia, from
-``../shared/data`` (or ``--glue`` and ``--wikipedia``). The score is Spearman's correlation between
-the cosine of two embeddings and the human score, over STS-B's 1,500 development pairs, of which no
-sentence is trained on. A run that was interrupted goes on when the same command is given again.
+``../shared/data`` (or ``--glue`` and ``--wikipedia``; without files STS-B is loaded by its name).
+The score is Spearman's correlation between the cosine of two embeddings and the human score, over
+STS-B's 1,500 development pairs, of which no sentence is trained on. A run that was interrupted goes
+on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import json
 import lzma
 import random
-import tarfile
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from sparsefx import registry
+from sparsefx.cli import one_message
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
+from sparsefx.files import write_json
 from sparsefx.huggingface import load_pretrained, load_tokenizer, save_pretrained
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.timing import machine
-from sparsefx.train.assets import cache_folder, minilm_folder, split_sentences
+from sparsefx.train.assets import minilm_folder, split_sentences
 from sparsefx.train.batches import encode, evaluation_batches
 from sparsefx.train.evaluation import SessionData, inputs_for
 from sparsefx.train.examples import Examples, text_key
@@ -41,7 +44,12 @@ from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import text_task
 
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.glue import glue_folder  # noqa: E402  # its folder is on the path only now
+
+WIKIPEDIA = ROOT.parent / "shared" / "data" / "enwiki2014_40MB.txt.xz"
 OUTPUT = "sentence_embedding"
 Embed = Callable[[tuple[str, ...]], NDArray[np.float32]]
 
@@ -64,14 +72,10 @@ class Pairs:
 
 def read_stsb(glue: Path | None) -> tuple[tuple[str, ...], Pairs]:
     """Return the distinct training sentences, none of which is in a scored pair, and the pairs."""
-    folder = glue or cache_folder() / "glue"
-    if not folder.exists():
-        with tarfile.open(DATA / "glue.tar.xz") as archive:
-            archive.extractall(folder, filter="data")
-    task = load_glue("STS-B", folder)
+    task = load_glue("STS-B", glue_folder(glue))
     train, test = task.split("train"), task.split("test")
     if test.pairs is None or train.pairs is None or test.labels is None:
-        raise DataError("STS-B has no pairs", where=str(folder))
+        raise DataError("STS-B has no pairs", who="sentence_encoder", where=str(glue))
     seen = {text_key(text) for text in (*test.texts, *test.pairs)}
     found = dict.fromkeys(t for t in (*train.texts, *train.pairs) if text_key(t) not in seen)
     return tuple(found), Pairs(test.texts, test.pairs, test.labels)
@@ -110,17 +114,13 @@ def embedder(program: Program, tokenizer: Any, target: str | None = None) -> Emb
 def with_steps(recipe: Recipe, steps: int, quantized: int) -> Recipe:
     """Return the recipe with other numbers of steps for its two training stages."""
     changed = {"sparse": steps, "int8": quantized}
-
-    def stages() -> Iterator[Any]:
-        for stage in recipe.stages:
-            training = stage.training
-            if training is None:
-                yield stage
-                continue
+    stages = []
+    for stage in recipe.stages:
+        training = stage.training
+        if training is not None:
             training = training.model_copy(update={"steps": changed[stage.name]})
-            yield stage.model_copy(update={"training": training})
-
-    return recipe.model_copy(update={"stages": tuple(stages())})
+        stages.append(stage.model_copy(update={"training": training}))
+    return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def as_json(result: RunResult, pairs: Pairs, tokenizer: Any, recipe: Recipe) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def main(
     quantized_steps: Annotated[int, typer.Option(help="Of the int8 stage.")] = 40,
     sentences: Annotated[int, typer.Option(help="Sentences of Wikipedia.")] = 10_000,
     glue: Annotated[Path | None, typer.Option(help="Folder with the task STS-B.")] = None,
-    wikipedia: Annotated[Path, typer.Option()] = DATA / "enwiki2014_40MB.txt.xz",
+    wikipedia: Annotated[Path, typer.Option()] = WIKIPEDIA,
     folder: Annotated[Path, typer.Option()] = Path("runs/sentence-encoder"),
     out: Annotated[Path | None, typer.Option("--json", help="Where the result goes.")] = None,
     threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for its own choice.")] = 0,
@@ -175,8 +175,9 @@ def main(
     found = as_json(result, pairs, tokenizer, recipe)
     typer.echo(json.dumps(found["scores"], indent=2))
     if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_json(out, found)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with one_message():
+        typer.run(main)

@@ -1,4 +1,4 @@
-"""The GLUE tasks, from a folder with the official .tsv files.
+"""The GLUE tasks, from a folder with the official .tsv files or from Hugging Face's datasets.
 
 Class names are in the order of Hugging Face's ``glue`` datasets, so that published heads fit.
 """
@@ -6,7 +6,8 @@ Class names are in the order of Hugging Face's ``glue`` datasets, so that publis
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sparsefx.errors import DataError, did_you_mean
@@ -58,12 +59,13 @@ _FILES = {
 }
 
 
-def load_glue(task: str, folder: Path | str) -> Task:
+def load_glue(task: str, folder: Path | str | None = None) -> Task:
     """Load a GLUE task; its development split, the one with labels, serves as 'test'.
 
     Args:
         task: A name as in :data:`GLUE`.
-        folder: The folder with one folder a task.
+        folder: The folder with one folder a task; by default the dataset ``nyu-mll/glue`` of
+            Hugging Face is loaded by its name.
 
     Raises:
         DataError: The task is not known, or its files are missing or malformed.
@@ -72,16 +74,14 @@ def load_glue(task: str, folder: Path | str) -> Task:
     if layout is None:
         raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
     kind: Kind = "classification" if layout.classes else "regression"
-    return load_task(
-        {split: _file(Path(folder) / task, names) for split, names in _FILES.items()},
-        text=layout.text,
-        label=layout.label,
-        kind=kind,
-        classes=layout.classes,
-        metric=layout.metric,
-        name=task,
-        header=layout.header,
-    )
+    load = partial(load_task, kind=kind, classes=layout.classes, metric=layout.metric, name=task)
+    if folder is None:
+        found = load(f"nyu-mll/glue:{task.replace('-', '').lower()}")
+        # Of MRPC the dataset has the labels of GLUE's own test split, by which nobody may choose.
+        test = found.split("validation_matched" if task == "MNLI" else "validation")
+        return replace(found, splits={"train": found.split("train"), "test": test})
+    files = {split: _file(Path(folder) / task, names) for split, names in _FILES.items()}
+    return load(files, text=layout.text, label=layout.label, header=layout.header)
 
 
 def _file(folder: Path, names: tuple[str, ...]) -> Path:

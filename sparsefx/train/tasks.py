@@ -108,9 +108,9 @@ def load_task(
     Args:
         source: One file, or a table that was read; a mapping from split names to these; or the
             name of a Hugging Face dataset, with its configuration after a colon
-            (``"glue:mrpc"``). When there is no 'test' split, 'validation' or 'dev' serves; when
-            there is none either, a stratified ``test_share`` of 'train' is held back, and no
-            held-back text stays in 'train'.
+            (``"glue:mrpc"``). When there is no 'test' split, 'validation', 'dev' or MNLI's
+            'validation_matched' serves; when there is none either, a stratified ``test_share`` of
+            'train' is held back, and no held-back text stays in 'train'.
         text: The text column, or the two columns of a sentence pair; by default found by the names
             ``text``, ``sentence`` and those of GLUE.
         label: The label column: class names, class indices from 0, or real numbers; by default
@@ -209,7 +209,7 @@ def _with_test(task: Task, share: float, seed: int) -> Task:
     """Name the split that is scored 'test', or hold one back from the only split."""
     if "test" in task.splits:
         return task
-    for other in ("validation", "dev"):
+    for other in ("validation", "dev", "validation_matched"):
         if other in task.splits:
             return replace(task, splits={**task.splits, "test": task.splits[other]})
     train = next(iter(task.splits.values()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import glue
 from benchmarks.glue import curve, finished, main
 from benchmarks.glue_table import RESULTS
 from sparsefx.cli import one_message
@@ -15,6 +16,7 @@ from sparsefx.errors import DataError
 
 def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
     lines = [
+        {"stage": "general", "step": 1, "loss": 50.0},  # of another kind, and not evaluated
         {"stage": "dense", "step": 0, "value": 0.3},  # before any step: there is no loss
         {"stage": "dense", "step": 1, "loss": 2.0},
         {"stage": "dense", "step": 2, "loss": 1.0},
@@ -50,6 +52,15 @@ def test_the_committed_results_are_found_again(path: Path) -> None:
     assert path.stem.endswith(rest)
     assert path.stem.removesuffix(rest).partition("-at-")[0] == name  # at the budget of another
     assert finished(path, 8000)
+
+
+def test_without_files_the_datasets_are_loaded_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glue, "ARCHIVE", tmp_path / "glue.tar.xz")
+    monkeypatch.setattr(glue, "cache_folder", lambda: tmp_path)
+    assert glue.glue_folder(None) is None
+    assert glue.glue_folder(tmp_path) == tmp_path
 
 
 def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,46 @@ def test_hub_dataset_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         load_task("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("task", "columns", "label", "splits", "scored"),
+    [
+        # Of MRPC the test split has labels: nobody may choose by them.
+        ("MRPC", ("sentence1", "sentence2"), (1, 0), ("train", "test", "validation"), "validation"),
+        ("MNLI", ("premise", "hypothesis"), (2, 0), ("train", "validation_matched"), None),
+        ("STS-B", ("sentence1", "sentence2"), (2.5, 5.0), ("train", "validation"), None),
+        ("SST-2", ("sentence",), (1, 0), ("train", "validation"), None),
+    ],
+)
+def test_glue_by_its_name(
+    task: str,
+    columns: tuple[str, ...],
+    label: tuple[float, ...],
+    splits: tuple[str, ...],
+    scored: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def load(name: str, configuration: str) -> datasets.DatasetDict:
+        asked.append((name, configuration))
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_dict(
+                    {**{each: [f"{split} a", f"{split} b"] for each in columns}, "label": label}
+                )
+                for split in splits
+            }
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = load_glue(task)
+    assert asked == [("nyu-mll/glue", task.replace("-", "").lower())]
+    assert (found.classes, found.metric) == (GLUE[task].classes, GLUE[task].metric)
+    for split, origin in (("train", "train"), ("test", scored or splits[-1])):
+        assert found.split(split).texts == (f"{origin} a", f"{origin} b")
+        assert found.split(split).labels == label
+
+
 def test_glue_layouts(tmp_path: Path) -> None:
     cola = tmp_path / "CoLA"
     cola.mkdir()
