@@ -73,7 +73,6 @@ class EncoderLayer:
         down: The linear that narrows.
         position: Further linears behind the scores: DeBERTa's projected relative positions.
         core: The attention: scores, probabilities, query, key, value, heads, ...
-        attended: First residual addition.
         hidden: Second residual addition, or the norm after it where norms come after
             (``[batch, sequence, hidden]``; before a final norm of the whole encoder).
         norm: ``"post"`` when the norm follows the addition (BERT), ``"pre"`` when it stands before
@@ -90,7 +89,6 @@ class EncoderLayer:
     down: LinearSite
     position: tuple[LinearSite, ...]
     core: AttentionCore
-    attended: fx.Node
     hidden: fx.Node
     norm: Literal["pre", "post"]
 
@@ -114,7 +112,6 @@ class Encoder:
         layers: From the embeddings upwards; empty when the graph is no encoder.
         reason: Why there are no layers; empty when there are.
         skipped: Attention that is not part of a layer that was understood, each with the reason.
-        embedding_output: What enters layer 0, ``[batch, sequence, hidden]``.
         attention_mask: Name of the input that says which tokens are padding, if there is one.
         roles: Role of every weight of a linear or embedding, by tensor name.
     """
@@ -122,7 +119,6 @@ class Encoder:
     layers: tuple[EncoderLayer, ...]
     reason: str
     skipped: tuple[Skip, ...]
-    embedding_output: fx.Node | None
     attention_mask: str | None
     roles: dict[str, Role]
 
@@ -164,7 +160,6 @@ class EncoderStructure(Analysis[Encoder]):
             tuple(layers),
             "" if layers else _why_none(skipped),
             tuple(skipped),
-            first,
             _attention_mask(layers, flow),
             roles_of(program.graph, flow, first, last, _members(attending, flow, first)),
         )
@@ -211,7 +206,6 @@ def _layer(core: AttentionCore, index: int) -> EncoderLayer | str:
         down=known[downs[0]],
         position=tuple(site for site in behind if site is not None),
         core=core,
-        attended=attended[0],
         hidden=added[0] if before else _normed(added[0]),
         norm="pre" if before else "post",
     )

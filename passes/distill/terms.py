@@ -17,13 +17,12 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.passes.analyses.dataflow import aten, last_dim
 from sparsefx.passes.distill.scope import Pair, Scope
+from sparsefx.passes.loss_terms import SUM, cross_entropy, mean_of_known
 from sparsefx.rewrite import Rewriter
 
 __all__ = ["TERMS", "Term"]
 
-_SUM = 2
 _MASKED_SCORE = -1e2  # SparseBERT: what lies below was put there by the padding mask
-_IGNORED = -100  # the class that cross-entropy leaves out, for examples without a label
 _LOWEST_SCORE = -1e4  # exp of it is 0 in float32; keeps 0 * inf out of the divergence
 
 
@@ -86,16 +85,8 @@ def labels(scope: Scope) -> fx.Node:
         if last_dim(ours) == 1:
             parts.append(_value_error(scope.rw, ours, given))
         else:
-            parts.append(_cross_entropy(scope.rw, ours, given))
+            parts.append(cross_entropy(scope.rw, ours, given))
     return scope.average(parts)
-
-
-def _cross_entropy(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
-    if ours.meta["val"].dim() == 3:
-        ours = rw.call(aten.flatten.using_ints, ours, 0, 1)
-        given = rw.call(aten.flatten.using_ints, given)
-    total = rw.call(aten.cross_entropy_loss.default, ours, given, None, _SUM, _IGNORED)
-    return _over_count(rw, total, rw.call(aten.ne.Scalar, given, _IGNORED))
 
 
 def _value_error(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
@@ -103,13 +94,7 @@ def _value_error(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
     values = rw.call(aten.squeeze.dim, ours, -1)
     known = rw.call(aten.eq.Tensor, given, given)
     targets = rw.call(aten.where.self, known, given, values)
-    return _over_count(rw, rw.call(aten.mse_loss.default, values, targets, _SUM), known)
-
-
-def _over_count(rw: Rewriter, total: fx.Node, known: fx.Node) -> fx.Node:
-    """Return a mean as sum over count: a batch without any label gives 0, not NaN."""
-    count = rw.call(aten.clamp.default, rw.call(aten.sum.default, known), 1)
-    return rw.call(aten.div.Tensor, total, count)
+    return mean_of_known(rw, rw.call(aten.mse_loss.default, values, targets, SUM), known)
 
 
 def hidden(scope: Scope) -> fx.Node:

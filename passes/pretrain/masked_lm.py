@@ -11,7 +11,7 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
-from sparsefx.passes.loss_terms import add_term
+from sparsefx.passes.loss_terms import IGNORED, add_term, cross_entropy
 from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
 from sparsefx.rewrite import Rewriter
 
@@ -22,7 +22,6 @@ __all__ = ["DRAW", "LOSS", "MaskedLm"]
 
 DRAW = torch.ops.sparsefx.draw_masked.default
 LOSS = "loss.masked_lm"
-_SUM, _IGNORED = 2, -100
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ class MaskedLm(Pass):
         self._check_padding(program)
         drawn, chosen = self._hide(rw, tokens, rows)
         with rw.before(program.graph.output_node()):
-            known = rw.call(aten.where.ScalarOther, chosen, tokens, _IGNORED)
-            term = _cross_entropy(rw, rw.outputs()[output], known)
+            known = rw.call(aten.where.ScalarOther, chosen, tokens, IGNORED)
+            term = cross_entropy(rw, rw.outputs()[output], known)
             add_term(rw, LOSS, term, self.weight)
         return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
 
@@ -129,12 +128,3 @@ class MaskedLm(Pass):
         for reader in readers:
             rw.replace_input(reader, tokens, shown)
         return drawn, chosen
-
-
-def _cross_entropy(rw: Rewriter, logits: fx.Node, known: fx.Node) -> fx.Node:
-    """Return the mean over the tokens that are known; 0 when none is."""
-    flat = rw.call(aten.flatten.using_ints, logits, 0, 1)
-    targets = rw.call(aten.flatten.using_ints, known)
-    total = rw.call(aten.cross_entropy_loss.default, flat, targets, None, _SUM, _IGNORED)
-    count = rw.call(aten.sum.default, rw.call(aten.ne.Scalar, targets, _IGNORED))
-    return rw.call(aten.div.Tensor, total, rw.call(aten.clamp.default, count, 1))

@@ -85,7 +85,6 @@ def test_layers_of_every_architecture(name: str, attention: str) -> None:
     assert found.skipped == ()
     assert found.attention_mask == "attention_mask"
     assert [layer.index for layer in found.layers] == [0, 1]
-    assert found.embedding_output is found.layers[0].input
     assert found.layers[1].input is found.layers[0].hidden
     for layer in found.layers:
         check_layer(program, layer, explicit=attention == "eager" or name == "handwritten")
@@ -96,7 +95,7 @@ def test_layers_of_every_architecture(name: str, attention: str) -> None:
 
 def check_layer(program: Program, layer: EncoderLayer, *, explicit: bool) -> None:
     assert (layer.core.heads, layer.core.head_size) == (4, 16)
-    for node in (layer.input, layer.attended, layer.hidden):
+    for node in (layer.input, layer.hidden):
         assert dims(program, node) == ("batch", "sequence", 64)
     assert program.tensor(layer.down.weight).shape == (64, 128)
     assert program.tensor(layer.output.weight).shape == (64, 64)
@@ -242,7 +241,6 @@ def test_a_perceptron_is_no_encoder() -> None:
     program = small_program(nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)), input=torch.ones(2, 4))
     found = structure(program)
     assert found.layers == ()
-    assert found.embedding_output is None
     assert found.attention_mask is None
     assert found.roles == {"0.weight": Role.OTHER}
     with pytest.raises(PassError, match="not an encoder that sparsefx understands: it has no att"):
