@@ -1,7 +1,8 @@
 """Turns the module that torch.export gives back into the clean graph of a Program.
 
 What export leaves behind and a Program must not have: guards and metadata assertions, a fixed
-training flag in every dropout, in-place updates of counters, two nodes for one tied parameter.
+training flag in every dropout, in-place updates of counters, sums that overwrite what nothing else
+reads, two nodes for one tied parameter.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 
+from sparsefx.effects import out_of_place
 from sparsefx.errors import CaptureError
 from sparsefx.memory import memory_span, overlaps
 from sparsefx.ops import MODE, Mode, dropout_rate
@@ -57,6 +59,8 @@ def clean_graph(
     copier.copy(flat)
     copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
     remove_dead_nodes(copier.graph)
+    for node in copier.graph.nodes:
+        node.target = out_of_place(node) or node.target
     return _assemble(flat, copier.graph), ties
 
 

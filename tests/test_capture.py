@@ -158,6 +158,32 @@ def test_to_moves_the_constants_of_the_graph() -> None:
     assert "cpu" not in program.dump()
 
 
+class Overwriting(nn.Module):
+    """One sum that need not overwrite, one that is seen through a view, one of mixed types."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        free = x * 2
+        free += x
+        free.relu_()
+        read = x + 1
+        seen = read.view(-1)
+        read += x
+        narrow = x * 3
+        narrow += x.double() / 3
+        return free + read + seen.view(x.shape) + narrow
+
+
+def test_what_nothing_else_reads_is_not_overwritten() -> None:
+    x = torch.randn(2, 3)
+    program = sparsefx.capture(Overwriting(), {"x": x})
+    found = program(x=x)["output"]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, Overwriting()(x), rtol=0, atol=0)
+    operators = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+    assert operators.count("aten.add_.Tensor") == 2
+    assert "aten.relu.default" in operators
+
+
 class FixedLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -61,7 +61,6 @@ def handlers(walk: Walk) -> dict[Any, Handler]:
         aten.linear.default: operators.linears.lower,
         aten.layer_norm.default: operators.norm,
         aten.add.Tensor: operators.add,
-        aten.add_.Tensor: operators.add_in_place,
         aten.mul.Tensor: operators.multiply,
         aten.div.Tensor: operators.divide,
         aten.scaled_dot_product_attention.default: attention.fused,
@@ -193,16 +192,6 @@ class _Operators:
             walk.values[node] = Embedded((*left.tables, table), (*left.indices, None))
             return None
         return self._both("add", node)
-
-    def add_in_place(self, node: fx.Node) -> str | None:
-        """A mask or bias that overwrites scores which nothing else reads."""
-        scores = node.args[0]
-        if not isinstance(scores, fx.Node) or self._walk.value(scores) is None:
-            return _OUTSIDE
-        alone = len(scores.users) == 1 and scores.target not in MOVES
-        if not isinstance(self._walk.value(scores), (Scores, Relative)) or not alone:
-            return "an addition in place"
-        return self.add(node)
 
     def multiply(self, node: fx.Node) -> str | None:
         """A number, or two rows, as gates have them."""

@@ -1,4 +1,4 @@
-"""Nodes that pass their input on unchanged, and in-place operators that need not be in place."""
+"""Nodes that pass their input on unchanged."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 
 from sparsefx.ops import dropout_rate
 from sparsefx.passes.analyses.operators import CASTS, COPIES, DROPOUTS, RESHAPES
-from sparsefx.passes.simplify.effects import may_alias, writes
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["out_of_place", "settled_value", "unchanged_input"]
+__all__ = ["settled_value", "unchanged_input"]
 
 aten = torch.ops.aten
 _KEEP_ORDER = RESHAPES | {aten.slice.Tensor}
@@ -65,24 +63,6 @@ def settled_value(node: fx.Node, *, inference: bool) -> float | None:
     if node.target is not dropout_rate:
         return None
     return 0.0 if inference or node.args[0] in (0, 0.0) else None
-
-
-def out_of_place(node: fx.Node) -> OpOverload | None:
-    """Return the operator that computes what an in-place ``node`` does, into a new tensor.
-
-    None when the input is used elsewhere, or may share memory with what is.
-    """
-    if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
-        return None
-    source, target = node.args[0], node.target
-    name = str(getattr(target, "_opname", ""))
-    if not name.endswith("_") or source.op != "call_function":
-        return None
-    if len(source.users) > 1 or may_alias(source):
-        return None
-    packet = getattr(aten, name.removesuffix("_"), None)
-    found = getattr(packet, str(getattr(target, "_overloadname", "")), None)
-    return found if isinstance(found, OpOverload) else None
 
 
 def _same_shape(program: Program, node: fx.Node, source: fx.Node) -> bool:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.callables import callable_name
+from sparsefx.effects import shared_with_writes, writes
 from sparsefx.errors import ConvergenceError
 from sparsefx.ops import MODE
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.operators import DROPOUTS
 from sparsefx.passes.simplify.constants import find_constants, value_of
-from sparsefx.passes.simplify.effects import shared_with_writes, writes
 from sparsefx.passes.simplify.indexing import plain_index, plain_mask
-from sparsefx.passes.simplify.noops import out_of_place, settled_value, unchanged_input
+from sparsefx.passes.simplify.noops import settled_value, unchanged_input
 from sparsefx.passes.simplify.subexpressions import find_repeated
 from sparsefx.properties import Property
 
@@ -127,7 +127,6 @@ class _Work:
 
     def round(self) -> None:
         """Try each kind of simplification once on the whole graph."""
-        self._make_out_of_place()
         untouchable = shared_with_writes(self.program.graph)
         self._make_indexing_plain(untouchable)  # before the expands that show a mask's sizes go
         self._remove_noops(untouchable)
@@ -144,18 +143,6 @@ class _Work:
     def _replace(self, kind: str, old: fx.Node, new: fx.Node, *, same_type: bool = True) -> None:
         self._count(kind, old)
         self.rewriter.replace(old, new, same_type=same_type)
-
-    def _make_out_of_place(self) -> None:
-        for node in list(self.program.graph.nodes):
-            target = out_of_place(node)
-            if target is None:
-                continue
-            with self.rewriter.before(node):
-                new = self.rewriter.call(target, *node.args, **node.kwargs)
-            if self.program.shape_of(new) == self.program.shape_of(node):
-                self._replace("in-place operators", node, new)
-            else:
-                self.rewriter.erase(new)
 
     def _remove_noops(self, untouchable: set[fx.Node]) -> None:
         for node in list(self.program.graph.nodes):

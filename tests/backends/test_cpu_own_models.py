@@ -112,15 +112,33 @@ class Fused(nn.Module):
         return gated
 
 
+class Overwriting(nn.Module):
+    """Sums of embeddings and of residuals in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(100, 32), nn.Embedding(64, 32)
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 48), nn.Linear(48, 32)
+        self.score = nn.Linear(32, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = self.words(input_ids)
+        x += self.places(torch.arange(input_ids.shape[1]))
+        states = self.down(torch.relu_(self.up(self.norm(x))))
+        states += x
+        return {"logits": self.score(states[:, 0])}
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "transformer": lambda: Transformer(batch_first=True, norm_first=False),
     "transformer, sequence first": lambda: Transformer(batch_first=False, norm_first=False),
     "transformer, norm first": lambda: Transformer(batch_first=False, norm_first=True),
     "attention": lambda: Attention(batch_first=True),
     "attention, sequence first": lambda: Attention(batch_first=False),
+    "overwriting": Overwriting,
     **{f"fused {way}": lambda way=way: Fused(way) for way in range(3)},  # type: ignore[misc]
 }
-LINEARS = {"attention": 3, "fused": 5, "transformer": 9}
+LINEARS = {"attention": 3, "fused": 5, "overwriting": 3, "transformer": 9}
 
 
 @pytest.mark.parametrize("name", MODELS)

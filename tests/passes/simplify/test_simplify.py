@@ -187,19 +187,6 @@ def test_writing_in_place_is_respected() -> None:
     assert_equal_outputs(program, simple, {"x": X.clone()})
 
 
-def test_an_in_place_operator_that_need_not_be() -> None:
-    def model(x: Tensor) -> Tensor:
-        return torch.relu((x + 1.0).mul_(2.0))
-
-    after = """
-        %add = aten.add.Tensor(%x, 1.0)
-        %mul = aten.mul.Tensor(%add, 2.0)
-        %relu = aten.relu(%mul)
-        return {output: %relu}
-    """
-    assert_pass(Simplify(), small_program(model, x=X), after, applied=1)
-
-
 def test_observers_are_kept() -> None:
     prepared = Pipeline.parse("quantize-prepare").run(captured("bert-cls"))
     before = graph_text(prepared).count("sparsefx.observe")

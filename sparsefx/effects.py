@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from sparsefx.ops import MODE
 
-__all__ = ["is_pure", "may_alias", "shared_with_writes", "writes"]
+__all__ = ["is_pure", "may_alias", "out_of_place", "shared_with_writes", "writes"]
 
 aten = torch.ops.aten
 _RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
@@ -48,6 +48,36 @@ def may_alias(node: fx.Node) -> bool:
         any(result.alias_info is not None for result in node.target._schema.returns)
         or torch.Tag.maybe_aliasing_or_mutating in node.target.tags
         or node.target is aten.type_as.default
+    )
+
+
+def out_of_place(node: fx.Node) -> OpOverload | None:
+    """Return the operator that computes what an in-place ``node`` does, into a new tensor.
+
+    None when the input is used elsewhere, or may share memory with what is; and where another type
+    of number comes in, which would be the type of the new tensor.
+    """
+    if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    source, target = node.args[0], node.target
+    name = str(getattr(target, "_opname", ""))
+    if not name.endswith("_") or source.op != "call_function":
+        return None
+    if len(source.users) > 1 or may_alias(source) or _mixes_types(node, source):
+        return None
+    packet = getattr(aten, name.removesuffix("_"), None)
+    found = getattr(packet, str(getattr(target, "_overloadname", "")), None)
+    return found if isinstance(found, OpOverload) else None
+
+
+def _mixes_types(node: fx.Node, source: fx.Node) -> bool:
+    own = source.meta.get("val")
+    others = (other.meta.get("val") for other in node.all_input_nodes if other is not source)
+    return isinstance(own, Tensor) and any(
+        isinstance(other, Tensor)
+        and other.dtype.is_floating_point == own.dtype.is_floating_point
+        and other.dtype not in (own.dtype, torch.bool)
+        for other in others
     )
 
 
