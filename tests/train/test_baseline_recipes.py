@@ -147,6 +147,24 @@ def run_on_text(name: str, model: nn.Module | Program, folder: Path) -> RunResul
     return Session(small(recipe, recipe.stages), model, given, folder, device="cpu").run()
 
 
+def test_a_sparse_model_is_transferred_from_a_teacher_in_a_folder(tmp_path: Path) -> None:
+    sparse, teacher = program(2).copy(), tmp_path / "teacher"
+    weight = sparse.tensor("bert.encoder.layer.0.output.dense.weight")
+    with torch.no_grad():
+        weight[:, ::2] = 0.0
+    program(2).save(teacher)
+    recipe = Recipe.shipped("prune-ofa-transfer")
+    stages = [each.model_copy(update={"teacher": str(teacher)}) for each in recipe.stages]
+    recipe = small(recipe, stages)
+    found = Session(recipe, sparse, data(), tmp_path / "run", device="cpu").run()
+    assert all(stage.score is not None for stage in found.stages)
+    assert {Property.QUANTIZED, Property.INFERENCE} <= found.program.properties
+    assert not {Property.MASKED, Property.DISTILLING} & found.program.properties
+    stored = found.program.tensor("bert.encoder.layer.0.output.dense.weight")
+    assert stored.dtype == torch.int8
+    assert int(torch.count_nonzero(stored[:, ::2])) == 0
+
+
 def test_a_model_is_pruned_on_text_and_transferred_with_its_zeros(tmp_path: Path) -> None:
     body: nn.Module = BertModel(BertConfig.from_dict(tiny_run.program().config))
     body.train(False)
