@@ -39,6 +39,7 @@ from sparsefx.train.examples import Examples
 from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
+from sparsefx.train.runfolder import differences
 from sparsefx.train.session import Session
 from sparsefx.train.tasks import Task
 
@@ -149,11 +150,12 @@ def as_json(
     }
 
 
-def finished(path: Path, transfer: int) -> bool:
+def finished(path: Path, transfer: int, recipe: Recipe | None = None) -> bool:
     """Return whether the run whose results are to go to ``path`` is there already.
 
     Raises:
-        DataError: What is there had another number of unlabelled texts, which no name tells.
+        DataError: What is there had another number of unlabelled texts, or another recipe of this
+            name, if one is given to compare it with: the name of the file tells neither.
     """
     if not path.exists():
         return False
@@ -165,6 +167,14 @@ def finished(path: Path, transfer: int) -> bool:
             who="glue",
             where=str(path),
             hint="give this one another --out and --work",
+        )
+    wanted = None if recipe is None else {**recipe.settings(), "seed": run["seed"]}
+    if wanted and (changed := [*differences(run["recipe"], wanted, "recipe")]):
+        raise DataError(
+            "that run had another recipe of this name:\n  " + "\n  ".join(changed[:10]),
+            who="glue",
+            where=str(path),
+            hint="name the recipe otherwise, or remove the file to run it again",
         )
     typer.echo(f"{path} is there already")
     return True
@@ -210,7 +220,8 @@ def main(
         (seed, task, f"{method}-{label}-{task}-{seed}")
         for seed, task in itertools.product(_seeds(seeds), tasks.split(","))
     ]
-    left = [run for run in runs if not finished(out / f"{run[-1]}.json", transfer)]
+    known = None if budget else base  # what a budget makes of it hangs on the data
+    left = [run for run in runs if not finished(out / f"{run[-1]}.json", transfer, known)]
     for seed, task, name in left:
         examples = load_glue(task, folder)
         texts = transfer_texts(task, folder, transfer)

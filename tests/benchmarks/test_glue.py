@@ -12,6 +12,7 @@ from benchmarks.glue import curve, finished, main
 from benchmarks.glue_table import RESULTS
 from sparsefx.cli import one_message
 from sparsefx.errors import DataError
+from sparsefx.recipe import Recipe
 
 
 def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
@@ -47,11 +48,15 @@ def test_results_with_other_unlabelled_texts_are_not_taken_for_this_run(tmp_path
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_committed_results_are_found_again(path: Path) -> None:
     run = json.loads(path.read_text(encoding="utf-8"))
+    shipped = Recipe.shipped(run["recipe"]["name"])
     rest = f"-{run['model']}-{run['task']}-{run['seed']}"
     name = run["recipe"]["name"]
     assert path.stem.endswith(rest)
     assert path.stem.removesuffix(rest).partition("-at-")[0] == name  # at the budget of another
-    assert finished(path, 8000)
+    assert finished(path, 8000, None if "-at-" in path.stem else shipped)
+    changed = shipped.model_copy(update={"data": shipped.data.model_copy(update={"batch_size": 3})})
+    with pytest.raises(DataError, match=r"recipe.data.batch_size: was 32, is 3"):
+        finished(path, 8000, changed)
 
 
 def test_without_files_the_datasets_are_loaded_by_name(
