@@ -38,3 +38,13 @@ def test_it_trains_resumes_and_reports(
     width_vs_sparse.main(widths="0.0625", results=tmp_path, **options)
     assert trained == ["0.0625-sparse-0"]
     assert "| 0.0625 |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_committed_table_is_that_of_the_committed_runs() -> None:
+    settings = width_vs_sparse.Settings(0.25, 20, 1297, 6e-3)
+    found = width_vs_sparse.load(width_vs_sparse.RESULTS, settings)
+    assert {len(runs) for runs in found.values()} == {6}
+    text = width_vs_sparse.table(found) + "\n"
+    assert (width_vs_sparse.RESULTS / "table.md").read_text(encoding="utf-8") == text
+    document = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert text in document.read_text(encoding="utf-8")
