@@ -108,8 +108,7 @@ class AllocateSparsity(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Choose the sparsities, then add the masks."""
         selection = select_weights(program, self.roles, self.include, self.exclude)
-        skipped = [Skip(name, "it has a mask already") for name in selection.masked]
-        skipped += selection.skipped
+        skipped = [*selection.left_alone]
         names = []
         for name in selection.chosen:
             if _read_by_linear(program, name):

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsefx.errors import PassError
 from sparsefx.finite import is_finite
 from sparsefx.masks import MaskSite
-from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
@@ -117,10 +117,7 @@ class BalanceBanks(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks and zero what they drop."""
         selection = select_weights(program, self.roles, self.include, self.exclude)
-        skipped = (
-            *(Skip(name, "it has a mask already") for name in selection.masked),
-            *selection.skipped,
-        )
+        skipped = selection.left_alone
         sites = []
         for name in selection.chosen:
             weight = program.tensor(name).detach()

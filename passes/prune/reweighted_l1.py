@@ -91,7 +91,7 @@ class ReweightedL1(Pass):
         if PENALTY in program.signature.outputs:
             return PassReport(0, (Skip(PENALTY, "it is returned already"),))
         found = select_weights(program, self.roles, self.include, self.exclude)
-        skipped = (*(Skip(n, "it has a mask already") for n in found.masked), *found.skipped)
+        skipped = found.left_alone
         if not found.chosen:
             return PassReport(0, skipped)
         nodes = [

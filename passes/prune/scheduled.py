@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsefx.errors import PassError
 from sparsefx.finite import is_finite
 from sparsefx.masks import MaskSite
-from sparsefx.passbase import Pass, PassContext, PassReport, Skip, Window
+from sparsefx.passbase import Pass, PassContext, PassReport, Window
 from sparsefx.passes.prune.masking import add_mask, make_plain, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import (
     GroupWise,
@@ -173,10 +173,7 @@ class ScheduledPrune(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Add the masks, and prune already where the schedule begins at step 0."""
         selection = select_weights(program, self.roles, self.include, self.exclude)
-        skipped = (
-            *(Skip(name, "it has a mask already") for name in selection.masked),
-            *selection.skipped,
-        )
+        skipped = selection.left_alone
         self._refuse_unreachable(program, selection.chosen)
         if not selection.chosen:
             return PassReport(0, skipped)

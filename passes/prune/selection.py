@@ -41,6 +41,11 @@ class Selection:
     masked: tuple[str, ...]
     skipped: tuple[Skip, ...]
 
+    @property
+    def left_alone(self) -> tuple[Skip, ...]:
+        """What a pass leaves alone that can do nothing with a weight that has a mask."""
+        return (*(Skip(name, "it has a mask already") for name in self.masked), *self.skipped)
+
 
 class SelectingPass(Protocol):
     """A pass with the three options that choose weights."""

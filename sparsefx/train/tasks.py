@@ -107,10 +107,9 @@ def load_task(
 
     Args:
         source: One file, or a table that was read; a mapping from split names to these; or the
-            name of a Hugging Face dataset, with its configuration after a colon
-            (``"glue:mrpc"``). When there is no 'test' split, 'validation', 'dev' or MNLI's
-            'validation_matched' serves; when there is none either, a stratified ``test_share`` of
-            'train' is held back, and no held-back text stays in 'train'.
+            name of a Hugging Face dataset, with its configuration after a colon (``"glue:mrpc"``).
+            Without a 'test' split 'validation', 'dev' or 'validation_matched' serves; without these
+            a stratified ``test_share`` of 'train' is held back, and no text of it stays there.
         text: The text column, or the two columns of a sentence pair; by default found by the names
             ``text``, ``sentence`` and those of GLUE.
         label: The label column: class names, class indices from 0, or real numbers; by default
