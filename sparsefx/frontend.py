@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 Dynamic = bool | Mapping[str, Mapping[int, str]]
 _DIMENSION_NAMES = {0: "batch", 1: "sequence"}
 
+_IN_KWARGS = (
+    "torch.export takes inputs that forward names, none of its **kwargs: leave it out if the model "
+    "does not read it, else capture a module whose forward names it and passes it on"
+)
+
 
 def capture(
     model: nn.Module | ExportedProgram,
@@ -99,12 +104,12 @@ def _named_inputs(model: nn.Module, given: object) -> dict[str, Tensor]:
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in named.items():
-        if name not in parameters and not takes_any:
+        if name not in parameters:
             raise CaptureError(
-                f"forward of {type(model).__name__} takes no {name!r}",
+                f"forward of {type(model).__name__} names no input {name!r}",
                 who="capture",
                 where=name,
-                hint=did_you_mean(name, parameters),
+                hint=_IN_KWARGS if takes_any else did_you_mean(name, parameters),
             )
         if value is not None and not isinstance(value, Tensor):
             raise CaptureError(

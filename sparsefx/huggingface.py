@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import shutil
@@ -143,7 +144,9 @@ def capture_tokens(model: nn.Module, names: Collection[str] | None = None) -> Pr
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if (getattr(config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    return capture(model, {n: t for n, t in inputs.items() if names is None or n in names})
+    wanted = inputs.keys() if names is None else set(names)
+    taken = wanted & inspect.signature(model.forward).parameters.keys()
+    return capture(model, {n: t for n, t in inputs.items() if n in taken})
 
 
 def _check_vocabulary(config: Any, name: str) -> int:

@@ -237,6 +237,16 @@ def test_wrong_example_inputs(inputs: dict[str, Tensor] | None, expected: str) -
     assert expected in str(caught.value)
 
 
+class Passing(nn.Module):
+    def forward(self, x: Tensor, **rest: Tensor) -> Tensor:
+        return x + rest.get("y", 0)
+
+
+def test_inputs_that_forward_does_not_name_are_refused() -> None:
+    with pytest.raises(CaptureError, match="forward of Passing names no input 'y'"):
+        sparsefx.capture(Passing(), {"x": torch.ones(2), "y": torch.ones(2)})
+
+
 @pytest.mark.parametrize(
     ("dynamic", "expected"),
     [

@@ -86,6 +86,14 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path))
 
 
+def test_a_model_without_a_mask(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.FNetConfig(vocab_size=50, **sizes)
+    transformers.FNetModel(config).save_pretrained(tmp_path)
+    program = capture_pretrained(str(tmp_path))
+    assert program.signature.input_names == ("input_ids", "token_type_ids")
+
+
 @pytest.mark.parametrize("place", ["./none", "../no/model", "nö", "/no/such/place"])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(place: str) -> None:
     for load in (load_pretrained, load_tokenizer):
