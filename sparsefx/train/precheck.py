@@ -100,6 +100,7 @@ class StageChecks:
         self._known: dict[str, Program | None] = {MODEL: self.model}
         self._may_lose = "loss" in self.model.signature.outputs
         self._untouched = True
+        self._may_prune = schedules.pruning_window(self.model) is not None
 
     def check(self) -> None:
         """Check all stages in their order.
@@ -117,6 +118,8 @@ class StageChecks:
         passes = parse_pipeline(stage.pipeline, steps).passes
         after = parse_pipeline(stage.after, steps).passes
         student, teacher = self._student(index), self._teacher(stage, passes)
+        active = () if student is None else student.active
+        self._may_prune |= schedules.window_of((*passes, *active)) is not None
         left = sum(self.steps[later.name] or 0 for later in self.recipe.stages[index:])
         with within(stage.name, "pipeline"):
             self._check_pipeline(passes, student, teacher, left)
@@ -126,7 +129,7 @@ class StageChecks:
             _check_head(self.task, student)
         self._may_lose = self._may_lose or any(item.changes_signature for item in passes)
         with within(stage.name, "training"):
-            _check_schedule(stage, passes, steps or 0)
+            self._check_schedule(stage, passes, steps or 0)
             if student is not None:
                 _check_frozen(stage, student)
             if not self._may_lose:
@@ -163,6 +166,21 @@ class StageChecks:
             if self._untouched:
                 item.check_weights(self.model)
             self._untouched = self._untouched and not _touches(item)
+
+    def _check_schedule(self, stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
+        training = stage.training
+        if training is None:
+            return
+        warmup = resolve(training.schedule.warmup, steps)
+        if warmup > steps:
+            raise RecipeError(
+                f"{warmup} steps of warm-up are more than the {steps} of the stage",
+                hint="write a share, e.g. warmup: 10%",
+            )
+        window = schedules.window_of(passes)
+        # A pass of an earlier stage may still move masks; where is known when the stage begins.
+        if training.schedule.kind == "rewind" and (window is not None or not self._may_prune):
+            schedules.build(training.schedule, steps, window)
 
 
 def _asks(passes: tuple[Pass, ...]) -> bool:
@@ -233,21 +251,6 @@ def _check_frozen(stage: Stage, model: Program) -> None:
                 f"freeze: no parameter of the model has a name that contains {pattern!r}",
                 hint=did_you_mean(pattern, {part for name in names for part in name.split(".")}),
             )
-
-
-def _check_schedule(stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
-    training = stage.training
-    if training is None:
-        return
-    warmup = resolve(training.schedule.warmup, steps)
-    if warmup > steps:
-        raise RecipeError(
-            f"{warmup} steps of warm-up are more than the {steps} of the stage",
-            hint="write a share, e.g. warmup: 10%",
-        )
-    window = schedules.window_of(passes)
-    if training.schedule.kind == "rewind" and window is not None:
-        schedules.build(training.schedule, steps, window)
 
 
 def _check_loss(stage: Stage, task: Task) -> None:

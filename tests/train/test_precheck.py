@@ -109,6 +109,32 @@ def test_soft_targets_of_one_value_are_refused(tmp_path: Path) -> None:
     assert error.who == "stage student, pipeline: distill"
 
 
+# -- schedules -----------------------------------------------------------------------------------
+
+REWIND = """
+name: rewound
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: one
+  pipeline: FIRST
+  training: {steps: 2, precision: fp32}
+- name: two
+  training: {steps: 4, precision: fp32, schedule: {kind: rewind, warmup: 0}}
+"""
+
+
+def test_rewinding_without_pruning_is_refused(tmp_path: Path) -> None:
+    error = refused(Recipe.parse(REWIND.replace("FIRST", "set-dropout")), tmp_path / "run")
+    assert error.who == "stage two, training: schedule"
+    assert "'rewind' follows a pruning pass, and none is active in this stage" in error.why
+
+
+def test_rewinding_may_follow_a_ramp_of_an_earlier_stage(tmp_path: Path) -> None:
+    ramp = "magnitude-prune{sparsity=0.5,end=4,frequency=1}"
+    result = run(Recipe.parse(REWIND.replace("FIRST", f'"{ramp}"')), tmp_path / "run")
+    assert result.stage("two").sparsity == pytest.approx(0.5, abs=0.01)
+
+
 # -- teachers and heads ----------------------------------------------------------------------------
 
 
