@@ -87,8 +87,9 @@ def test_a_folder_without_config(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_mask(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    config = transformers.FNetConfig(vocab_size=50, **sizes)
+    config = transformers.FNetConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1
+    )
     transformers.FNetModel(config).save_pretrained(tmp_path)
     program = capture_pretrained(str(tmp_path))
     assert program.signature.input_names == ("input_ids", "token_type_ids")
