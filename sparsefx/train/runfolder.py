@@ -30,6 +30,7 @@ from sparsefx.train.results import CAPTURED, StageResult
 __all__ = ["RunFolder", "StopRequest", "differences"]
 
 FORMAT = 1
+_SHOWN = 60  # characters of a value that a message shows
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +239,13 @@ def differences(old: Any, new: Any, path: str) -> Iterator[str]:
         for index, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from differences(one, other, f"{path}[{index}]")
     elif old != new:
-        yield f"{path}: was {_short(old)}, is {_short(new)}"
+        texts = json.dumps(old), json.dumps(new)
+        # What is cut off a long text must not be what differs.
+        pairs = enumerate(zip(*texts, strict=False))
+        same = next((place for place, (a, b) in pairs if a != b), 0)
+        begin = 0 if same < _SHOWN // 2 else same - _SHOWN // 4
+        one, other = (_short(text, begin) for text in texts)
+        yield f"{path}: was {one}, is {other}"
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -257,9 +264,13 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _short(text: str, begin: int) -> str:
+    """Return a text, or of a long one what stands around ``begin``."""
+    if len(text) <= _SHOWN:
+        return text
+    end = begin + _SHOWN
+    left, right = "..." if begin else "", "..." if end < len(text) else ""
+    return f"{left}{text[begin:end]}{right}"
 
 
 def _data_hashes(data: SessionData) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Event, RunStarted, StageStarted
-from sparsefx.train.runfolder import StopRequest
+from sparsefx.train.runfolder import StopRequest, differences
 from sparsefx.train.session import Session
 from tests.train import tiny_run
 
@@ -208,3 +208,13 @@ def test_checkpoints_keep_two_and_hold_exactly(tmp_path: Path) -> None:
     assert torch.equal(found.tensors["b"], tensors["b"])
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".safetensors"}
+
+
+def test_what_differs_in_a_long_text_is_shown() -> None:
+    passes = "movement-prune{sparsity=0.9,begin=10%,end=80%,update_end=80%,penalty=400.0}"
+    (line,) = differences([passes], [passes.replace("400", "300")], "pipeline")
+    assert line.startswith("pipeline[0]: was ...")
+    assert "penalty=400.0}" in line
+    assert "penalty=300.0}" in line
+    (line,) = differences("a" * 100, "b" * 100, "x")
+    assert line == f'x: was "{"a" * 59}..., is "{"b" * 59}...'
