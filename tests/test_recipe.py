@@ -194,6 +194,15 @@ def test_references_and_passes_are_checked(text: str, where: str, why: str, hint
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("key", ["steps", "epochs", "clip", "batch_size"])
+def test_a_truth_value_is_no_number(key: str) -> None:
+    given = {"steps": "2"} if key not in ("steps", "epochs") else {}
+    training = ", ".join(f"{name}: {value}" for name, value in (given | {key: "yes"}).items())
+    with pytest.raises(RecipeError, match="a truth value does not fit") as caught:
+        Recipe.parse(f"name: a\nstages: [{{name: x, training: {{{training}}}}}]")
+    assert caught.value.where == f"stages[0].training.{key}"
+
+
 def test_all_findings_are_in_one_error() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.parse("name: a\nseed: -1\nstages: [{nam: x}]")
