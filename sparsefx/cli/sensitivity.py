@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsefx.passes.prune.sensitivity import Sensitivity
+    from sparsefx.program import Program
 
 __all__ = ["command"]
 
@@ -68,6 +69,7 @@ def command(
     check_tokens(coded, program.config)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     kind, output = task.kind, logits_name(program)
+    task.check_head(_outputs(program, output, model))
 
     def loss(outputs: Mapping[str, Tensor], number: int) -> Tensor:
         labels = batches[number]["labels"]
@@ -91,6 +93,25 @@ def command(
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
+
+
+def _outputs(program: Program, name: str, model: str) -> int:
+    """Return how many outputs the head has.
+
+    Raises:
+        DataError: It has some for each token, as a head for masked tokens has.
+    """
+    outputs: Any = program.graph.output_node().args[0]
+    fact = program.shape_of(outputs[name])
+    if fact is None or len(fact.dims) != 2 or not isinstance(fact.dims[-1], int):
+        shape = "unknown" if fact is None else f"[{', '.join(map(str, fact.dims))}]"
+        raise DataError(
+            f"labels cannot be compared with the output {name!r} of shape {shape}",
+            who="sensitivity",
+            where=model,
+            hint="give a model with a classification or regression head",
+        )
+    return fact.dims[-1]
 
 
 def _levels(levels: str | None, pattern: str) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from torch import fx
+from transformers import BertConfig, BertForMaskedLM
 
 from sparsefx.cli import main
 from sparsefx.errors import DataError
@@ -34,6 +35,17 @@ def place(tmp_path: Path) -> Path:
         writer.writerow(["text", "label"])
         writer.writerows((each, int(each[0] in "abcd")) for each in texts(20, 1))
     return tmp_path
+
+
+def test_outputs_for_each_token_are_no_head(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = BertConfig.from_pretrained(place / "model")
+    BertForMaskedLM(config).save_pretrained(place / "model")
+    assert run("sensitivity", place / "model", "--data", place / "data.csv") == 2
+    said = capsys.readouterr().err
+    assert "labels cannot be compared with the output 'logits' of shape [batch, sequence" in said
+    assert "give a model with a classification or regression head" in said
 
 
 def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
