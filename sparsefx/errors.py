@@ -26,6 +26,7 @@ __all__ = [
     "TargetError",
     "TrainingError",
     "TrainingInterruptedError",
+    "UnrepresentableError",
     "VerifyError",
     "closest",
     "did_you_mean",
@@ -106,6 +107,10 @@ class DependencyError(SparsefxError):
 
 class ArtifactError(SparsefxError):
     """A saved file is missing, cut, altered, or of another version."""
+
+
+class UnrepresentableError(ArtifactError):
+    """A form has no place for what a Program holds; no other try can write it."""
 
 
 class DataError(SparsefxError):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsefx.errors import ArtifactError, CaptureError, first_line
+from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, first_line
 from sparsefx.files import saving
 from sparsefx.frontend import capture
 from sparsefx.masks import find_masks
@@ -216,8 +216,8 @@ def save_pretrained(
         tokenizer: Folder whose tokenizer files are copied.
 
     Raises:
-        ArtifactError: When the Program did not come from a model of transformers, or its tensors
-            have other shapes than a model of its configuration.
+        ArtifactError: When the Program did not come from a model of transformers.
+        UnrepresentableError: Its tensors have other shapes than a model of its configuration.
     """
     if not program.config:
         raise ArtifactError(
@@ -258,7 +258,7 @@ def _without_ties(weights: dict[str, Tensor], program: Program) -> dict[str, Ten
 def _refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
     for name, shape in expected.items():
         if name in weights and weights[name].shape != shape:
-            raise ArtifactError(
+            raise UnrepresentableError(
                 f"it is {tuple(weights[name].shape)}, and a model of this configuration has "
                 f"{tuple(shape)}",
                 who="save_pretrained",
@@ -279,7 +279,7 @@ def _refuse_other_linears(
         outer = owner.rpartition(".")[0]
         inside = not outer or any(each.startswith(f"{outer}.") for each in expected)
         if inside and leaf == "weight" and weights[name].dim() == 2:
-            raise ArtifactError(
+            raise UnrepresentableError(
                 "a model of this configuration has no such weight, and would compute without it",
                 who="save_pretrained",
                 where=name,

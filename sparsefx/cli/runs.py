@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from sparsefx.cli.console import LEADS, stderr, stdout
-from sparsefx.errors import ArtifactError, SparsefxError
+from sparsefx.errors import ArtifactError, SparsefxError, UnrepresentableError
 from sparsefx.extras import need
 
 if TYPE_CHECKING:
@@ -166,7 +166,11 @@ def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
     if not program.config:
         stderr.print("no Hugging Face folder: the model did not come from Hugging Face")
         return
-    save_pretrained(program, folder)
+    try:
+        save_pretrained(program, folder)
+    except UnrepresentableError as error:
+        stderr.print(f"no Hugging Face folder: {error}", markup=False)
+        return
     tokenizer.save_pretrained(folder)
     stderr.print(f"Hugging Face folder {folder}", markup=False)
 

@@ -117,6 +117,17 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the report: [Errno" in said.err
 
 
+def test_a_model_without_configuration_is_no_failure(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "short.yaml").write_text(RECIPE.replace("fold-masks", "fold-masks,prune-heads"))
+    assert compress(place) == 0
+    said = capsys.readouterr().err
+    assert "no Hugging Face folder: save_pretrained at bert.encoder.layer.0" in said
+    assert (place / "run" / "compiled" / "manifest.json").exists()
+    assert not (place / "run" / "huggingface").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
