@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -145,13 +145,5 @@ def _share(tensor: Tensor, mask: Tensor | None) -> Share:
 
 
 def _total(shares: Iterable[Share]) -> Share:
-    total = Share(0, 0, 0, 0, 0)
-    for one in shares:
-        total = Share(
-            total.values + one.values,
-            total.zeros + one.zeros,
-            total.dense_bytes + one.dense_bytes,
-            total.value_bytes + one.value_bytes,
-            total.stored_bytes + one.stored_bytes,
-        )
-    return total
+    counts = [astuple(share) for share in shares] or [(0, 0, 0, 0, 0)]
+    return Share(*map(sum, zip(*counts, strict=True)))
