@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from sparsefx.errors import PassError
+from sparsefx.errors import PassError, TrainingError
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Contract, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
@@ -183,19 +183,35 @@ class MovementPrune(ScheduledPrune):
 
     def scores(self, program: Program, site: MaskSite) -> Tensor:
         """Return the scores above the smallest one."""
-        found = program.tensor(site.weight + _SCORES).detach()
+        found = self._learned(program, site)
         return found - found.min()
 
     def kept(self, program: Program, site: MaskSite, sparsity: float) -> Tensor:
         """Return the largest scores, or those above the threshold."""
         if self.choice == "top":
             return super().kept(program, site, sparsity)
-        found = torch.sigmoid(self.rate * program.tensor(site.weight + _SCORES).detach())
+        found = torch.sigmoid(self.rate * self._learned(program, site))
         stay = found > self.threshold * self._ramp(program.steps)
         least = max(_LEAST, 1 / stay.numel())
         if float(stay.float().mean()) >= least:
             return stay
         return mask_for(self.scores(program, site), 1.0 - least, Unstructured(), self.ties)
+
+    def _learned(self, program: Program, site: MaskSite) -> Tensor:
+        """Return the scores as they are by now.
+
+        Raises:
+            TrainingError: They are frozen: all stay 0, and no weight would ever go.
+        """
+        found = program.tensor(site.weight + _SCORES)
+        if not found.requires_grad:
+            raise TrainingError(
+                "its scores are frozen, and nothing tells which weights may go",
+                who=self.name,
+                where=site.weight,
+                hint=f"freeze fewer: names of scores are those of weights and {_SCORES}",
+            )
+        return found.detach()
 
     def _ramp(self, step: int) -> float:
         whole = dataclasses.replace(self.schedule, final=1.0, initial=0.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx import Pipeline, Program, registry
-from sparsefx.errors import PassError, SpecError
+from sparsefx.errors import PassError, SpecError, TrainingError
 from sparsefx.passes.prune.movement import MovementPrune
 from sparsefx.rewrite import Rewriter
 from sparsefx.testing import assert_equal_outputs, assert_pass, graph_text, small_program
@@ -146,6 +146,16 @@ def test_scores_go_with_the_schedule(plain: Program, end: str) -> None:
     assert "weight_scores" not in ended.named_tensors()
     assert [item.name for item in ended.active] == ["pattern-lock"] * (end == "pattern-lock")
     assert_equal_outputs(program, ended, {"input": torch.randn(4, 6)})
+
+
+@pytest.mark.parametrize("choice", ["top", "threshold"])
+def test_frozen_scores_are_refused(plain: Program, choice: str) -> None:
+    text = f"movement-prune{{sparsity=0.5,choice={choice},roles=other}}"
+    program = Pipeline.parse(text).run(plain)
+    program.tensor("weight_scores").requires_grad_(False)
+    with pytest.raises(TrainingError, match="its scores are frozen") as caught:
+        step(program, torch.ones(4, 6), 0.1)
+    assert caught.value.where == "weight"
 
 
 def test_the_loss_has_to_go_first(plain: Program) -> None:
