@@ -36,6 +36,7 @@ __all__ = [
     "previous_nodes",
     "products",
     "weight_of",
+    "whole_graph",
 ]
 
 aten = torch.ops.aten
@@ -107,6 +108,15 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
         if node.op != "output":
             flow.add_edges_from((source, node) for source in data_inputs(node))
     return flow
+
+
+def whole_graph(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+    """Return all uses of nodes as a networkx graph: those of sizes, flags and the output too."""
+    uses: nx.DiGraph[fx.Node] = nx.DiGraph()
+    for node in graph.nodes:
+        uses.add_node(node)
+        uses.add_edges_from((source, node) for source in node.all_input_nodes)
+    return uses
 
 
 def previous_nodes(start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:

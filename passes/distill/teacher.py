@@ -11,7 +11,7 @@ from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.ops import dropout_rate
-from sparsefx.passes.analyses.dataflow import aten, origin, weight_of
+from sparsefx.passes.analyses.dataflow import aten, origin, weight_of, whole_graph
 from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 from sparsefx.rewrite import Rewriter
 from sparsefx.signature import InputSpec
@@ -42,7 +42,7 @@ class Joined:
         self._rewriter = rewriter
         self._teacher = teacher
         self._trains = trains
-        self._flow = _all_edges(teacher.graph)
+        self._flow = whole_graph(teacher.graph)
         self._copied: dict[fx.Node, Any] = {}
         self._device = next(iter(rewriter.program.named_tensors().values())).device
 
@@ -79,14 +79,6 @@ class Joined:
         if isinstance(value, fx.Node):
             return self._copied[value]
         return self._device if isinstance(value, torch.device) else value
-
-
-def _all_edges(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
-    flow: nx.DiGraph[fx.Node] = nx.DiGraph()
-    for node in graph.nodes:
-        flow.add_node(node)
-        flow.add_edges_from((source, node) for source in node.all_input_nodes)
-    return flow
 
 
 def _inputs(graph: fx.Graph, name: str) -> Sequence[fx.Node]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import PassError
-from sparsefx.passes.analyses.dataflow import aten, weight_of
+from sparsefx.passes.analyses.dataflow import aten, weight_of, whole_graph
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
 from sparsefx.passes.prune.selection import select_weights
@@ -114,7 +114,7 @@ def _means(
     changes: Mapping[float | None, Change],
 ) -> tuple[float, dict[tuple[str, float | None], float]]:
     """Return the mean loss of the untouched Program, and that of each place with each change."""
-    flow = _flow(program.graph)
+    flow = whole_graph(program.graph)
     later = {
         name: set(nodes).union(*(nx.descendants(flow, node) for node in nodes))
         for name, nodes in places.items()
@@ -202,14 +202,6 @@ def _quantized(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     zero = (-low / step).round()
     seen = ((value / step).round() + zero).clamp(0, 255).sub(zero).mul(step)
     return seen, (weight / scale).round().mul(scale)
-
-
-def _flow(graph: fx.Graph) -> nx.DiGraph[Any]:
-    flow: nx.DiGraph[Any] = nx.DiGraph()
-    flow.add_nodes_from(graph.nodes)
-    for node in graph.nodes:
-        flow.add_edges_from((source, node) for source in node.all_input_nodes)
-    return flow
 
 
 def _readers(graph: fx.Graph, name: str) -> tuple[fx.Node, ...]:

@@ -12,7 +12,7 @@ from torch import fx
 
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten
+from sparsefx.passes.analyses.dataflow import aten, whole_graph
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.drop_layers import chosen_layers
 from sparsefx.properties import Property
@@ -163,11 +163,9 @@ class _Builder:
 
 def _inside(layer: EncoderLayer) -> list[fx.Node]:
     """Return the nodes of a layer in order: behind its output, and computed from its input."""
-    flow: nx.DiGraph[Any] = nx.DiGraph()
-    flow.add_nodes_from((layer.input, layer.hidden))
-    for node in layer.hidden.graph.nodes:
-        flow.add_edges_from((source, node) for source in node.all_input_nodes)
-    found = nx.descendants(flow, layer.input) & nx.ancestors(flow, layer.hidden)
+    flow = whole_graph(layer.hidden.graph)
+    found: set[fx.Node] = nx.descendants(flow, layer.input)
+    found &= nx.ancestors(flow, layer.hidden)
     if any(node.op != "call_function" for node in found):
         raise PassError(
             "a layer holds more than calls", who="replace-modules", where=f"layer {layer.index}"
