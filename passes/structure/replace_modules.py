@@ -164,8 +164,9 @@ class _Builder:
 def _inside(layer: EncoderLayer) -> list[fx.Node]:
     """Return the nodes of a layer in order: behind its output, and computed from its input."""
     flow = whole_graph(layer.hidden.graph)
-    found: set[fx.Node] = nx.descendants(flow, layer.input)
-    found &= nx.ancestors(flow, layer.hidden)
+    behind: set[fx.Node] = nx.descendants(flow, layer.input)
+    before: set[fx.Node] = nx.ancestors(flow, layer.hidden)
+    found = behind & before
     if any(node.op != "call_function" for node in found):
         raise PassError(
             "a layer holds more than calls", who="replace-modules", where=f"layer {layer.index}"
