@@ -19,6 +19,7 @@ from sparsefx.recipe_passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.evaluation import logits_name
 from sparsefx.train.tasks import Task
+from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
 __all__ = ["StageChecks", "check_folders", "check_parts", "within"]
 
@@ -86,6 +87,7 @@ class StageChecks:
         load: Returns the Program in a teacher's folder.
         begin: Returns the Program that a stage begins with, from its folder.
         task: What the run is scored on.
+        tokenizer: Of the run.
     """
 
     recipe: Recipe
@@ -94,6 +96,7 @@ class StageChecks:
     load: Callable[[str], Program]
     begin: Callable[[str], Program]
     task: Task
+    tokenizer: Any
 
     def __post_init__(self) -> None:
         # What a stage leaves to the next ones.
@@ -122,6 +125,7 @@ class StageChecks:
         self._may_prune |= schedules.window_of((*passes, *active)) is not None
         left = sum(self.steps[later.name] or 0 for later in self.recipe.stages[index:])
         with within(stage.name, "pipeline"):
+            check_hidden_tokens(passes, self.tokenizer)
             self._check_pipeline(passes, student, teacher, left)
         self._untouched = self._untouched and not any(map(_touches, after))
         self._known[stage.name] = student = None if _altered((*passes, *after)) else student
@@ -142,13 +146,16 @@ class StageChecks:
             return self._known[start]
         self._untouched = False
         with within(self.recipe.stages[index].name, "start"):
+            check_same_tokens(start, self.tokenizer)
             return self.begin(start)
 
     def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
         name = stage.teacher or ""
         if name and name not in self._known and _asks(passes):
             with within(stage.name, "teacher"):
-                self._known[name] = self.load(name)
+                check_same_tokens(name, self.tokenizer)
+                self._known[name] = teacher = self.load(name)
+                warn_of_segments(name, teacher)
         return self._known.get(name)
 
     def _check_pipeline(

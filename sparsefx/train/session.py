@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +143,7 @@ class Session:
         self._check(model)
         with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
             self._folder, self._stop = folder, stop
-            self._programs = Programs(self.recipe, folder)
+            self._programs = Programs(self.recipe, folder, self._inputs)
             finished = folder.finished()
             names = tuple(stage.name for stage in self.recipe.stages)
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
@@ -162,7 +162,7 @@ class Session:
         """Train with process 0, which does everything else."""
         self._listeners = ()
         self._folder = RunFolder(self.folder, self.recipe, self._source)
-        self._programs = Programs(self.recipe, self._folder)
+        self._programs = Programs(self.recipe, self._folder, self._inputs)
         with StopRequest() as self._stop:
             while (index := self._processes.announced()) is not None:
                 stage, finished = self.recipe.stages[index], self._folder.finished()
@@ -184,7 +184,17 @@ class Session:
         """Refuse what would stop one of the stages, before the first one trains."""
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
         begin = partial(begin_folder, model=model)
-        StageChecks(self.recipe, model, steps, open_folder, begin, self._source.task).check()
+        load = partial(open_folder, inputs=self._inputs)
+        task, tokenizer = self._source.task, self._source.tokenizer
+        StageChecks(self.recipe, model, steps, load, begin, task, tokenizer).check()
+
+    @cached_property
+    def _inputs(self) -> Collection[str] | None:
+        """What the data give a teacher; None for all it takes, where the recipe names inputs."""
+        named = any(
+            "teacher_inputs" in text for each in self.recipe.stages for text in each.pipeline
+        )
+        return None if named else frozenset(self._data.example())
 
     @property
     def _by_loss(self) -> bool:

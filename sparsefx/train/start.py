@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import TrainingError
 from sparsefx.finite import not_finite, told
 from sparsefx.frontend import capture
-from sparsefx.huggingface import capture_pretrained, capture_tokens, load_pretrained
+from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
@@ -34,11 +34,15 @@ class Programs:
     Args:
         recipe: Of the run.
         folder: Of the run.
+        inputs: What the data give; None for all that a teacher takes.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, inputs: Collection[str] | None = None
+    ) -> None:
         self._recipe = recipe
         self._folder = folder
+        self._inputs = inputs
 
     def of(self, name: str, finished: Mapping[str, StageResult]) -> Program:
         """Return the model, the result of a finished stage, or the Program in another folder."""
@@ -46,7 +50,7 @@ class Programs:
             return self._folder.load_model()
         if name in finished:
             return finished[name].program()
-        return open_folder(name)
+        return open_folder(name, self._inputs)
 
     def teachers(
         self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
@@ -130,11 +134,17 @@ def _checked(program: Program) -> Program:
     return program
 
 
-def open_folder(folder: str) -> Program:
-    """Return the Program in a teacher's folder."""
+def open_folder(folder: str, inputs: Collection[str] | None = None) -> Program:
+    """Return the Program in a teacher's folder.
+
+    Args:
+        folder: Of a Program, or of a Hugging Face model.
+        inputs: If given, those that a model of Hugging Face is captured with, where it takes them.
+    """
     place = Path(folder).expanduser()
-    is_program = (place / "manifest.json").exists()
-    return Program.load(place) if is_program else capture_pretrained(str(place))
+    if (place / "manifest.json").exists():
+        return Program.load(place)
+    return capture_tokens(load_pretrained(str(place)), inputs)
 
 
 def begin_folder(folder: str, model: Program) -> Program:
