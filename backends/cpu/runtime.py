@@ -78,7 +78,8 @@ class Runtime:
         self.engine = engine
         self._pool = pool
         by_distance = any("distances" in step.kernel.fields for step in plan.steps)
-        self._cut = Cut(widest(engine.isa), pool.threads, by_distance)
+        per_token = self.arena.token_bytes[0]
+        self._cut = Cut(widest(engine.isa), pool.threads, per_token, by_distance)
         self._turn = Turn()
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
         self._calls: dict[tuple[int, int, bytes], list[_Shared | _Apart]] = {}

@@ -14,6 +14,7 @@ import torch
 
 from sparsefx.backends.cpu import runtime
 from sparsefx.backends.cpu.artifact import load
+from sparsefx.backends.cpu.slabs import Cut
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.backends.cpu.turn import Turn
 from tests.backends.cpu_cases import padded_batch
@@ -95,3 +96,22 @@ def _status_within(child: int, seconds: float) -> int | None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return None
+
+
+@pytest.mark.parametrize(
+    ("lengths", "token_bytes", "expected"),
+    [
+        ([128] * 8, 20_000, [128] * 8),
+        ([128] * 8, 10_000, [256] * 4),
+        ([48] * 8, 20_000, [192, 192]),
+        ([160, 40, 40, 40, 16], 20_000, [160, 160]),
+        ([300, 16], 20_000, [304, 16]),
+    ],
+)
+def test_slabs_are_small_where_activations_are_many_bytes(
+    lengths: list[int], token_bytes: int, expected: list[int]
+) -> None:
+    mask = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
+    slabs = Cut(64, 2, token_bytes, by_distance=False).slabs(mask)
+    assert [int(-(-slab.lengths // 16 * 16).sum()) for slab in slabs] == expected
+    assert sorted(int(row) for slab in slabs for row in slab.rows) == list(range(len(lengths)))
