@@ -131,8 +131,10 @@ class Engine:
         return None
 
     def stop(self) -> None:
-        """End the process."""
-        self.process.terminate()
+        """End the process by ending its input, so that it removes what it wrote."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait()
 
 
 def environment(folder: Path, name: str) -> Path | None:
