@@ -142,12 +142,22 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         max_length: Longest sequence, special tokens included.
 
     Raises:
-        DataError: There are no examples, or the tokenizer has no padding token.
+        DataError: There are no examples, the tokenizer has no padding token, or ``max_length``
+            leaves no token of a text.
     """
     if not len(examples):
         raise DataError("there are no examples", who="encode", where=examples.origin)
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token", who="encode", where=examples.origin)
+    added = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
+    least = added + (1 if examples.pairs is None else 2)
+    if max_length < least:
+        raise DataError(
+            f"max_length {max_length} leaves nothing of a text: {added} special tokens are added",
+            who="encode",
+            where=examples.origin,
+            hint=f"set max_length in the data of the recipe to {least} or more; 128 is usual",
+        )
     coded = tokenizer(
         list(examples.texts),
         None if examples.pairs is None else list(examples.pairs),

@@ -105,6 +105,11 @@ def test_unlabelled_text_joins_labelled() -> None:
 def test_errors(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="there are no examples"):
         encode(tokenizer, Examples("o", ()), 16)
+    with pytest.raises(DataError, match="leaves nothing of a text: 2 special tokens") as caught:
+        encode(tokenizer, Examples("o", ("a text",)), 2)
+    assert "3 or more" in str(caught.value)
+    with pytest.raises(DataError, match="leaves nothing of a text: 3 special tokens"):
+        encode(tokenizer, Examples("o", ("a",), pairs=("b",)), 4)
     with pytest.raises(DataError, match="no batches of 0 can be drawn from 103 examples"):
         Batches(_data(), 0, seed=0)
     stream = Batches(_data(), 16, seed=0)
