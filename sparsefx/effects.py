@@ -15,6 +15,15 @@ __all__ = ["is_pure", "may_alias", "out_of_place", "shared_with_writes", "writes
 aten = torch.ops.aten
 _RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _UNDECLARED = {aten.batch_norm.default: (3, 4)}  # running statistics, written in training
+_TRUTHS = {
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    *(f"logical_{n}" for n in ("and", "or", "xor", "not")),
+}
 _SDPA = aten.scaled_dot_product_attention.default
 
 
@@ -55,7 +64,7 @@ def out_of_place(node: fx.Node) -> OpOverload | None:
     """Return the operator that computes what an in-place ``node`` does, into a new tensor.
 
     None when the input is used elsewhere, or may share memory with what is; and where another type
-    of number comes in, which would be the type of the new tensor.
+    of number comes in, or a truth value out, which would be the type of the new tensor.
     """
     if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
@@ -63,7 +72,9 @@ def out_of_place(node: fx.Node) -> OpOverload | None:
     name = str(getattr(target, "_opname", ""))
     if not name.endswith("_") or source.op != "call_function":
         return None
-    if len(source.users) > 1 or may_alias(source) or _mixes_types(node, source):
+    if name.removesuffix("_") in _TRUTHS or _mixes_types(node, source):
+        return None
+    if len(source.users) > 1 or may_alias(source):
         return None
     packet = getattr(aten, name.removesuffix("_"), None)
     found = getattr(packet, str(getattr(target, "_overloadname", "")), None)

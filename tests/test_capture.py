@@ -159,7 +159,7 @@ def test_to_moves_the_constants_of_the_graph() -> None:
 
 
 class Overwriting(nn.Module):
-    """One sum that need not overwrite, one that is seen through a view, one of mixed types."""
+    """One sum that need not overwrite, one seen through a view, two with a type of their own."""
 
     def forward(self, x: Tensor) -> Tensor:
         free = x * 2
@@ -170,7 +170,8 @@ class Overwriting(nn.Module):
         read += x
         narrow = x * 3
         narrow += x.double() / 3
-        return free + read + seen.view(x.shape) + narrow
+        compared = (x * 4).gt_(0)
+        return free + read + seen.view(x.shape) + narrow - compared
 
 
 def test_what_nothing_else_reads_is_not_overwritten() -> None:
@@ -181,6 +182,7 @@ def test_what_nothing_else_reads_is_not_overwritten() -> None:
     torch.testing.assert_close(found, Overwriting()(x), rtol=0, atol=0)
     operators = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
     assert operators.count("aten.add_.Tensor") == 2
+    assert "aten.gt_.Scalar" in operators
     assert "aten.relu.default" in operators
 
 
