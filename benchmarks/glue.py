@@ -17,6 +17,7 @@ import json
 import random
 import sys
 import tarfile
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated
@@ -70,9 +71,22 @@ def glue_folder(given: Path | None) -> Path | None:
     if not folder.exists():
         if not ARCHIVE.exists():
             return None
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(folder, filter="data")
+        unpack(ARCHIVE, folder)
     return folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive to ``folder``, whole or not at all; another process may do the same."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        unpacked = Path(work) / folder.name
+        with tarfile.open(archive) as file:
+            file.extractall(unpacked, filter="data")
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was faster
+                raise
 
 
 def transfer_texts(task: str, data: Path | None, count: int) -> Examples | None:

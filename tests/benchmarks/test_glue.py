@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from benchmarks import glue
-from benchmarks.glue import curve, finished, main
+from benchmarks.glue import curve, finished, main, unpack
 from benchmarks.glue_table import RESULTS
 from sparsefx.cli import one_message
 from sparsefx.errors import DataError
@@ -79,3 +81,21 @@ def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFix
             main("fine-tune", **given, **rest)  # type: ignore[arg-type]  # by name
         assert ended.value.code == 2
         assert told in capsys.readouterr().err
+
+
+def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> None:
+    source = tmp_path / "MRPC" / "train.tsv"
+    source.parent.mkdir()
+    source.write_bytes(random.Random(0).randbytes(200_000))
+    archive, cut = tmp_path / "glue.tar.xz", tmp_path / "cut.tar.xz"
+    with tarfile.open(archive, "w:xz") as file:
+        file.add(source, "MRPC/train.tsv")
+    cut.write_bytes(archive.read_bytes()[:100_000])
+    cache = tmp_path / "cache"
+    with pytest.raises((EOFError, tarfile.ReadError)):
+        unpack(cut, cache / "glue")
+    assert not list(cache.iterdir())
+    for _ in range(2):  # the second time as if another process had been faster
+        unpack(archive, cache / "glue")
+        assert (cache / "glue/MRPC/train.tsv").read_bytes() == source.read_bytes()
+    assert [path.name for path in cache.iterdir()] == ["glue"]
