@@ -54,13 +54,14 @@ def clean_graph(
     copier = _Copier(flat, {name: group[0] for group in ties for name in group})
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, inputs, strict=True):
-        copier.copied[node] = copier.graph.placeholder(name, default_value=None)
+        new = copier.graph.placeholder(name, default_value=None)
+        copier.copied[node], copier.values[new] = new, node.meta.get("val")
     copier.start()
     copier.copy(flat)
     copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
     remove_dead_nodes(copier.graph)
     for node in copier.graph.nodes:
-        node.target = out_of_place(node) or node.target
+        node.target = out_of_place(node, copier.values) or node.target
     return _assemble(flat, copier.graph), ties
 
 
@@ -70,6 +71,7 @@ class _Copier:
     def __init__(self, root: fx.GraphModule, canonical: Mapping[str, str]) -> None:
         self.graph = fx.Graph()
         self.copied: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, object] = {}
         self._root = root
         self._canonical = canonical
         self._tensors: dict[str, fx.Node] = {}
@@ -78,11 +80,13 @@ class _Copier:
         """Make the training flag and the tensors, which stand above everything that uses them."""
         self._training = self.graph.call_module(MODE)
         for node in self._root.graph.nodes:
-            if node.op == "get_attr" and isinstance(_read(self._root, node.target), Tensor):
+            tensor = _read(self._root, node.target) if node.op == "get_attr" else None
+            if isinstance(tensor, Tensor):
                 name = self._canonical.get(node.target, node.target)
                 if name not in self._tensors:
                     self._tensors[name] = self.graph.get_attr(name)
                 self.copied[node] = self._tensors[name]
+                self.values[self._tensors[name]] = tensor
 
     def copy(self, module: fx.GraphModule) -> None:
         """Copy all nodes of ``module`` whose placeholders are already in ``copied``."""
@@ -122,6 +126,7 @@ class _Copier:
                 return source[cast("int", index)]
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
+        self.values[new] = new.meta.get("val")
         _follow_mode(self.graph, new, self._training)
         _narrow_fill(new)
         return new

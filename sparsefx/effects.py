@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -15,15 +17,6 @@ __all__ = ["is_pure", "may_alias", "out_of_place", "shared_with_writes", "writes
 aten = torch.ops.aten
 _RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _UNDECLARED = {aten.batch_norm.default: (3, 4)}  # running statistics, written in training
-_TRUTHS = {
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    *(f"logical_{n}" for n in ("and", "or", "xor", "not")),
-}
 _SDPA = aten.scaled_dot_product_attention.default
 
 
@@ -60,11 +53,15 @@ def may_alias(node: fx.Node) -> bool:
     )
 
 
-def out_of_place(node: fx.Node) -> OpOverload | None:
+def out_of_place(node: fx.Node, values: Mapping[fx.Node, object]) -> OpOverload | None:
     """Return the operator that computes what an in-place ``node`` does, into a new tensor.
 
-    None when the input is used elsewhere, or may share memory with what is; and where another type
-    of number comes in, or a truth value out, which would be the type of the new tensor.
+    None when the input is used elsewhere, or may share memory with what is; and where the new
+    tensor would be of another type than the one that is written to.
+
+    Args:
+        node: A node of a captured graph.
+        values: What each of its inputs is, as a tensor with or without data.
     """
     if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
@@ -72,24 +69,34 @@ def out_of_place(node: fx.Node) -> OpOverload | None:
     name = str(getattr(target, "_opname", ""))
     if not name.endswith("_") or source.op != "call_function":
         return None
-    if name.removesuffix("_") in _TRUTHS or _mixes_types(node, source):
-        return None
     if len(source.users) > 1 or may_alias(source):
         return None
     packet = getattr(aten, name.removesuffix("_"), None)
     found = getattr(packet, str(getattr(target, "_overloadname", "")), None)
-    return found if isinstance(found, OpOverload) else None
+    if not isinstance(found, OpOverload):
+        return None
+    written = values.get(source)
+    same = isinstance(written, Tensor) and _result_type(found, node, values) == written.dtype
+    return found if same else None
 
 
-def _mixes_types(node: fx.Node, source: fx.Node) -> bool:
-    own = source.meta.get("val")
-    others = (other.meta.get("val") for other in node.all_input_nodes if other is not source)
-    return isinstance(own, Tensor) and any(
-        isinstance(other, Tensor)
-        and other.dtype.is_floating_point == own.dtype.is_floating_point
-        and other.dtype not in (own.dtype, torch.bool)
-        for other in others
-    )
+def _result_type(
+    operator: OpOverload, node: fx.Node, values: Mapping[fx.Node, object]
+) -> torch.dtype | None:
+    """The type of what the operator gives for the inputs of `node`, tried on tensors of size 1."""
+
+    def small(source: fx.Node) -> Any:
+        value = values.get(source)
+        if isinstance(value, Tensor):
+            return torch.empty((1,) * value.dim(), dtype=value.dtype, device="meta")
+        return 1.0 if isinstance(value, torch.SymFloat) else 1
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), small)
+    try:
+        result = operator(*args, **kwargs)
+    except (RuntimeError, IndexError):  # this one does not take tensors of size 1
+        return None
+    return result.dtype if isinstance(result, Tensor) else None
 
 
 def shared_with_writes(graph: fx.Graph) -> set[fx.Node]:

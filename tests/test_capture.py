@@ -159,7 +159,12 @@ def test_to_moves_the_constants_of_the_graph() -> None:
 
 
 class Overwriting(nn.Module):
-    """One sum that need not overwrite, one seen through a view, two with a type of their own."""
+    """Two sums that need not overwrite, one seen through a view, three with a type of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.scale = nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         free = x * 2
@@ -170,8 +175,12 @@ class Overwriting(nn.Module):
         read += x
         narrow = x * 3
         narrow += x.double() / 3
+        summed = x * 5
+        summed += self.wide
+        scaled = x * 6
+        scaled *= self.scale
         compared = (x * 4).gt_(0)
-        return free + read + seen.view(x.shape) + narrow - compared
+        return free + read + seen.view(x.shape) + narrow - compared + summed * scaled
 
 
 def test_what_nothing_else_reads_is_not_overwritten() -> None:
@@ -181,7 +190,8 @@ def test_what_nothing_else_reads_is_not_overwritten() -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, Overwriting()(x), rtol=0, atol=0)
     operators = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
-    assert operators.count("aten.add_.Tensor") == 2
+    assert operators.count("aten.add_.Tensor") == 3
+    assert "aten.mul_.Tensor" not in operators  # a number of any type leaves the tensor its own
     assert "aten.gt_.Scalar" in operators
     assert "aten.relu.default" in operators
 
