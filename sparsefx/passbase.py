@@ -224,7 +224,8 @@ class Pass(ABC):
         """Move masks or observers on, after optimizer step number ``step`` (1 for the first).
 
         Called for passes that are in ``program.active``. Parameters still have the gradients that
-        the optimizer has just used: accumulated and clipped, if the loop does so.
+        the optimizer has just used: accumulated and clipped, if the loop does so. What it raises is
+        told with the place of the pass and the step.
         """
 
     def mask_window(self, steps: int) -> Window | None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean
 from sparsefx.failures import explained
+from sparsefx.hooks import calling
 from sparsefx.printing import dump
 from sparsefx.properties import Property
 from sparsefx.shapes import ShapeFact, Shapes
@@ -136,12 +137,16 @@ class Program:
 
         And before ``optimizer.zero_grad()``: some passes learn from the gradients of the step.
         Where gradients are accumulated over several batches, it is called once for all of them.
+
+        Raises:
+            PassError: What the ``after_step`` of an active pass raised, with place and step.
         """
         # Fused optimizers leave `_version` as it is, by which facts and fingerprints are cached.
         torch.autograd.graph.increment_version(p for p in self.parameters() if p.requires_grad)
         self.steps += 1
-        for item in self.active:
-            item.after_step(self, self.steps)
+        for index, item in enumerate(self.active):
+            with calling(item, "after_step", f"active pass {index}", self.steps):
+                item.after_step(self, self.steps)
 
     def to(self, device: torch.device | str) -> Program:
         """Move tensors, and the constants that the graph makes, to ``device``."""

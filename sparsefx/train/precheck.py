@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SparsefxError, did_you_mean
+from sparsefx.hooks import calling
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
@@ -168,10 +169,12 @@ class StageChecks:
         if self.task.kind != "text":
             _check_head_stays(passes)
         _check_passes(passes, student, teacher)
-        for item in passes:
-            _check_last_step(item, left)
+        for index, item in enumerate(passes):
+            with calling(item, "last_step", f"pass {index}"):
+                _check_last_step(item, left)
             if self._untouched:
-                item.check_weights(self.model)
+                with calling(item, "check_weights", f"pass {index}"):
+                    item.check_weights(self.model)
             self._untouched = self._untouched and not _touches(item)
 
     def _check_schedule(self, stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
@@ -201,7 +204,8 @@ def _check_passes(
     for index, item in enumerate(passes):
         if student is None or _altered(passes[:index]) or (teacher is None and _asks((item,))):
             return
-        item.check_programs(student, {} if teacher is None else {TEACHER: teacher})
+        with calling(item, "check_programs", f"pass {index}"):
+            item.check_programs(student, {} if teacher is None else {TEACHER: teacher})
 
 
 def _altered(passes: tuple[Pass, ...]) -> bool:

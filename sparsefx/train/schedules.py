@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from sparsefx.amounts import resolve
 from sparsefx.errors import TrainingError
+from sparsefx.hooks import calling
 from sparsefx.passbase import Pass, Window
 from sparsefx.program import Program
 from sparsefx.recipe import ScheduleSettings
@@ -157,5 +158,9 @@ def window_of(passes: Iterable[Pass], steps: int = 0) -> Window | None:
         passes: At work now, or about to be run.
         steps: Optimizer steps of the Program so far.
     """
-    windows = (item.mask_window(steps) for item in passes)
-    return next((window for window in windows if window is not None), None)
+    for index, item in enumerate(passes):
+        with calling(item, "mask_window", f"pass {index}", steps):
+            window = item.mask_window(steps)
+        if window is not None:
+            return window
+    return None

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.files import take_blocks
+from sparsefx.hooks import calling
 from sparsefx.program import Program
 from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, TokenValues, evaluation_batches
@@ -76,9 +77,10 @@ def with_teacher(
 def _nodes(student: Program, teacher: Program) -> Named:
     names = [n for n in student.signature.input_names if n.startswith(TAUGHT)]
     found: dict[str, fx.Node] = {}
-    for item in student.active:
+    for index, item in enumerate(student.active):
         if isinstance(item, _Teaches):
-            found.update(item.taught(student, teacher))
+            with calling(item, "taught", f"active pass {index}"):
+                found.update(item.taught(student, teacher))
     if missing := [name for name in names if name not in found]:
         raise TrainingError(
             f"{', '.join(missing)} cannot be computed beforehand",

@@ -25,6 +25,7 @@ from sparsefx.train.labels import Kind
 from sparsefx.train.loss import BatchLoss
 from sparsefx.train.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
 from sparsefx.train.parts import PartedBatch, find_ranges
+from sparsefx.train.precheck import within
 from sparsefx.train.processes import Processes
 
 __all__ = ["StageTrainer"]
@@ -110,6 +111,7 @@ class StageTrainer:
 
         Raises:
             TrainingError: The loss or a gradient is not finite; names the step and the examples.
+            PassError: What the ``after_step`` of an active pass raised.
         """
         began = time.perf_counter()
         rows = tuple(int(row) for row in self._batches.upcoming)
@@ -125,7 +127,8 @@ class StageTrainer:
         self._pending.append(self._note(rows, numbers, rate))
         known = self.known() if self._device.type == "cpu" or len(self._pending) == _MANY else []
         self._optimizer.step()
-        self.program.step()
+        with within(self.name, f"step {self.done} of {self.steps}"):
+            self.program.step()
         self._optimizer.zero_grad()
         if self._processes.count > 1:
             self._check_same(self._watch.changed())
