@@ -28,17 +28,17 @@ _SUFFIX = "_l1"
 class ReweightedL1(Pass):
     """Take the proximal step of a weighted l1 norm after every step of the optimizer.
 
-        w <- sign(w) max(|w| - shrink * a, 0)       a = 1 at first, then 1 / (|w| + epsilon) anew
-                                                    every ``reweight_every`` steps
+        w <- sign(w) max(|w| - shrink / over * a, 0)    a = 1 at first, then 1 / (|w| + epsilon)
+                                                        anew every ``reweight_every`` steps
 
     The optimizer sees the loss alone, the norm acts outside of back-propagation: reweighted
-    proximal pruning (Guo et al. 2019, section 3.2, after Candes et al. 2008). ``shrink`` is the
-    product of the paper's penalty and step size, whose values are not published. How sparse the
+    proximal pruning (Guo et al. 2019, section 3.2, after Candes et al. 2008). ``shrink / over`` is
+    the product of the paper's penalty and step size, whose values are not published. How sparse the
     model becomes follows from it; a weight may come back as long as gradients move it. End it with
     ``keep-outputs`` and ``pattern-lock``, which freezes the zeros.
 
-    Each weight gets a buffer ``<weight>_l1`` that holds a. The output ``loss.l1``, shrink * sum a
-    |w|, tells how large the norm is; it is no part of ``loss``.
+    Each weight gets a buffer ``<weight>_l1`` that holds a. The output ``loss.l1``, shrink / over *
+    sum a |w|, tells how large the norm is; it is no part of ``loss``.
 
     Establishes nothing. Skips what magnitude-prune skips.
 
@@ -54,7 +54,9 @@ class ReweightedL1(Pass):
     [[0.375, -0.0, 0.125]]
 
     Attributes:
-        shrink: By how much a weight of a = 1 shrinks in a step, > 0.
+        shrink: By how much a weight of a = 1 shrinks in ``over`` steps, > 0.
+        over: A number of steps; ``over=100%`` in a recipe makes ``shrink`` what a stage takes away,
+            however long it is.
         reweight_every: Steps from one choice of a to the next; 0 for never.
         epsilon: Keeps a finite, > 0.
         roles: Roles of the weights: encoder, pooler, head, embedding, convolution, other.
@@ -69,6 +71,7 @@ class ReweightedL1(Pass):
     forbids: ClassVar[frozenset[Property]] = FIXES_ZEROS
 
     shrink: float = 1e-7
+    over: int = 1
     reweight_every: int = 0
     epsilon: float = 1e-3
     roles: tuple[str, ...] = ("encoder",)
@@ -82,6 +85,8 @@ class ReweightedL1(Pass):
         for option in ("shrink", "epsilon"):
             if not getattr(self, option) > 0:
                 raise self.refuse(option, "expected a number above 0")
+        if self.over < 1:
+            raise self.refuse("over", "expected a number of steps, at least 1")
         if self.reweight_every < 0:
             raise self.refuse("reweight_every", "expected a number of steps, or 0")
 
@@ -106,10 +111,15 @@ class ReweightedL1(Pass):
             total = parts[0]
             for part in parts[1:]:
                 total = rw.call(aten.add.Tensor, total, part)
-            rw.set_output(PENALTY, rw.call(aten.mul.Tensor, total, self.shrink))
+            rw.set_output(PENALTY, rw.call(aten.mul.Tensor, total, self._step))
         start = program.steps if self.start is None else self.start
         program.active = (*program.active, dataclasses.replace(self, start=start))
         return PassReport(len(nodes), skipped)
+
+    @property
+    def _step(self) -> float:
+        """By how much a weight of a = 1 shrinks in a step."""
+        return self.shrink / self.over
 
     @torch.no_grad()
     def after_step(self, program: Program, step: int) -> None:
@@ -118,7 +128,7 @@ class ReweightedL1(Pass):
         anew = self.reweight_every and (step - (self.start or 0)) % self.reweight_every == 0
         for name in names:
             scale, weight = program.tensor(name), program.tensor(name.removesuffix(_SUFFIX))
-            size = weight.abs().sub_(scale, alpha=self.shrink).clamp_(min=0.0)
+            size = weight.abs().sub_(scale, alpha=self._step).clamp_(min=0.0)
             weight.copy_(size.mul_(weight.sign()))
             if anew:
                 scale.copy_((weight.abs() + self.epsilon).reciprocal_())

@@ -38,7 +38,7 @@ def test_golden_text() -> None:
 
 
 def test_steps_by_hand_with_a_save_between(tmp_path: Path) -> None:
-    text = "reweighted-l1{shrink=0.1,reweight_every=2,epsilon=0.5,roles=other}"
+    text = "reweighted-l1{shrink=0.4,over=4,reweight_every=2,epsilon=0.5,roles=other}"
     program = Pipeline.parse(text).run(linear(1.0, -0.3, 0.05))
     weight, scale = torch.tensor([1.0, -0.3, 0.05]), torch.ones(3)
     for step in range(1, 6):
@@ -66,7 +66,7 @@ def test_a_lock_ends_it_and_keeps_its_zeros() -> None:
     assert locked.tensor("weight_mask").tolist() == [[1.0, 0.0]]
 
 
-@pytest.mark.parametrize("text", ["shrink=0.0", "epsilon=-1.0", "reweight_every=-1"])
+@pytest.mark.parametrize("text", ["shrink=0.0", "over=0", "epsilon=-1.0", "reweight_every=-1"])
 def test_mistakes_are_named(text: str) -> None:
     with pytest.raises((PassError, SpecError), match=text.replace(".", r"\.")):
         Pipeline.parse(f"reweighted-l1{{{text}}}").run(linear(1.0))
