@@ -186,7 +186,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which `python` and `sparsefx` are those of the tests."""
     commands = tmp_path_factory.mktemp("bin")
     python = shlex.quote(sys.executable)
-    for name, start in (("python", python), ("sparsefx", f"{python} -P -m sparsefx.cli")):
+    for name, start in (("python", python), ("sparsefx", f"{python} -P -m sparsefx")):
         (commands / name).write_text(f'#!/bin/sh\nexec {start} "$@"\n', encoding="utf-8")
         (commands / name).chmod(0o755)
     path = os.pathsep.join([str(commands), os.environ.get("PATH", os.defpath)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,13 @@ def test_passes_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fixpoint" in capsys.readouterr().out
     assert run("passes", "fixpoint") == 0
     assert "max_rounds" in capsys.readouterr().out
+
+
+def test_the_package_run_as_a_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "sparsefx", "passes", "no-such-pass"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "there is no pass 'no-such-pass'" in ran.stderr
 
 
 def test_simulate_lists_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Lets ``python -m sparsefx.cli`` be the command ``sparsefx``."""
+"""Lets ``python -m sparsefx`` be the command ``sparsefx``."""
 
 from sparsefx.cli import main
 
