@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsefx.errors import RecipeError, SpecError
 from sparsefx.pipeline import Pipeline
 
-__all__ = ["Shares", "check_amount", "parse_pipeline", "resolve"]
+__all__ = ["Shares", "check_amount", "check_interval", "parse_pipeline", "resolve"]
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _SHARE_OPTION = re.compile(r"(?P<key>\w+)\s*=\s*(?P<share>\d+(?:\.\d+)?\s*%)")
@@ -20,10 +20,20 @@ _SHARE_OPTION = re.compile(r"(?P<key>\w+)\s*=\s*(?P<share>\d+(?:\.\d+)?\s*%)")
 
 def check_amount(value: int | str) -> int | str:
     """Return ``value`` if it is a number of steps or a share; else raise ValueError."""
-    if isinstance(value, str) and not _SHARE.fullmatch(value):
+    share = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    if isinstance(value, str) and not share:
         raise ValueError(f"expected a number of steps or a share such as '10%', got {value!r}")
+    if share and float(share.group(1)) > 100:
+        raise ValueError(f"expected a share of up to 100%, got {value!r}")
     if isinstance(value, int) and value < 0:
         raise ValueError(f"expected at least 0, got {value}")
+    return value
+
+
+def check_interval(value: int | str) -> int | str:
+    """Return ``value`` if it is an amount of at least one step; else raise ValueError."""
+    if resolve(check_amount(value), 100) == 0:
+        raise ValueError(f"expected at least one step, got {value!r}; null is never")
     return value
 
 

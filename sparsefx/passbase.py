@@ -147,7 +147,7 @@ class Pass(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        for name in ("needs", "last_step"):
+        for name in ("needs", "last_step", "takes_labels"):
             if callable(cls.__dict__.get(name)):
                 raise PassError(
                     f"{cls.__name__}.{name} is a method; it has to be a property",
@@ -191,6 +191,11 @@ class Pass(ABC):
     def last_step(self) -> int:
         """The optimizer step by which the options of the pass are reached, counted from its run."""
         return 0
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the pass adds labels to the inputs, and to the loss: a session adds none then."""
+        return False
 
     def check_programs(self, program: Program, programs: Mapping[str, Program]) -> None:  # noqa: B027  # most passes take any
         """Refuse Programs that do not fit each other, before a run of many stages begins.

@@ -28,11 +28,11 @@ from pydantic import (
     model_validator,
 )
 
-from sparsefx.amounts import check_amount
+from sparsefx.amounts import check_amount, check_interval
 from sparsefx.errors import RecipeError, did_you_mean
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
-from sparsefx.recipe_passes import check_passes, is_path, unknown_stage
+from sparsefx.recipe_passes import check_labels, check_passes, is_path, unknown_stage
 from sparsefx.recipe_text import explain, flow_style_dumper, read_yaml
 
 __all__ = ["DataSettings", "OptimizerSettings", "Recipe", "ScheduleSettings", "Stage", "Training"]
@@ -58,6 +58,8 @@ def _as_list(value: Any) -> Any:
 
 Amount = Annotated[int | str, AfterValidator(check_amount)]
 """A number of steps, or a share of the stage's steps such as ``10%``."""
+Interval = Annotated[int | str, AfterValidator(check_interval)]
+"""The same, of at least one step."""
 Regex = Annotated[str, AfterValidator(_is_pattern)]
 Passes = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 """Passes in text form: one text, or a list of texts that are joined by commas."""
@@ -150,9 +152,10 @@ class Training(_Settings):
     """What is trained on: the training split, unlabelled texts too if the run has any (for
     distillation), or those alone. In a run on text alone ``labelled`` is its text."""
     label_weight: float = Field(default=1.0, ge=0)
-    """Weight of the loss against the labels; terms that passes put into the graph come on top."""
-    evaluate_every: Amount | None = None
-    """Evaluate while training, each time so many steps are done."""
+    """Weight of the loss against the labels; terms that passes put into the graph come on top.
+    Where a pass puts its own such loss in, as ``distill{labels=1}`` does, there is no other."""
+    evaluate_every: Interval | None = None
+    """Evaluate while training, each time so many steps are done; null: never."""
 
     @model_validator(mode="after")
     def _one_duration(self) -> Training:
@@ -378,3 +381,6 @@ class Recipe(_Settings):
             begun = held.get(start, frozenset())
             passes = {f"{path}.pipeline": stage.pipeline, f"{path}.after": stage.after}
             held[stage.name] = check_passes(passes, begun, known, who, taught=bool(stage.teacher))
+            if stage.training and "label_weight" in stage.training.model_fields_set:
+                where = f"{path}.training.label_weight"
+                check_labels(stage.pipeline, known, stage.training.label_weight, who, where)

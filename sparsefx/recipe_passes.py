@@ -8,7 +8,7 @@ from sparsefx.amounts import Shares, parse_pipeline
 from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
 from sparsefx.properties import Property
 
-__all__ = ["TEACHER", "check_passes", "is_path", "unknown_stage"]
+__all__ = ["TEACHER", "check_labels", "check_passes", "is_path", "unknown_stage"]
 
 TEACHER = "teacher"  # how a stage names its teacher to its passes
 
@@ -52,6 +52,33 @@ def check_passes(
                 hint="add e.g. 'teacher: dense', the name of an earlier stage",
             )
     return held
+
+
+def check_labels(
+    texts: Sequence[str], steps: int | None, weight: float, who: str, where: str
+) -> None:
+    """Refuse a ``label_weight`` that a stage gives beside a pass with its own loss of the labels.
+
+    Args:
+        texts: Its passes, checked already.
+        steps: Its optimizer steps.
+        weight: As the stage gives it.
+        who: Whom errors name.
+        where: Path of the weight in the recipe.
+
+    Raises:
+        RecipeError: It would have no effect.
+    """
+    own = [item.name for item in parse_pipeline(texts, steps).passes if item.takes_labels]
+    if weight and own:
+        raise RecipeError(
+            f"{weight:g} has no effect: {own[0]!r} puts a loss against the labels in, and it is "
+            "the only one",
+            who=who,
+            where=where,
+            hint=f"take label_weight out: the weight of the labels is an option of {own[0]!r}; or "
+            "take the labels out of the pass, where some examples have none",
+        )
 
 
 def is_path(text: str) -> bool:

@@ -49,6 +49,7 @@ def stages(text: str) -> str:
 
 
 EXAMPLES = "docs/recipes.md has all keys, and shipped recipes are examples"
+LABELLED = "teacher: model, pipeline: 'distill{labels=0.5}', training: {steps: 1"
 REFUSED = [
     ("name: a", "stages", "this key is missing", ""),
     ("name: a\nstages: []", "stages", "at least one stage", ""),
@@ -69,6 +70,12 @@ REFUSED = [
      "stages[0].training.schedule.warmup", "at least 0", ""),
     (stages("training: {steps: 1, schedule: {kind: linear, end: 5}}"),
      "stages[0].training.schedule", "only the kind 'rewind'", ""),
+    (stages("training: {steps: 1, evaluate_every: 0}"),
+     "stages[0].training.evaluate_every", "at least one step, got 0; null is never", ""),
+    (stages("training: {steps: 1, evaluate_every: 0%}"),
+     "stages[0].training.evaluate_every", "at least one step, got '0%'", ""),
+    (stages("training: {steps: 1, evaluate_every: 120%}"),
+     "stages[0].training.evaluate_every", "up to 100%, got '120%'", ""),
     (stages("training: {steps: 1, precision: int4}"), "stages[0].training.precision", "'bf16'", ""),
     (stages("pipeline: 7"), "stages[0].pipeline", "found 7", ""),
     ("name: a\nstages:\n- name: a/b", "stages[0].name", "pattern", ""),
@@ -103,6 +110,12 @@ UNCHECKED = [
         "stages[0].pipeline",
         "does not train",
         "",
+    ),
+    (
+        stages(f"{LABELLED}, label_weight: 0.5}}"),
+        "stages[0].training.label_weight",
+        "0.5 has no effect: 'distill' puts a loss against the labels in",
+        "take label_weight out: the weight of the labels is an option of 'distill'",
     ),
     (stages("start: y"), "stages[0].start", "neither an earlier stage", "known: model"),
     (stages("start: x"), "stages[0].start", "neither an earlier stage", "known: model"),
@@ -192,6 +205,18 @@ def test_references_and_passes_are_checked(text: str, where: str, why: str, hint
     assert caught.value.where == where
     assert why in caught.value.why
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LABELLED,
+        f"{LABELLED}, label_weight: 0",
+        LABELLED.replace("{labels=0.5}", "") + ", label_weight: 0.5",
+    ],
+)
+def test_one_weight_of_the_labels_is_taken(text: str) -> None:
+    Recipe.parse(stages(f"{text}}}")).check()
 
 
 @pytest.mark.parametrize("key", ["steps", "epochs", "clip", "batch_size"])

@@ -151,6 +151,11 @@ class Distill(Pass):
         """The teacher: joined, or run beforehand by a session."""
         return (self.teacher,)
 
+    @property
+    def takes_labels(self) -> bool:
+        """Where the labels are a term."""
+        return self.labels > 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for term in TERMS:

@@ -316,6 +316,13 @@ def _sentences(
     if isinstance(text, str):
         return _text_column(table, text), None
     first, second = text
+    if first == second:
+        raise DataError(
+            f"the two texts of a pair are both of column {first!r}",
+            who=_WHO,
+            where=table.origin,
+            hint=f"--text {first} takes one text; a pair is of two columns",
+        )
     return _text_column(table, first), _text_column(table, second)
 
 

@@ -26,6 +26,17 @@ def test_class_names_are_found_and_sorted(tmp_path: Path) -> None:
     assert (task.kind, task.metric, task.name) == ("classification", "accuracy", "a")
 
 
+def test_a_pair_of_one_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("a,b,label\none,two,x\nthree,four,y\n")
+    with pytest.raises(DataError, match="both of column 'a'") as caught:
+        load_task(path, text=("a", "a"))
+    assert caught.value.where == str(path)
+    assert caught.value.hint.startswith("--text a takes one text")
+    with pytest.raises(DataError, match="both of column 'b'"):
+        load_texts(path, ("b", "b"))
+
+
 def test_pairs_and_regression(tmp_path: Path) -> None:
     train = _file(tmp_path, "one\ttwo\tscore\na\tb\t5.000\nc\td\t2.5\n")
     task = load_task({"train": train, "test": train}, text=("one", "two"), label="score")
