@@ -70,7 +70,9 @@ def shortened(stage: Stage) -> Stage:
         return stage
     few = {"steps": 4, "epochs": None, "evaluate_every": None}
     passes = tuple(text.replace("masked-lm", TINY_TOKENS) for text in stage.pipeline)
-    passes = tuple(text.replace("=1}{", "=1,").replace("shrink=0.01", "shrink=8e-5") for text in passes)
+    passes = tuple(
+        text.replace("=1}{", "=1,").replace("shrink=0.01", "shrink=8e-5") for text in passes
+    )
     training = stage.training.model_copy(update=few)
     return stage.model_copy(update={"training": training, "pipeline": passes})
 
