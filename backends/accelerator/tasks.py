@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import networkx as nx
-
 __all__ = ["Kind", "Task", "TaskGraph"]
 
 Kind = Literal["load", "compute", "vector", "store", "host", "launch"]
@@ -87,22 +85,3 @@ class TaskGraph:
             before_it[task.resource] = task
             last = max(last, task.end)
         return last
-
-    def graph(self) -> nx.DiGraph[int]:
-        """The tasks as a networkx graph; nodes carry `kind`, `op`, `resource` and `cycles`."""
-        graph: nx.DiGraph[int] = nx.DiGraph()
-        graph.add_nodes_from(
-            (t.id, {"kind": t.kind, "op": t.op, "resource": t.resource, "cycles": t.cycles})
-            for t in self.tasks
-        )
-        graph.add_edges_from(
-            (number, task.id, {"cycles": self.tasks[number].cycles})
-            for task in self.tasks
-            for number in task.needs
-        )
-        return graph
-
-    def critical_path(self) -> list[int]:
-        """The longest chain of dependent tasks, whatever the resources."""
-        path: list[int] = nx.dag_longest_path(self.graph(), weight="cycles")
-        return path

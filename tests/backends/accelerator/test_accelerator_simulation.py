@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,18 +166,13 @@ def test_larger_buffers_are_not_slower_but_for_the_choice_of_tiles(
     assert simulate(workload, larger).cycles <= simulate(workload, arch).cycles * 1.02
 
 
-def test_tasks_are_a_graph_that_no_task_beats() -> None:
+def test_no_task_begins_before_what_it_needs_and_what_its_resource_does() -> None:
     run = simulate(encoder_workload(SMALL, batch=2, tokens=16), load_architecture("anton"))
-    graph = run.schedule.graph.graph()
-    assert nx.is_directed_acyclic_graph(graph)
-    assert graph.number_of_nodes() == len(run.tasks)
     ends: dict[str | int, float] = {}
     for task in run.tasks:
         assert all(run.tasks[number].end <= task.start + 1e-6 for number in task.needs)
         assert ends.get(task.resource, 0.0) <= task.start + 1e-6
         ends[task.resource] = task.end
-    path = run.schedule.graph.critical_path()
-    assert sum(run.tasks[number].cycles for number in path[:-1]) <= run.cycles
 
 
 def test_waiting_is_laid_at_the_door_of_what_ran_meanwhile() -> None:
