@@ -6,16 +6,11 @@ s_w, one for the tensor or one for each output channel):
     acc[i, o] = sum_k (x[i, k] - z) * w[o, k]                       exact, int32
               = sum_k x[i, k] * w[o, k]  -  z * sum_k w[o, k]       how hardware does it
 
-There are two ways on from the accumulator, and a target says which one it takes:
+and each step from there on rounded to float32, as the graph of quantize-convert says and ONNX
+Runtime does it:
 
-    float      y = float32(acc) * (s_x * s_w) + bias                each step rounded to float32
-               y_q = clamp(round_half_even(y / s_y) + z_y, 0, 255)  if the output is quantized again
-    integer    acc' = acc + round_half_even(bias / (s_x * s_w))     the bias as int32
-               y_q = clamp(((acc' * a + 2^(n-1)) >> n) + z_y, 0, 255),  a * 2^-n ~ s_x * s_w / s_y
-
-``float`` is what the graph of quantize-convert says, and what ONNX Runtime does; ``integer`` is the
-paper's (Prune Once for All, simulation of the integer path), with a of 16 bits, and what hardware
-without floating point does. The two differ by at most one step of y_q.
+    y = float32(acc) * (s_x * s_w) + bias
+    y_q = clamp(round_half_even(y / s_y) + z_y, 0, 255)             if the output is quantized again
 """
 
 from __future__ import annotations
@@ -23,17 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsefx.ops import quantize
-
-__all__ = [
-    "accumulate",
-    "fixed_point",
-    "integer_linear",
-    "integer_product",
-    "quantize_bias",
-    "requantize",
-    "requantize_fixed",
-]
+__all__ = ["accumulate", "integer_linear", "integer_product"]
 
 _INT32 = torch.iinfo(torch.int32)
 
@@ -72,7 +57,7 @@ def integer_linear(
     zero_point: Tensor,
     weight_scale: Tensor,
 ) -> Tensor:
-    """Return the output of a quantized linear in float32, by the ``float`` way above.
+    """Return the output of a quantized linear in float32.
 
     Args:
         x: uint8 [..., in].
@@ -96,7 +81,7 @@ def integer_product(
     scales: tuple[Tensor, Tensor],
     zero_points: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return the product of two quantized activations in float32, by the ``float`` way above.
+    """Return the product of two quantized activations in float32.
 
         acc[i, j] = sum_k (left[i, k] - z_left) * (right[k, j] - z_right)         exact, int32
         y = float32(acc) * (s_left * s_right)
@@ -115,57 +100,3 @@ def integer_product(
     """
     shifted = [x.double() - z.double() for x, z in zip((left, right), zero_points, strict=True)]
     return _checked(shifted[0] @ shifted[1], left.shape[-1]).float() * (scales[0] * scales[1])
-
-
-def requantize(y: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return ``y`` as uint8: the ``quantize`` of the graph."""
-    found: Tensor = quantize(y, scale, zero_point, 0, 255)
-    return found
-
-
-def quantize_bias(bias: Tensor, scale: Tensor, weight_scale: Tensor) -> Tensor:
-    """Return the bias as int32 [out] with the scale ``scale * weight_scale``, saturating.
-
-    Computed in float64, so that it is the same on every machine.
-    """
-    steps = torch.round(bias.double() / (scale.double() * weight_scale.double()))
-    return steps.clamp(_INT32.min, _INT32.max).to(torch.int32)
-
-
-def fixed_point(multiplier: Tensor, bits: int = 16) -> tuple[Tensor, Tensor]:
-    """Return integers a and n with ``a * 2^-n`` nearest to ``multiplier``; a has ``bits`` bits.
-
-    Args:
-        multiplier: s_x * s_w / s_y, positive, of any shape.
-        bits: Width of a, unsigned; 16 in the paper.
-
-    Returns:
-        a (int64, in 2^(bits-1) .. 2^bits - 1) and n (int64).
-
-    >>> a, n = fixed_point(torch.tensor(0.0123))
-    >>> int(a), int(n), round(int(a) * 2.0 ** -int(n), 7)
-    (51590, 22, 0.0123)
-    """
-    fraction, exponent = torch.frexp(multiplier.double())
-    a = torch.round(fraction * 2**bits).to(torch.int64)
-    n = bits - exponent.to(torch.int64)
-    carried = a == 2**bits
-    return torch.where(carried, a // 2, a), torch.where(carried, n - 1, n)
-
-
-def requantize_fixed(
-    acc: Tensor, a: Tensor, n: Tensor, zero_point: Tensor | int, qmin: int = 0, qmax: int = 255
-) -> Tensor:
-    """Return ``clamp(((acc * a + 2^(n-1)) >> n) + zero_point)`` as uint8: integers alone.
-
-    Args:
-        acc: int32 [..., out], the bias included.
-        a: From :func:`fixed_point`; int64 [] or [out].
-        n: From :func:`fixed_point`; at least 1.
-        zero_point: Of the output.
-        qmin: Smallest integer.
-        qmax: Largest integer.
-    """
-    product = acc.to(torch.int64) * a
-    rounded = (product + (torch.ones_like(n) << (n - 1))) >> n
-    return (rounded + torch.as_tensor(zero_point)).clamp(qmin, qmax).to(torch.uint8)
