@@ -24,7 +24,7 @@ Kind = Literal["classification", "regression", "text"]
 
 
 def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
-    """Return what a label column holds: real numbers where one has a fraction, else classes."""
+    """Return what a label column holds: numbers where one has a decimal point, else classes."""
     if classes:
         return "classification"
     values = [_number(cell) for cell in cells]

@@ -19,7 +19,7 @@ from sparsefx.train.labels import (
     labels_are_hidden,
     read_labels,
 )
-from sparsefx.train.metrics import MetricName, ScoreName
+from sparsefx.train.metrics import MetricName, ScoreName, check_metric
 from sparsefx.train.tables import FORMATS, Table, read_table
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
@@ -109,12 +109,14 @@ def load_task(
         source: One file, or a table that was read; a mapping from split names to these; or the
             name of a Hugging Face dataset, with its configuration after a colon (``"glue:mrpc"``).
             Without a 'test' split 'validation', 'dev' or 'validation_matched' serves; without these
-            a stratified ``test_share`` of 'train' is held back, and no text of it stays there.
+            a stratified ``test_share`` of 'train', or of the only split, is held back, and no text
+            of it stays there.
         text: The text column, or the two columns of a sentence pair; by default found by the names
             ``text``, ``sentence`` and those of GLUE.
         label: The label column: class names, class indices from 0, or real numbers; by default
             ``label``, or another name that GLUE uses.
-        kind: Classification or regression; by default regression when a label has a fraction.
+        kind: Classification or regression; by default regression when all labels are numbers and
+            one of them has a decimal point.
         classes: Names of the classes in the order of the head; by default the dataset's own, or
             the sorted names found in the training split.
         metric: By default accuracy, or for regression Pearson's and Spearman's mean.
@@ -127,7 +129,8 @@ def load_task(
 
     Raises:
         DataError: With file and line: a missing column, an empty text, a label that is no class,
-            or a training split of one class.
+            or a training split of one class; a metric that the labels do not have, or splits of
+            which none is known to be the one that is trained on.
     """
     tables, declared = _tables(source, header)
     text, label = _columns(_main(tables), text, label)
@@ -137,19 +140,15 @@ def load_task(
     kind = kind or guess_kind(main.column(label), classes)
     names = () if kind == "regression" else classes or class_names(main, label)
     splits = {
-        split: _examples(table, text, read_labels(table, label, names, kind))
+        split: Examples(
+            table.origin, *_sentences(table, text), read_labels(table, label, names, kind)
+        )
         for split, table in tables.items()
     }
     if kind == "classification" and "train" in tables:
         check_classes(tables["train"], label)
-    task = Task(
-        name=name or _name(source),
-        kind=kind,
-        classes=names,
-        metric=metric or ("pearson_spearman" if kind == "regression" else "accuracy"),
-        splits=splits,
-    )
-    return _with_test(task, test_share, seed)
+    metric = _metric(metric, kind, len(names))
+    return _with_test(Task(name or _name(source), kind, names, metric, splits), test_share, seed)
 
 
 def load_texts(
@@ -211,9 +210,17 @@ def _with_test(task: Task, share: float, seed: int) -> Task:
     for other in ("validation", "dev", "validation_matched"):
         if other in task.splits:
             return replace(task, splits={**task.splits, "test": task.splits[other]})
-    train = next(iter(task.splits.values()))
+    if "train" not in task.splits and len(task.splits) > 1:
+        raise DataError(
+            f"none of the splits {', '.join(map(repr, task.splits))} is 'train' or 'test'",
+            who=_WHO,
+            where=task.name,
+            hint="name the one to train on 'train', and the one to score on 'test'",
+        )
+    train = task.splits.get("train") or next(iter(task.splits.values()))
     rest, held = hold_back(train, round(share * len(train)), seed)
-    return replace(task, splits={"train": rest, "test": held})
+    others = {name: split for name, split in task.splits.items() if split is not train}
+    return replace(task, splits={**others, "train": rest, "test": held})
 
 
 def _without_hidden(tables: dict[str, Table], label: str) -> dict[str, Table]:
@@ -235,6 +242,26 @@ def _main(tables: Mapping[str, Table]) -> Table:
     return tables["train"] if "train" in tables else next(iter(tables.values()))
 
 
+def _metric(given: MetricName | None, kind: Kind, classes: int) -> MetricName:
+    """Return the metric, by default that of the kind of labels.
+
+    Raises:
+        DataError: There is no such metric, or it says nothing about these labels.
+    """
+    if given is None:
+        return "pearson_spearman" if kind == "regression" else "accuracy"
+    check_metric(given)
+    wrong = ""
+    if (given == "pearson_spearman") != (kind == "regression"):
+        wrong = f"is not for labels that are {'values' if kind == 'regression' else 'classes'}"
+    elif given in ("f1", "accuracy_f1") and classes > 2:
+        wrong = f"looks at class 1 alone, and there are {classes} classes"
+    if wrong:
+        fit = "pearson_spearman" if kind == "regression" else "accuracy or matthews"
+        raise DataError(f"the metric {given!r} {wrong}", who=_WHO, hint=f"take {fit}")
+    return given
+
+
 def _columns(
     table: Table, text: str | tuple[str, str] | None, label: str | None
 ) -> tuple[str | tuple[str, str], str]:
@@ -243,12 +270,6 @@ def _columns(
         text or find_text(table.columns, table.origin),
         label or find_label(table.columns, table.origin),
     )
-
-
-def _examples(
-    table: Table, text: str | tuple[str, str], labels: tuple[float, ...] | None
-) -> Examples:
-    return Examples(table.origin, *_sentences(table, text), labels)
 
 
 def _name(source: Source) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -122,6 +124,37 @@ def test_a_training_split_of_one_class_is_refused(tmp_path: Path) -> None:
         load_task({"train": one, "test": one}, classes=("0", "1"))
     assert caught.value.where == str(one)
     assert load_task({"test": one}, classes=("0", "1")).split("test").labels == (1, 1)
+
+
+def test_of_several_splits_train_is_held_back_from_wherever_it_stands(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\n" + "\n".join(f"mine {n}\t{n % 2}" for n in range(20)))
+    other = _file(tmp_path, "text\tlabel\nforeign\t0\nstrange\t1\n", "b.tsv")
+    task = load_task({"other": other, "train": train}, test_share=0.2)
+    assert {name: len(split) for name, split in task.splits.items()} == {
+        "other": 2,
+        "train": 16,
+        "test": 4,
+    }
+    assert all(text.startswith("mine") for text in task.split("test").texts)
+    with pytest.raises(DataError, match=r"none of the splits 'one', 'two' is 'train' or 'test'"):
+        load_task({"one": train, "two": other})
+
+
+@pytest.mark.parametrize(
+    ("labels", "metric", "message"),
+    [
+        ("012", "f1", "'f1' looks at class 1 alone, and there are 3 classes"),
+        ("01", "pearson_spearman", "'pearson_spearman' is not for labels that are classes"),
+        (("0.5", "0.25"), "accuracy", "'accuracy' is not for labels that are values"),
+        ("01", "acuracy", "did you mean 'accuracy'"),
+    ],
+)
+def test_a_metric_that_says_nothing_of_the_labels_is_refused(
+    labels: Sequence[str], metric: Any, message: str, tmp_path: Path
+) -> None:
+    path = _file(tmp_path, "text\tlabel\n" + "\n".join(f"a{n}\t{n}" for n in labels))
+    with pytest.raises(DataError, match=message):
+        load_task({"test": path}, metric=metric)
 
 
 def test_unknown_split_and_no_file() -> None:
