@@ -95,8 +95,8 @@ def _word(tokenizer: Any, number: int) -> str:
 def _tokenizer_beside(place: Path) -> Path | None:
     """Return the tokenizer in the folder of a model, or in that of the run of a Program."""
     folders = [place, place / "tokenizer"]
-    if place.name == "program":  # RUN/stages/NAME/program
-        folders.append(place.resolve().parents[2] / "tokenizer")
+    if (real := place.resolve()).match("stages/*/program"):
+        folders.append(real.parents[2] / "tokenizer")
     for each in folders:
         if (each / "tokenizer.json").exists() or (each / "vocab.txt").exists():
             return each

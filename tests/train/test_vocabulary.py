@@ -108,6 +108,14 @@ def test_tokens_of_a_run_stand_beside_its_programs(tmp_path: Path) -> None:
         check_same_tokens(str(program), tokenizer("bac"))
 
 
+def test_a_folder_called_program_need_not_be_of_a_run(tmp_path: Path) -> None:
+    check_same_tokens("/program", tokenizer("abc"))  # no folder lies three above it
+    tokenizer("abc").save_pretrained(tmp_path / "tokenizer")
+    program = tmp_path / "models" / "one" / "program"
+    program.mkdir(parents=True)
+    check_same_tokens(str(program), tokenizer("bac"))
+
+
 def test_a_tokenizer_that_cannot_be_read_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
