@@ -60,6 +60,7 @@ Amount = Annotated[int | str, AfterValidator(check_amount)]
 """A number of steps, or a share of the stage's steps such as ``10%``."""
 Interval = Annotated[int | str, AfterValidator(check_interval)]
 """The same, of at least one step."""
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 Regex = Annotated[str, AfterValidator(_is_pattern)]
 Passes = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 """Passes in text form: one text, or a list of texts that are joined by commas."""
@@ -75,7 +76,8 @@ class _Settings(BaseModel):
     def _numbers_are_no_truth_values(cls, value: object, info: ValidationInfo) -> object:
         """YAML reads ``yes`` and ``on`` as true, which Python takes for 1."""
         wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and wanted is not bool:
+        given = value if isinstance(value, list) else [value]
+        if wanted is not bool and any(isinstance(each, bool) for each in given):
             raise ValueError("a truth value does not fit; YAML takes yes, no, on and off for one")
         return value
 
@@ -120,7 +122,7 @@ class OptimizerSettings(_Settings):
     """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of matrices."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the two moments."""
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""

@@ -228,6 +228,20 @@ def test_a_truth_value_is_no_number(key: str) -> None:
     assert caught.value.where == f"stages[0].training.{key}"
 
 
+@pytest.mark.parametrize(
+    ("betas", "why"),
+    [
+        ("[1.5, 0.9]", "less than 1"),
+        ("[0.9, 1.0]", "less than 1"),
+        ("[yes, 0.9]", "a truth value does not fit"),
+    ],
+)
+def test_betas_that_no_optimizer_takes_are_refused(betas: str, why: str) -> None:
+    with pytest.raises(RecipeError, match=why) as caught:
+        Recipe.parse(f"name: a\nstages: [{{name: x, training: {{optimizer: {{betas: {betas}}}}}}}]")
+    assert caught.value.where.startswith("stages[0].training.optimizer.betas")
+
+
 def test_all_findings_are_in_one_error() -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.parse("name: a\nseed: -1\nstages: [{nam: x}]")
