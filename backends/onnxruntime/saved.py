@@ -53,7 +53,15 @@ class OnnxFile:
                 who="open",
                 where=str(path),
             )
-        last = outputs[self._output][-1] if outputs[self._output] else None
+        shape = outputs[self._output]
+        if len(shape or ()) > 2:
+            raise ArtifactError(
+                f"its output {self._output!r} of shape {shape} predicts something for each token",
+                who="open",
+                where=str(path),
+                hint="give a model with a classification or regression head",
+            )
+        last = shape[-1] if shape else None
         self.classes = last if isinstance(last, int) else None
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -16,6 +16,8 @@ from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sparsefx.program import Program
 
 __all__ = ["DRAW", "LOSS", "MaskedLm"]
@@ -77,11 +79,26 @@ class MaskedLm(Pass):
         if self.mask_token < 0:
             raise self.refuse("mask_token", "expected a token id")
 
+    def check_programs(self, program: Program, programs: Mapping[str, Program]) -> None:
+        """Check that tokens enter and are predicted, and that the ids are of this vocabulary."""
+        if not _hides(program):
+            self._sites(program)
+
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Put the draw behind the input, and the loss behind the output."""
-        if program.graph.find_nodes(op="call_function", target=DRAW):
+        if _hides(program):
             return PassReport(0, (Skip("tokens", "they are hidden already"),))
         rw = ctx.rewriter
+        tokens, rows, output = self._sites(program)
+        drawn, chosen = self._hide(rw, tokens, rows)
+        with rw.before(program.graph.output_node()):
+            known = rw.call(aten.where.ScalarOther, chosen, tokens, IGNORED)
+            term = cross_entropy(rw, rw.outputs()[output], known)
+            add_term(rw, LOSS, term, self.weight)
+        return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
+
+    def _sites(self, program: Program) -> tuple[fx.Node, int, str]:
+        """Return the input of token ids, how many there are, and the output that predicts them."""
         tokens, table = token_table(program, who=self.name)
         output = masked_lm_output(program)
         if output is None:
@@ -99,12 +116,7 @@ class MaskedLm(Pass):
                 hint="give the id of the mask token of the model's tokenizer",
             )
         self._check_padding(program)
-        drawn, chosen = self._hide(rw, tokens, rows)
-        with rw.before(program.graph.output_node()):
-            known = rw.call(aten.where.ScalarOther, chosen, tokens, IGNORED)
-            term = cross_entropy(rw, rw.outputs()[output], known)
-            add_term(rw, LOSS, term, self.weight)
-        return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
+        return tokens, rows, output
 
     def _check_padding(self, program: Program) -> None:
         """Refuse ids of another vocabulary, which the padding token gives away."""
@@ -128,3 +140,7 @@ class MaskedLm(Pass):
         for reader in readers:
             rw.replace_input(reader, tokens, shown)
         return drawn, chosen
+
+
+def _hides(program: Program) -> bool:
+    return bool(program.graph.find_nodes(op="call_function", target=DRAW))

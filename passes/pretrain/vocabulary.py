@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from sparsefx.errors import PassError
-from sparsefx.passes.analyses.dataflow import aten, last_dim, origin, weight_of
+from sparsefx.passes.analyses.dataflow import aten, origin, weight_of
 from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def masked_lm_output(program: Program) -> str | None:
     rows = max(program.tensor(table).shape[0] for _, table in found)
     outputs: Any = program.graph.output_node().args[0]
     for name, node in outputs.items():
-        value = node.meta.get("val")
-        if value is not None and value.dim() == 3 and last_dim(node) == rows:
+        fact = program.shape_of(node)
+        if fact is not None and len(fact.dims) == 3 and fact.dims[-1] == rows:
             return str(name)
     return None
 

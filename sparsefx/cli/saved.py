@@ -70,11 +70,12 @@ def open_saved(model: str, target: str) -> Saved:
 
     Raises:
         ArtifactError: There is no model, or it cannot run on ``target``.
+        DataError: It predicts something for each token, not for a text.
     """
     if Path(model).suffix == ".onnx":
         return _onnx(model, target)
     from sparsefx import registry
-    from sparsefx.train.evaluation import predict
+    from sparsefx.train.evaluation import head_outputs, predict
 
     program = open_program(model).eval()
     compiled: Callable[..., Mapping[str, Tensor]] | None = None
@@ -85,7 +86,7 @@ def open_saved(model: str, target: str) -> Saved:
         compiled = registry.parse_target(target).compile(program)
     return Saved(
         lambda data, size: predict(program, data, size, compiled),
-        _outputs(program),
+        head_outputs(program),
         class_names(program),
         program.config,
         target,
@@ -133,15 +134,6 @@ def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
         return {name: torch.from_numpy(found) for name, found in loaded(**batch).items()}
 
     return run
-
-
-def _outputs(program: Program) -> int | None:
-    from sparsefx.train.evaluation import logits_name
-
-    nodes: Any = program.graph.output_node().args[0]
-    fact = program.shape_of(nodes[logits_name(program)])
-    last = None if fact is None or not fact.dims else fact.dims[-1]
-    return last if isinstance(last, int) else None
 
 
 def class_names(program: Program) -> tuple[str, ...] | None:

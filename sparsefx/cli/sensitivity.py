@@ -69,7 +69,7 @@ def command(
     check_tokens(coded, program.config)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     kind, output = task.kind, logits_name(program)
-    task.check_head(_outputs(program, output, model))
+    task.check_head(_outputs(program, model))
 
     def loss(outputs: Mapping[str, Tensor], number: int) -> Tensor:
         labels = batches[number]["labels"]
@@ -95,23 +95,23 @@ def command(
                  markup=False)  # fmt: skip
 
 
-def _outputs(program: Program, name: str, model: str) -> int:
+def _outputs(program: Program, model: str) -> int:
     """Return how many outputs the head has.
 
     Raises:
-        DataError: It has some for each token, as a head for masked tokens has.
+        DataError: That is not known, or it has some for each token.
     """
-    outputs: Any = program.graph.output_node().args[0]
-    fact = program.shape_of(outputs[name])
-    if fact is None or len(fact.dims) != 2 or not isinstance(fact.dims[-1], int):
-        shape = "unknown" if fact is None else f"[{', '.join(map(str, fact.dims))}]"
+    from sparsefx.train.evaluation import head_outputs
+
+    found = head_outputs(program)
+    if found is None:
         raise DataError(
-            f"labels cannot be compared with the output {name!r} of shape {shape}",
+            "how many values it predicts for a text is not known",
             who="sensitivity",
             where=model,
             hint="give a model with a classification or regression head",
         )
-    return fact.dims[-1]
+    return found
 
 
 def _levels(levels: str | None, pattern: str) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.clean import remove_dead_nodes
-from sparsefx.errors import TrainingError
+from sparsefx.errors import DataError, TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.signature import TAUGHT
@@ -25,6 +25,7 @@ from sparsefx.train.tasks import Task
 __all__ = [
     "SessionData",
     "TokenData",
+    "head_outputs",
     "inputs_for",
     "logits_name",
     "losses",
@@ -179,6 +180,29 @@ def logits_name(program: Program) -> str:
         who="session",
         hint="train a model with a classification or regression head",
     )
+
+
+def head_outputs(program: Program) -> int | None:
+    """Return how many values are predicted for a text; None when that is not known.
+
+    Raises:
+        TrainingError: There is no output of predictions.
+        DataError: It has some for each token, as a head for masked tokens has.
+    """
+    name = logits_name(program)
+    nodes: Any = program.graph.output_node().args[0]
+    fact = program.shape_of(nodes[name])
+    dims = fact.dims if fact is not None else ()
+    if len(dims) > 2:
+        raise DataError(
+            "labels of texts cannot be compared with what is predicted for each token, the output "
+            f"{name!r} of shape [{', '.join(map(str, dims))}]",
+            who="model",
+            where=name,
+            hint="give a model with a classification or regression head, which one for masked "
+            "tokens lacks",
+        )
+    return dims[-1] if dims and isinstance(dims[-1], int) else None
 
 
 def predictor(program: Program) -> Predictor:

@@ -18,7 +18,7 @@ from sparsefx.properties import Property
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe_passes import TEACHER
 from sparsefx.train import schedules
-from sparsefx.train.evaluation import logits_name
+from sparsefx.train.evaluation import head_outputs
 from sparsefx.train.tasks import Task
 from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
@@ -202,14 +202,21 @@ def _check_passes(
 ) -> None:
     """Let the passes look at the Programs, as far as these are known to look like that."""
     for index, item in enumerate(passes):
-        if student is None or _altered(passes[:index]) or (teacher is None and _asks((item,))):
+        if student is None or any(map(_alters, passes[:index])):
             return
+        if teacher is None and _asks((item,)):
+            continue
         with calling(item, "check_programs", f"pass {index}"):
             item.check_programs(student, {} if teacher is None else {TEACHER: teacher})
 
 
+def _alters(item: Pass) -> bool:
+    """Whether a pass changes inputs or outputs for good: ``distill`` is undone by its end."""
+    return item.changes_signature and not item.establishes
+
+
 def _altered(passes: tuple[Pass, ...]) -> bool:
-    """Return whether passes change inputs or outputs for good: ``distill`` is undone by its end."""
+    """Return whether inputs or outputs are others behind the passes of a stage."""
     begun: set[Property] = set()
     for item in passes:
         if not item.changes_signature:
@@ -248,10 +255,9 @@ def _check_last_step(item: Pass, left: int) -> None:
 
 
 def _check_head(task: Task, model: Program) -> None:
-    outputs: Any = model.graph.output_node().args[0]
-    fact = model.shape_of(outputs[logits_name(model)])
-    if fact is not None and fact.dims and isinstance(fact.dims[-1], int):
-        task.check_head(fact.dims[-1])
+    outputs = head_outputs(model)
+    if outputs is not None:
+        task.check_head(outputs)
 
 
 def _check_frozen(stage: Stage, model: Program) -> None:

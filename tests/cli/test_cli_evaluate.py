@@ -11,6 +11,7 @@ import pytest
 
 from sparsefx import registry
 from sparsefx.cli import main
+from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.train.batches import encode
 from sparsefx.train.evaluation import predict
@@ -152,6 +153,23 @@ def test_other_names_than_the_model_has_are_warned_of(
     data = write(place, "data.tsv", ["text\tlabel", *rows])
     scored(place / "model", "--data", data, "--classes", "early,late")
     assert "taken for early, late; the model was saved with late, early" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["tokens", "tokens.onnx"])
+def test_a_head_for_each_token_is_told(
+    form: str, place: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = Pipeline.parse("mlm-head,keep-outputs{outputs=mlm_logits}").run(program)
+    masked.save(place / "tokens")
+    if form.endswith(".onnx"):
+        registry.parse_target("onnxruntime").compile(masked).save(place / form)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(place / form), "--data", "none.csv"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "for each token" in told
+    assert "'mlm_logits' of shape" in told
+    assert "give a model with a classification or regression head" in told
 
 
 def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:

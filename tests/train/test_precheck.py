@@ -18,6 +18,8 @@ from sparsefx.errors import (
     TrainingInterruptedError,
 )
 from sparsefx.frontend import capture
+from sparsefx.pipeline import Pipeline
+from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Event, StepDone
@@ -159,6 +161,41 @@ def test_a_teacher_has_to_fit(
     error = refused(recipe, tmp_path / "run")
     assert why in error.why
     assert error.who.startswith("stage student, pipeline")
+
+
+MASKED = """
+name: masked
+data: {max_length: 16, batch_size: 8}
+stages:
+- {name: dense, training: {steps: 2, precision: fp32}}
+- name: hidden
+  teacher: dense
+  pipeline: "masked-lm{special=(0,1,2,3),mask_token=1}"
+  training: {steps: 4, precision: fp32}
+"""
+
+
+@pytest.mark.parametrize("before", ["", "distill{logits=0,hidden=1},"])
+def test_masked_lm_needs_its_head(before: str, tmp_path: Path) -> None:
+    recipe = Recipe.parse(MASKED.replace("masked-lm", f"{before}masked-lm"))
+    error = refused(recipe, tmp_path / "run")
+    assert error.who == "stage hidden, pipeline: masked-lm"
+    assert "no output predicts tokens; it returns logits" in error.why
+    assert "run mlm-head before it" in error.hint
+
+
+def test_masked_lm_of_a_model_that_has_its_head(tmp_path: Path) -> None:
+    made = Pipeline.parse("mlm-head").run(tiny_run.program())
+    model = Program.load(made.save(tmp_path / "model"))  # of whose shapes nothing is known yet
+    result = run(Recipe.parse(MASKED), tmp_path / "run", model=model)
+    assert result.stage("hidden").steps == 4
+
+
+def test_a_head_for_each_token_is_refused(tmp_path: Path) -> None:
+    made = Pipeline.parse("mlm-head,keep-outputs{outputs=mlm_logits}").run(tiny_run.program())
+    error = refused(two_stages(), tmp_path / "run", model=made)
+    assert isinstance(error, DataError)
+    assert "each token, the output 'mlm_logits' of shape [batch, sequence, 12]" in error.why
 
 
 def test_labels_have_to_fit_the_head(tmp_path: Path) -> None:
