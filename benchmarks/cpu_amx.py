@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sparsefx.backends.cpu import isa as isas
-from sparsefx.backends.cpu.amx_host import ask_permission, child_verdict
-from sparsefx.backends.cpu.costs import choose_format
-from sparsefx.backends.cpu.isa import ISAS, Isa
-from sparsefx.backends.cpu.rates import (
+from sparsefx.backends.cpu.lowering.costs import choose_format
+from sparsefx.backends.cpu.machine import isa as isas
+from sparsefx.backends.cpu.machine.amx_host import ask_permission, child_verdict
+from sparsefx.backends.cpu.machine.isa import ISAS, Isa
+from sparsefx.backends.cpu.measure.rates import (
     BUILT_IN,
     Rates,
     attention_seconds,
     linear_seconds,
     measure,
 )
-from sparsefx.backends.cpu.weights import Format
+from sparsefx.backends.cpu.plan.weights import Format
 
 FORMATS: tuple[Format, ...] = ("quads", "blocks", "dense_i8", "masked_amx", "dense_amx")
 PATTERNS = (("unstructured", 0.05), ("unstructured", 0.1), ("unstructured", 0.2))

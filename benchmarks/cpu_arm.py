@@ -20,15 +20,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import linear_input, linear_words, run_steps
-from sparsefx.backends.cpu.engine import Engine
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.isa import ISAS, Isa, obstacle
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
-from sparsefx.backends.cpu.pool import Pool
-from sparsefx.backends.cpu.rates import measure
-from sparsefx.backends.cpu.weights import DOTS, Format, pack
+from sparsefx.backends.cpu.codegen.engine import Engine
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.machine.isa import ISAS, Isa, obstacle
+from sparsefx.backends.cpu.measure.amx_check import linear_input, linear_words, run_steps
+from sparsefx.backends.cpu.measure.rates import measure
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.plan.weights import DOTS, Format, pack
+from sparsefx.backends.cpu.runtime.pool import Pool
 
 NAMES = ("neon", "neon_dotprod", "neon_i8mm")
 FORMATS: tuple[Format, ...] = ("rows", "dense_f32", "quads", "blocks", "dense_i8")

@@ -26,6 +26,17 @@ HOMES = {
 SLOW = ("onnx", "onnxscript", "onnxruntime", "llvmlite", "matplotlib", "tensorboard")
 SLOW_CORE = ("datasets", "accelerate", "sklearn", "scipy.stats", "pandas")
 SHARED_BACKEND = "formats"
+# The folders of backends/cpu, each of which imports those before it alone.
+CPU_FOLDERS = (
+    "machine",
+    "codegen",
+    "kernels",
+    "plan",
+    "runtime",
+    "measure",
+    "analyses",
+    "lowering",
+)
 
 
 class Import(NamedTuple):
@@ -127,6 +138,23 @@ def test_framework_knows_no_pass_and_no_backend(imports: list[Import]) -> None:
         and found.is_within(*concrete)
     ]
     assert listed(offenders) == []
+
+
+def test_the_folders_of_cpu_import_downwards(checkout: Path, imports: list[Import]) -> None:
+    root = "sparsefx.backends.cpu"
+    offenders = []
+    for position, folder in enumerate(CPU_FOLDERS):
+        known = tuple(f"{root}.{name}" for name in CPU_FOLDERS[: position + 1])
+        own = [found for found in imports if found.path.startswith(f"backends/cpu/{folder}/")]
+        assert own, folder
+        offenders += [
+            found
+            for found in own
+            if found.at_module_level and found.is_within(root) and not found.is_within(*known)
+        ]
+    assert listed(offenders) == []
+    folders = {path.parent.name for path in (checkout / "backends/cpu").glob("*/__init__.py")}
+    assert folders == set(CPU_FOLDERS)
 
 
 def test_passes_import_no_backend(imports: list[Import]) -> None:

@@ -25,17 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsefx
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.axes import Layout, arranged
-from sparsefx.backends.cpu.driver import driver_text
-from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.indices import Rule, check_index, index_of
-from sparsefx.backends.cpu.isa import ISAS, Isa, obstacle, with_extras
-from sparsefx.backends.cpu.panel import WIDTHS
-from sparsefx.backends.cpu.plan import Buffer, Plan, Step, Word
-from sparsefx.backends.cpu.pool import shared_pool
-from sparsefx.backends.cpu.private import sign
-from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.analyses.axes import Layout, arranged
+from sparsefx.backends.cpu.codegen.driver import driver_text
+from sparsefx.backends.cpu.codegen.engine import shared_engine
+from sparsefx.backends.cpu.codegen.panel import WIDTHS
+from sparsefx.backends.cpu.machine.isa import ISAS, Isa, obstacle, with_extras
+from sparsefx.backends.cpu.machine.private import sign
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.indices import Rule, check_index, index_of
+from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
+from sparsefx.backends.cpu.runtime.pool import shared_pool
+from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError
 from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.places import told_place

@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from sparsefx.backends.cpu.analyses.axes import arranged
 from sparsefx.backends.cpu.artifact import Interface, write
-from sparsefx.backends.cpu.axes import arranged
-from sparsefx.backends.cpu.engine import assembly as write_assembly
+from sparsefx.backends.cpu.codegen.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers
-from sparsefx.backends.cpu.indices import Arrays, Rule, check_index, find_rule, too_long
-from sparsefx.backends.cpu.lowering import Lowered
-from sparsefx.backends.cpu.plan import Step
-from sparsefx.backends.cpu.rates import BUILT_IN, measured_rates
-from sparsefx.backends.cpu.runtime import Runtime
+from sparsefx.backends.cpu.lowering.lowering import Lowered
+from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
+from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
+from sparsefx.backends.cpu.plan.plan import Step
+from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError, TargetError
 from sparsefx.failures import explained

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.costs import dense_cost
-from sparsefx.backends.cpu.layers import Layer
-from sparsefx.backends.cpu.plan import SEQUENCES
-from sparsefx.backends.cpu.rates import Rates
-from sparsefx.backends.cpu.weights import SHORT, TILED, Format
+from sparsefx.backends.cpu.lowering.costs import dense_cost
+from sparsefx.backends.cpu.lowering.layers import Layer
+from sparsefx.backends.cpu.measure.rates import Rates
+from sparsefx.backends.cpu.plan.plan import SEQUENCES
+from sparsefx.backends.cpu.plan.weights import SHORT, TILED, Format
 
 __all__ = ["Explanation", "LayerCosts", "explain_layers"]
 

@@ -9,15 +9,15 @@ from typing import ClassVar, Literal
 
 import torch
 
-from sparsefx.backends.cpu.asked import check_format
+from sparsefx.backends.cpu.codegen.engine import shared_engine
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.engine import shared_engine
-from sparsefx.backends.cpu.isa import Isa, IsaName, best_isa, isa, obstacle, short_isa
-from sparsefx.backends.cpu.lowering import Lowered, lower_program
-from sparsefx.backends.cpu.pool import shared_pool
-from sparsefx.backends.cpu.runtime import Runtime
-from sparsefx.backends.cpu.walk import LoweringOptions
-from sparsefx.backends.cpu.weights import FORMATS
+from sparsefx.backends.cpu.lowering.asked import check_format
+from sparsefx.backends.cpu.lowering.lowering import Lowered, lower_program
+from sparsefx.backends.cpu.lowering.walk import LoweringOptions
+from sparsefx.backends.cpu.machine.isa import Isa, IsaName, best_isa, isa, obstacle, short_isa
+from sparsefx.backends.cpu.plan.weights import FORMATS
+from sparsefx.backends.cpu.runtime.pool import shared_pool
+from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import TargetError, did_you_mean
 from sparsefx.program import Program
 from sparsefx.target import Target, Unsupported

@@ -12,15 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx import Program
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import embed, linear_input, linear_words, pair, run_steps
-from sparsefx.backends.cpu.engine import Engine
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.isa import ISAS, NATIVE, IsaName, obstacle
-from sparsefx.backends.cpu.panel import paired_rows
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
-from sparsefx.backends.cpu.pool import Pool
-from sparsefx.backends.cpu.weights import SHORT, Format, pack
+from sparsefx.backends.cpu.codegen.engine import Engine
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.panel import paired_rows
+from sparsefx.backends.cpu.machine.isa import ISAS, NATIVE, IsaName, obstacle
+from sparsefx.backends.cpu.measure.amx_check import (
+    embed,
+    linear_input,
+    linear_words,
+    pair,
+    run_steps,
+)
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.plan.weights import SHORT, Format, pack
+from sparsefx.backends.cpu.runtime.pool import Pool
 from sparsefx.rewrite import Rewriter
 
 RUNNABLE: list[IsaName] = [name for name in NATIVE if not obstacle(name)]

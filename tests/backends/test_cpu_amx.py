@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu import catalog, rates
-from sparsefx.backends.cpu.amx_check import embed, linear_input, run_steps
-from sparsefx.backends.cpu.costs import choose_format
-from sparsefx.backends.cpu.engine import Engine, assembly
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.ir import Function
-from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.codegen.engine import Engine, assembly
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.ir import Function
+from sparsefx.backends.cpu.codegen.vmath import ACTIVATIONS
 from sparsefx.backends.cpu.kernels import dense_amx, masked_amx, peak
 from sparsefx.backends.cpu.kernels.amx_tiles import ModelTiles, full_tiles
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.lowering.costs import choose_format
+from sparsefx.backends.cpu.machine.isa import ISAS
+from sparsefx.backends.cpu.measure import rates
+from sparsefx.backends.cpu.measure.amx_check import embed, linear_input, run_steps
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.plan.weights import Format, pack
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.vmath import ACTIVATIONS
-from sparsefx.backends.cpu.weights import Format, pack
 from sparsefx.backends.formats.amx_tiles import pack_amx_tiles, pack_masked_tiles
 from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool, quantized, sparse_
 from tests.programs import captured
@@ -85,8 +86,8 @@ def test_the_model_follows_the_manual(m: int, k: int, n: int) -> None:
 CHILD = """
 import ctypes, sys
 import numpy as np
-from sparsefx.backends.cpu.engine import Engine
-from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.codegen.engine import Engine
+from sparsefx.backends.cpu.machine.isa import ISAS
 config = np.frombuffer(bytes.fromhex(sys.argv[1]), np.uint8)
 arrays = [config, *(np.zeros(4096, np.uint8) for _ in range(3))]
 words = np.array([array.ctypes.data for array in arrays], np.int64)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu.amx_check import attention
-from sparsefx.backends.cpu.engine import Engine, assembly
-from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.codegen.engine import Engine, assembly
 from sparsefx.backends.cpu.kernels import attention_amx
+from sparsefx.backends.cpu.machine.isa import ISAS
+from sparsefx.backends.cpu.measure.amx_check import attention
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import EMULATED, engine, padded_batch, pool
 from tests.backends.test_cpu_amx import encoded, tile_operations

@@ -8,15 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu import amx_check, amx_host, isa
-from sparsefx.backends.cpu.costs import choose_format
-from sparsefx.backends.cpu.engine import Engine, assembly
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.ir import Function
-from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu.codegen.engine import Engine, assembly
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.ir import Function
 from sparsefx.backends.cpu.kernels import dense_amx
 from sparsefx.backends.cpu.kernels.amx_tiles import ModelTiles
-from sparsefx.backends.cpu.weights import pack, to_bf16
+from sparsefx.backends.cpu.lowering.costs import choose_format
+from sparsefx.backends.cpu.machine import amx_host, isa
+from sparsefx.backends.cpu.machine.isa import ISAS
+from sparsefx.backends.cpu.measure import amx_check
+from sparsefx.backends.cpu.plan.weights import pack, to_bf16
 from tests.backends.test_cpu_amx import configuration, tile_operations
 
 emulated = pytest.mark.skipif(bool(isa.obstacle("amx_bf16_emulated")), reason="no bf16 here")

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu import amx_check, amx_host, artifact, isa
-from sparsefx.backends.cpu.isa import ISAS
+from sparsefx.backends.cpu import artifact
+from sparsefx.backends.cpu.machine import amx_host, isa
+from sparsefx.backends.cpu.machine.isa import ISAS
+from sparsefx.backends.cpu.measure import amx_check
+from sparsefx.backends.cpu.plan.weights import pack
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.weights import pack
 from sparsefx.errors import ArtifactError, TargetError
 from tests.backends.cpu_cases import EMULATED, padded_batch, quantized, sparse_
 from tests.programs import captured

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sparsefx.backends.cpu.apart import Apart
+from sparsefx.backends.cpu.runtime.apart import Apart
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,

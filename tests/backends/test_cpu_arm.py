@@ -9,15 +9,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu import isa
-from sparsefx.backends.cpu.driver import driver_text
-from sparsefx.backends.cpu.engine import Engine, assembly
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.ir import Function
-from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.codegen.arm_dots import arm_dot
+from sparsefx.backends.cpu.codegen.driver import driver_text
+from sparsefx.backends.cpu.codegen.engine import Engine, assembly
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.ir import Function
+from sparsefx.backends.cpu.codegen.panel import Panel, widest
 from sparsefx.backends.cpu.kernels import blocks, dense_i8, quads
-from sparsefx.backends.cpu.kernels.arm_dots import arm_dot
-from sparsefx.backends.cpu.panel import Panel, widest
+from sparsefx.backends.cpu.machine import isa
+from sparsefx.backends.cpu.machine.isa import ISAS, IsaName
 from sparsefx.errors import TargetError
 from tests.backends.cpu_cases import ARM_MODELS, engine
 

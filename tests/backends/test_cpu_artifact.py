@@ -18,7 +18,7 @@ import sparsefx
 from sparsefx import Program
 from sparsefx.backends.cpu.artifact import load
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.private import cache_folder
+from sparsefx.backends.cpu.machine.private import cache_folder
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ArtifactError, ProgramError
 from tests.backends.cpu_cases import padded_batch, quantized, sparse_
@@ -48,7 +48,7 @@ from sparsefx.backends.cpu.artifact import load
 batch = dict(np.load(sys.argv[2]))
 model = load(sys.argv[1], threads=2)
 np.savez(sys.argv[3], **model(**batch))
-from sparsefx.backends.cpu.engine import shared_engine
+from sparsefx.backends.cpu.codegen.engine import shared_engine
 compiled = shared_engine(model._runtime.isa).compiled
 assert compiled == 0, compiled
 assert "torch" not in sys.modules

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefx.backends.cpu import runtime
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.slabs import Cut
+from sparsefx.backends.cpu.runtime import runtime
+from sparsefx.backends.cpu.runtime.slabs import Cut
+from sparsefx.backends.cpu.runtime.turn import Turn
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.turn import Turn
 from tests.backends.cpu_cases import padded_batch
 from tests.programs import captured
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.engine import Engine, assembly
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.codegen.engine import Engine, assembly
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.memory import aligned, aligned_copy
 from sparsefx.backends.cpu.kernels import attention_i8, dense_f32, dense_i8, quads, rows
-from sparsefx.backends.cpu.memory import aligned, aligned_copy
+from sparsefx.backends.cpu.machine.isa import ISAS, IsaName
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.weights import FORMATS
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.weights import FORMATS
 from tests.backends.cpu_cases import RUNNABLE, quantized, sparse_
 from tests.programs import captured
 from tests.tiny_models import example_batch

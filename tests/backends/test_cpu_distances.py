@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import distance_words, embed, run_steps
+from sparsefx.backends.cpu.analyses.host import Host
+from sparsefx.backends.cpu.analyses.masks import DistanceTable, MaskReader
+from sparsefx.backends.cpu.analyses.values import Mask
 from sparsefx.backends.cpu.artifact import load
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.host import Host
-from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.kernels.distances import FAR
-from sparsefx.backends.cpu.masks import DistanceTable, MaskReader
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.machine.isa import IsaName
+from sparsefx.backends.cpu.measure.amx_check import distance_words, embed, run_steps
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.values import Mask
 from sparsefx.errors import ProgramError
 from tests.backends.cpu_cases import RUNNABLE, engine, padded_batch, pool
 from tests.int8 import int8

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsefx.backends.cpu import rates
-from sparsefx.backends.cpu.costs import choose_format, tuned
-from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.lowering.costs import choose_format, tuned
+from sparsefx.backends.cpu.machine.isa import ISAS, IsaName
+from sparsefx.backends.cpu.measure import rates
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sparsefx.backends.cpu.isa import ISAS, IsaName
 from sparsefx.backends.cpu.kernels.rowloop import SPAN
-from sparsefx.backends.cpu.weights import FORMATS, SHORT, TILED, Format, pack
+from sparsefx.backends.cpu.machine.isa import ISAS, IsaName
+from sparsefx.backends.cpu.plan.weights import FORMATS, SHORT, TILED, Format, pack
 from sparsefx.backends.formats.quads import pack_quads
 from tests.backends.cpu_cases import ARM_MODELS, EMULATED, RUNNABLE, LinearCase
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparsefx import Program
-from sparsefx.backends.cpu.isa import IsaName
+from sparsefx.backends.cpu.machine.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import RUNNABLE, padded_batch, quantized
 from tests.int8 import int8

@@ -11,11 +11,11 @@ from torch import nn
 
 import sparsefx
 from sparsefx import Pipeline, Program
-from sparsefx.backends.cpu import layers
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.isa import IsaName, obstacle
+from sparsefx.backends.cpu.lowering import layers
+from sparsefx.backends.cpu.machine.isa import IsaName, obstacle
+from sparsefx.backends.cpu.plan.weights import Packed, pack
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.weights import Packed, pack
 from sparsefx.errors import ProgramError, TargetError
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.registry import parse_target

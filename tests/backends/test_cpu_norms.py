@@ -16,14 +16,14 @@ from transformers import T5Config, T5EncoderModel
 
 import sparsefx
 from sparsefx import Program
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import embed, run_steps
+from sparsefx.backends.cpu.analyses.host import Host
+from sparsefx.backends.cpu.analyses.norms import find_norms
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.host import Host
-from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.kernels.norm import CHUNKS
-from sparsefx.backends.cpu.norms import find_norms
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.machine.isa import IsaName
+from sparsefx.backends.cpu.measure.amx_check import embed, run_steps
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import (
     ARM_MODELS,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program
-from sparsefx.backends.cpu.isa import IsaName
+from sparsefx.backends.cpu.machine.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main
 from sparsefx.errors import TargetError

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Pipeline
+from sparsefx.backends.cpu.analyses.axes import Channels, Layout, arranged, tokens_by_channels
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.axes import Channels, Layout, arranged, tokens_by_channels
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.passes.quantize.calibrate import calibrate
 from tests.backends.cpu_cases import padded_batch, quantized

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.isa import IsaName
+from sparsefx.backends.cpu.machine.isa import IsaName
 from sparsefx.backends.cpu.target import CpuTarget
 from tests.backends.cpu_cases import ARM_MODELS, RUNNABLE, padded_batch, quantized
 from tests.backends.test_cpu_models import difference

@@ -17,12 +17,12 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
 import sparsefx
 from sparsefx import Program
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import distance_words, embed, run_steps
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.isa import IsaName
 from sparsefx.backends.cpu.kernels.distances import FAR
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
+from sparsefx.backends.cpu.machine.isa import IsaName
+from sparsefx.backends.cpu.measure.amx_check import distance_words, embed, run_steps
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError
 from tests.backends.cpu_cases import ARM_MODELS, RUNNABLE, engine, padded_batch, pool

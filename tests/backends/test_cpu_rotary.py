@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program
-from sparsefx.backends.cpu import catalog
-from sparsefx.backends.cpu.amx_check import embed, run_steps
+from sparsefx.backends.cpu.analyses.axes import BATCH, SEQUENCE, Channels, Layout
+from sparsefx.backends.cpu.analyses.host import Host
+from sparsefx.backends.cpu.analyses.rotary import find_rotations
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.axes import BATCH, SEQUENCE, Channels, Layout
-from sparsefx.backends.cpu.host import Host
-from sparsefx.backends.cpu.isa import IsaName
-from sparsefx.backends.cpu.plan import Buffer, Step, Word
-from sparsefx.backends.cpu.rotary import find_rotations
+from sparsefx.backends.cpu.machine.isa import IsaName
+from sparsefx.backends.cpu.measure.amx_check import embed, run_steps
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, Word
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError
 from tests.backends.cpu_cases import RUNNABLE, engine, padded_batch, pool, quantized

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sparsefx.backends.cpu import isa
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.costs import choose_format
-from sparsefx.backends.cpu.engine import assembly
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.isa import ISAS, IsaName
+from sparsefx.backends.cpu.codegen.engine import assembly
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
 from sparsefx.backends.cpu.kernels import convert, dense_bf16, rows_bf16, rows_fp16
+from sparsefx.backends.cpu.lowering.costs import choose_format
+from sparsefx.backends.cpu.machine import isa
+from sparsefx.backends.cpu.machine.isa import ISAS, IsaName
+from sparsefx.backends.cpu.plan.weights import Format, to_bf16
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.weights import Format, to_bf16
 from sparsefx.errors import TargetError
 from tests.backends.cpu_cases import LinearCase, padded_batch, quantized, sparse_
 from tests.programs import captured

@@ -4,8 +4,8 @@ import random
 
 import torch
 
+from sparsefx.backends.cpu.runtime.teams import Team, Teams
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.backends.cpu.teams import Team, Teams
 from tests.backends.cpu_cases import padded_batch, quantized, sparse_
 from tests.programs import captured
 

@@ -28,9 +28,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.epilogue import Sink
-from sparsefx.backends.cpu.frame import Frame
-from sparsefx.backends.cpu.ir import Value
+from sparsefx.backends.cpu.codegen.epilogue import Sink
+from sparsefx.backends.cpu.codegen.frame import Frame
+from sparsefx.backends.cpu.codegen.ir import Value
 from sparsefx.backends.cpu.kernels.amx_tiles import (
     TILE_BYTES,
     TileRegisters,

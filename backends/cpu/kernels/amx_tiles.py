@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.ir import Function, Value
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["TILE_BYTES", "HardwareTiles", "ModelTiles", "TileRegisters", "full_tiles", "tiles_of"]
 

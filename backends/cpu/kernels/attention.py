@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels import distances, relative
 from sparsefx.backends.cpu.kernels.context import SCORE_BYTES, Keys, Scores, context, softmax
 from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.kernels.products import Tile
 from sparsefx.backends.cpu.kernels.relative import PANEL, STRIP, Kinds, Relative, Strip
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["CHUNK", "FIELDS", "emit", "open_attention", "scratch_bytes"]
 

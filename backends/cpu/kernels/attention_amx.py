@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from sparsefx.backends.cpu.ir import Function, Value, vector
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
 from sparsefx.backends.cpu.kernels.amx_tiles import TileRegisters, full_tiles, tiles_of
 from sparsefx.backends.cpu.kernels.attention import CHUNK, open_attention
 from sparsefx.backends.cpu.kernels.attention_codes import (
@@ -27,6 +26,7 @@ from sparsefx.backends.cpu.kernels.attention_codes import (
 from sparsefx.backends.cpu.kernels.context import SCORE_BYTES
 from sparsefx.backends.cpu.kernels.embed import transpose
 from sparsefx.backends.cpu.kernels.place import Place
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit", "scratch_bytes"]
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.ir import Function, Value, vector
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels.attention import CHUNK
 from sparsefx.backends.cpu.kernels.attention import FIELDS as FLOAT_FIELDS
 from sparsefx.backends.cpu.kernels.context import Keys, Scores, context, softmax
 from sparsefx.backends.cpu.kernels.distances import Distances
 from sparsefx.backends.cpu.kernels.place import Place
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = [
     "FIELDS",

@@ -15,13 +15,13 @@ weights). With more channels than `SPAN` rows go through one span of them after 
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import Epilogue, Sink
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, Var
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue, Sink
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value, Var
+from sparsefx.backends.cpu.codegen.panel import Panel, interleaved_rows
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
 from sparsefx.backends.cpu.kernels.rowloop import each_sparse_row, scratch_bytes
-from sparsefx.backends.cpu.panel import Panel, interleaved_rows
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "INTERLEAVE_FIELDS", "emit", "emit_interleave", "scratch_bytes", "symbol"]
 

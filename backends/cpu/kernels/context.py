@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.vmath import exp, maximum
 from sparsefx.backends.cpu.kernels.place import Place
-from sparsefx.backends.cpu.vmath import exp, maximum
 
 __all__ = ["SCORE_BYTES", "Keys", "Scores", "context", "softmax"]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import quantize_row
-from sparsefx.backends.cpu.frame import open_frame
-from sparsefx.backends.cpu.ir import Function, vector
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import quantize_row
+from sparsefx.backends.cpu.codegen.frame import open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, vector
+from sparsefx.backends.cpu.codegen.panel import Panel
+from sparsefx.backends.cpu.codegen.vmath import ACTIVATIONS
 from sparsefx.backends.cpu.kernels.blocks import INTERLEAVE_FIELDS
-from sparsefx.backends.cpu.panel import Panel
-from sparsefx.backends.cpu.vmath import ACTIVATIONS
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = [
     "COPY_FIELDS",

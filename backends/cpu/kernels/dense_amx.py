@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
-from sparsefx.backends.cpu.frame import open_frame
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.codegen.frame import open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels import amx_strips
 from sparsefx.backends.cpu.kernels.amx_strips import SUMS_BYTES, Place, each_strip, strip_depth
 from sparsefx.backends.cpu.kernels.amx_tiles import TILE_BYTES
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 

@@ -10,13 +10,13 @@ Weights: fp32[tiles][columns][6], rows filled with zeros to a multiple of 6;
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, Var
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value, Var
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels import tiles
 from sparsefx.backends.cpu.kernels.tiles import TILE_ROWS, each_tile, initial_sums
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit", "symbol"]
 

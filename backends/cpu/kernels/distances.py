@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.ir import Value, vector
+from sparsefx.backends.cpu.codegen.ir import Value, vector
 from sparsefx.backends.cpu.kernels.place import Place
 
 __all__ = ["EDGE", "FAR", "FIELDS", "HIDDEN", "Distances"]

@@ -6,10 +6,10 @@ the block by log2(lanes) rounds of shuffles, store one vector per channel.
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, vector
-from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIRST_INDEX_TABLE", "emit", "fields", "symbol"]
 

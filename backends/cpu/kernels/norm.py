@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparsefx.backends.cpu.epilogue import quantize_row
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.codegen.epilogue import quantize_row
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value
+from sparsefx.backends.cpu.codegen.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["CHUNKS", "FIELDS", "RMS_FIELDS", "SUMS_FIELDS", "emit", "emit_rms_sums", "emit_sums"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, vector
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels.amx_tiles import full_tiles, tiles_of
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS, TILE_ROWS
 
 __all__ = ["CHAINS", "FIELDS", "Unit", "emit", "products"]

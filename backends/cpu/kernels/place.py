@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.frame import Frame
-from sparsefx.backends.cpu.ir import Value
+from sparsefx.backends.cpu.codegen.frame import Frame
+from sparsefx.backends.cpu.codegen.ir import Value
 
 __all__ = ["Place"]
 

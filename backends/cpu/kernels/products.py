@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.ir import Function, Value, Var, vector
+from sparsefx.backends.cpu.codegen.ir import Function, Value, Var, vector
 
 __all__ = ["Tile"]
 

@@ -21,13 +21,13 @@ span of them after the other.
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import Epilogue, Sink
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value, Var, vector
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue, Sink
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value, Var, vector
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels.rowloop import AHEAD, each_sparse_row, scratch_bytes
 from sparsefx.backends.cpu.kernels.rowloop import SPARSE_FIELDS as FIELDS
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.backends.cpu.ir import Value
+from sparsefx.backends.cpu.codegen.ir import Value
 from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.kernels.products import Tile
 

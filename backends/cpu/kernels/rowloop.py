@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Sink
-from sparsefx.backends.cpu.frame import Frame
-from sparsefx.backends.cpu.ir import Value, Var
+from sparsefx.backends.cpu.codegen.epilogue import EPILOGUE_FIELDS, Sink
+from sparsefx.backends.cpu.codegen.frame import Frame
+from sparsefx.backends.cpu.codegen.ir import Value, Var
 
 __all__ = ["AHEAD", "SPAN", "SPARSE_FIELDS", "each_sparse_row", "row_range", "scratch_bytes"]
 

@@ -31,12 +31,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsefx.backends.cpu.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
-from sparsefx.backends.cpu.frame import Frame, open_frame
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import EPILOGUE_FIELDS, Epilogue, Sink
+from sparsefx.backends.cpu.codegen.frame import Frame, open_frame
+from sparsefx.backends.cpu.codegen.ir import Function, Value
+from sparsefx.backends.cpu.codegen.panel import Panel
 from sparsefx.backends.cpu.kernels.rowloop import AHEAD, row_range
-from sparsefx.backends.cpu.panel import Panel
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = [
     "BLOCK",

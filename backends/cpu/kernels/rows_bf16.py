@@ -15,10 +15,10 @@ Weights: as in `rows`, `weights` uint16[n] (bf16).
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.epilogue import Epilogue
-from sparsefx.backends.cpu.ir import Function, Value
-from sparsefx.backends.cpu.isa import Isa
+from sparsefx.backends.cpu.codegen.epilogue import Epilogue
+from sparsefx.backends.cpu.codegen.ir import Function, Value
 from sparsefx.backends.cpu.kernels.rows import FIELDS, Part, emit_with, scratch_bytes
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit", "scratch_bytes", "symbol"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparsefx.backends.cpu.epilogue import Sink
-from sparsefx.backends.cpu.frame import Frame
-from sparsefx.backends.cpu.ir import Value, Var
+from sparsefx.backends.cpu.codegen.epilogue import Sink
+from sparsefx.backends.cpu.codegen.frame import Frame
+from sparsefx.backends.cpu.codegen.ir import Value, Var
 from sparsefx.backends.cpu.kernels.rowloop import row_range
 
 __all__ = ["FIELDS", "TILE_ROWS", "TileSums", "each_tile", "initial_sums"]

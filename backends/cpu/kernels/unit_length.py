@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sparsefx.backends.cpu.frame import open_frame
-from sparsefx.backends.cpu.ir import Function
-from sparsefx.backends.cpu.isa import Isa
-from sparsefx.backends.cpu.panel import Panel
-from sparsefx.backends.cpu.vmath import maximum
+from sparsefx.backends.cpu.codegen.frame import open_frame
+from sparsefx.backends.cpu.codegen.ir import Function
+from sparsefx.backends.cpu.codegen.panel import Panel
+from sparsefx.backends.cpu.codegen.vmath import maximum
+from sparsefx.backends.cpu.machine.isa import Isa
 
 __all__ = ["FIELDS", "emit"]
 

@@ -1,0 +1,166 @@
+"""The part of a graph that never touches activations: indices, masks, sizes, constants.
+
+These nodes depend on the inputs and on stored tensors alone. They are small, integer, and differ
+from model to model, so they run as they are; the plan takes over at the first embedding of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
+from sparsefx.program import Program
+from sparsefx.signature import Dim
+
+__all__ = ["Host", "at_longest"]
+
+T = TypeVar("T")
+
+_EMBEDDING = torch.ops.aten.embedding.default
+
+
+class Host:
+    """Evaluates nodes of one Program outside the plan.
+
+    Args:
+        program: In eval mode.
+
+    Attributes:
+        nodes: What it can evaluate.
+        places: The place of every node of the graph.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.nodes: set[fx.Node] = set()
+        self.places = {node: number for number, node in enumerate(program.graph.nodes)}
+        for node in program.graph.nodes:
+            inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
+            if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):
+                self.nodes.add(node)
+
+    @property
+    def dims(self) -> tuple[Dim, Dim]:
+        """Batch and sequence as the signature has them: a name stands for any size."""
+        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
+        return dims[0], dims[1]
+
+    def _looks_up_sizes(self, node: fx.Node) -> bool:
+        """Whether an embedding is none of tokens or positions, but of what only sizes decide."""
+        index = node.args[1]
+        assert isinstance(index, fx.Node)
+        return self.sizes_only(index) and not self.is_per_token(index)
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The value of a node that depends on no input, else None."""
+        if node not in self.nodes or self.placeholders([node]):
+            return None
+        value = self.evaluate([node], {})[node]
+        return value if isinstance(value, Tensor) else None
+
+    def evaluate(
+        self, wanted: Iterable[fx.Node], known: Mapping[fx.Node, Any]
+    ) -> dict[fx.Node, Any]:
+        """Run what `wanted` needs beyond the `known` values."""
+        values: dict[fx.Node, Any] = dict(known)
+        for node in wanted:
+            self._fill(node, values)
+        return values
+
+    def is_per_token(self, node: fx.Node) -> bool:
+        """Whether a node has one value for each token: [batch or 1, sequence] or [sequence]."""
+        # Export may give each input symbols of its own; the signature makes their sizes equal.
+        inputs = self._program.graph.find_nodes(op="placeholder")
+        known = [shape_of(n) for n in inputs if rank(n) == 2]
+        return any(
+            shape_of(node) in ((batch, sequence), (1, sequence), (sequence,))
+            for batch, sequence in known
+        )
+
+    def sizes_only(self, node: fx.Node) -> bool:
+        """Whether only the sizes of inputs decide a node's value, not what is in them."""
+        stack, seen = [node], set()
+        while stack:
+            current = stack.pop()
+            if current in seen or current.target is torch.ops.aten.sym_size.int:
+                continue
+            if current.op == "placeholder":
+                return False
+            seen.add(current)
+            stack += current.all_input_nodes
+        return True
+
+    def for_sizes(self, node: fx.Node, batch: int, length: int) -> Tensor | None:
+        """The value of a node that only sizes decide, for these sizes; else None."""
+        if not self.sizes_only(node):
+            return None
+        known = self.sample(self.placeholders([node]), batch, length)
+        value = self.evaluate([node], known)[node]
+        return value if isinstance(value, Tensor) else None
+
+    def bind(self, batch: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """The values of the placeholders."""
+        return {n: batch[str(n.target)] for n in self._program.graph.find_nodes(op="placeholder")}
+
+    def sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
+        """Ones for some inputs, [batch, length] each."""
+        return {
+            n: torch.ones(batch, length, dtype=n.meta["val"].dtype)
+            for n in self._program.graph.find_nodes(op="placeholder")
+            if n in inputs
+        }
+
+    def placeholders(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The inputs that nodes depend on."""
+        seen: set[fx.Node] = set()
+        stack = list(nodes)
+        while stack:
+            current = stack.pop()
+            if current not in seen:
+                seen.add(current)
+                stack += current.all_input_nodes
+        return {n for n in seen if n.op == "placeholder"}
+
+    def _fill(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            missing = [n for n in current.all_input_nodes if n not in values]
+            if current in values:
+                stack.pop()
+            elif missing:
+                stack += missing
+            else:
+                values[current] = self._call(current, values)
+                stack.pop()
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        if node.op == "get_attr":
+            return self._program.tensor(str(node.target))
+        args = fx.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: values[n])
+        if node.op == "call_module":
+            return self._program.module.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op != "call_function":
+            raise KeyError(f"{node.op} %{node.name} has no value")
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def at_longest(run: Callable[[int], T], longest: int) -> T | None:
+    """`run` for the longest length, at most `longest`, that the tables of a model admit, if any."""
+    low, high, found = 0, longest, None
+    length = longest
+    while length > low:
+        try:
+            found = run(length)
+        except (IndexError, RuntimeError):  # a table ends before
+            high = length
+        else:
+            low = length
+        length = (low + high) // 2
+    return found

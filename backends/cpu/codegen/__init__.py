@@ -1,0 +1,1 @@
+"""From Python functions to machine code: IR, vectors, frames of kernels, the driver."""

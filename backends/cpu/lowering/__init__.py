@@ -1,0 +1,1 @@
+"""From a graph to a plan: which kernel computes which nodes."""

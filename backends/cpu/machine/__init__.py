@@ -1,0 +1,1 @@
+"""What the processor offers, and what this user may run on it."""

@@ -1,0 +1,1 @@
+"""What is timed or checked on this machine before code is chosen."""

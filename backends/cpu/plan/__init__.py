@@ -1,0 +1,1 @@
+"""What a Program becomes, as data: steps, kernels by kind, weights in their formats."""
