@@ -22,7 +22,8 @@ __all__ = ["import_recipe", "import_text"]
 
 _KNOWN = (
     "known: SparseML recipes (YAML or Markdown), pruning configurations of Intel Neural Compressor "
-    "1.x and 2.x, JSON configurations of the Model-Compression-Research-Package"
+    "1.x and 2.x (a section, or the keywords of WeightPruningConfig), JSON configurations of the "
+    "Model-Compression-Research-Package"
 )
 _SPARSEML_TAG = re.compile(r"!\w+Modifier\b")
 _Importer = Callable[..., Imported]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_epochs import import_epochs, version_of
-from sparsefx.importers.result import Imported, Notes, pass_text
-from sparsefx.recipe import Recipe, Stage, Training
+from sparsefx.importers.neural_compressor_epochs import import_epochs, learning_rate, version_of
+from sparsefx.importers.neural_compressor_pruner import Pruner, listed, steps_of
+from sparsefx.importers.result import Imported, Notes
+from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
 __all__ = ["import_neural_compressor", "is_neural_compressor"]
 
@@ -21,35 +21,35 @@ _DEFAULTS: dict[str, Any] = {
     "pruning_scope": "global",
     "pruning_frequency": 1,
     "sparsity_decay_type": "exp",
+    "max_sparsity_ratio_per_op": 0.98,
     "pruning_op_types": ["Conv", "Linear"],
 }
+_FLAT = _DEFAULTS.keys() - {"pattern", "start_step", "end_step", "pruning_frequency"} | {
+    "op_names",
+    "excluded_op_names",
+}
+_SECTIONS = ("weight_compression", "weight_compression_v2", "weight_compression_pytorch")
 _OLD_NAMES = {
     "names": "op_names",
     "excluded_names": "excluded_op_names",
     "prune_type": "pruning_type",
+    "exclude_names": "excluded_op_names",
+    "not_to_prune_names": "excluded_op_names",
+    "prune_domain": "pruning_scope",
     "prune_frequency": "pruning_frequency",
     "update_frequency": "pruning_frequency",
+    "update_frequency_on_step": "pruning_frequency",
     "prune_layer_type": "pruning_op_types",
     "max_layer_sparsity_ratio": "max_sparsity_ratio_per_op",
+    "max_sparsity_ratio_per_layer": "max_sparsity_ratio_per_op",
+    "min_sparsity_ratio_per_layer": "min_sparsity_ratio_per_op",
 }
 _EXTRA = ("extra_excluded_op_names", "extra_excluded_names")
 _KINDS = {"basic_magnitude": "magnitude", "BasicMagnitude": "magnitude"}
-_BY_GRADIENTS = (
-    "movement-prune is nearest, which weighs by weight times gradient too, summed over training "
-    "with its sign; for what training leaves alone, write magnitude into the file"
-)
-_NEAREST = {
-    "snip": _BY_GRADIENTS,
-    "snip_progressive": _BY_GRADIENTS,
-    "snip_momentum": _BY_GRADIENTS,
-    "snip_momentum_progressive": _BY_GRADIENTS,
-    "gradient_sensitivity": "prune-heads with score-heads is nearest: heads by their gradients",
-    "block_mask": "prune-neurons and prune-heads are nearest, which take whole rows and columns",
-    "retrain_free": "obert-prune is nearest, which too weighs by gradients of some batches",
-    "group_lasso": "reweighted-l1 is nearest, a penalty on single weights",
-}
-_EXPONENTS = {"cube": 3.0, "linear": 1.0}
 _ALL_LINEARS = ("encoder", "pooler", "head", "other")
+_ALL_BUT_HEAD = ("encoder", "pooler", "other")
+_WITH_HEAD = ("weight_compression", "weight_compression_pytorch")
+"""The older sections; 2.x leaves the last linear of a model alone by itself."""
 _FREE_EPOCHS = 3
 
 
@@ -72,7 +72,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         RecipeError: Nothing of it can be carried over, a value is wrong, or it may be of either
             version.
     """
-    general = dict(_general(content) or {})
+    general = {key: _untagged(value) for key, value in (_general(content) or {}).items()}
     version = version_of(content, general)
     if version == "1.x":
         return import_epochs(content, general, name, who)
@@ -87,29 +87,63 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     notes = Notes()
     for key in sorted(content.keys() - {"pruning", "pruners", "pruning_configs", *general}):
         notes.leave(key, "only the section 'pruning' is carried over")
+    section = _section(content, notes)
+    roles = _ALL_LINEARS if section in _WITH_HEAD else _ALL_BUT_HEAD
     texts, last = [], 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
-        last = max(last, _steps(merged, "end_step", f"pruners[{index}]", who))
-        texts += _Pruner(merged, f"pruners[{index}]", notes, who).texts()
+        last = max(last, steps_of(merged, "end_step", f"pruners[{index}]", who))
+        texts += Pruner(merged, roles, f"pruners[{index}]", notes, who).texts()
     texts = _without_locks(texts, notes)
     if not texts:
-        reasons = "; ".join(str(item) for item in notes.left_out)
+        of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))
+        reasons = "; ".join(map(str, of_pruners))
         raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
-    notes.leave(
-        "the run",
-        "number of steps, learning rate, distillation and data are the script's: the stage "
-        + (f"ends with the ramp, at step {last}" if last else f"has {_FREE_EPOCHS} epochs"),
-    )
     locked = any(text.startswith("pattern-lock") for text in texts)
     stage = Stage(
         name="sparse",
         pipeline=tuple(texts),
-        training=Training(steps=last) if last else Training(epochs=_FREE_EPOCHS),
+        training=_training(content, last, notes),
         after=("fold-masks",) if locked else ("pattern-lock", "fold-masks"),
     )
-    source = "A pruning configuration of Intel Neural Compressor 2.x."
+    release = "1.14" if section == "weight_compression_pytorch" else "2.x"
+    source = f"A pruning configuration of Intel Neural Compressor {release}."
     return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
+
+
+def _section(content: dict[str, Any], notes: Notes) -> str:
+    """Return the section that is read, empty without sections; list the others beside it."""
+    approach = (content.get("pruning") or {}).get("approach") or {}
+    found = [key for key in _SECTIONS if isinstance(approach.get(key), dict)]
+    if not found or _general(content) is content:
+        return ""
+    for key in sorted(approach.keys() - {found[0]}):
+        notes.leave(f"pruning.approach.{key}", f"the section {found[0]} is read")
+    return found[0]
+
+
+def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
+    """Return how the stage trains: to the end of the ramp, or for as long as the file says."""
+    pruning = content.get("pruning") or {}
+    train = dict(pruning.get("train") or {})
+    rate = learning_rate(train, notes)
+    given = [train.pop(key) for key in ("epoch", "end_epoch") if key in train]
+    epochs = max((float(each) for each in given if isinstance(each, int | float)), default=0.0)
+    if epochs and last:
+        notes.leave("pruning.train.epoch", f"{epochs:g}: the stage ends with the ramp")
+    notes.leave_rest("pruning.train", train)
+    for key in sorted(pruning.keys() - {"approach", "train"}):
+        notes.leave(f"pruning.{key}", "only its sections 'approach' and 'train' are carried over")
+    epochs = epochs or _FREE_EPOCHS
+    notes.leave(
+        "the run",
+        "number of steps, learning rate, distillation and data are the script's: the stage "
+        + (f"ends with the ramp, at step {last}" if last else f"has {epochs:g} epochs"),
+    )
+    optimizer = OptimizerSettings() if rate is None else OptimizerSettings(learning_rate=rate)
+    if last:
+        return Training(steps=last, optimizer=optimizer)
+    return Training(epochs=epochs, optimizer=optimizer)
 
 
 def _general(content: object) -> dict[str, Any] | None:
@@ -120,48 +154,40 @@ def _general(content: object) -> dict[str, Any] | None:
         return content
     approach = content.get("pruning")
     approach = approach.get("approach") if isinstance(approach, dict) else None
-    for version in ("weight_compression", "weight_compression_v2"):
-        if isinstance(approach, dict) and isinstance(approach.get(version), dict):
-            found: dict[str, Any] = approach[version]
+    for section in _SECTIONS:
+        if isinstance(approach, dict) and isinstance(approach.get(section), dict):
+            found: dict[str, Any] = approach[section]
             return found
-    return None
+    flat = _FLAT & content.keys()  # the keywords of WeightPruningConfig alone
+    return content if len(flat) > 1 or "pruning_type" in flat else None
+
+
+def _untagged(value: Any) -> Any:
+    """Return a list of pruners without their tags: JSON writes ``!Pruner`` as a key around each."""
+    if isinstance(value, list):
+        return [_untagged(each) for each in value]
+    if isinstance(value, dict) and len(value) == 1:
+        ((key, inner),) = value.items()
+        return inner if str(key).lstrip("!").startswith("Pruner") else value
+    return value
 
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
+    """Return settings by their names of 2.x; null stands for the default."""
+    newest_last = sorted(settings, key=lambda key: key != "update_frequency")
+    return {
+        _OLD_NAMES.get(key, key): settings[key] for key in newest_last if settings[key] is not None
+    }
 
 
 def _merged(general: dict[str, Any], pruner: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a pruner; names that it excludes besides come on top."""
-    more = [name for key in _EXTRA for name in _listed(pruner.get(key))]
-    own = _renamed({key: value for key, value in pruner.items() if key not in _EXTRA})
-    merged = {**_DEFAULTS, **_renamed(general), **own}
+    merged = {**_DEFAULTS, **_renamed(general), **_renamed(pruner)}
+    more = [name for key in _EXTRA for name in listed(merged.pop(key, None))]
     merged["pruning_type"] = _KINDS.get(merged["pruning_type"], merged["pruning_type"])
     if more:
-        merged["excluded_op_names"] = [*_listed(merged.get("excluded_op_names")), *more]
+        merged["excluded_op_names"] = [*listed(merged.get("excluded_op_names")), *more]
     return merged
-
-
-def _listed(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def _steps(settings: dict[str, Any], key: str, where: str, who: str) -> int:
-    """Return a number of steps.
-
-    Raises:
-        RecipeError: The file has something else there.
-    """
-    try:
-        return int(settings[key])
-    except (TypeError, ValueError) as error:
-        why = f"expected a number of steps, found {settings[key]!r}"
-        raise RecipeError(why, who=who, where=f"{where}.{key}") from error
-
-
-def _nearest(kind: object) -> str:
-    """Say what of sparsefx comes nearest to a criterion that it does not have."""
-    return _NEAREST.get(str(kind), "magnitude and pattern_lock are carried over")
 
 
 def _without_locks(texts: list[str], notes: Notes) -> list[str]:
@@ -172,89 +198,3 @@ def _without_locks(texts: list[str], notes: Notes) -> list[str]:
     if not kept and len(texts) > 1:
         notes.leave("pattern_lock", "only the first of several locks; one lock takes all masks")
     return kept or texts[:1]
-
-
-class _Pruner:
-    """One pruner, its settings merged with the shared ones."""
-
-    def __init__(self, settings: dict[str, Any], where: str, notes: Notes, who: str) -> None:
-        self._rest = settings
-        self._where = where
-        self._notes = notes
-        self._who = who
-
-    def texts(self) -> list[str]:
-        """Return the pass, or nothing when the criterion is not here."""
-        kind = self._rest.pop("pruning_type")
-        if kind == "pattern_lock":
-            text = pass_text(
-                "pattern-lock", include=self._names("op_names"), exclude=self._barred()
-            )
-            for key in _DEFAULTS:
-                self._rest.pop(key, None)
-        elif kind in ("magnitude", "magnitude_progressive"):
-            text = self._magnitude()
-        else:
-            self._leave("pruning_type", f"the criterion {kind!r} is not here; {_nearest(kind)}")
-            return []
-        if kind == "magnitude_progressive":
-            self._leave("pruning_type", "progressive masks; plain ones at each choice are used")
-        self._notes.carry(f"{self._where} ({kind})", text)
-        self._notes.leave_rest(self._where, self._rest)
-        return [text]
-
-    def _magnitude(self) -> str:
-        rest = self._rest
-        scope, pattern, sparsity = self._pattern(
-            str(rest.pop("pattern")), float(rest.pop("target_sparsity")), rest.pop("pruning_scope")
-        )
-        begin, end = int(rest.pop("start_step")), int(rest.pop("end_step"))
-        kinds = rest.pop("pruning_op_types")
-        for kind in sorted({kinds} if isinstance(kinds, str) else set(kinds)):
-            if kind == "Linear":
-                continue
-            self._leave("pruning_op_types", f"{kind}: only linears are pruned by this recipe")
-        decay, every = rest.pop("sparsity_decay_type"), int(rest.pop("pruning_frequency"))
-        if end > begin and decay not in _EXPONENTS:
-            self._leave("sparsity_decay_type", f"there is no {decay!r} ramp; the cubic one is used")
-        return pass_text(
-            "magnitude-prune",
-            sparsity=sparsity,
-            begin=max(begin, 0) or None,
-            end=max(end, begin, 0) or None,
-            exponent=1.0 if decay == "linear" else None,
-            frequency=every if end > begin else None,
-            scope=scope if scope != "tensor" else None,
-            pattern=pattern if pattern != "unstructured" else None,
-            roles=_ALL_LINEARS,
-            include=self._names("op_names"),
-            exclude=self._barred(),
-        )
-
-    def _pattern(self, text: str, sparsity: float, scope: Any) -> tuple[str, str, float]:
-        scope = "global" if scope == "global" else "tensor"
-        if found := re.fullmatch(r"(\d+):(\d+)", text):
-            pruned, group = int(found[1]), int(found[2])
-            if abs(sparsity - pruned / group) > 1e-9:
-                self._leave("target_sparsity", f"{sparsity}: {text} means {pruned / group:g}")
-            if scope == "global":
-                self._leave("pruning_scope", f"{text} decides in each group by itself")
-            return "tensor", f"{group - pruned}:{group}", pruned / group
-        if re.fullmatch(r"\d+x\d+", text):
-            return scope, "unstructured" if text == "1x1" else text, sparsity
-        raise RecipeError(
-            f"the pattern {text!r} cannot be carried over",
-            who=self._who,
-            where=f"{self._where}.pattern",
-            hint="blocks such as 4x1 and groups such as 2:4 can; whole channels cannot",
-        )
-
-    def _barred(self) -> tuple[str, ...]:
-        return self._names("excluded_op_names")
-
-    def _names(self, key: str) -> tuple[str, ...]:
-        found = self._rest.pop(key, None) or ()
-        return (found,) if isinstance(found, str) else tuple(found)
-
-    def _leave(self, key: str, reason: str) -> None:
-        self._notes.leave(f"{self._where}.{key}", reason)

@@ -9,7 +9,7 @@ from sparsefx.errors import RecipeError
 from sparsefx.importers.result import Imported, Notes, pass_text, share
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["import_epochs", "version_of"]
+__all__ = ["import_epochs", "learning_rate", "version_of"]
 
 _WORDS_OF_1 = frozenset(
     {
@@ -30,6 +30,8 @@ _WORDS_OF_2 = frozenset(
         "prune_frequency",
         "pruning_type",
         "pruning_scope",
+        "prune_domain",
+        "update_frequency_on_step",
         "pruning_op_types",
         "op_names",
         "excluded_op_names",
@@ -68,10 +70,10 @@ def version_of(content: dict[str, Any], general: dict[str, Any]) -> Literal["1.x
     '2.x'
     """
     words = set(general).union(*(set(each or {}) for each in general.get("pruners") or ()))
-    if words & _WORDS_OF_2 or content.keys() & {"pruners", "pruning_configs"}:
+    pruning = content.get("pruning")
+    if words & _WORDS_OF_2 or content.keys() & {"pruners", "pruning_configs"} or not pruning:
         return "2.x"
-    pruning = content["pruning"]
-    if general != pruning["approach"].get("weight_compression"):
+    if not isinstance(pruning["approach"].get("weight_compression"), dict):
         return "2.x"
     return "1.x" if words & _WORDS_OF_1 or "train" in pruning else "either"
 
@@ -92,8 +94,9 @@ def import_epochs(
     Raises:
         RecipeError: Nothing of it can be carried over, or a value is wrong.
     """
-    shared = {**_DEFAULTS, **{key: value for key, value in general.items() if key != "pruners"}}
-    merged = [{**shared, **(each or {})} for each in general.get("pruners") or [{}]]
+    shared = {**_DEFAULTS, **_given(general)}
+    shared.pop("pruners", None)
+    merged = [{**shared, **_given(each or {})} for each in general.get("pruners") or [{}]]
     train = dict((content.get("pruning") or {}).get("train") or {})
     notes = Notes()
     ends = [_number(each, "end_epoch", f"pruners[{i}]", who) for i, each in enumerate(merged)]
@@ -107,7 +110,7 @@ def import_epochs(
     if not texts:
         reasons = "; ".join(str(item) for item in notes.left_out)
         raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
-    rate = _learning_rate(train, notes)
+    rate = learning_rate(train, notes)
     train.pop("start_epoch", None)
     notes.leave_rest("train", train)
     for key in sorted(content.keys() - {"pruning"}):
@@ -167,6 +170,11 @@ def _magnitude(
     )
 
 
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set; null stands for the default."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
     value = settings[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
@@ -176,7 +184,7 @@ def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
     return float(value)
 
 
-def _learning_rate(train: dict[str, Any], notes: Notes) -> float | None:
+def learning_rate(train: dict[str, Any], notes: Notes) -> float | None:
     """Return the rate of the optimizer in the file, whatever its name."""
     optimizers = train.pop("optimizer", None) or {}
     for kind, settings in optimizers.items():

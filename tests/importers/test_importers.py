@@ -283,8 +283,8 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
     (stage,) = recipe.stages
     assert stage.pipeline == (
         (
-            "magnitude-prune{sparsity=0.9,end=1000,frequency=50,scope='global',pattern='4x1',"
-            "roles=('encoder','pooler','head','other',),include=('layer.1.*',),"
+            "magnitude-prune{sparsity=0.9,end=1000,exponent=0.45,frequency=50,scope='global',"
+            "pattern='4x1',ties='drop',roles=('encoder','pooler','other',),include=('layer.1.*',),"
             "exclude=('classifier','pooler','.*embeddings*',)}"
         ),
     )
@@ -316,7 +316,7 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
         ("pruners: [{pruning_type: magnitude, target_sparsity: most}]", "'most'"),
         ("pruners: [{pruning_type: magnitude, end_step: some}]", "pruners[0].end_step: expected"),
         (COMPRESSOR.replace('"magnitude"', "snip"), "movement-prune is nearest"),
-        (COMPRESSOR.replace('"4x1"', "channelx1"), "the pattern 'channelx1'"),
+        (COMPRESSOR.replace('"4x1"', "channelx1"), "'channelx1': whole channels"),
     ],
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:

@@ -59,7 +59,7 @@ pruning:
 """
     recipe, left_out, _ = import_text(text, name="old")
     (text,) = recipe.stages[0].pipeline
-    assert "frequency=20,scope='global',pattern='4x1'" in text
+    assert "frequency=20,scope='global',pattern='4x1',ties='drop'" in text
     assert text.endswith("exclude=('classifier','key',)}")
     listed = {item.where: item.reason for item in left_out}
     assert "'group_lasso' is not here" in listed["pruners[1].pruning_type"]

@@ -1,0 +1,211 @@
+"""One pruner of Intel Neural Compressor 2.x or 1.14, as a pass."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sparsefx.errors import RecipeError
+from sparsefx.importers.neural_compressor_ramps import nearest_exponent
+from sparsefx.importers.result import Notes, pass_text
+
+__all__ = ["Pruner", "listed", "steps_of"]
+
+_OF_RAMPS = (
+    "target_sparsity",
+    "pattern",
+    "start_step",
+    "end_step",
+    "pruning_scope",
+    "pruning_frequency",
+    "sparsity_decay_type",
+    "max_sparsity_ratio_per_op",
+    "pruning_op_types",
+)
+_BY_GRADIENTS = (
+    "movement-prune is nearest, which weighs by weight times gradient too, summed over training "
+    "with its sign; for what training leaves alone, write magnitude into the file"
+)
+_NEAREST = {
+    "snip": _BY_GRADIENTS,
+    "snip_progressive": _BY_GRADIENTS,
+    "snip_momentum": _BY_GRADIENTS,
+    "snip_momentum_progressive": _BY_GRADIENTS,
+    "gradient_sensitivity": "prune-heads with score-heads is nearest: heads by their gradients",
+    "block_mask": "prune-neurons and prune-heads are nearest, which take whole rows and columns",
+    "retrain_free": "obert-prune is nearest, which too weighs by gradients of some batches",
+    "group_lasso": "reweighted-l1 is nearest, a penalty on single weights",
+}
+_CHANNELS = (
+    "whole channels are no mask here; prune-neurons and prune-heads take whole rows and columns "
+    "out, with the weights that read them"
+)
+_SAME = 1e-9
+
+
+class Pruner:
+    """One pruner, its settings merged with the shared ones."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        roles: tuple[str, ...],
+        where: str,
+        notes: Notes,
+        who: str,
+    ) -> None:
+        self._rest = settings
+        self._roles = roles
+        self._where = where
+        self._notes = notes
+        self._who = who
+
+    def texts(self) -> list[str]:
+        """Return the pass, or nothing when the criterion is not here."""
+        kind = self._rest.pop("pruning_type")
+        if kind == "pattern_lock":
+            text = pass_text(
+                "pattern-lock", include=self._names("op_names"), exclude=self._barred()
+            )
+            for key in _OF_RAMPS:
+                self._rest.pop(key, None)
+        elif kind in ("magnitude", "magnitude_progressive"):
+            if "channel" in str(self._rest["pattern"]):
+                self._leave("pattern", f"{self._rest['pattern']!r}: {_CHANNELS}")
+                return []
+            text = self._magnitude()
+        else:
+            self._leave("pruning_type", f"the criterion {kind!r} is not here; {_nearest(kind)}")
+            return []
+        if kind == "magnitude_progressive":
+            self._leave("pruning_type", "progressive masks; plain ones at each choice are used")
+        self._notes.carry(f"{self._where} ({kind})", text)
+        self._notes.leave_rest(self._where, self._rest)
+        return [text]
+
+    def _magnitude(self) -> str:
+        rest = self._rest
+        wanted = str(rest.pop("pattern")).rpartition("_")[2]  # tile_pattern_4x1 in 1.14
+        target, scope = float(rest.pop("target_sparsity")), rest.pop("pruning_scope")
+        scope, pattern, sparsity = self._pattern(wanted, target, scope)
+        if ":" in pattern:
+            rest.pop("max_sparsity_ratio_per_op")  # the pattern is the bound
+        else:
+            sparsity = self._bounded(sparsity, scope)
+        begin, end, every = self._steps()
+        kinds = rest.pop("pruning_op_types")
+        for kind in sorted({kinds} if isinstance(kinds, str) else set(kinds)):
+            if kind == "Linear":
+                continue
+            self._leave("pruning_op_types", f"{kind}: only linears are pruned by this recipe")
+        decay = str(rest.pop("sparsity_decay_type"))
+        if ":" in pattern and end > begin:
+            self._leave("end_step", "all groups lose weights together, not one group after another")
+        return pass_text(
+            "magnitude-prune",
+            sparsity=sparsity,
+            begin=begin or None,
+            end=end or None,
+            exponent=self._exponent(decay, sparsity) if end > begin else None,
+            frequency=every if end > begin else None,
+            scope=scope if scope != "tensor" else None,
+            pattern=pattern if pattern != "unstructured" else None,
+            ties="drop" if ":" not in pattern else None,
+            roles=self._roles,
+            include=self._names("op_names"),
+            exclude=self._barred(),
+        )
+
+    def _steps(self) -> tuple[int, int, int]:
+        """Return when masks move: from, to, every; the last time is a whole number of rounds on."""
+        rest = self._rest
+        begin, end, every = (
+            steps_of(rest, key, self._where, self._who)
+            for key in ("start_step", "end_step", "pruning_frequency")
+        )
+        for key in ("start_step", "end_step", "pruning_frequency"):
+            del rest[key]
+        if every < 1:
+            raise RecipeError(
+                f"expected at least 1 step, found {every}",
+                who=self._who,
+                where=f"{self._where}.pruning_frequency",
+            )
+        begin = max(begin, 0)
+        return begin, begin + max(end - begin, 0) // every * every, every
+
+    def _exponent(self, decay: str, sparsity: float) -> float | None:
+        """Return the exponent of the ramp that is nearest to one of this tool."""
+        try:
+            exponent, off = nearest_exponent(decay, sparsity)
+        except KeyError:
+            self._leave("sparsity_decay_type", f"there is no {decay!r} ramp; the cubic one is used")
+            return None
+        if off > _SAME:
+            why = f"there is no {decay!r} ramp; with exponent={exponent:g} the sparsity is at most "
+            self._leave("sparsity_decay_type", f"{why}{off:.3f} off on the way to {sparsity:g}")
+        return exponent
+
+    def _bounded(self, sparsity: float, scope: str) -> float:
+        """Return the sparsity that the bound for each weight leaves."""
+        bound = float(self._rest.pop("max_sparsity_ratio_per_op"))
+        if bound < sparsity:
+            self._leave("target_sparsity", f"{sparsity:g}: max_sparsity_ratio_per_op={bound:g}")
+        if scope == "global":
+            reason = f"{bound:g}: one threshold for all weights has no bound for each"
+            self._leave("max_sparsity_ratio_per_op", reason)
+        return min(bound, sparsity)
+
+    def _pattern(self, text: str, sparsity: float, scope: Any) -> tuple[str, str, float]:
+        scope = "global" if scope == "global" else "tensor"
+        if found := re.fullmatch(r"(\d+):(\d+)", text):
+            pruned, group = int(found[1]), int(found[2])
+            if abs(sparsity - pruned / group) > 1e-9:
+                self._leave("target_sparsity", f"{sparsity}: {text} means {pruned / group:g}")
+            if scope == "global":
+                self._leave("pruning_scope", f"{text} decides in each group by itself")
+            return "tensor", f"{group - pruned}:{group}", pruned / group
+        if re.fullmatch(r"\d+x\d+", text):
+            return scope, "unstructured" if text == "1x1" else text, sparsity
+        raise RecipeError(
+            f"the pattern {text!r} cannot be carried over",
+            who=self._who,
+            where=f"{self._where}.pattern",
+            hint="blocks such as 4x1 and groups such as 2:4 can; whole channels cannot",
+        )
+
+    def _barred(self) -> tuple[str, ...]:
+        return self._names("excluded_op_names")
+
+    def _names(self, key: str) -> tuple[str, ...]:
+        """Return expressions over names of modules as such over names of weights."""
+        return tuple(
+            f"{name[:-1]}\\.weight$" if name.endswith("$") and name[-2:] != "\\$" else name
+            for name in listed(self._rest.pop(key, None))
+        )
+
+    def _leave(self, key: str, reason: str) -> None:
+        self._notes.leave(f"{self._where}.{key}", reason)
+
+
+def listed(names: Any) -> list[str]:
+    """Return names that a file gives as one text, as a list, or not at all."""
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:
+    """Return a number of steps.
+
+    Raises:
+        RecipeError: The file has something else there.
+    """
+    try:
+        return int(settings[key])
+    except (TypeError, ValueError) as error:
+        why = f"expected a number of steps, found {settings[key]!r}"
+        raise RecipeError(why, who=who, where=f"{where}.{key}") from error
+
+
+def _nearest(kind: object) -> str:
+    """Say what of sparsefx comes nearest to a criterion that it does not have."""
+    return _NEAREST.get(str(kind), "magnitude and pattern_lock are carried over")
