@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from sparsefx import registry
 from sparsefx.errors import TargetError
 from sparsefx.frontend import capture
-from sparsefx.target import Compiled
+from sparsefx.target import Compiled, Target
 
 __all__ = ["backend"]
 
@@ -72,38 +72,63 @@ def backend(
     free = _free_inputs(module, examples)
     if not free:
         raise TargetError("the graph takes no tensor", who=_WHO)
-    nodes = module.graph.find_nodes(op="placeholder")
-    sizes = {name: _dynamic_sizes(nodes[place]) for name, place in free.items()}
-    inputs = {name: examples[place].detach() for name, place in free.items()}
-    stored = [
-        place
-        for place, value in enumerate(examples)
-        if isinstance(value, Tensor) and place not in free.values()
-    ]
+    return _Lowering(module, examples, free, target)
 
-    def lower(values: Sequence[Any]) -> _Lowered:
-        held = [values[place] for place in stored]
-        now = dict(enumerate(examples)) | dict(zip(stored, held, strict=True))
-        # Dynamo's fake tensors must not meet those of the capture.
-        with torch._guards.tracing(None), torch.inference_mode(mode=False), torch.enable_grad():
-            plain = _with_attributes(module, list(now.values()), free)
-            program = capture(plain, inputs, dynamic=sizes).eval()
-            # Held by their memory, which so is not given to other weights under the same address.
-            return _Lowered(_marks(held), [t.detach() for t in held], target.compile(program))
 
-    latest, lock = lower(examples), threading.Lock()
+class _Lowering:
+    """What Dynamo calls in place of a graph.
 
-    def call(*values: Any) -> tuple[Tensor, ...]:
-        nonlocal latest
-        with lock:
-            if latest.marks != _marks(values[place] for place in stored):
+    Args:
+        module: The graph.
+        examples: A value for each of its inputs.
+        free: Names and places of the tensors that differ from call to call.
+        target: What lowers it.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        examples: Sequence[Any],
+        free: Mapping[str, int],
+        target: Target,
+    ) -> None:
+        nodes = module.graph.find_nodes(op="placeholder")
+        self._module = module
+        self._free = free
+        self._target = target
+        self._examples = tuple(examples)
+        self._inputs = {name: examples[place].detach() for name, place in free.items()}
+        self._sizes = {name: _dynamic_sizes(nodes[place]) for name, place in free.items()}
+        self._stored = [
+            place
+            for place, value in enumerate(examples)
+            if isinstance(value, Tensor) and place not in free.values()
+        ]
+        self._lock = threading.Lock()
+        self._latest = self._lower(examples)
+
+    def __call__(self, *values: Any) -> tuple[Tensor, ...]:
+        """Compute the graph with the weights that are among ``values``."""
+        with self._lock:
+            if self._latest.marks != _marks(values[place] for place in self._stored):
                 logger.info("%s: the weights have changed, lowering anew", _WHO)
-                latest = lower(values)
-            compiled = latest.compiled
-        found = compiled(**{name: values[place] for name, place in free.items()})
+                self._latest = self._lower(values)
+            compiled = self._latest.compiled
+        found = compiled(**{name: values[place] for name, place in self._free.items()})
         return tuple(found.values())
 
-    return call
+    def _lower(self, values: Sequence[Any]) -> _Lowered:
+        """Lower the graph for the shapes of the examples, with the weights among ``values``."""
+        held = [values[place] for place in self._stored]
+        marks = _marks(held)
+        now = dict(enumerate(self._examples)) | dict(zip(self._stored, held, strict=True))
+        # Dynamo's fake tensors must not meet those of the capture.
+        with torch._guards.tracing(None), torch.inference_mode(mode=False), torch.enable_grad():
+            plain = _with_attributes(self._module, list(now.values()), self._free)
+            program = capture(plain, self._inputs, dynamic=self._sizes).eval()
+            # Held by their memory, which so is not given to other weights under the same address.
+            kept = [tensor.detach() for tensor in held]
+            return _Lowered(marks, kept, self._target.compile(program))
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
+    from sparsefx.train.labels import Kind
 
 __all__ = ["command"]
 
@@ -52,10 +53,7 @@ def command(
     ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
     """
     from sparsefx.huggingface import load_tokenizer
-    from sparsefx.passes.prune.sensitivity import measure_sensitivity
     from sparsefx.train.batches import check_tokens, encode, evaluation_batches
-    from sparsefx.train.evaluation import inputs_for, logits_name
-    from sparsefx.train.optimization import label_loss
     from sparsefx.train.tasks import load_task
 
     wanted = _levels(levels, pattern)
@@ -67,32 +65,40 @@ def command(
     some = held.select(range(min(examples, len(held))))
     coded = encode(load_tokenizer(tokenizer or tokenizer_of(model)), some, max_length)
     check_tokens(coded, program.config)
-    batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
-    kind, output = task.kind, logits_name(program)
     task.check_head(_outputs(program, model))
-
-    def loss(outputs: Mapping[str, Tensor], number: int) -> Tensor:
-        labels = batches[number]["labels"]
-        labels = labels.long() if kind == "classification" else labels
-        return label_loss(kind, outputs[output], labels)
-
+    batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     out.mkdir(parents=True, exist_ok=True)
-    found = measure_sensitivity(
-        program,
-        (
-            inputs_for(program, batch)
-            for batch in track(batches, "measuring", console=stderr, transient=True)
-        ),
-        loss,
-        levels=wanted,
-        pattern=pattern,
-    )
+    found = _measured(program, batches, task.kind, wanted, pattern)
     if not found.curves:
         raise DataError("the model has no linear of the encoder", who="sensitivity", where=model)
     curves, page = _write(found, wanted, f"{len(some)} examples of {data}", out)
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
+
+
+def _measured(
+    program: Program,
+    batches: Sequence[Mapping[str, Tensor]],
+    kind: Kind,
+    levels: tuple[float, ...],
+    pattern: str,
+) -> Sensitivity:
+    """Return what the loss against the labels does, and show how far the measurement is."""
+    from sparsefx.passes.prune.sensitivity import measure_sensitivity
+    from sparsefx.train.evaluation import inputs_for, logits_name
+    from sparsefx.train.optimization import label_loss
+
+    output = logits_name(program)
+
+    def loss(outputs: Mapping[str, Tensor], number: int) -> Tensor:
+        labels = batches[number]["labels"]
+        labels = labels.long() if kind == "classification" else labels
+        return label_loss(kind, outputs[output], labels)
+
+    watched = track(batches, "measuring", console=stderr, transient=True)
+    inputs = (inputs_for(program, batch) for batch in watched)
+    return measure_sensitivity(program, inputs, loss, levels=levels, pattern=pattern)
 
 
 def _outputs(program: Program, model: str) -> int:

@@ -72,15 +72,7 @@ def command(
     archs = _to_simulate(model, names)
     drawn = _Drawn(ratio, _zeros(pattern))
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
-    outcomes = _outcomes(names, runs)
-    stdout.print(_table(outcomes))
-    for run in runs:
-        for note in run.notes:
-            stdout.print(f"{run.architecture.name}: {note}", markup=False)
-    if len(outcomes) == 2:
-        _print_apart(*outcomes)
-    elif runs:
-        _print_reasons(runs[0])
+    _print_outcomes(names, runs)
     if not runs:
         return
     wanted = html is not None if sensitivity is None else sensitivity
@@ -159,6 +151,19 @@ def _outcomes(names: Iterable[str], runs: list[Simulation]) -> list[Outcome]:
         read_outcome(Path(name)) if Path(name).suffix == ".json" else Outcome.of(next(left))
         for name in names
     ]
+
+
+def _print_outcomes(names: Iterable[str], runs: list[Simulation]) -> None:
+    """Print the results side by side, what is to be known of each run, and why they are so."""
+    outcomes = _outcomes(names, runs)
+    stdout.print(_table(outcomes))
+    for run in runs:
+        for note in run.notes:
+            stdout.print(f"{run.architecture.name}: {note}", markup=False)
+    if len(outcomes) == 2:
+        _print_apart(*outcomes)
+    elif runs:
+        _print_reasons(runs[0])
 
 
 def _report(
