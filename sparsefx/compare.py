@@ -109,11 +109,16 @@ class Comparison:
         return next((row for row in self.rows if row.differs), None)
 
     def __str__(self) -> str:
-        first = self.first
-        if first is None:
-            return f"all {len(self.rows)} nodes agree"
-        count = sum(row.differs for row in self.rows)
-        return f"{count} of {len(self.rows)} nodes differ; the first is {first}"
+        first, total = self.first, len(self.rows)
+        if first is not None:
+            count = sum(row.differs for row in self.rows)
+            told = f"{count} of {total} nodes differ; the first is {first}"
+        else:
+            told = f"all {total} nodes agree" if total else "no node is in both"
+        alone = {"expected": self.only_expected, "found": self.only_found}
+        return told + "".join(
+            f"; in {side} alone: {len(names)}" for side, names in alone.items() if names
+        )
 
 
 def compare(

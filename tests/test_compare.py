@@ -51,6 +51,13 @@ def test_first_differing_node_is_named() -> None:
     assert found.first.op == "aten.mul.Tensor"
     assert found.first.share == 1.0
     assert "2 of 3 nodes differ; the first is %mul (aten.mul.Tensor)" in str(found)
+    assert str(found).endswith("; in expected alone: 1; in found alone: 1")
+
+
+def test_programs_without_a_node_in_common_are_not_said_to_agree() -> None:
+    other = small_program(lambda x: torch.sin(x), x=torch.zeros(2, 3))
+    found = compare(chain(), other, {"x": torch.ones(2, 3)})
+    assert str(found) == "no node is in both; in expected alone: 4; in found alone: 1"
 
 
 def test_tolerance_and_chosen_nodes() -> None:
