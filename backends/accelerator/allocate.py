@@ -160,7 +160,7 @@ class AllocateSparsity(Pass):
     def _choices(
         self, program: Program, name: str, machine: Machine, curve: LossCurve | None
     ) -> list[_Choice]:
-        """Cost and harm of every sparsity of a layer; costs that do not fall are left out."""
+        """Cost and harm of every sparsity of a layer that leaves a weight; costs have to fall."""
         weight = program.tensor(name).detach()
         if not bool(torch.isfinite(weight).all()):
             raise PassError("it holds NaN or infinite values", who=self.name, where=name)
@@ -168,6 +168,8 @@ class AllocateSparsity(Pass):
         found: list[_Choice] = []
         for sparsity in LEVELS:
             mask = self._mask(weight, sparsity)
+            if not bool(mask.any()):
+                break
             harm = float(weight.masked_fill(mask, 0).square().sum()) / total
             if curve is not None:
                 harm = curve.at(sparsity)

@@ -74,8 +74,8 @@ def measure_sensitivity(
         exclude: Regular expressions; a weight must match none.
 
     Raises:
-        PassError: The pattern is none, or does not fit a weight or a level; or the loss of the
-            untouched Program is not finite.
+        PassError: The pattern is none, or does not fit a weight or a level; a weight has a mask;
+            there is no batch; or the loss of the untouched Program is not finite.
 
     >>> from sparsefx.testing import small_program
     >>> layer = torch.nn.Linear(4, 1, bias=False)
@@ -89,8 +89,15 @@ def measure_sensitivity(
     >>> found.base, found.curves["weight"].points
     (0.0, ((0.25, 1.0), (0.5, 3.0)))
     """
-    chosen = select_weights(program, roles, include, exclude).chosen
-    readers = {name: _readers(program.graph, name) for name in chosen}
+    found = select_weights(program, roles, include, exclude)
+    if found.masked:
+        raise PassError(
+            f"{len(found.masked)} weights have masks, which decide what is zero",
+            who=_WHO,
+            where=found.masked[0],
+            hint="run fold-masks before",
+        )
+    readers = {name: _readers(program.graph, name) for name in found.chosen}
     places = {name: nodes for name, nodes in readers.items() if nodes}
     shape = _checked_pattern(program, places, levels, pattern)
     changes: dict[float | None, Change] = {level: _pruned(level, shape) for level in levels}
@@ -128,7 +135,8 @@ def _means(
         for name, level in cases:
             outputs = runner.altered(places[name], later[name], changes[level])
             sums[name, level] += float(loss(outputs, count - 1))
-    count = max(1, count)
+    if not count:
+        raise PassError("there is no batch to measure on", who=_WHO)
     return base / count, {case: total / count for case, total in sums.items()}
 
 

@@ -102,6 +102,16 @@ def test_wrong_sensitivities_are_told(text: str, message: str, tmp_path: Path) -
     assert re.search(message, str(caught.value), re.DOTALL)
 
 
+def test_no_layer_loses_all_its_weights() -> None:
+    # 97 % of 16 weights of a row would leave none; 95 % leave one.
+    program = small_program(nn.Linear(16, 32, bias=False), input=torch.ones(1, 16))
+    spec = "allocate-sparsity{{budget={},measure='bytes',roles=other}}"
+    pruned = Pipeline.parse(spec.format(0.11)).run(program)
+    assert int(torch.count_nonzero(pruned.tensor("weight"))) == 32
+    with pytest.raises(PassError, match="are left with every layer at its sparsest"):
+        Pipeline.parse(spec.format(0.05)).run(program)
+
+
 def test_a_bert_on_the_default_machine() -> None:
     program = Pipeline.parse("allocate-sparsity{budget=0.6}").run(captured("bert-cls"))
     assert program.history[-1].applied == 12

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import sparsefx
-from sparsefx import Program
+from sparsefx import Pipeline, Program
+from sparsefx.errors import PassError
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
 from sparsefx.passes.prune.sensitivity import Sensitivity, measure_sensitivity
 from tests.tiny_models import example_batch, tiny
@@ -64,6 +65,15 @@ def test_every_linear_of_the_encoder_is_measured_once() -> None:
     assert found().curves.keys() == found().int8.keys()
     assert all(abs(increase) < 0.05 for increase in found().int8.values())
     assert any(increase != 0 for increase in found().int8.values())
+
+
+def test_what_would_not_be_measured_is_refused() -> None:
+    masked = Pipeline.parse("magnitude-prune{sparsity=0.5,include=query}").run(program())
+    with pytest.raises(PassError, match="2 weights have masks") as caught:
+        measure_sensitivity(masked, BATCHES, loss)
+    assert caught.value.hint == "run fold-masks before"
+    with pytest.raises(PassError, match="there is no batch"):
+        measure_sensitivity(program(), [], loss)
 
 
 def test_weights_are_chosen_by_name() -> None:
