@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsefx.backends.cpu.lowering.costs import dense_cost
-from sparsefx.backends.cpu.lowering.layers import Layer
+from sparsefx.backends.cpu.lowering.layer import Layer
 from sparsefx.backends.cpu.measure.rates import Rates
 from sparsefx.backends.cpu.plan.plan import SEQUENCES
 from sparsefx.backends.cpu.plan.weights import SHORT, TILED, Format

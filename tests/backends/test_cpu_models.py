@@ -12,7 +12,7 @@ from torch import nn
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.compiled import CpuCompiled
-from sparsefx.backends.cpu.lowering import layers
+from sparsefx.backends.cpu.lowering import linears
 from sparsefx.backends.cpu.machine.isa import IsaName, obstacle
 from sparsefx.backends.cpu.plan.weights import Packed, pack
 from sparsefx.backends.cpu.target import CpuTarget
@@ -132,7 +132,7 @@ def test_compile_packs_every_weight_once(monkeypatch: pytest.MonkeyPatch) -> Non
         packed.append(matrix.shape)
         return pack(matrix, *rest, **options)
 
-    monkeypatch.setattr(layers, "pack", counted)
+    monkeypatch.setattr(linears, "pack", counted)
     program = captured("bert-cls")
     before = program.fingerprint()
     assert CpuTarget().unsupported(program) == ()

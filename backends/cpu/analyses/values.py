@@ -6,7 +6,7 @@ A value is where the numbers lie; how the node's dimensions lie in it is the nod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,21 @@ class Kept:
     """Channels of a node that are computed, in order, where they are not all."""
 
     channels: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is left of linears and attentions, where it is not all.
+
+    Attributes:
+        rows: Rows of linears.
+        columns: Columns of linears, which are the channels of what they read.
+        heads: Heads of attentions, by their last node.
+    """
+
+    rows: dict[fx.Node, Kept] = field(default_factory=dict)
+    columns: dict[fx.Node, Kept] = field(default_factory=dict)
+    heads: dict[fx.Node, Kept] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsefx.backends.cpu.lowering.layers import Layer
+from sparsefx.backends.cpu.lowering.layer import Layer
 from sparsefx.backends.cpu.machine.isa import Isa
 from sparsefx.backends.cpu.plan.weights import DOTS, FORMATS, SHORT, TILED
 from sparsefx.errors import TargetError

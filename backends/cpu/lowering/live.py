@@ -8,8 +8,8 @@ row. What is left out is exactly zero in every sum, so results stay the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from torch import fx
 import sparsefx.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.analyses.graphs import identity_source
 from sparsefx.backends.cpu.analyses.layouts import MOVES
-from sparsefx.backends.cpu.analyses.values import Kept
+from sparsefx.backends.cpu.analyses.values import Kept, Live
+from sparsefx.backends.cpu.lowering.walk import Walk
 
-if TYPE_CHECKING:
-    from sparsefx.backends.cpu.lowering.walk import Walk
-
-__all__ = ["Live", "find_live"]
+__all__ = ["find_live"]
 
 aten = torch.ops.aten
 _LINEAR = aten.linear.default
@@ -33,21 +31,6 @@ _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _FACTORS = (aten.mul.Tensor, aten.div.Tensor)
 _FAR = 16
 """Operators between a product of heads and the next, at most."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """What is left.
-
-    Attributes:
-        rows: Rows of linears.
-        columns: Columns of linears, which are the channels of what they read.
-        heads: Heads of attentions, by their last node.
-    """
-
-    rows: dict[fx.Node, Kept] = field(default_factory=dict)
-    columns: dict[fx.Node, Kept] = field(default_factory=dict)
-    heads: dict[fx.Node, Kept] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from sparsefx.backends.cpu.analyses.host import Host
 from sparsefx.backends.cpu.analyses.values import Embedded, Octets, Rows
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.lowering.attending import by_distance
-from sparsefx.backends.cpu.lowering.layers import Layer
+from sparsefx.backends.cpu.lowering.layer import Layer
+from sparsefx.backends.cpu.lowering.live import find_live
 from sparsefx.backends.cpu.lowering.operators import handlers
 from sparsefx.backends.cpu.lowering.unseen import Handed, reads_padding
 from sparsefx.backends.cpu.lowering.walk import LoweringOptions, Walk
@@ -100,6 +101,8 @@ def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     _ = program.shapes  # handlers read them from the nodes; a loaded Program has none yet
     host = Host(program)
     walk = Walk(program, host, options)
+    if options.pack:
+        walk.live = find_live(walk)
     table = handlers(walk)
     within = {node for found in walk.tried.values() for node in found.inner}
     for node in program.graph.nodes:

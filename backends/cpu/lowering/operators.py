@@ -35,7 +35,7 @@ from sparsefx.backends.cpu.analyses.values import (
 )
 from sparsefx.backends.cpu.kernels.norm import CHUNKS
 from sparsefx.backends.cpu.lowering.attending import AttentionLowering
-from sparsefx.backends.cpu.lowering.layers import LinearLowering
+from sparsefx.backends.cpu.lowering.linears import LinearLowering
 from sparsefx.backends.cpu.lowering.pooling import PoolingLowering
 from sparsefx.backends.cpu.lowering.walk import Walk
 from sparsefx.backends.cpu.plan import catalog

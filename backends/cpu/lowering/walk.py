@@ -20,6 +20,7 @@ from sparsefx.backends.cpu.analyses.values import (
     Embedded,
     Heads,
     Kept,
+    Live,
     Mask,
     Octets,
     Rows,
@@ -27,8 +28,7 @@ from sparsefx.backends.cpu.analyses.values import (
     Value,
 )
 from sparsefx.backends.cpu.lowering.forms import Forms
-from sparsefx.backends.cpu.lowering.layers import Layer
-from sparsefx.backends.cpu.lowering.live import Live, find_live
+from sparsefx.backends.cpu.lowering.layer import Layer
 from sparsefx.backends.cpu.machine.isa import Isa
 from sparsefx.backends.cpu.measure.rates import BUILT_IN, Rates, measured_rates
 from sparsefx.backends.cpu.plan.plan import Buffer, Step
@@ -73,9 +73,9 @@ class Walk:
     blank: set[fx.Node] = field(default_factory=set)
     """Products with a mask, which are 0 at padding in the model too."""
     dropped: dict[str, int] = field(default_factory=dict)
+    live: Live = field(default_factory=Live)
     tried: dict[fx.Node, Tried] = field(init=False)
     layouts: Layouts = field(init=False)
-    live: Live = field(init=False)
     masks: MaskReader = field(init=False)
     relative: RelativeReader = field(init=False)
     uses: Uses = field(init=False)
@@ -88,7 +88,6 @@ class Walk:
         self.layouts = find_layouts(self.program, self.host, self.tried)
         self.uses = Uses(self.layouts, self.tried, self.host)
         self.forms = Forms(self.isa, self.steps, self.indices)
-        self.live = find_live(self) if self.options.pack else Live()
 
     @property
     def isa(self) -> Isa:

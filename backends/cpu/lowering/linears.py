@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,46 +14,16 @@ from sparsefx.backends.cpu.analyses.graphs import REFERENCE
 from sparsefx.backends.cpu.analyses.values import Kept, Octets, Rows
 from sparsefx.backends.cpu.codegen.epilogue import Epilogue
 from sparsefx.backends.cpu.lowering.costs import Choice, choose_format, tuned
+from sparsefx.backends.cpu.lowering.layer import Layer
 from sparsefx.backends.cpu.lowering.linear_weights import Weights, joined_weights, read_weights
 from sparsefx.backends.cpu.lowering.neighbours import Neighbours, Tail
+from sparsefx.backends.cpu.lowering.walk import Walk
 from sparsefx.backends.cpu.measure.rates import faster
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.plan import Buffer, Step
-from sparsefx.backends.cpu.plan.weights import FORMATS, Format, Packed, pack
+from sparsefx.backends.cpu.plan.weights import FORMATS, Packed, pack
 
-if TYPE_CHECKING:
-    from sparsefx.backends.cpu.lowering.walk import Walk
-
-__all__ = ["Layer", "LinearLowering"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What was decided for one linear kernel.
-
-    Attributes:
-        nodes: The graph's linears that it computes.
-        rows, columns: Shape of the weight.
-        nonzeros: Weights that are not zero.
-        integer: int8 arithmetic.
-        space: TOKENS, or SEQUENCES where it computes one row for each sequence (a pooler).
-        format: The format it got, the cheapest unless one was asked for.
-        choice: Candidates and costs.
-        packed_bytes: Bytes of the packed weights.
-        dropped: Rows that nothing reads and columns of channels that are not computed: left out
-            of the shape.
-    """
-
-    nodes: tuple[str, ...]
-    rows: int
-    columns: int
-    nonzeros: int
-    integer: bool
-    space: int
-    format: Format
-    choice: Choice
-    packed_bytes: int
-    dropped: tuple[int, int] = (0, 0)
+__all__ = ["LinearLowering"]
 
 
 @dataclass(frozen=True)

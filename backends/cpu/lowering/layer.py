@@ -1,0 +1,39 @@
+"""What was decided for a linear: how it is computed, and what else was possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsefx.backends.cpu.lowering.costs import Choice
+from sparsefx.backends.cpu.plan.weights import Format
+
+__all__ = ["Layer"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was decided for one linear kernel.
+
+    Attributes:
+        nodes: The graph's linears that it computes.
+        rows, columns: Shape of the weight.
+        nonzeros: Weights that are not zero.
+        integer: int8 arithmetic.
+        space: TOKENS, or SEQUENCES where it computes one row for each sequence (a pooler).
+        format: The format it got, the cheapest unless one was asked for.
+        choice: Candidates and costs.
+        packed_bytes: Bytes of the packed weights.
+        dropped: Rows that nothing reads and columns of channels that are not computed: left out
+            of the shape.
+    """
+
+    nodes: tuple[str, ...]
+    rows: int
+    columns: int
+    nonzeros: int
+    integer: bool
+    space: int
+    format: Format
+    choice: Choice
+    packed_bytes: int
+    dropped: tuple[int, int] = (0, 0)
