@@ -13,7 +13,6 @@ is not among the fastest shows what to mend. It takes a minute or two on an idle
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -38,6 +37,7 @@ from sparsefx.backends.cpu.measure.rates import (
     measure,
 )
 from sparsefx.backends.cpu.plan.weights import Format
+from sparsefx.files import write_json
 
 FORMATS: tuple[Format, ...] = ("quads", "blocks", "dense_i8", "masked_amx", "dense_amx")
 PATTERNS = (("unstructured", 0.05), ("unstructured", 0.1), ("unstructured", 0.2))
@@ -135,7 +135,7 @@ def main() -> int:
     if options.json:
         report = {"isa": isa.name, "rates": asdict(rates), "linears": results}
         report["attention"] = attention
-        options.json.write_text(json.dumps(report, indent=1))
+        write_json(options.json, report)
     return 0
 
 

@@ -11,7 +11,6 @@ from the same Program in PyTorch.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.files import write_json
 from sparsefx.passes.quantize.calibrate import calibrate
 
 _SIZES: dict[str, Any] = {
@@ -111,7 +111,7 @@ def main() -> None:
         off = f", logits differ by {differences[name]:.1e}" if name in differences else ""
         sys.stdout.write(f"{name}: {middle:.1f} ms ({low:.1f}-{high:.1f}){off}\n")
     if options.json:
-        options.json.write_text(json.dumps({"ms": found, "differences": differences}, indent=1))
+        write_json(options.json, {"ms": found, "differences": differences})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import typer
 
 from sparsefx.cli import one_message
 from sparsefx.cli.saved import made_by, open_saved, tokenizer_of
+from sparsefx.files import write_json
 from sparsefx.huggingface import load_tokenizer
 from sparsefx.timing import machine
 from sparsefx.train.batches import encode
@@ -59,7 +60,7 @@ def main(
         rows.append(row)
     if to_json is not None:
         report = {"task": task, "examples": len(labels), "machine": machine(), "targets": rows}
-        to_json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(to_json, report)
 
 
 if __name__ == "__main__":

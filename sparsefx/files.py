@@ -140,7 +140,8 @@ def take_blocks(file: BinaryIO, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text; the file is either the old or the whole new one."""
+    """Write a text, in a new folder if need be; the file is either the old or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.files import write_json
 
 if TYPE_CHECKING:
     from sparsefx.train.glue import GlueLayout
@@ -93,7 +93,7 @@ def command(
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")
     if to_json is not None:
-        to_json.write_text(json.dumps(score.as_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(to_json, score.as_json())
 
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:

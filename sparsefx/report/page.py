@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsefx.files import write_text
+
 __all__ = ["Page", "paragraph", "table"]
 
 _STYLE = """
@@ -57,8 +59,7 @@ class Page:
 
     def write(self, path: Path, footer: str = "") -> Path:
         """Write the page to ``path`` and return it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.render(footer), encoding="utf-8")
+        write_text(path, self.render(footer))
         return path
 
 

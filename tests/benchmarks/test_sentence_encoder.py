@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from benchmarks import sentence_encoder
 from sparsefx.recipe import Recipe
+from sparsefx.train.runfolder import differences
 
 
 def test_spearman_is_of_the_cosines() -> None:
@@ -27,3 +30,11 @@ def test_steps_of_both_stages() -> None:
     changed = sentence_encoder.with_steps(shipped, 7, 3)
     steps = [stage.training.steps for stage in changed.stages if stage.training]
     assert steps == [7, 3]
+
+
+def test_the_committed_result_is_of_the_shipped_recipe() -> None:
+    path = sentence_encoder.ROOT / "benchmarks" / "results" / "sentence_encoder.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    shipped = Recipe.shipped("sparse-sentence-encoder")
+    assert [*differences(found["recipe"], shipped.settings(), "recipe")] == []
+    assert found["pairs"] == 1500

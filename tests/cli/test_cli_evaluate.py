@@ -48,7 +48,7 @@ def scored(tmp_path: Path) -> Scored:
     """Return a function that evaluates and returns the parts of the score."""
 
     def run(model: Path, *options: object) -> dict[str, float]:
-        out = tmp_path / "score.json"
+        out = tmp_path / "new" / "score.json"
         words = ["evaluate", str(model), *map(str, options), "--json", str(out)]
         with pytest.raises(SystemExit) as ended:
             main(words)

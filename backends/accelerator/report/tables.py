@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
+from sparsefx import files
 from sparsefx.backends.accelerator.archfile import dump_architecture
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.reasons import reasons
@@ -64,13 +64,11 @@ def as_csv(run: Simulation) -> str:
 
 def write_json(run: Simulation, path: Path, swings: tuple[Swing, ...] = ()) -> Path:
     """Write the JSON tree and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_tree(run, swings), indent=1), encoding="utf-8")
+    files.write_json(path, as_tree(run, swings))
     return path
 
 
 def write_csv(run: Simulation, path: Path) -> Path:
     """Write the CSV table and return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(as_csv(run), encoding="utf-8")
+    files.write_text(path, as_csv(run))
     return path
