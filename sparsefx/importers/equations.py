@@ -50,6 +50,14 @@ def resolve_equations(value: Any, variables: Mapping[str, Any], who: str) -> Any
     return _Resolver(variables, who).resolve(value, ())
 
 
+def _number(value: Any) -> Any:
+    """Return the number that a text is: YAML reads ``5e-5`` as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 class _Resolver:
     def __init__(self, variables: Mapping[str, Any], who: str) -> None:
         self._variables = variables
@@ -93,7 +101,7 @@ class _Resolver:
         if name not in self._variables:
             hint = did_you_mean(name, self._variables)
             raise self._refuse(text, f"the variable {name!r} is not defined", hint)
-        return self.resolve(self._variables[name], (*pending, name))
+        return _number(self.resolve(self._variables[name], (*pending, name)))
 
     def _refuse(self, text: str, why: str, hint: str = "") -> RecipeError:
         return RecipeError(why, who=self._who, where=f"eval({text})", hint=hint)

@@ -14,8 +14,8 @@ from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor import import_neural_compressor, is_neural_compressor
 from sparsefx.importers.research_package import import_research_package, is_research_package
 from sparsefx.importers.result import Imported
-from sparsefx.importers.sparseml import import_sparseml
-from sparsefx.importers.sparseml_file import Modifier, tagged_loader, yaml_part
+from sparsefx.importers.sparseml import import_sparseml, trains
+from sparsefx.importers.sparseml_file import Modifier, kinds_in, tagged_loader, yaml_part
 from sparsefx.recipe_text import kind_of
 
 __all__ = ["import_recipe", "import_text"]
@@ -82,10 +82,12 @@ def _importer_for(text: str, content: dict[str, Any], who: str) -> _Importer:
         return import_neural_compressor
     if is_research_package(content):
         return import_research_package
-    if "Modifier" in text:
+    if kinds := kinds_in(content):
+        if trains(kinds):
+            return import_sparseml
         raise RecipeError(
-            "modifiers without a tag such as !GMPruningModifier: the one-shot form of "
-            "llm-compressor, which has no training to carry over",
+            f"{', '.join(sorted(kinds))}: the one-shot form of llm-compressor, which has no "
+            "training to carry over",
             who=who,
             hint=_KNOWN,
         )

@@ -6,7 +6,7 @@ schedule of the learning rate; so a run is cut where quantization begins, and st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sparsefx.errors import RecipeError
@@ -16,7 +16,7 @@ from sparsefx.importers.sparseml_file import Modifier, SparsemlStage, read_stage
 from sparsefx.importers.sparseml_rates import rate_settings
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["import_sparseml"]
+__all__ = ["import_sparseml", "trains"]
 
 _PRUNERS = (
     "GMPruningModifier",
@@ -29,8 +29,14 @@ _LOCK = "ConstantPruningModifier"
 _QUANTIZER = "QuantizationModifier"
 _DISTILLER = "DistillationModifier"
 _RATES = ("SetLearningRateModifier", "LearningRateFunctionModifier", "LearningRateModifier")
+_FREE_EPOCHS = 3.0
 _OTHERS = ("EpochRangeModifier", "SetWeightDecayModifier", "TrainableParamsModifier")
 _KNOWN = frozenset({*_PRUNERS, _LOCK, _QUANTIZER, _DISTILLER, *_RATES, *_OTHERS})
+
+
+def trains(kinds: Collection[str]) -> bool:
+    """Return whether a recipe with these modifiers trains; quantizing may need no training."""
+    return bool(_KNOWN.intersection(kinds) - {_QUANTIZER})
 
 
 def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported:
@@ -46,23 +52,26 @@ def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported
     """
     notes = Notes()
     stages: list[Stage] = []
-    locked = masked = False
+    locked = masked = tables = False
     for part in read_stages(content, who):
         reader = _Reader(part, notes, who)
         stages += reader.stages(masked=masked, locked=locked)
         masked, locked = masked or reader.masks, locked or reader.locks
-    stages[-1] = _finished(stages[-1], masked)
+        tables = tables or reader.tables
+    stages[-1] = _finished(stages[-1], masked, tables)
     source = "A SparseML recipe."
     return notes.result(Recipe(name=name, source=source, stages=tuple(stages)), who)
 
 
-def _finished(stage: Stage, masked: bool) -> Stage:
+def _finished(stage: Stage, masked: bool, tables: bool) -> Stage:
     """Add what ends the last stage: fold the masks, turn fake quantization into integers."""
     quantized = any("quantize-prepare" in text for text in stage.pipeline)
     held = any("magnitude-prune" in text for text in stage.pipeline)
     ends = ["pattern-lock"] if masked and held and not quantized else []
     ends += ["fold-masks"] if masked else []
-    ends += ["quantize-convert", "simplify{inference=True}"] if quantized else []
+    if quantized:
+        ends += ["quantize-convert", *(["quantize-embeddings"] if tables else [])]
+        ends += ["simplify{inference=True}"]
     return stage.model_copy(update={"after": (*stage.after, *ends)})
 
 
@@ -72,10 +81,14 @@ class _Reader:
     def __init__(self, part: SparsemlStage, notes: Notes, who: str) -> None:
         self.masks = False
         self.locks = False
+        self.tables = False
         self._name = part.name
         self._notes = notes
         self._who = who
-        self._begin, self._end = _epochs(part, who)
+        self._begin, self._end = _epochs(part, who) or (0.0, _FREE_EPOCHS)
+        if not part.tagged:
+            length = f"the stage has {self._end - self._begin:g} epochs"
+            notes.leave("the run", f"its length is an argument of the trainer: {length}")
         self._modifiers = [self._shifted(item) for item in part.modifiers]
         self._length = self._end - self._begin
         for item in self._of("EpochRangeModifier"):
@@ -98,10 +111,9 @@ class _Reader:
             if (masked or self.masks) and not (locked or self.locks):
                 texts = ("pattern-lock",)
             self.locks = self.locks or bool(texts)
-            texts += tuple(
-                modifiers.quantization(item, cut, self._length, self._notes)
-                for item in self._of(_QUANTIZER)[:1]
-            )
+            for item in self._of(_QUANTIZER)[:1]:
+                texts += (modifiers.quantization(item, cut, self._length, self._notes),)
+                self.tables = modifiers.quantizes_tables(item)
             made.append(self._stage("int8", cut, self._length, texts))
         return made
 
@@ -179,11 +191,13 @@ class _Reader:
         return Modifier(item.kind, settings)
 
 
-def _epochs(part: SparsemlStage, who: str) -> tuple[float, float]:
-    """Return the first and the last epoch of a stage."""
+def _epochs(part: SparsemlStage, who: str) -> tuple[float, float] | None:
+    """Return the first and the last epoch of a stage; None where its form need not say it."""
     ranges = [item for item in part.modifiers if item.kind == "EpochRangeModifier"]
     ends = _numbers(ranges or part.modifiers, "end_epoch")
     begins = _numbers(ranges, "start_epoch")
+    if not ends and not part.tagged:
+        return None
     if not ends or max(ends) <= min(begins, default=0.0):
         raise RecipeError(
             "how many epochs it trains is not said",

@@ -10,8 +10,17 @@ import yaml
 from sparsefx.errors import RecipeError
 from sparsefx.importers.equations import resolve_equations
 
-__all__ = ["Modifier", "SparsemlStage", "read_stages", "tagged_loader", "yaml_part"]
+__all__ = ["Modifier", "SparsemlStage", "kinds_in", "read_stages", "tagged_loader", "yaml_part"]
 
+_KIND = re.compile(r"\w+Modifier")
+_TIMES = {"start": "start_epoch", "end": "end_epoch", "update": "update_frequency"}
+_OF_PRUNING = {
+    "targets": "params",
+    "mask_structure": "mask_type",
+    "update_scheduler": "inter_func",
+    "apply_globally": "global_sparsity",
+}
+"""Names of 1.6 and later, and those of before, which are the ones that are read here."""
 _FRONT_MATTER = re.compile(r"^---[ \t]*$", re.MULTILINE)
 
 
@@ -23,10 +32,14 @@ class Modifier(NamedTuple):
 
 
 class SparsemlStage(NamedTuple):
-    """The modifiers of one stage; a flat recipe is one stage without a name."""
+    """The modifiers of one stage; a flat recipe is one stage without a name.
+
+    Those without tags, of 1.6 and later, leave the number of epochs to the trainer.
+    """
 
     name: str
     modifiers: tuple[Modifier, ...]
+    tagged: bool = True
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,14 +84,14 @@ def read_stages(content: dict[str, Any], who: str) -> tuple[SparsemlStage, ...]:
         RecipeError: An equation is wrong, or there is no modifier.
     """
     variables = {key: value for key, value in content.items() if not _holds_modifiers(value)}
+    tagged = _tagged_anywhere(content)
     stages = []
     flat = _modifiers(content)
     if flat:
-        stages.append(SparsemlStage("", flat))
+        stages.append(SparsemlStage("", flat, tagged))
     for key, value in content.items():
         if isinstance(value, dict) and (found := _modifiers(value)):
-            stages.append(SparsemlStage(key.removesuffix("_stage"), found))
-
+            stages.append(SparsemlStage(key.removesuffix("_stage"), found, tagged))
     if not stages:
         raise RecipeError("it holds no modifier", who=who)
     return tuple(_resolved(stage, content, variables, who) for stage in stages)
@@ -93,19 +106,54 @@ def _resolved(
         Modifier(item.kind, resolve_equations(item.settings, scope, who))
         for item in stage.modifiers
     )
-    return SparsemlStage(stage.name, modifiers)
+    return SparsemlStage(stage.name, modifiers, stage.tagged)
 
 
 def _modifiers(content: dict[str, Any]) -> tuple[Modifier, ...]:
+    return tuple(item for value in content.values() for item in _group(value))
+
+
+def _group(value: Any) -> list[Modifier]:
+    """Return the modifiers of a group: tagged ones in a list, or mappings by their names."""
     found: list[Modifier] = []
-    for value in content.values():
-        items = value if isinstance(value, list) else [value]
-        found += [item for item in items if isinstance(item, Modifier)]
-    return tuple(found)
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, Modifier):
+            found.append(item)
+        elif _is_named(item):
+            found += [Modifier(kind, _renamed(kind, each or {})) for kind, each in item.items()]
+    return found
+
+
+def _is_named(item: Any) -> bool:
+    """Whether it is a mapping from names of modifiers to their settings."""
+    if not isinstance(item, dict) or not item:
+        return False
+    return all(
+        _KIND.fullmatch(str(key)) and (each is None or isinstance(each, dict))
+        for key, each in item.items()
+    )
+
+
+def _renamed(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    names = {**_TIMES, **(_OF_PRUNING if "Pruning" in kind else {})}
+    return {names.get(key, key): value for key, value in settings.items()}
+
+
+def kinds_in(content: dict[str, Any]) -> set[str]:
+    """Return the names of all modifiers of a recipe."""
+    parts = [content, *(value for value in content.values() if isinstance(value, dict))]
+    return {item.kind for part in parts for item in _modifiers(part)}
+
+
+def _tagged_anywhere(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_tagged_anywhere(item) for item in value.values())
+    if isinstance(value, list):
+        return any(_tagged_anywhere(item) for item in value)
+    return isinstance(value, Modifier)
 
 
 def _holds_modifiers(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_modifiers(item) for item in value.values())
-    items = value if isinstance(value, list) else [value]
-    return any(isinstance(item, Modifier) for item in items)
+    if isinstance(value, dict) and any(_holds_modifiers(item) for item in value.values()):
+        return True
+    return bool(_group(value))

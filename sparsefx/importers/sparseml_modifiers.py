@@ -16,13 +16,14 @@ __all__ = [
     "lock",
     "pruning",
     "quantization",
+    "quantizes_tables",
     "reason_for",
     "weight_decay",
 ]
 
 _EVERY_LINEAR = ("encoder", "pooler", "head", "other")
 _EVERY_MATRIX = ("encoder", "pooler", "head", "embedding", "other")
-_EXPONENTS = {"cubic": 3.0, "linear": 1.0}
+_EXPONENTS = {"cubic": 3.0, "linear": 1.0, "inverse_cubic": 1 / 3}
 _PASSES = {"OBSPruningModifier": "obert-prune", "MovementPruningModifier": "movement-prune"}
 _OBS = {
     "num_grads": ("gradients", int),
@@ -31,12 +32,45 @@ _OBS = {
 }
 _FLOAT_ANYWAY = {"LayerNorm", "Tanh", "Softmax", "GELU", "GELUActivation", "Dropout", "Embedding"}
 _EMBEDDINGS = "embeddings"
+_FOURS = ("block", "block4")
+_WHOLE = ("filter", "channel")
+_GROUPS = re.compile(r"(\d+):(\d+)")
 _WITHOUT_EFFECT = ("log_types", "update_frequency", "end_comparator", "constant_logging")
+_QUANTIZATION_DEFAULTS: dict[str, Any] = {
+    "activation_bits": 8,
+    "activation_qconfig_kwargs": None,
+    "custom_quantizable_module_types": None,
+    "exclude_batchnorm": True,
+    "model_fuse_fn_kwargs": None,
+    "model_fuse_fn_name": None,
+    "num_calibration_steps": None,
+    "quantize_conv_activations": True,
+    "reduce_range": False,
+    "tensorrt": False,
+    "weight_bits": 8,
+    "weight_qconfig_kwargs": None,
+}
+_HEADS = "prune-heads and prune-neurons take whole rows and columns out, at once"
+_REASONS = {
+    "LayerPruningModifier": (
+        "it names the layers that go, drop-layers{keep=(...)} those that stay: add it by hand"
+    ),
+    "LayerThinningModifier": f"{_HEADS}; nothing is left to thin",
+    "StructuredPruningModifier": _HEADS,
+    "MFACPruningModifier": (
+        "its criterion, second derivatives by another estimate, is not here; obert-prune with the "
+        "same ramp is the nearest"
+    ),
+    "OutputDistillationModifier": "it compares hidden states; distill{hidden=...} is nearest",
+    "PerLayerDistillationModifier": "it compares hidden states; distill{hidden=...} is nearest",
+}
 
 
 def reason_for(kind: str) -> str:
     """Return why a modifier that is not carried over is not."""
-    if "Pruning" in kind and "Layer" not in kind and "Structured" not in kind:
+    if kind in _REASONS:
+        return _REASONS[kind]
+    if "Pruning" in kind:
         return "its criterion is not here; magnitude-prune with the same ramp is the nearest"
     return "it has no counterpart"
 
@@ -44,6 +78,11 @@ def reason_for(kind: str) -> str:
 def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str, ...]:
     """Return a pruning pass for each final sparsity of a modifier that prunes along a ramp."""
     rest = dict(item.settings)
+    mask = rest.pop("mask_type", "unstructured")
+    if not _is_mask(mask):
+        why = "whole channels are no mask here" if mask in _WHOLE else "it is not known"
+        notes.leave(item.kind, f"mask_type {mask!r}: {why}; {_HEADS}")
+        return ()
     kind = _PASSES.get(item.kind, "magnitude-prune")
     more = _second_order(rest, notes) if kind == "obert-prune" else {}
     ramp = _ramp(item.kind, rest, length, notes)
@@ -62,7 +101,6 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
     criterion = rest.pop("score_type", "magnitude")
     if criterion != "magnitude":
         notes.leave(f"{item.kind}.score_type", f"{criterion!r} is not here; magnitude is used")
-    mask = rest.pop("mask_type", "unstructured")
     texts = []
     for sparsity, names in _targets(rest, item.kind, who):
         text = pass_text(
@@ -72,7 +110,7 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
             **ramp,
             frequency=(share(every, length) or None) if every > 0 else None,
             scope="global" if everywhere else None,
-            pattern=_pattern(mask, sparsity, item.kind, who),
+            pattern=_pattern(mask, sparsity),
             **more,
             **_selection(names, item.kind, notes),
         )
@@ -96,7 +134,7 @@ def _ramp(kind: str, rest: dict[str, Any], length: float, notes: Notes) -> dict[
     return {
         "begin": share(begin, length) or None,
         "end": share(end, length),
-        "exponent": 1.0 if function == "linear" else None,
+        "exponent": None if function == "cubic" else _EXPONENTS.get(function),
     }
 
 
@@ -135,10 +173,14 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
     if isinstance(stop, int | float) and begin < stop < length:
         freeze = share(stop - begin, length - begin)
     parts = list(rest.pop("submodules", None) or [])
-    modules = [name for name in parts if _EMBEDDINGS not in name.rpartition(".")[2]]
-    if rest.pop("quantize_embeddings", True):
-        notes.leave(f"{item.kind}.quantize_embeddings", "embedding tables stay float32")
-    for key in ("start_epoch", "end_epoch", "quantize_embedding_activations"):
+    modules = [name for name in parts if not _is_table(name)]
+    if quantizes_tables(item):
+        where = f"{item.kind}.quantize_embeddings"
+        notes.carry(where, "quantize-embeddings")
+        notes.leave(where, "tables are float32 in training, int8 with a scale for each row after")
+    if rest.pop("quantize_embedding_activations", False):
+        notes.leave(f"{item.kind}.quantize_embedding_activations", "what tables give stays float32")
+    for key in ("start_epoch", "end_epoch", "quantize_embeddings"):
         rest.pop(key, None)
     if rest.pop("freeze_bn_stats_epoch", None) is not None:
         notes.leave(f"{item.kind}.freeze_bn_stats_epoch", "an encoder has no batch normalisation")
@@ -146,15 +188,46 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
         if kind not in _FLOAT_ANYWAY:
             notes.leave(f"{item.kind}.exclude_module_types", f"{kind}: exclude weights by name")
     outputs = rest.pop("quantize_linear_activations", True)
+    nothing = ("^$",) if parts and not modules else ()
     text = pass_text(
         "quantize-prepare",
         requantize="all" if outputs else "none",
         freeze=freeze,
-        include=tuple(f"^{re.escape(name)}\\." for name in modules),
+        include=tuple(f"^{re.escape(name)}\\." for name in modules) or nothing,
+        exclude=_ignored(rest.pop("ignore", None), item.kind, notes),
     )
     notes.carry(item.kind, text)
-    notes.leave_rest(item.kind, rest)
+    defaults = _QUANTIZATION_DEFAULTS
+    notes.leave_rest(
+        item.kind,
+        {key: each for key, each in rest.items() if each and each != defaults.get(key)},
+    )
     return text
+
+
+def quantizes_tables(item: Modifier) -> bool:
+    """Return whether a quantization modifier takes embedding tables too."""
+    parts = item.settings.get("submodules") or []
+    wanted = bool(item.settings.get("quantize_embeddings", True))
+    return wanted and (not parts or any(_is_table(name) for name in parts))
+
+
+def _is_table(module: str) -> bool:
+    return _EMBEDDINGS in module.rpartition(".")[2]
+
+
+def _ignored(names: Any, kind: str, notes: Notes) -> tuple[str, ...]:
+    """Return expressions of modules that stay float32; types of modules are told apart by case."""
+    given = [names] if isinstance(names, str) else list(names or ())
+    found = []
+    for name in given:
+        if name.startswith("re:"):
+            found.append(_expression(name))
+        elif not name[:1].isupper():
+            found.append(f"^{re.escape(name)}\\.")
+        elif name not in _FLOAT_ANYWAY:
+            notes.leave(f"{kind}.ignore", f"{name}: exclude weights by name")
+    return tuple(found)
 
 
 def distillation(
@@ -173,10 +246,19 @@ def distillation(
     if hardness <= 0:
         notes.leave(item.kind, "hardness 0 is no distillation")
         return None, 1.0
-    outputs = rest.pop("distill_output_keys", None)
-    text = pass_text("distill", logits=hardness, temperature=float(rest.pop("temperature", 2.0)))
-    what = f"{text}, label_weight {1 - hardness:g}"
-    notes.carry(item.kind, what + (f" (outputs {', '.join(outputs)})" if outputs else ""))
+    outputs = rest.pop("distill_output_keys", None) or []
+    if numbered := [each for each in outputs if not isinstance(each, str)]:
+        notes.leave(f"{item.kind}.distill_output_keys", f"{numbered}: outputs have names here")
+        outputs = []
+    text = pass_text(
+        "distill",
+        logits=hardness,
+        temperature=float(rest.pop("temperature", 2.0)),
+        outputs=tuple(outputs),
+    )
+    notes.carry(item.kind, f"{text}, label_weight {1 - hardness:g}")
+    for key in _WITHOUT_EFFECT:
+        rest.pop(key, None)
     notes.leave(f"{item.kind}: the teacher", "it is not in the file; ./teacher is its folder here")
     notes.leave_rest(item.kind, rest)
     return text, round(1.0 - hardness, 9)
@@ -223,27 +305,29 @@ def _sparsity(value: Any, kind: str, who: str) -> float:
         ) from error
 
 
-def _pattern(mask: Any, sparsity: float, kind: str, who: str) -> str | None:
+def _is_mask(mask: Any) -> bool:
+    """Whether there is a pattern for a mask type."""
+    if isinstance(mask, list):
+        return len(mask) == 2 and all(isinstance(each, int) and each > 0 for each in mask)
+    return mask in ("unstructured", *_FOURS) or bool(_GROUPS.fullmatch(str(mask)))
+
+
+def _pattern(mask: Any, sparsity: float) -> str | None:
     """Return the pattern, None for single weights; of N:M the side is told by the sparsity."""
-    if mask == "unstructured":
-        return None
-    if mask == "block4":
+    if mask in _FOURS:
         return "1x4"
-    if isinstance(mask, list) and len(mask) == 2:
+    if isinstance(mask, list):
         return f"{mask[0]}x{mask[1]}"
-    if isinstance(mask, str) and (found := re.fullmatch(r"(\d+):(\d+)", mask)):
+    if found := _GROUPS.fullmatch(mask):
         first, group = int(found[1]), int(found[2])
         kept = first if abs(1 - first / group - sparsity) < 1e-6 else group - first
         return f"{kept}:{group}"
-    raise RecipeError(
-        f"the mask type {mask!r} cannot be carried over",
-        who=who,
-        where=f"{kind}.mask_type",
-        hint="unstructured, block4, [R, C] and N:M can",
-    )
+    return None
 
 
 def _selection(names: Any, kind: str, notes: Notes) -> dict[str, tuple[str, ...]]:
+    if isinstance(names, list) and len(names) == 1:
+        (names,) = names
     if names == "__ALL_PRUNABLE__":
         return {"roles": _EVERY_LINEAR}
     if names == "__ALL__":
@@ -255,6 +339,10 @@ def _selection(names: Any, kind: str, notes: Notes) -> dict[str, tuple[str, ...]
 def _expressions(names: Any) -> tuple[str, ...]:
     """Return names and ``re:`` expressions, which match from the start, as ours, which search."""
     given = [names] if isinstance(names, str) else list(names)
-    return tuple(
-        f"^{name[3:]}" if name.startswith("re:") else f"^{re.escape(name)}$" for name in given
-    )
+    return tuple(map(_expression, given))
+
+
+def _expression(name: str) -> str:
+    if not name.startswith("re:"):
+        return f"^{re.escape(name)}$"
+    return f"^(?:{name[3:]})" if "|" in name else f"^{name[3:]}"

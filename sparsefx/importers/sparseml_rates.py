@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from sparsefx.recipe import ScheduleSettings
 __all__ = ["rate_settings"]
 
 _CONSTANT = ScheduleSettings(kind="constant", warmup=0)
+_WITHOUT_EFFECT = ("start_epoch", "end_epoch", "constant_logging")
 _Kind = Literal["constant", "linear", "cosine"]
 
 
@@ -37,7 +39,11 @@ def rate_settings(
         return None, ScheduleSettings()
     item = max(started, key=_start)
     if item.kind == "SetLearningRateModifier":
-        rate = _rate(item.settings, "learning_rate", item.kind, notes)
+        rest = dict(item.settings)
+        rate = _rate(rest, "learning_rate", item.kind, notes)
+        notes.leave_rest(item.kind, {key: rest[key] for key in rest if key not in _WITHOUT_EFFECT})
+        if rate is None:
+            return None, ScheduleSettings()
         notes.carry(item.kind, f"constant rate {rate}")
         return rate, _CONSTANT
     if item.kind == "LearningRateModifier":
@@ -50,6 +56,7 @@ def _by_function(
 ) -> tuple[float | None, ScheduleSettings]:
     rest = dict(item.settings)
     start, stop = float(rest.pop("start_epoch", 0)), float(rest.pop("end_epoch", end))
+    rest.pop("constant_logging", None)
     function = rest.pop("lr_func", "linear")
     high = _rate(rest, "init_lr", item.kind, notes)
     low = _rate(rest, "final_lr", item.kind, notes) or 0.0
@@ -60,8 +67,12 @@ def _by_function(
     if kind == "constant":
         notes.leave(f"{item.kind}.lr_func", f"{function!r} is not here; the rate stays at {high}")
         return high, _CONSTANT
-    if start < begin and stop > start and kind == "linear":
-        high += (low - high) * min(1.0, (begin - start) / (stop - start))
+    if start < begin and stop > start:
+        done = min(1.0, (begin - start) / (stop - start))
+        if kind == "cosine":
+            notes.leave(f"{item.kind}.lr_func", f"cosine anew from epoch {begin:g}, not its rest")
+            done = 0.5 - 0.5 * math.cos(math.pi * done)
+        high += (low - high) * done
     if high <= 0:
         notes.leave(item.kind, f"its rate is 0 from epoch {begin:g} on; the default is used")
         return None, ScheduleSettings()
