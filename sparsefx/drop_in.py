@@ -70,14 +70,47 @@ class DropIn:
         """Where it runs."""
         return torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> DropIn:
+    def to(self, device: torch.device | torch.dtype | str) -> DropIn:
         """Stay where it is.
 
         Raises:
-            TargetError: For any other device.
+            TargetError: For any other device, and for types of numbers but float32.
         """
+        if isinstance(device, torch.dtype):
+            return self._as(device)
         if torch.device(device) != self.device:
             raise TargetError(f"it runs on {self.device} alone", who="model", where=str(device))
+        return self
+
+    def float(self) -> DropIn:
+        """Do nothing: what goes in and out is float32 already."""
+        return self
+
+    def half(self) -> DropIn:
+        """Refuse, as all types but float32.
+
+        Raises:
+            TargetError: Always.
+        """
+        return self._as(torch.float16)
+
+    def bfloat16(self) -> DropIn:
+        """Refuse, as all types but float32.
+
+        Raises:
+            TargetError: Always.
+        """
+        return self._as(torch.bfloat16)
+
+    def _as(self, dtype: torch.dtype) -> DropIn:
+        if dtype != torch.float32:
+            raise TargetError(
+                "a compiled model has the types of numbers that it was compiled with",
+                who="model",
+                where=str(dtype),
+                hint="it takes and gives float32, whatever it computes with; the options of the "
+                "target say with what, e.g. format= of cpu, and quantize-convert makes int8",
+            )
         return self
 
     def eval(self) -> DropIn:

@@ -31,6 +31,7 @@ __all__ = [
     "closest",
     "did_you_mean",
     "first_line",
+    "unnamed_inputs",
 ]
 
 
@@ -155,6 +156,22 @@ class VerifyError(SparsefxError):
         listed = "".join(f"\n  - {violation}" for violation in self.violations)
         plural = "invariant does" if count == 1 else "invariants do"
         super().__init__(f"{count} {plural} not hold:{listed}", who=who, where=where)
+
+
+def unnamed_inputs(names: Iterable[str], *, call: str) -> ProgramError:
+    """Return the error for inputs that were given by their position.
+
+    Args:
+        names: Of the inputs.
+        call: What was called, as one would write it: ``program``.
+
+    >>> print(unnamed_inputs(["ids", "mask"], call="program"))
+    program: inputs are given by name
+      hint: program(ids=..., mask=...); a dict of inputs is given as program(**batch)
+    """
+    listed = ", ".join(f"{name}=..." for name in names)
+    hint = f"{call}({listed}); a dict of inputs is given as {call}(**batch)"
+    return ProgramError("inputs are given by name", who=call, hint=hint)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

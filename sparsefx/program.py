@@ -14,7 +14,7 @@ import torch
 import xxhash
 from torch import Tensor, fx, nn
 
-from sparsefx.errors import ProgramError, did_you_mean
+from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.failures import explained
 from sparsefx.hooks import calling
 from sparsefx.printing import dump
@@ -95,13 +95,7 @@ class Program:
                 dtype or shape, longer than the model's positions, or outside its vocabulary.
         """
         if unnamed:
-            names = self.signature.input_names
-            raise ProgramError(
-                "inputs are given by name",
-                who="program",
-                hint=f"program({', '.join(f'{name}=...' for name in names)}); a dict of inputs is "
-                "given as program(**batch)",
-            )
+            raise unnamed_inputs(self.signature.input_names, call="program")
         self.signature.check(batch)
         with explained(self, batch):
             outputs: dict[str, Tensor] = self.module(**batch)

@@ -172,6 +172,10 @@ def test_a_drop_in_says_what_it_cannot_do() -> None:
         fast.train()
     with pytest.raises(TargetError, match="it runs on cpu alone"):
         fast.to("meta")
+    for change in (fast.half, fast.bfloat16, lambda: fast.to(torch.float16)):
+        with pytest.raises(TargetError, match="the types of numbers that it was compiled with"):
+            change()
+    assert fast.float().to(torch.float32) is fast
     with pytest.raises(TargetError, match="cannot be pickled or copied"):
         pickle.dumps(program)
     with pytest.raises(TargetError, match="computes no loss"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +43,17 @@ def test_an_id_outside_its_table_is_named(
     assert caught.value.where == name
     assert "tokenizer" in caught.value.hint
     assert isinstance(caught.value.__cause__, IndexError)
+
+
+@pytest.mark.parametrize(
+    "target", ["reference", "onnxruntime", "cpu", "accelerator{arch='a100-fp16'}"]
+)
+def test_inputs_of_what_is_compiled_are_given_by_name(bert: Program, target: str) -> None:
+    compiled: Any = registry.parse_target(target).compile(bert)
+    with pytest.raises(ProgramError, match="inputs are given by name") as caught:
+        compiled(*example_batch().values())
+    named = ", ".join(f"{name}=..." for name in bert.signature.input_names)
+    assert caught.value.hint.startswith(f"compiled({named});")
 
 
 def test_onnxruntime_names_the_id_too(bert: Program) -> None:

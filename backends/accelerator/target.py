@@ -22,6 +22,7 @@ from sparsefx.backends.accelerator.sensitivity import sensitivity as sensitivity
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.units import op_name, units_of
 from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.errors import unnamed_inputs
 from sparsefx.passbase import Pass
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.passes.quantize.gather_integers import GatherIntegers
@@ -153,8 +154,10 @@ class CompiledForAccelerator:
             self._executor = StreamExecutor(self.program, self.machine.form)
         return self._executor
 
-    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Compute one batch; inputs and outputs as those of the Program."""
+        if unnamed:
+            raise unnamed_inputs(self.program.signature.input_names, call="compiled")
         return self.executor.execute(**batch)
 
     def observe(self, **batch: Tensor) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from sparsefx.backends.cpu.plan.indices import Rule, check_index, index_of
 from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
-from sparsefx.errors import ArtifactError, ProgramError
+from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
 from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.places import told_place
 
@@ -81,12 +81,14 @@ class LoadedModel:
         self.interface = interface
         self._runtime = runtime
 
-    def __call__(self, **batch: Any) -> dict[str, NDArray[np.float32]]:
+    def __call__(self, *unnamed: object, **batch: Any) -> dict[str, NDArray[np.float32]]:
         """Run a batch of integer arrays (or tensors) [batch, sequence]; gives fp32 arrays.
 
         Raises:
             ProgramError: for inputs that do not fit the model.
         """
+        if unnamed:
+            raise unnamed_inputs(self.interface.inputs, call="compiled")
         interface = self.interface
         inputs = _checked(interface.inputs, batch)
         shape = next(iter(inputs.values())).shape

@@ -25,7 +25,7 @@ from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_r
 from sparsefx.backends.cpu.plan.plan import Step
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.drop_in import DropIn
-from sparsefx.errors import ProgramError, TargetError
+from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
 from sparsefx.failures import explained
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Unsupported
@@ -71,7 +71,7 @@ class CpuCompiled:
         self._reads_first = lowered.plan.picks or bool(lowered.rest)
         self._told = False  # that such batches run in PyTorch
 
-    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Run a batch; inputs and outputs as those of the Program.
 
         A sequence of padding alone is computed as if all its tokens were real. Where a head reads
@@ -80,6 +80,8 @@ class CpuCompiled:
         Raises:
             ProgramError: For inputs that the Program refuses, or that are not on the CPU.
         """
+        if unnamed:
+            raise unnamed_inputs(self._program.signature.input_names, call="compiled")
         form: list[tuple[object, ...] | None] = [
             (name, t.shape, t.dtype, t.device) if isinstance(t, Tensor) else None
             for name, t in batch.items()

@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsefx.backends.onnxruntime.export import export_onnx
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
-from sparsefx.errors import ProgramError
+from sparsefx.errors import ProgramError, unnamed_inputs
 from sparsefx.extras import need
 from sparsefx.failures import fault_of
 from sparsefx.files import whole_file
@@ -134,8 +134,10 @@ class OnnxRuntimeCompiled:
         self._options = options
         self._session = open_session(self.model, options)
 
-    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program, on the CPU."""
+        if unnamed:
+            raise unnamed_inputs(self.program.signature.input_names, call="compiled")
         self.program.signature.check(batch)
         try:
             return run_session(self._session, batch)

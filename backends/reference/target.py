@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from sparsefx.backends.reference.integer import integer_linear, integer_product
 from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
+from sparsefx.errors import unnamed_inputs
 from sparsefx.failures import explained
 from sparsefx.passes.analyses.quantized import (
     QuantizedLinear,
@@ -92,8 +93,10 @@ class ReferenceCompiled:
             self._sites |= {site.node: site for site in program.facts(QuantizedLinears)}
             self._sites |= {site.node: site for site in program.facts(QuantizedProducts)}
 
-    def __call__(self, **batch: Tensor) -> dict[str, Tensor]:
+    def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program."""
+        if unnamed:
+            raise unnamed_inputs(self.program.signature.input_names, call="compiled")
         return self._run(batch)[0]
 
     def trace(

@@ -151,6 +151,8 @@ def test_wrong_inputs(program: Program, saved: Path) -> None:
     batch = {n: v.numpy() for n, v in padded_batch(program, 2, 9).items()}
     with pytest.raises(ProgramError, match="batch is empty"):
         model(**{name: value[:0] for name, value in batch.items()})
+    with pytest.raises(ProgramError, match=r"given by name\n  hint: compiled\(input_ids=..., "):
+        model(*batch.values())
     with pytest.raises(ProgramError, match="expected the inputs"):
         model(input_ids=batch["input_ids"])
     with pytest.raises(ProgramError, match="expected integers"):
