@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsefx.errors import ArtifactError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # where it is not there
+
+_PART = ".part"
 _AGAIN = "copy the whole folder again, or save it again"
 
 __all__ = [
@@ -92,18 +99,46 @@ def file_hash(path: Path) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield where to write a file that then takes the place of `path`; nothing does on an error.
 
-    Killed in between, what was at `path` is still there. A device or pipe is written as it is: a
-    file must not take its place.
+    Killed in between, what was at `path` is still there; what was written beside it goes when the
+    same path is next written. A device or pipe is written as it is: a file must not take its place.
     """
     if path.exists() and not path.is_file():
         yield path
         return
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*{_PART}"):
+        _remove_if_left(left)
+    beside = path.with_name(f".{path.name}-{os.getpid()}{_PART}")
+    with _held(beside):
+        try:
+            yield beside
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Within this context others can see that a file is being written, on POSIX systems.
+
+    The system takes the lock off when the process ends, however it ends, and knows of it on other
+    machines that share the storage; the number of a process says nothing there.
+    """
+    if fcntl is None:
+        yield
+        return
+    with path.open("ab") as file:
+        with suppress(OSError):  # some storage has no locks: then nothing is ever removed on it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _remove_if_left(path: Path) -> None:
+    """Remove what was written beside a file, unless somebody still writes it."""
+    if fcntl is None:
+        return
+    with suppress(OSError), path.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +121,37 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         beside.write_text("{" + "}" * (1 // beside.write_text("")))
     assert read_json(path, "") == {"a": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+WRITER = """
+import pathlib, sys
+from sparsefx.files import whole_file
+with whole_file(pathlib.Path(sys.argv[1])) as beside:
+    beside.write_text("half")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_wrote_is_removed_and_what_another_writes_stays(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a[1].jsonl"  # a name with letters of glob patterns
+    other = tmp_path / ".a[1].jsonl-7"
+    other.write_text("of somebody else")
+    command = [sys.executable, "-c", WRITER, str(path)]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "writing\n"
+        left = tmp_path / f".a[1].jsonl-{process.pid}.part"
+        write_text(path, "first")
+        assert left.read_text() == "half"
+        process.kill()
+    assert left.exists()
+    write_text(path, "second")
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, other.name}
+    assert path.read_text() == "second"
 
 
 def test_a_pipe_is_written_and_stays_one(tmp_path: Path) -> None:
