@@ -14,6 +14,8 @@ from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.lowering import linears
 from sparsefx.backends.cpu.machine.isa import IsaName, obstacle
+from sparsefx.backends.cpu.plan import catalog
+from sparsefx.backends.cpu.plan.plan import Buffer, Step, pack_arena
 from sparsefx.backends.cpu.plan.weights import Packed, pack
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError, TargetError
@@ -22,7 +24,9 @@ from sparsefx.registry import parse_target
 from tests.backends.cpu_cases import ARM_MODELS, RUNNABLE, padded_batch, quantized, sparse_
 from tests.int8 import int8
 from tests.programs import SPELLINGS, captured
+from tests.tiny_models import example_batch, small_bert
 
+BATCH = example_batch()
 SHAPES = [(2, 8), (1, 1), (3, 37), (5, 100), (17, 24)]
 SHORT = pytest.param(
     "precision=bf16",
@@ -52,6 +56,24 @@ def test_every_architecture_agrees_with_the_program(architecture: str, attention
     batch = padded_batch(program, 3, 21)
     assert difference(program, target.lower(program), batch) < 1e-4
     assert target.unsupported(program) == ()
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+def test_rows_of_bytes_of_any_number_leave_vectors_aligned(isa: IsaName) -> None:
+    # 66 bytes a token before buffers of fp32: the process ended where vectors are stored aligned.
+    program = quantized(sparsefx.capture(small_bert(intermediate_size=66), BATCH), BATCH)
+    compiled = CpuTarget(isa=isa, threads=1, rates="built-in").compile(program)
+    for shape in ((1, 8), (1, 40)):
+        assert difference(program, compiled, padded_batch(program, *shape)) < 1e-5
+
+
+def test_buffers_begin_at_words() -> None:
+    step = Step(
+        catalog.other("quantize"), {"input": Buffer("a", 7, 1), "output": Buffer("b", 3, 2)}, ""
+    )
+    arena = pack_arena([step, Step(step.kernel, {**step.words, "input": Buffer("c", 1, 4)}, "")])
+    assert sorted(arena.offsets.values()) == [0, 0, 8]
+    assert arena.token_bytes == (16, 0)
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)

@@ -91,7 +91,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Arena:
-    """Where each buffer starts, in bytes per token, and the size of each space."""
+    """Where each buffer starts, in bytes per token, and the size of each space.
+
+    Buffers start at whole words of four bytes per token: kernels store vectors of 64 bytes at their
+    alignment, and the narrowest panel has 16 tokens.
+    """
 
     offsets: dict[Buffer, int]
     token_bytes: tuple[int, int]
@@ -108,13 +112,18 @@ def pack_arena(steps: Sequence[Step]) -> Arena:
     for buffer in sorted(lives, key=lambda b: -b.token_bytes):
         start, stop = lives[buffer]
         taken = sorted(
-            (offsets[b], offsets[b] + b.token_bytes)
+            (offsets[b], offsets[b] + _in_words(b))
             for b in offsets
             if b.space == buffer.space and lives[b][0] <= stop and start <= lives[b][1]
         )
-        offsets[buffer] = _first_gap(taken, buffer.token_bytes)
-        size[buffer.space] = max(size[buffer.space], offsets[buffer] + buffer.token_bytes)
+        offsets[buffer] = _first_gap(taken, _in_words(buffer))
+        size[buffer.space] = max(size[buffer.space], offsets[buffer] + _in_words(buffer))
     return Arena(offsets, (size[0], size[1]))
+
+
+def _in_words(buffer: Buffer) -> int:
+    """Bytes per token that a buffer takes."""
+    return -(-buffer.token_bytes // 4) * 4
 
 
 def _first_gap(taken: Iterable[tuple[int, int]], needed: int) -> int:
