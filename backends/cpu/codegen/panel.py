@@ -26,15 +26,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sparsefx.backends.cpu.codegen.arm_dots import arm_dot
 from sparsefx.backends.cpu.codegen.ir import Function, Value, lane_count, lane_type, vector
 from sparsefx.backends.cpu.machine.isa import Isa
 from sparsefx.backends.formats.amx_tiles import TILE_COLUMNS
 
-__all__ = ["WIDTHS", "Panel", "interleaved_rows", "pack_order", "paired_rows", "widest"]
+__all__ = ["WIDTHS", "Panel", "interleaved_rows", "paired_rows", "widest"]
 
 WIDTHS = (64, 32, 16)
 """Panel widths in tokens, widest first."""
@@ -66,22 +63,6 @@ def paired_rows(columns: int) -> int:
     """Channels of bf16 interleaved by two: filled to whole tiles."""
     whole = TILE_COLUMNS // 2
     return -(-columns // whole) * whole
-
-
-def pack_order(width: int, isa: Isa) -> NDArray[np.intp]:
-    """Token that each byte of a uint8 row holds.
-
-    Example:
-        >>> from sparsefx.backends.cpu.machine.isa import ISAS
-        >>> pack_order(16, ISAS["avx512_vnni"])[:8].tolist()
-        [0, 1, 2, 3, 4, 5, 6, 7]
-        >>> pack_order(32, ISAS["avx512_vnni"])[:12].tolist()
-        [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]
-    """
-    if not isa.has_pack_order:
-        return np.arange(width)
-    lane, j, i = np.meshgrid(np.arange(width // 16), np.arange(4), np.arange(4), indexing="ij")
-    return np.asarray((width // 4) * j + 4 * lane + i).reshape(-1)
 
 
 @dataclass(frozen=True)
