@@ -32,6 +32,7 @@ _OBS = {
 }
 _FLOAT_ANYWAY = {"LayerNorm", "Tanh", "Softmax", "GELU", "GELUActivation", "Dropout", "Embedding"}
 _EMBEDDINGS = "embeddings"
+_SINGLE = ("unstructured", "0:0")
 _FOURS = ("block", "block4")
 _WHOLE = ("filter", "channel")
 _GROUPS = re.compile(r"(\d+):(\d+)")
@@ -97,7 +98,8 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
     if everywhere and kind == "movement-prune":
         notes.leave(f"{item.kind}.global_sparsity", "scores are compared within each weight")
         everywhere = False
-    rest.pop("end_comparator", None)
+    for key in ("end_comparator", "log_types"):
+        rest.pop(key, None)
     criterion = rest.pop("score_type", "magnitude")
     if criterion != "magnitude":
         notes.leave(f"{item.kind}.score_type", f"{criterion!r} is not here; magnitude is used")
@@ -309,11 +311,14 @@ def _is_mask(mask: Any) -> bool:
     """Whether there is a pattern for a mask type."""
     if isinstance(mask, list):
         return len(mask) == 2 and all(isinstance(each, int) and each > 0 for each in mask)
-    return mask in ("unstructured", *_FOURS) or bool(_GROUPS.fullmatch(str(mask)))
+    found = _GROUPS.fullmatch(str(mask))
+    return mask in (*_SINGLE, *_FOURS) or bool(found and 0 < int(found[1]) < int(found[2]))
 
 
 def _pattern(mask: Any, sparsity: float) -> str | None:
     """Return the pattern, None for single weights; of N:M the side is told by the sparsity."""
+    if mask in _SINGLE:
+        return None
     if mask in _FOURS:
         return "1x4"
     if isinstance(mask, list):

@@ -38,6 +38,9 @@ def rate_settings(
         notes.leave("learning rate", f"none is set at epoch {begin:g}; sparsefx's default holds")
         return None, ScheduleSettings()
     item = max(started, key=_start)
+    for other in started:
+        if other is not item and _start(other) == _start(item):
+            notes.leave(other.kind, f"{item.kind} sets the rate at the same epoch")
     if item.kind == "SetLearningRateModifier":
         rest = dict(item.settings)
         rate = _rate(rest, "learning_rate", item.kind, notes)

@@ -81,6 +81,7 @@ def test_a_global_threshold() -> None:
     ("mask", "sparsity", "pattern"),
     [
         ("unstructured", 0.8, "unstructured"),
+        ("0:0", 0.8, "unstructured"),
         ("block", 0.8, "1x4"),
         ("block4", 0.8, "1x4"),
         ([1, 4], 0.8, "1x4"),
@@ -88,6 +89,7 @@ def test_a_global_threshold() -> None:
         ("1:4", 0.75, "1:4"),
         ("filter", 0.8, None),
         ([1, -1], 0.8, None),
+        ("4:2", 0.5, None),
     ],
 )
 def test_masks(mask: Any, sparsity: float, pattern: str | None) -> None:
@@ -162,6 +164,14 @@ def test_the_second_stage_begins_at_the_rate_of_its_epoch(course: str, rest: flo
     (high, _), (low, kind) = rates(("LearningRateFunctionModifier", {**function, **span}))
     assert (high, kind) == (1e-4, course)
     assert low == pytest.approx(rest * 1e-4)
+
+
+def test_a_second_rate_of_the_same_epoch_is_listed() -> None:
+    function = {"lr_func": "linear", "init_lr": 1e-4, "final_lr": 0.0}
+    span = {"start_epoch": -1.0, "end_epoch": 10.0}
+    found = recipe(RATE, ("LearningRateFunctionModifier", {**function, **span}))
+    told = f"{RATE[0]} sets the rate at the same epoch"
+    assert left(found) == {"LearningRateFunctionModifier": told}
 
 
 def test_a_rate_of_some_parameters_alone_is_listed() -> None:
