@@ -129,39 +129,30 @@ class TokenData:
         return batch
 
 
-def inputs_for(
-    program: Program, batch: Mapping[str, Tensor], *, taught: bool = True
-) -> dict[str, Tensor]:
+def inputs_for(program: Program, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what ``program`` takes of a batch; token types that a tokenizer omits are 0.
-
-    Args:
-        program: The model.
-        batch: What the data have.
-        taught: Whether what it takes of a teacher is needed; predictions do not depend on it.
 
     Raises:
         TrainingError: The Program takes an input that a tokenizer does not give.
     """
-    return _chosen(program.signature.input_names, batch, taught=taught)
+    return _chosen(program.signature.input_names, batch)
 
 
-def _chosen(
-    names: Sequence[str], batch: Mapping[str, Tensor], *, taught: bool
-) -> dict[str, Tensor]:
+def _chosen(names: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name in names:
         if name in batch:
             found[name] = batch[name]
-        elif name.startswith(TAUGHT) and not taught:
-            continue
         elif name == "token_type_ids":
             found[name] = torch.zeros_like(batch["input_ids"])
         else:
+            capture = f"capture it with {', '.join(batch)} alone"
+            strip = "a teacher computes it: strip-distillation in 'after' takes the input out"
             raise TrainingError(
                 f"the model takes {name!r}, which the data do not have",
                 who="session",
                 where=name,
-                hint=f"capture it with {', '.join(batch)} alone",
+                hint=strip if name.startswith(TAUGHT) else capture,
             )
     return found
 
@@ -205,10 +196,11 @@ def head_outputs(program: Program) -> int | None:
     return dims[-1] if dims and isinstance(dims[-1], int) else None
 
 
-def predictor(program: Program) -> Predictor:
-    """Return a function that computes the logits alone: a teacher in the graph is not run.
+def predictor(program: Program) -> tuple[Predictor, tuple[str, ...]]:
+    """Return a function that computes the logits alone, and the names of the inputs it reads.
 
-    The function reads the tensors of ``program``, and its mode.
+    A teacher in the graph is not run, and what a loss reads, such as the outputs of a teacher or
+    labels, is no input. The function reads the tensors of ``program``, and its mode.
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -216,14 +208,17 @@ def predictor(program: Program) -> Predictor:
     output: Any = program.graph.output_node().args[0]
     graph.output(copied[output[logits_name(program)]])
     remove_dead_nodes(graph)
+    for node in graph.find_nodes(op="placeholder"):
+        if not node.users:
+            graph.erase_node(node)
     module = fx.GraphModule(program.module, graph)
-    inputs = {str(node.target) for node in graph.find_nodes(op="placeholder")}
+    inputs = tuple(str(node.target) for node in graph.find_nodes(op="placeholder"))
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = module(**{name: batch[name] for name in inputs})
+        found: Tensor = module(**batch)
         return found
 
-    return run
+    return run, inputs
 
 
 def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> Score:
@@ -273,9 +268,9 @@ def predict(
     Returns:
         Of shape (examples, outputs), in the order of ``data``.
     """
-    run = predictor(program)
+    run, inputs = predictor(program)
     if compiled is not None:
-        output = logits_name(program)
+        output, inputs = logits_name(program), program.signature.input_names
 
         def run(batch: Mapping[str, Tensor]) -> Tensor:
             return compiled(**batch)[output]
@@ -287,7 +282,7 @@ def predict(
 
     cast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with program.evaluating(), cast:
-        return predict_by(moved, program.signature.input_names, data, batch_size)
+        return predict_by(moved, inputs, data, batch_size)
 
 
 def predict_by(
@@ -303,7 +298,7 @@ def predict_by(
     """
     results: list[tuple[NDArray[np.int64], Tensor]] = []
     for rows, batch in evaluation_batches(data, batch_size):
-        results.append((rows, run(_chosen(inputs, batch, taught=False)).float().cpu()))
+        results.append((rows, run(_chosen(inputs, batch)).float().cpu()))
     first = results[0][1]
     logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
     for rows, found in results:

@@ -22,7 +22,7 @@ from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.events import Event, StepDone
+from sparsefx.train.events import Evaluated, Event, StepDone
 from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
@@ -266,6 +266,29 @@ def test_cached_states_are_the_same_when_a_run_goes_on(tmp_path: Path) -> None:
     assert list(tmp_path.glob("again/stages/*/taught/train-0/teacher_hidden_2"))
     again = run(recipe, tmp_path / "again")
     assert again.program.fingerprint() == whole.program.fingerprint()
+
+
+@pytest.mark.parametrize("terms", ["logits=1", "logits=0,hidden=1", "labels=1"])
+def test_a_stage_that_keeps_its_cached_teacher_is_scored(terms: str, tmp_path: Path) -> None:
+    recipe = two_stages(f"distill{{{terms},cached=True}}").to_yaml()
+    kept = Recipe.parse(
+        recipe.replace("strip-distillation", "simplify").replace(
+            "steps: 4", "steps: 4\n    evaluate_every: 2"
+        )
+    )
+    stripped = Recipe.parse(recipe)
+    scores: list[Event] = []
+    found, same = (
+        run(each, tmp_path / str(place), listeners=[scores.append]).stage("student")
+        for place, each in enumerate((kept, stripped))
+    )
+    assert [e.step for e in scores if isinstance(e, Evaluated) and e.stage == "student"] == [
+        2,
+        4,
+        4,
+    ]
+    assert found.score == same.score
+    assert (found.outputs()[0] == same.outputs()[0]).all()
 
 
 def test_a_cached_teacher_cannot_know_what_is_hidden_from_it(tmp_path: Path) -> None:
