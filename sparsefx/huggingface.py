@@ -45,6 +45,7 @@ _NO_CONFIGURATION = (
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
     "writes any Program"
 )
+_SEVERAL = "multi_label_classification"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -64,7 +65,8 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
     Args:
         place: Id or folder.
         labels: Load it with a fresh classification (or, for 1, regression) head of this size, if
-            its own head differs; None keeps the architecture that the configuration names.
+            its own head differs; None keeps the architecture that the configuration names. What
+            the configuration says of the head's problem follows: one class of several, or values.
 
     Returns:
         The model in eval mode, with the fastest attention that export can see.
@@ -84,7 +86,13 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
                 "%s: its head of %d outputs is replaced by a new one of %d",
                 *(place, len(config.id2label), labels),
             )
+        if config.problem_type == _SEVERAL:
+            logger.warning(
+                "%s: its head gave a text any number of labels; from here on it gives one of %d",
+                *(place, labels),
+            )
         config.num_labels = labels
+        config.problem_type = "regression" if labels == 1 else "single_label_classification"
         cls: Any = transformers.AutoModelForSequenceClassification
     else:
         names = config.architectures or []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sparsefx.huggingface import (
     save_pretrained,
 )
 from tests.programs import captured
-from tests.tiny_models import example_batch, tiny
+from tests.tiny_models import example_batch, small_bert, tiny
 
 HUGGING_FACE = ("bert-cls", "bert-mlm", "distilbert", "roberta", "mpnet", "modernbert")
 
@@ -170,6 +171,20 @@ def test_a_head_that_is_replaced_is_named(tmp_path: Path, caplog: pytest.LogCapt
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
     load_pretrained(str(tmp_path), labels=3)
     assert "its head of 5 outputs is replaced by a new one of 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"), [(1, "regression"), (3, "single_label_classification")]
+)
+def test_the_problem_follows_the_head(
+    labels: int, problem: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small_bert(num_labels=3, problem_type="multi_label_classification").save_pretrained(tmp_path)
+    program = capture_pretrained(str(tmp_path), labels=labels)
+    assert f"any number of labels; from here on it gives one of {labels}" in caplog.text
+    saved = save_pretrained(program, tmp_path / "saved")
+    assert json.loads((saved / "config.json").read_text())["problem_type"] == problem
+    assert capture_pretrained(str(tmp_path)).config["problem_type"].startswith("multi_label")
 
 
 @pytest.mark.parametrize(

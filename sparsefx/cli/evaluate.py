@@ -10,7 +10,7 @@ import typer
 
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
-from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
+from sparsefx.cli.saved import Made, Saved, check_one_label, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.files import write_json
 
@@ -80,6 +80,8 @@ def command(
         check_metric(metric)
     made = made_by(model)
     saved = open_saved(model, target)
+    if made is None or made.kind == "text":  # else the run tells what the head was trained for
+        check_one_label(saved.config, who="evaluate", where=model)
     found = _read(_Asked(data, text, label, task, classes, metric), saved, made)
     length = max_length or (made.max_length if made else _LENGTH)
     examples = encode(load_tokenizer(tokenizer or tokenizer_of(model)), found.split("test"), length)

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from sparsefx.train.batches import Encoded
     from sparsefx.train.labels import Kind
 
-__all__ = ["Made", "Saved", "class_names", "made_by", "open_saved", "tokenizer_of"]
+__all__ = [
+    "Made",
+    "Saved",
+    "check_one_label",
+    "class_names",
+    "made_by",
+    "open_saved",
+    "tokenizer_of",
+]
 
 _CPU = "cpu"
 
@@ -134,6 +142,29 @@ def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
         return {name: torch.from_numpy(found) for name, found in loaded(**batch).items()}
 
     return run
+
+
+def check_one_label(config: Mapping[str, Any], *, who: str, where: str) -> None:
+    """Refuse a model that gives a text any number of labels: data name one label for each text.
+
+    Args:
+        config: Hugging Face configuration of the model; an empty one allows everything.
+        who: The command.
+        where: The model.
+
+    Raises:
+        DataError: Its configuration says so.
+    """
+    if config.get("problem_type") == "multi_label_classification":
+        raise DataError(
+            "each text has one label in the data, and this model was trained to give it any "
+            "number of them (problem_type multi_label_classification): its largest output decides "
+            "nothing",
+            who=who,
+            where=where,
+            hint="if it does tell one class from others, its config.json is wrong: set "
+            "problem_type to single_label_classification there",
+        )
 
 
 def class_names(program: Program) -> tuple[str, ...] | None:

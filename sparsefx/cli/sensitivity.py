@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
-from sparsefx.cli.saved import class_names, tokenizer_of
+from sparsefx.cli.saved import check_one_label, class_names, tokenizer_of
 from sparsefx.errors import DataError
 from sparsefx.files import write_json, write_text
 
@@ -58,6 +58,7 @@ def command(
 
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()
+    check_one_label(program.config, who="sensitivity", where=model)
     task = load_task(
         {"test": data}, text=text_columns(text), label=label, classes=class_names(program)
     )

@@ -190,8 +190,8 @@ def head_outputs(program: Program) -> int | None:
             f"{name!r} of shape [{', '.join(map(str, dims))}]",
             who="model",
             where=name,
-            hint="give a model with a classification or regression head, which one for masked "
-            "tokens lacks",
+            hint="give a model with a classification or regression head, which says one thing of a "
+            "text",
         )
     return dims[-1] if dims and isinstance(dims[-1], int) else None
 

@@ -172,6 +172,22 @@ def test_a_head_for_each_token_is_told(
     assert "give a model with a classification or regression head" in told
 
 
+@pytest.mark.parametrize("command", ["evaluate", "sensitivity"])
+def test_a_model_of_any_number_of_labels_is_refused(
+    command: str, place: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.config["problem_type"] = "multi_label_classification"
+    program.save(place / "model")
+    data = write(place, "data.csv", ["text,label", "a b,0", "f,1"])
+    out = ("--out", str(place / "out")) if command == "sensitivity" else ()
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(place / "model"), "--data", str(data), *out])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "number of them (problem_type multi_label_classification)" in told
+    assert "set problem_type to single_label_classification" in told
+
+
 def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:
     from sparsefx.frontend import capture
 
