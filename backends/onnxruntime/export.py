@@ -64,7 +64,7 @@ def export_onnx(program: Program) -> ModelProto:
     assert translated is not None
     model: ModelProto = translated.model_proto
     _tidy(model, program)
-    _name_outputs(model.graph, program.signature.outputs)
+    _name_values(model.graph, program.signature.input_names, program.signature.outputs)
     _own_zero_points(model.graph)
     _name_dimensions(model.graph, program)
     onnx.checker.check_model(model, full_check=True)
@@ -153,29 +153,54 @@ def _tidy(model: ModelProto, program: Program) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def _name_outputs(graph: GraphProto, names: tuple[str, ...]) -> None:
-    """Give the outputs their names; other values that have them step aside."""
+def _name_values(graph: GraphProto, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+    """Give in- and outputs their names; other values that have them step aside.
+
+    An input that is returned under its own name stands among both; under another it is copied.
+    """
     import onnx
 
-    fixed = {value.name for value in (*graph.input, *graph.initializer)}
-    made = {name for node in graph.node for name in node.output}
-    renames: dict[str, str] = {}
+    renames = {value.name: name for value, name in zip(graph.input, inputs, strict=True)}
+    for node in [node for node in graph.node if node.op_type == "Identity"]:
+        if node.input[0] in renames:  # a second name for an input, which torch.onnx may swap
+            renames[node.output[0]] = renames[node.input[0]]
+            graph.node.remove(node)
+    held = {tensor.name for tensor in graph.initializer}
     copies = []
-    for output, name in zip(graph.output, names, strict=True):
-        if output.name in fixed or output.name in renames:
-            copies.append((output.name, name))
-        else:
+    for output, name in zip(graph.output, outputs, strict=True):
+        if output.name not in held and output.name not in renames:
             renames[output.name] = name
+        elif renames.get(output.name) != name:
+            copies.append((output.name, name))
         output.name = name
-    targets = set(names)
-    renames |= {name: f"{name}_value" for name in made & targets if name not in renames}
-    for node in graph.node:
-        for places in (node.input, node.output):
-            for i, name in enumerate(places):
-                places[i] = renames.get(name, name)
+    made = held.union(*(node.output for body in _bodies(graph) for node in body.node))
+    taken = {*inputs, *outputs}
+    renames |= {name: f"{name}_value" for name in made & taken if name not in renames}
+    _rename(graph, renames)
     for source, name in copies:
         source = renames.get(source, source)
         graph.node.append(onnx.helper.make_node("Identity", [source], [name], name=name))
+
+
+def _rename(graph: GraphProto, renames: dict[str, str]) -> None:
+    """Rename values where they are read or written; the graph's outputs have their names by now."""
+    for body in _bodies(graph):
+        results = () if body is graph else body.output
+        for value in (*body.input, *body.initializer, *results):
+            value.name = renames.get(value.name, value.name)
+        for node in body.node:
+            for places in (node.input, node.output):
+                for i, name in enumerate(places):
+                    places[i] = renames.get(name, name)
+
+
+def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
+    """Yield a graph and the bodies of its loops and branches, which read its values too."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _bodies(attribute.g)
 
 
 def _own_zero_points(graph: GraphProto) -> None:
@@ -197,8 +222,8 @@ def _own_zero_points(graph: GraphProto) -> None:
             copy.name = own
             held[own] = copy
         node.input[2] = own
-    used = {name for node in graph.node for name in node.input}
-    used |= {output.name for output in graph.output}
+    used = {name for body in _bodies(graph) for node in body.node for name in node.input}
+    used |= {output.name for body in _bodies(graph) for output in body.output}
     for tensor in list(graph.initializer):
         if tensor.name not in used:
             graph.initializer.remove(tensor)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsefx.backends.onnxruntime.export import export_onnx
 from sparsefx.callables import callable_name
@@ -102,7 +102,7 @@ class OnnxRuntime(Target):
             name = callable_name(node.target)
             if name.startswith("sparsefx.") and not _translates(node.target):
                 found.append(Unsupported(f"%{node.name}", f"{name} has no translation to ONNX"))
-        return tuple(found)
+        return (*found, *_clashes(program))
 
     def lower(self, program: Program) -> OnnxRuntimeCompiled:
         """Translate ``program`` and load it.
@@ -114,6 +114,18 @@ class OnnxRuntime(Target):
         if any(tensor.device.type != "cpu" for tensor in program.named_tensors().values()):
             program.to("cpu")
         return OnnxRuntimeCompiled(program, self)
+
+
+def _clashes(program: Program) -> list[Unsupported]:
+    """Outputs that are called like an input and are another value; in ONNX a name has one."""
+    returned: dict[str, fx.Node] = program.graph.output_node().args[0]  # type: ignore[assignment]
+    placeholders = program.graph.find_nodes(op="placeholder")
+    inputs = dict(zip(program.signature.input_names, placeholders, strict=True))
+    return [
+        Unsupported(name, "an input has the name of this output: rename one of them")
+        for name, node in returned.items()
+        if inputs.get(name, node) is not node
+    ]
 
 
 def _translates(target: object) -> bool:
