@@ -21,6 +21,7 @@ from sparsefx.passes.distill.fit import (
 from sparsefx.passes.distill.heads import (
     classes,
     label_inputs,
+    left_out,
     logits_outputs,
     match_heads,
     outputs,
@@ -249,6 +250,8 @@ class _Builder:
         specs = label_inputs(self.program, item.outputs)
         for spec in self.specs:
             rw.add_input(spec)
+        if (item.logits or item.labels) and not item.outputs:
+            self._tell_left_out()
         if item.logits and item.logits_loss == "auto":
             self._tell_values()
         joined: Joined | None = None
@@ -276,6 +279,10 @@ class _Builder:
             taught=taught,
             tokens=self._tokens(logits),
         )
+
+    def _tell_left_out(self) -> None:
+        if names := left_out(self.program):
+            self.notes.append(f"{', '.join(names)}: not compared; outputs=... chooses what is")
 
     def _tell_values(self) -> None:
         names = logits_outputs(self.program, self.item.outputs)

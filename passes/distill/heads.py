@@ -8,12 +8,12 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
-from sparsefx.signature import InputSpec
+from sparsefx.signature import InputSpec, format_type
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["classes", "label_inputs", "logits_outputs", "match_heads", "outputs"]
+__all__ = ["classes", "label_inputs", "left_out", "logits_outputs", "match_heads", "outputs"]
 
 _ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
 
@@ -24,7 +24,7 @@ def outputs(program: Program) -> dict[str, fx.Node]:
 
 
 def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the outputs that classify: those called logits, else every floating output.
+    """Return the outputs that predict: those called logits, else every floating output.
 
     Args:
         program: Where to look.
@@ -33,7 +33,7 @@ def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, .
     floating = {
         name: fact
         for name, node in outputs(program).items()
-        if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and len(fact.dims) > 1
+        if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and fact.dims
     }
     if only:
         return tuple(name for name in only if name in floating)
@@ -42,9 +42,25 @@ def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, .
 
 
 def classes(program: Program, name: str) -> int | str | None:
-    """Return the classes of an output: its last dimension; None when its shape is not known."""
+    """Return the classes of an output: its last dimension; None when its shape is not known.
+
+    An output of shape [batch] is a value, which has one.
+    """
     fact = program.shape_of(outputs(program)[name])
-    return fact.dims[-1] if fact else None
+    if fact is None:
+        return None
+    return fact.dims[-1] if len(fact.dims) > 1 else 1
+
+
+def left_out(program: Program) -> tuple[str, ...]:
+    """Return the floating outputs that :func:`logits_outputs` leaves out by itself."""
+    compared = logits_outputs(program)
+    facts = {name: program.shape_of(node) for name, node in outputs(program).items()}
+    return tuple(
+        name
+        for name, fact in facts.items()
+        if fact and fact.dtype.is_floating_point and name not in compared
+    )
 
 
 def label_inputs(program: Program, only: tuple[str, ...] = ()) -> dict[str, InputSpec]:
@@ -54,10 +70,9 @@ def label_inputs(program: Program, only: tuple[str, ...] = ()) -> dict[str, Inpu
         fact = program.shape_of(outputs(program)[name])
         if fact is None:
             continue
-        value = fact.dims[-1] == 1
         label = _ANSWER_LABELS.get(name, "labels")
-        dtype = fact.dtype if value else torch.int64
-        found[name] = InputSpec(label, dtype, fact.dims[:-1])
+        dtype = fact.dtype if classes(program, name) == 1 else torch.int64
+        found[name] = InputSpec(label, dtype, fact.dims[:-1] or fact.dims)
     return found
 
 
@@ -67,17 +82,18 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
     Raises:
         PassError: The student has no output to compare, or the teacher has another head.
     """
-    ours, theirs = logits_outputs(student, only), logits_outputs(teacher)
+    ours = logits_outputs(student, only)
+    theirs = logits_outputs(teacher, only) or logits_outputs(teacher)
     for name in only:
         if name not in ours:
-            raise PassError(
-                f"the student has no output {name!r} to compare",
-                who="distill",
-                where="outputs",
-                hint=did_you_mean(name, outputs(student)),
-            )
+            raise _no_output(name, student)
     if not ours:
-        raise PassError("the student has no floating-point output to compare", who="distill")
+        listed = ", ".join(_described(name, student) for name in outputs(student))
+        raise PassError(
+            f"the student has no floating-point output to compare: it returns {listed}",
+            who="distill",
+            hint="set logits=0 and use the hidden term",
+        )
     if len(ours) == len(theirs) == 1:
         matched = {ours[0]: theirs[0]}
     else:
@@ -94,13 +110,30 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
     return matched
 
 
+def _no_output(name: str, student: Program) -> PassError:
+    """Return the error for a name in ``outputs`` that is no output, or none to compare."""
+    if name not in outputs(student):
+        why = f"the student has no output {name!r} to compare"
+        hint = did_you_mean(name, outputs(student))
+    else:
+        why = f"the output {_described(name, student)} cannot be compared"
+        hint = "name outputs of floating-point numbers that have a batch dimension"
+    return PassError(why, who="distill", where="outputs", hint=hint)
+
+
+def _described(name: str, program: Program) -> str:
+    """Return ``'score' (float32[batch])``."""
+    fact = program.shape_of(outputs(program)[name])
+    return f"{name!r} ({format_type(fact.dtype, fact.dims) if fact else 'of no known shape'})"
+
+
 def _check_shapes(name: str, student: Program, teacher: Program, other: str) -> None:
     mine = student.shape_of(outputs(student)[name])
     theirs = teacher.shape_of(outputs(teacher)[other])
     if (
         mine is None
         or theirs is None
-        or mine.dims[-1] != theirs.dims[-1]
+        or classes(student, name) != classes(teacher, other)
         or len(mine.dims) != len(theirs.dims)
     ):
         shapes = " and ".join(

@@ -36,7 +36,7 @@ def logits(scope: Scope) -> fx.Node:
     soft-ce  T^2 mean_rows sum_c -p_t log p_s
     mse      mean (z_s - z_t)^2
     cosine   mean_rows 1 - cos(z_s, z_t), for sentence embeddings
-    auto     mse where there is one class, whose soft target is always 1; else kl
+    auto     mse for a value [B] or [B, 1], whose soft target would always be 1; else kl
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
     SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
@@ -53,7 +53,7 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
     options, rw = scope.options, scope.rw
     loss = options.logits_loss
     if loss == "auto":
-        loss = "mse" if last_dim(ours) == 1 else "kl"
+        loss = "mse" if _is_value(ours) else "kl"
     if loss == "mse":
         return scope.squared_error(ours, theirs, [-1], weights)
     if loss == "cosine":
@@ -82,16 +82,21 @@ def labels(scope: Scope) -> fx.Node:
     parts = []
     for name, ours in scope.logits.items():
         given = scope.labels[name]
-        if last_dim(ours) == 1:
+        if _is_value(ours):
             parts.append(_value_error(scope.rw, ours, given))
         else:
             parts.append(cross_entropy(scope.rw, ours, given))
     return scope.average(parts)
 
 
+def _is_value(node: fx.Node) -> bool:
+    """Return whether an output holds one value, as [B] or [B, 1], and no classes."""
+    return node.meta["val"].dim() == 1 or last_dim(node) == 1
+
+
 def _value_error(rw: Rewriter, ours: fx.Node, given: fx.Node) -> fx.Node:
     """Return the mean squared error; an example without a value is its own target."""
-    values = rw.call(aten.squeeze.dim, ours, -1)
+    values = ours if ours.meta["val"].dim() == 1 else rw.call(aten.squeeze.dim, ours, -1)
     known = rw.call(aten.eq.Tensor, given, given)
     targets = rw.call(aten.where.self, known, given, values)
     return mean_of_known(rw, rw.call(aten.mse_loss.default, values, targets, SUM), known)

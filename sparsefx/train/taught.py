@@ -115,8 +115,10 @@ def _several(program: Program, nodes: Named) -> Callable[[Mapping[str, Tensor]],
 
 
 def _room(teacher: Program, node: fx.Node, data: Encoded, path: Path) -> Tensor | TokenValues:
-    """Return where a value goes: [examples, classes], or [tokens of all examples, width]."""
+    """Return where a value goes: [examples], [examples, classes], or [all tokens, width]."""
     fact = teacher.shape_of(node)
+    if fact is not None and len(fact.dims) == 1:
+        return torch.zeros(len(data))
     width: Any = fact.dims[-1] if fact else None
     if fact is None or not isinstance(width, int):
         raise TrainingError(f"%{node.name} has no fixed width", who="session", where=path.name)

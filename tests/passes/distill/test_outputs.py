@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor, nn
 
+import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError
+from sparsefx.train.batches import Encoded
+from sparsefx.train.taught import with_teacher
 from tests.passes.distill.students import batch, program_of
 
 HEADED = "mlm-head{seed=%d}"
@@ -34,4 +40,95 @@ def test_an_output_that_is_not_there_is_named() -> None:
     with pytest.raises(PassError, match="the student has no output 'mlm_logits' to compare"):
         Pipeline.parse("distill{outputs=mlm_logits}").run(
             program_of(0), programs={"teacher": program_of(1)}
+        )
+
+
+class Scores(nn.Module):
+    """Says of a text a value [batch], and classes [batch, 5]."""
+
+    def __init__(self, seed: int, *names: str) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding, self.score, self.classes = (
+            nn.Embedding(12, 8),
+            nn.Linear(8, 1),
+            nn.Linear(8, 5),
+        )
+        self.names = names
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        mean = self.embedding(input_ids).mean(1)
+        found = {
+            "score": self.score(mean).squeeze(-1),
+            "logits": self.classes(mean),
+            "best": self.classes(mean).argmax(-1),
+        }
+        return {name: found[name] for name in self.names}
+
+
+IDS = torch.arange(12).reshape(3, 4)
+
+
+def scoring(seed: int, *names: str) -> Program:
+    return sparsefx.capture(Scores(seed, *names), {"input_ids": IDS})
+
+
+def taught(text: str, *names: str) -> Program:
+    return Pipeline.parse(text).run(scoring(0, *names), programs={"teacher": scoring(1, *names)})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("distill", ["score"]), ("distill{outputs=score}", ["score", "logits"])],
+)
+def test_values_without_a_last_dimension_are_compared(text: str, names: list[str]) -> None:
+    program = taught(text, *names).eval()
+    with torch.no_grad():
+        ours, theirs = (Scores(seed, "score")(IDS)["score"] for seed in (0, 1))
+        found = program(input_ids=IDS)["loss"]
+    assert torch.allclose(found, (ours - theirs).square().mean())
+    assert "score: one value and no classes, so logits_loss is 'mse'" in program.history[-1].notes
+    stripped = Pipeline.parse("strip-distillation").run(program)
+    assert stripped.fingerprint() == scoring(0, *names).fingerprint()
+
+
+def test_values_are_held_to_labels_of_their_shape() -> None:
+    program = taught("distill{logits=0,labels=1}", "score").eval()
+    labels = torch.tensor([1.0, torch.nan, 3.0])
+    with torch.no_grad():
+        found = program(input_ids=IDS, labels=labels)["loss"]
+        ours = Scores(0, "score")(IDS)["score"]
+    assert torch.allclose(found, (ours - labels)[[0, 2]].square().mean())
+
+
+def test_what_is_left_out_is_noted() -> None:
+    program = taught("distill", "score", "logits")
+    assert "score: not compared; outputs=... chooses what is" in program.history[-1].notes
+    assert not taught("distill{outputs=logits}", "score", "logits").history[-1].notes
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "why"),
+    [
+        (
+            "distill{outputs=best}",
+            ("best", "score"),
+            r"the output 'best' \(int64\[batch\]\) cannot",
+        ),
+        ("distill", ("best",), r"no floating-point output to compare: it returns 'best' \(int64"),
+        ("distill{logits_loss=kl}", ("score",), "'score' has one class"),
+    ],
+)
+def test_why_nothing_can_be_compared(text: str, names: tuple[str, ...], why: str) -> None:
+    with pytest.raises(PassError, match=why):
+        taught(text, *names)
+
+
+def test_values_of_a_teacher_come_beforehand(tmp_path: Path) -> None:
+    student, teacher = taught("distill{cached=True}", "score").eval(), scoring(1, "score").eval()
+    data = Encoded(tuple(row.numpy() for row in IDS), None, None, pad=0)
+    found = with_teacher(student, teacher, data, 2, tmp_path, bf16=False)
+    with torch.no_grad():
+        assert torch.allclose(
+            found.collate([2, 0])["teacher_score"], teacher(input_ids=IDS[[2, 0]])["score"]
         )
