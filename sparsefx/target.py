@@ -135,7 +135,7 @@ class Target(ABC):
                 code failed, with the exception as its cause.
         """
         with self._naming("pipeline()"):
-            steps = self.pipeline()
+            steps = self._steps()
         ready = steps.run(program)
         with self._naming("unsupported()"):
             found = self._all_unsupported(ready)
@@ -154,6 +154,21 @@ class Target(ABC):
                 hint="return an object with __call__, cost, listing and save: see Compiled",
             )
         return compiled
+
+    def _steps(self) -> Pipeline:
+        """What :meth:`pipeline` returns, held to its type."""
+        from sparsefx.pipeline import Pipeline
+
+        found: object = self.pipeline()
+        if isinstance(found, Pipeline):
+            return found
+        own = type(self).pipeline
+        instead = f"Pipeline.parse({found!r})" if isinstance(found, str) else "Pipeline((...))"
+        raise TargetError(
+            f"pipeline() returned {found!r}, not a Pipeline",
+            who=self.name,
+            hint=f"mend {own.__module__}.{own.__qualname__}: return {instead}",
+        )
 
     def _all_unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """What :meth:`unsupported` returns, held to its type."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,20 @@ def test_options_given_in_python_are_held_to_their_types_too() -> None:
         Scale(factor="high")  # type: ignore[arg-type]
     assert (caught.value.who, caught.value.where) == ("scale", "factor")
     assert Scale(factor=3).factor == 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "hint"),
+    [(None, r"return Pipeline\(\(\.\.\.\)\)"), ("simplify", r"Pipeline\.parse\('simplify'\)")],
+)
+def test_what_a_target_returns_for_a_pipeline_is_checked(returned: Any, hint: str) -> None:
+    def pipeline(self: object) -> Any:
+        return returned
+
+    odd = type("Odd", (registry.target_class("reference"),), {"name": "odd", "pipeline": pipeline})
+    why = rf"odd: pipeline\(\) returned {returned!r}, not a Pipeline\n.*pipeline: .*{hint}"
+    with pytest.raises(errors.TargetError, match=why):
+        odd().compile(relu_program())
 
 
 def test_options_of_a_target_are_held_to_their_types() -> None:

@@ -92,6 +92,10 @@ def read_table(path: Path | str, header: Sequence[str] | None = None) -> Table:
         DataError: The file is missing, empty, undecodable, ragged, or of an unknown format.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(
+            "it is a folder", who=_READER, where=str(path), hint="give a file that lies in it"
+        )
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
         raise DataError(

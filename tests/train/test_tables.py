@@ -101,6 +101,9 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, message: st
 def test_missing_file_and_column(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file"):
         read_table(tmp_path / "none.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match=r"it is a folder\n.*give a file that lies in it"):
+        read_table(tmp_path / "folder.csv")
     table = read_table(_write(tmp_path, "a.csv", b"sentence,label\nx,1\n"))
     with pytest.raises(DataError) as caught:
         table.column("sentense")
