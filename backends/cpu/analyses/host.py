@@ -6,13 +6,14 @@ from model to model, so they run as they are; the plan takes over at the first e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
+from sparsefx.effects import shared_with_writes, writes
 from sparsefx.program import Program
 from sparsefx.signature import Dim
 
@@ -20,7 +21,24 @@ __all__ = ["Host", "at_longest"]
 
 T = TypeVar("T")
 
-_EMBEDDING = torch.ops.aten.embedding.default
+aten = torch.ops.aten
+_EMBEDDING = aten.embedding.default
+_FORM_ALONE = {
+    aten.sym_size.int: 0,
+    aten.zeros_like.default: 0,
+    aten.ones_like.default: 0,
+    aten.full_like.default: 0,
+    aten.empty_like.default: 0,
+    aten.new_zeros.default: 0,
+    aten.new_ones.default: 0,
+    aten.new_full.default: 0,
+    aten.new_empty.default: 0,
+    aten.expand_as.default: 1,
+    aten.view_as.default: 1,
+    aten.type_as.default: 1,
+    aten.to.other: 1,
+}
+"""Operators that read size or type alone of one argument, and which."""
 
 
 class Host:
@@ -32,16 +50,22 @@ class Host:
     Attributes:
         nodes: What it can evaluate.
         places: The place of every node of the graph.
+        written: Nodes outside it whose memory is written to in place, in order, the writing ones
+            among them: no kernel sees those writes.
     """
 
     def __init__(self, program: Program) -> None:
         self._program = program
         self.nodes: set[fx.Node] = set()
         self.places = {node: number for number, node in enumerate(program.graph.nodes)}
+        self._shared = shared_with_writes(program.graph)
+        self._writers = tuple(node for node in self._shared if writes(node))
         for node in program.graph.nodes:
             inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
             if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):
                 self.nodes.add(node)
+        outside = self._shared - self.nodes
+        self.written = tuple(sorted(outside, key=self.places.__getitem__))
 
     @property
     def dims(self) -> tuple[Dim, Dim]:
@@ -67,9 +91,17 @@ class Host:
     ) -> dict[fx.Node, Any]:
         """Run what `wanted` needs beyond the `known` values."""
         values: dict[fx.Node, Any] = dict(known)
+        if self._writers:  # what was written when is a matter of order
+            needed = self._reached(wanted, self.read_by, known)
+            for node in sorted(needed - known.keys(), key=self.places.__getitem__):
+                values[node] = self._call(node, values)
         for node in wanted:
             self._fill(node, values)
         return values
+
+    def read_by(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that decide a node's value: its inputs, and who writes into its memory."""
+        return [*node.all_input_nodes, *(self._writers if node in self._shared else ())]
 
     def is_per_token(self, node: fx.Node) -> bool:
         """Whether a node has one value for each token: [batch or 1, sequence] or [sequence]."""
@@ -83,16 +115,21 @@ class Host:
 
     def sizes_only(self, node: fx.Node) -> bool:
         """Whether only the sizes of inputs decide a node's value, not what is in them."""
-        stack, seen = [node], set()
-        while stack:
-            current = stack.pop()
-            if current in seen or current.target is torch.ops.aten.sym_size.int:
-                continue
-            if current.op == "placeholder":
-                return False
-            seen.add(current)
-            stack += current.all_input_nodes
-        return True
+        return not self.contents([node])
+
+    def contents(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
+        """The inputs of which not size and type alone decide what nodes are."""
+        return {n for n in self._reached(nodes, self._content_read) if n.op == "placeholder"}
+
+    def _content_read(self, node: fx.Node) -> list[fx.Node]:
+        place = _FORM_ALONE.get(node.target)  # type: ignore[call-overload]  # a name has no place
+        if place is None:
+            return self.read_by(node)
+        shape_alone = node.args[place]
+        others = [*node.args[:place], *node.args[place + 1 :], *node.kwargs.values()]
+        found: list[fx.Node] = []
+        fx.map_arg(others, found.append)
+        return [n for n in self.read_by(node) if n is not shape_alone or n in found]
 
     def for_sizes(self, node: fx.Node, batch: int, length: int) -> Tensor | None:
         """The value of a node that only sizes decide, for these sizes; else None."""
@@ -116,14 +153,37 @@ class Host:
 
     def placeholders(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """The inputs that nodes depend on."""
+        return {n for n in self._reached(nodes, self.read_by) if n.op == "placeholder"}
+
+    def vocabulary(self, source: fx.Node) -> int:
+        """Values that an input may have: rows of the smallest table it indexes, 2 without any."""
+        rows = [
+            shape_of(user.all_input_nodes[0])[0]
+            for user in source.users
+            if user.target is _EMBEDDING and user.args[1] is source
+        ]
+        return max(2, min(rows, default=2))
+
+    def marked(self, source: fx.Node, real: Tensor, generator: torch.Generator) -> Tensor:
+        """Values for an input that is 0 where `real` is, and any other elsewhere."""
+        others = torch.randint(1, self.vocabulary(source), real.shape, generator=generator)
+        return (real * others).to(source.meta["val"].dtype)
+
+    @staticmethod
+    def _reached(
+        nodes: Iterable[fx.Node],
+        read: Callable[[fx.Node], Iterable[fx.Node]],
+        known: Container[fx.Node] = (),
+    ) -> set[fx.Node]:
+        """Nodes, and all that they are computed from; nothing behind the known ones."""
         seen: set[fx.Node] = set()
         stack = list(nodes)
         while stack:
             current = stack.pop()
             if current not in seen:
                 seen.add(current)
-                stack += current.all_input_nodes
-        return {n for n in seen if n.op == "placeholder"}
+                stack += () if current in known else read(current)
+        return seen
 
     def _fill(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
         stack = [node]

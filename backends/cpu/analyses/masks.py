@@ -2,7 +2,8 @@
 
 Models build both in many ways, so nothing is matched: their sum is tried on random inputs. It must
 be a number that depends on query - key and the head alone where the key is a real token, and hide
-the key where it is padding; a window is a number that hides.
+the key where it is padding; a window is a number that hides. It may depend on what is in one input
+alone, the one that is 0 at padding; of tokens all that the model knows are tried.
 
 The table is read off at the longest length that is tried. Where it does not change any more in the
 outer half of the distances, as with buckets and windows, it is taken to go on so.
@@ -11,6 +12,8 @@ outer half of the distances, as with buckets and windows, it is taken to go on s
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +37,9 @@ _LONGEST = 2048
 _MOST_VALUES = 1 << 22
 """Values of the largest mask that is tried."""
 _FREE = ((3, 7), (2, 12), (3, 7), (2, 12))
+_FEW = 4
+_AT_ONCE = 1024
+"""Sequences of a trial of all tokens of a vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,24 +180,40 @@ class _Sum:
 
     def hides_zeros(self, rows: Tensor, source: fx.Node | None) -> bool:
         """Whether it is these rows, with keys hidden where `source` is 0; none if it is None."""
+        read = self._host.contents(mask.node for mask in self._masks)
+        if source is None:
+            return not read
+        if not read <= {source}:
+            return False
+        for given in self._trials(self._host.vocabulary(source)):
+            batch, length = given.shape
+            known = self._host.sample(self._inputs, batch, length)
+            known[source] = given.to(known[source].dtype)
+            found = self._of(known, batch, length)
+            if found is None:
+                return False
+            real = given.bool()
+            expected = _matrix(rows, length).masked_fill(~real[:, None, None, :], -torch.inf)
+            asked = real[:, None, :, None]  # queries of padding may see anything
+            if not bool(((found == expected) | ~asked).all()):
+                return False
+        return True
+
+    def _trials(self, vocabulary: int) -> Iterator[Tensor]:
+        """Values [batch, length] of the input that is 0 at padding: each token once, at least."""
         generator = torch.Generator().manual_seed(0)
         for number, (batch, length) in enumerate(self._sizes):
             chosen = torch.randint(0, 2, (batch, length), generator=generator)
             if number < 2:  # nothing hidden; all but the first token hidden
                 chosen[:] = 1 - number
             chosen[:, 0] = 1
-            known = self._host.sample(self._inputs, batch, length)
-            for node in self._inputs if source is None else (source,):
-                known[node] = chosen.to(known[node].dtype)
-            found = self._of(known, batch, length)
-            if found is None:
-                return False
-            real = chosen.bool() if source is not None else torch.ones_like(chosen).bool()
-            expected = _matrix(rows, length).masked_fill(~real[:, None, None, :], -torch.inf)
-            asked = real[:, None, :, None]  # queries of padding may see anything
-            if not bool(((found == expected) | ~asked).all()):
-                return False
-        return True
+            few = min(vocabulary, _FEW if number % 2 else vocabulary)  # few: some are often equal
+            yield chosen * torch.randint(1, few, (batch, length), generator=generator)
+        fixed = self._host.dims[0]
+        shape = (fixed if isinstance(fixed, int) else _AT_ONCE, max(s for _, s in self._sizes))
+        count = math.prod(shape)
+        for first in range(1, vocabulary if vocabulary > 2 else 1, count):
+            yield torch.arange(first, first + count).clamp(max=vocabulary - 1).reshape(shape)
 
     def far(self, rows: Tensor, longest: int) -> Tensor | None:
         """The same rows for the longest sequence that the model admits, `longest` at most."""

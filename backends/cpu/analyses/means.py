@@ -111,7 +111,7 @@ def _padding(region: Region, channels: int) -> str | None:
         real[:, 0] = 1
         states = torch.rand(batch, length, channels, generator=generator) - 0.5
         try:
-            found = region.run(states, {mask: real.to(mask.meta["val"].dtype)})
+            found = region.run(states, {mask: region.host.marked(mask, real, generator)})
         except (IndexError, RuntimeError):  # a table of positions ends before
             return None
         expected = (states * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)

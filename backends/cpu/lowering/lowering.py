@@ -27,6 +27,7 @@ from sparsefx.backends.cpu.lowering.unseen import Handed, reads_padding
 from sparsefx.backends.cpu.lowering.walk import LoweringOptions, Walk
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.plan import Plan, Step, Word
+from sparsefx.effects import writes
 from sparsefx.program import Program
 from sparsefx.target import Unsupported
 
@@ -101,6 +102,8 @@ def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     _ = program.shapes  # handlers read them from the nodes; a loaded Program has none yet
     host = Host(program)
     walk = Walk(program, host, options)
+    if host.written:
+        return _in_pytorch(walk)
     if options.pack:
         walk.live = find_live(walk)
     table = handlers(walk)
@@ -169,6 +172,13 @@ def _handed(walk: Walk, wanted: set[fx.Node]) -> list[Handed]:
     return found
 
 
+def _in_pytorch(walk: Walk) -> Lowered:
+    """Lower nothing, as nodes write into memory that others read: kernels have no such order."""
+    writing = next(node for node in walk.host.written if writes(node))
+    walk.reasons[writing] = "it writes into the memory of an activation, which no kernel sees"
+    return _finish(walk)
+
+
 def _without_plan(walk: Walk, rest: list[fx.Node]) -> Walk:
     """The walk with nothing in its plan, because of what the nodes outside it read."""
     first, why = next(iter(_first_reasons(walk, rest)), (rest[0], "it runs in PyTorch"))
@@ -235,7 +245,7 @@ def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:
             continue
         walk.values.pop(node, None)
         needed.add(node)
-        stack += node.all_input_nodes
+        stack += walk.host.read_by(node)
     return [n for n in walk.program.graph.nodes if n in needed]
 
 

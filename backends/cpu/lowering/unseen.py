@@ -8,6 +8,7 @@ tried: with other numbers in place of the zeros, the outputs of real tokens must
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,21 +65,25 @@ def reads_padding(
         return False
     batch, length = (d if isinstance(d, int) else n for d, n in zip(host.dims, _FREE, strict=True))
     real = (torch.arange(length) <= length // 2).long()
-    known = host.sample(inputs, batch, length)
-    (source,) = (node for node in inputs if str(node.target) == padding)
-    known[source] = real.expand(batch, length).to(known[source].dtype)
-    found = []
-    for other in (0.0, 1.0):
-        given = {each.node: _values(each, batch, real, other) for each in handed}
-        try:
-            values = host.evaluate(outputs, known | given)
-        except (IndexError, RuntimeError):
-            return False
-        found.append([_at_real_tokens(values[node], real) for node in outputs])
-    return not all(
-        torch.allclose(zeros, others, rtol=1e-4, atol=1e-6, equal_nan=True)
-        for zeros, others in zip(*found, strict=True)
-    )
+    for number in (0, 1):  # of other inputs, such as types of tokens
+        known = {n: value * number for n, value in host.sample(inputs, batch, length).items()}
+        (source,) = (node for node in inputs if str(node.target) == padding)
+        known[source] = real.expand(batch, length).to(known[source].dtype)
+        found = []
+        for other in (0.0, 1.0):
+            given = {each.node: _values(each, batch, real, other) for each in handed}
+            try:
+                values = host.evaluate(outputs, known | given)
+            except (IndexError, RuntimeError):
+                return False
+            found.append([_at_real_tokens(values[node], real) for node in outputs])
+        if not all(itertools.starmap(_alike, zip(*found, strict=True))):
+            return True
+    return False
+
+
+def _alike(zeros: Tensor, others: Tensor) -> bool:
+    return torch.allclose(zeros, others, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def _values(handed: Handed, batch: int, real: Tensor, other: float) -> Tensor:

@@ -1,0 +1,154 @@
+"""Masks that depend on what tokens are, and writes in place: both run in PyTorch, and are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sparsefx
+from sparsefx.backends.cpu.target import CpuTarget
+
+VOCABULARY, SIZE, SEPARATOR = 50, 16, 7
+
+
+class Encoder(nn.Module):
+    """One attention, whose mask [batch, queries, keys] a subclass says; True sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, SIZE)
+        self.query, self.key, self.value = (nn.Linear(SIZE, SIZE) for _ in range(3))
+
+    def attention(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.table(tokens)
+        scores = self.query(x) @ self.key(x).transpose(1, 2) / SIZE**0.5
+        attended: Tensor = scores.masked_fill(~mask, -1e9).softmax(-1) @ self.value(x)
+        return attended
+
+
+class ByType(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        later = token_type_ids[:, :, None] < token_type_ids[:, None, :]
+        return self.attention(input_ids, attention_mask.bool()[:, None, :] & ~later)
+
+
+class BySegment(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        segment = (input_ids == SEPARATOR).cumsum(1)
+        same = segment[:, :, None] == segment[:, None, :]
+        return self.attention(input_ids, attention_mask.bool()[:, None, :] & same)
+
+
+class WithoutOneToken(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen = attention_mask.bool() & (input_ids != SEPARATOR)
+        return self.attention(input_ids, seen[:, None, :])
+
+
+class WithoutTwoTokens(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        seen = (input_ids != 0) & (input_ids != SEPARATOR)
+        return self.attention(input_ids, seen[:, None, :])
+
+
+class WithoutPadding(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.attention(input_ids, (input_ids != 0)[:, None, :])
+
+
+class OnesAtHand(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen = attention_mask.bool() & torch.ones_like(input_ids).bool()
+        return self.attention(input_ids, seen[:, None, :])
+
+
+class WritesZeros(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x: Tensor = self.query(self.table(input_ids))
+        x[:, 0] = 0
+        return x
+
+
+class Shifts(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.query(self.table(input_ids))
+        y = x.clone()
+        y[:, 1:] = x[:, :-1]
+        shifted: Tensor = self.value(y)
+        return shifted
+
+
+class Halves(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.query(self.table(input_ids))
+        y = torch.zeros_like(x)
+        y[:, :, : SIZE // 2] = x[:, :, SIZE // 2 :]
+        return y
+
+
+class Doubles(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.query(self.table(input_ids))
+        x[:, :, 0] *= 2
+        doubled: Tensor = self.value(x)
+        return doubled
+
+
+class WritesPositions(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        positions = torch.zeros(x.shape[1], SIZE)
+        positions[:, 0::2] = torch.arange(x.shape[1])[:, None]
+        added: Tensor = self.query(x + positions)
+        return added
+
+
+def batch(model: nn.Module, size: int, length: int) -> dict[str, Tensor]:
+    """Random tokens, of which the last two are padding."""
+    generator = torch.Generator().manual_seed(size)
+    tokens = torch.randint(1, VOCABULARY, (size, length), generator=generator)
+    tokens[:, length // 2] = SEPARATOR
+    tokens[:, -2:] = 0
+    every = {
+        "input_ids": tokens,
+        "attention_mask": (tokens != 0).long(),
+        "token_type_ids": (torch.arange(length) > length // 2).long().expand(size, -1),
+    }
+    return {name: every[name] for name in model.forward.__annotations__ if name in every}
+
+
+def largest_difference(model: nn.Module) -> tuple[float, str]:
+    """Of outputs at real tokens to the model itself; and what runs in PyTorch."""
+    torch.manual_seed(0)
+    compiled = CpuTarget().compile(sparsefx.capture(model.eval(), batch(model, 2, 8)))
+    given = batch(model, 3, 13)
+    with torch.no_grad():
+        difference = compiled(**given)["output"] - model(**given)
+    real = given["input_ids"] != 0
+    return float(difference[real].abs().max()), " ".join(map(str, compiled.outside))
+
+
+@pytest.mark.parametrize("model", [ByType, BySegment, WithoutOneToken, WithoutTwoTokens])
+def test_a_mask_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> None:
+    difference, outside = largest_difference(model())
+    assert difference < 1e-5
+    assert "its mask depends on more than padding" in outside
+
+
+@pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand])
+def test_a_mask_of_padding_runs_in_kernels(model: type[Encoder]) -> None:
+    difference, outside = largest_difference(model())
+    assert difference < 1e-5
+    assert outside == ""
+
+
+@pytest.mark.parametrize("model", [WritesZeros, Shifts, Halves, Doubles])
+def test_a_write_to_a_part_runs_in_pytorch(model: type[Encoder]) -> None:
+    difference, outside = largest_difference(model())
+    assert difference < 1e-5
+    assert "writes into the memory of an activation" in outside
+
+
+def test_what_is_written_beside_activations_counts() -> None:
+    assert largest_difference(WritesPositions())[0] < 1e-5
