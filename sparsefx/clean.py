@@ -1,8 +1,8 @@
 """Turns the module that torch.export gives back into the clean graph of a Program.
 
 What export leaves behind and a Program must not have: guards and metadata assertions, a fixed
-training flag in every dropout, in-place updates of counters, sums that overwrite what nothing else
-reads, two nodes for one tied parameter.
+training flag in every dropout, in-place updates of counters, sums that overwrite what shares memory
+with nothing, two nodes for one tied parameter.
 """
 
 from __future__ import annotations
@@ -60,9 +60,20 @@ def clean_graph(
     copier.copy(flat)
     copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
     remove_dead_nodes(copier.graph)
-    for node in copier.graph.nodes:
-        node.target = out_of_place(node, copier.values) or node.target
+    _write_nothing(copier.graph, copier.values)
     return _assemble(flat, copier.graph), ties
+
+
+def _write_nothing(graph: fx.Graph, values: Mapping[fx.Node, object]) -> None:
+    """Compute into new tensors what is written into memory that no other node shares."""
+    places = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        plain = out_of_place(node, values, places)
+        if plain is not None:
+            place, node.target = places[node], plain
+            behind = [user for user in node.args[0].users if places[user] > place]
+            for user in behind:
+                user.replace_input_with(node.args[0], node)
 
 
 class _Copier:

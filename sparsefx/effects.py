@@ -53,23 +53,28 @@ def may_alias(node: fx.Node) -> bool:
     )
 
 
-def out_of_place(node: fx.Node, values: Mapping[fx.Node, object]) -> OpOverload | None:
+def out_of_place(
+    node: fx.Node, values: Mapping[fx.Node, object], places: Mapping[fx.Node, int]
+) -> OpOverload | None:
     """Return the operator that computes what an in-place ``node`` does, into a new tensor.
 
-    None when the input is used elsewhere, or may share memory with what is; and where the new
-    tensor would be of another type than the one that is written to.
+    Who reads the input behind ``node`` has to read that tensor instead. None when the input may
+    share memory with another node; and where the new tensor would be of another type than the one
+    that is written to.
 
     Args:
         node: A node of a captured graph.
         values: What each of its inputs is, as a tensor with or without data.
+        places: The place of every node in the graph.
     """
     if not writes(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     source, target = node.args[0], node.target
     name = str(getattr(target, "_opname", ""))
-    if not name.endswith("_") or source.op != "call_function":
+    before = [user for user in source.users if places[user] < places[node]]
+    if not name.endswith("_") or any(may_alias(user) or writes(user) for user in before):
         return None
-    if len(source.users) > 1 or may_alias(source):
+    if not _memory_of_its_own(source):
         return None
     packet = getattr(aten, name.removesuffix("_"), None)
     found = getattr(packet, str(getattr(target, "_overloadname", "")), None)
@@ -78,6 +83,15 @@ def out_of_place(node: fx.Node, values: Mapping[fx.Node, object]) -> OpOverload 
     written = values.get(source)
     same = isinstance(written, Tensor) and _result_type(found, node, values) == written.dtype
     return found if same else None
+
+
+def _memory_of_its_own(node: fx.Node) -> bool:
+    """Whether nothing but the users of a node can see its memory."""
+    while may_alias(node):
+        node = node.all_input_nodes[0]
+        if len(node.users) > 1:
+            return False
+    return node.op == "call_function"
 
 
 def _result_type(
