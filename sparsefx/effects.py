@@ -12,7 +12,14 @@ from torch._ops import OpOverload
 
 from sparsefx.ops import MODE
 
-__all__ = ["is_pure", "may_alias", "out_of_place", "shared_with_writes", "writes"]
+__all__ = [
+    "changed_state",
+    "is_pure",
+    "may_alias",
+    "out_of_place",
+    "shared_with_writes",
+    "writes",
+]
 
 aten = torch.ops.aten
 _RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
@@ -127,6 +134,51 @@ def shared_with_writes(graph: fx.Graph) -> set[fx.Node]:
         stack.extend(user for user in node.users if may_alias(user) or writes(user))
         if may_alias(node):
             stack.extend(node.all_input_nodes)
+    return found
+
+
+def changed_state(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return the stored tensors that a call changes and an output follows, each with what writes.
+
+    Left out are running statistics, which only training writes, and counters that no output reads.
+    """
+    found: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if not writes(node) or node.target in _UNDECLARED:
+            continue
+        for written in _written_inputs(node):
+            source = _memory_of(written)
+            if source.op == "get_attr" and graph.output_node() in _followers(source):
+                found.setdefault(source, node)
+    return found
+
+
+def _memory_of(node: fx.Node) -> fx.Node:
+    """Return the first node whose memory the value of ``node`` may be."""
+    while may_alias(node) and isinstance(node.args[0], fx.Node):
+        if _is_of_another_type(node, node.args[0]):
+            return node
+        node = node.args[0]
+    return node
+
+
+def _is_of_another_type(node: fx.Node, source: fx.Node) -> bool:
+    """Whether ``node`` converts its source, so that it is a copy after all."""
+    found, before = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(found, Tensor) or not isinstance(before, Tensor):
+        return False
+    return found.dtype != before.dtype and node.target is not aten.view.dtype
+
+
+def _followers(node: fx.Node) -> set[fx.Node]:
+    """Return a node, and all that is computed from it or written to its memory."""
+    found: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.users)
     return found
 
 

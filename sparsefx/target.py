@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
+from sparsefx.effects import changed_state
 from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.option_types import wrong_types
 from sparsefx.spec import format_spec, options_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sparsefx.pipeline import Pipeline
     from sparsefx.program import Program
 
-__all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported"]
+__all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported", "state_refused"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,24 @@ class CostReport:
     def total(self, quantity: str) -> float:
         """Return the sum of one quantity over all rows that have it."""
         return sum(row.figures.get(quantity, 0.0) for row in self.rows)
+
+
+def state_refused(program: Program, who: str) -> TargetError | None:
+    """Return the error of a target that keeps every tensor as it was when it lowered a Program.
+
+    None where calls change no tensor that an output follows.
+    """
+    program.shapes  # noqa: B018  # infers the dtypes by which copies are told from views
+    changed = changed_state(program.graph)
+    if not changed:
+        return None
+    listed = ", ".join(f"{buffer.target} (by %{node.name})" for buffer, node in changed.items())
+    return TargetError(
+        f"each call changes what the next one reads, and it would stay as it is now: {listed}",
+        who=who,
+        where=str(next(iter(changed)).target),
+        hint="use the target reference, or have forward take and return it",
+    )
 
 
 class Compiled(Protocol):

@@ -20,7 +20,7 @@ from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import TargetError, did_you_mean
 from sparsefx.program import Program
-from sparsefx.target import Target, Unsupported
+from sparsefx.target import Target, Unsupported, state_refused
 
 __all__ = ["CpuTarget"]
 
@@ -73,8 +73,8 @@ class CpuTarget(Target):
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch.
 
-        A Program without an input [batch, sequence], or with tensors in bfloat16, cannot be lowered
-        at all.
+        A Program without an input [batch, sequence], with tensors in bfloat16, or with buffers that
+        calls change, cannot be lowered at all.
         """
         if refused := _refusal(program):
             return (Unsupported(refused.where, f"{refused.why}; {refused.hint}"),)
@@ -86,8 +86,8 @@ class CpuTarget(Target):
         What no kernel computes runs in PyTorch.
 
         Raises:
-            TargetError: No input is [batch, sequence], a tensor is in bfloat16, or no linear can
-                have the format.
+            TargetError: No input is [batch, sequence], a tensor is in bfloat16, calls change a
+                buffer, or no linear can have the format.
         """
         return self._compiled(self.pipeline().run(program))
 
@@ -95,8 +95,8 @@ class CpuTarget(Target):
         """Lower a copy of a Program, in eval mode.
 
         Raises:
-            TargetError: No input is [batch, sequence], a tensor is in bfloat16, or no linear can
-                have the format.
+            TargetError: No input is [batch, sequence], a tensor is in bfloat16, calls change a
+                buffer, or no linear can have the format.
         """
         return self._compiled(program.copy())
 
@@ -157,7 +157,8 @@ class CpuTarget(Target):
 
 def _refusal(program: Program) -> TargetError | None:
     """Why a Program cannot be lowered at all; None when it can, in part at least."""
-    return _without_tokens(program) or _without_numpy(program)
+    state = state_refused(program, CpuTarget.name)
+    return state or _without_tokens(program) or _without_numpy(program)
 
 
 def _without_tokens(program: Program) -> TargetError | None:

@@ -26,7 +26,7 @@ from sparsefx.files import whole_file
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
-from sparsefx.target import CostReport, CostRow, Target, Unsupported
+from sparsefx.target import CostReport, CostRow, Target, Unsupported, state_refused
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -90,8 +90,10 @@ class OnnxRuntime(Target):
         return Pipeline.parse("gather-integers{on_no_match=ignore},simplify{on_no_match=ignore}")
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
-        """List training machinery, and operators that have no translation."""
-        found = [
+        """List training machinery, what has no translation, and buffers that calls change."""
+        state = state_refused(program, self.name)
+        found = [Unsupported(state.where, f"{state.why}; {state.hint}")] if state else []
+        found += [
             Unsupported("program", reason)
             for prop, reason in _UNFINISHED.items()
             if prop in program.properties
@@ -108,8 +110,11 @@ class OnnxRuntime(Target):
         """Translate ``program`` and load it.
 
         Raises:
-            TargetError: When onnx, onnxscript or onnxruntime is missing, or translation fails.
+            TargetError: When onnx, onnxscript or onnxruntime is missing, calls change a buffer, or
+                translation fails.
         """
+        if refused := state_refused(program, self.name):
+            raise refused
         program = program.copy().eval()
         if any(tensor.device.type != "cpu" for tensor in program.named_tensors().values()):
             program.to("cpu")
