@@ -26,7 +26,7 @@ from sparsefx.errors import TargetError
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.program import Program
 
-__all__ = ["Lowering", "integer_weight", "lower_program", "weight_digest"]
+__all__ = ["Lowering", "float_linears", "integer_weight", "lower_program", "weight_digest"]
 
 
 def weight_digest(weight: Int8Array) -> str:
@@ -45,6 +45,27 @@ def integer_weight(program: Program, node: fx.Node) -> str | None:
         return None
     name = str(stored.target)
     return name if program.tensor(name).dtype == torch.int8 else None
+
+
+def float_linears(program: Program) -> dict[str, str]:
+    """Names of linears whose weights an int8 machine cannot take, each with why and what to do."""
+    units = units_of(program.graph)
+    linears = [n for n in units if units[n] == "matrix" and op_name(n) == "aten.linear"]
+    floats = [node for node in linears if integer_weight(program, node) is None]
+    if len(floats) == len(linears):
+        hint = "run quantize-prepare, calibrate and quantize-convert first"
+        return {node.name: f"its weight is float; {hint}" for node in floats}
+    return {node.name: f"its weight is float; {_why_float(node)}" for node in floats}
+
+
+def _why_float(node: fx.Node) -> str:
+    """Why quantize-convert left the weight of a linear alone, and what to do about it."""
+    weight = node.args[1]
+    users = weight.users if isinstance(weight, fx.Node) else ()
+    tables = [user for user in users if reads_table(user) and user.args[0] is weight]
+    if not tables:
+        return "quantize-convert left it out: see what quantize-prepare skips"
+    return f"%{tables[0].name} reads it too, so quantize-convert left it out: untie them"
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,15 @@ def lower_program(program: Program, how: Lowering) -> Workload:
     Raises:
         TargetError: When the machine needs int8 and linears are float; all of them are listed.
     """
+    program.shapes  # noqa: B018  # infers the dtypes that the units follow from, and the sizes
+    floats = float_linears(program) if how.integers else {}
+    if floats:
+        listed = "".join(f"\n  - %{name}: {reason}" for name, reason in floats.items())
+        raise TargetError(
+            f"{len(floats)} linears have float weights, int8 is needed:{listed}",
+            who="accelerator",
+            hint="or choose an architecture that computes in fp16",
+        )
     return _Lowerer(program, how).run()
 
 
@@ -86,11 +116,9 @@ class _Lowerer:
         self.how = how
         self.source: dict[fx.Node, tuple[str, ...]] = {}
         self.weights: dict[str, Int8Array] = {}
-        self.floats: list[str] = []
         self.quantized = {site.node for site in program.facts(QuantizedProducts)}
 
     def run(self) -> Workload:
-        shapes = self.program.shapes
         units = units_of(self.program.graph)
         ops: list[Op] = []
         for node in self.program.graph.nodes:
@@ -106,19 +134,6 @@ class _Lowerer:
             op = self.op(node, unit, inputs)
             ops.append(op)
             self.source[node] = (op.name,)
-        if self.floats:
-            listed = "".join(f"\n  - {name}" for name in self.floats)
-            hint = "run quantize-prepare, calibrate and quantize-convert first"
-            if self.weights:
-                hint = (
-                    "quantize-convert left them out: excluded, or tied to an embedding; untie them"
-                )
-            raise TargetError(
-                f"{len(self.floats)} linears have float weights, int8 is needed:{listed}",
-                who="accelerator",
-                hint=f"{hint}, or choose an architecture that computes in fp16",
-            )
-        del shapes
         batch = self.how.sizes.get("batch", 1)
         tokens = self.how.sizes.get("sequence", 1)
         name = f"{self.program.config.get('model_type', 'program')}, {batch} x {tokens} tokens"
@@ -178,8 +193,6 @@ class _Lowerer:
             if name not in self.weights:
                 self.weights[name] = self.program.tensor(name).detach().numpy()
             return self.weights[name], None
-        if self.how.integers:
-            self.floats.append(f"%{node.name}")
         source = node.args[1]
         if isinstance(source, fx.Node) and source.op == "get_attr":
             tensor = self.program.tensor(str(source.target)).detach()

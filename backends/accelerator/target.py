@@ -13,7 +13,7 @@ from sparsefx.backends.accelerator.architecture import Architecture
 from sparsefx.backends.accelerator.executor import StreamExecutor
 from sparsefx.backends.accelerator.legalise import AcceleratorTag
 from sparsefx.backends.accelerator.listing import listing
-from sparsefx.backends.accelerator.lowering import Lowering, lower_program
+from sparsefx.backends.accelerator.lowering import Lowering, float_linears, lower_program
 from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.probabilities import QuantizeProbabilities
 from sparsefx.backends.accelerator.report.cost import cost_report
@@ -73,7 +73,10 @@ class Accelerator(Target):
         return self.architecture.value_bits.value == 8
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
-        """What the array cannot do: runs on the host or on the vector unit, at a cost."""
+        """What the array cannot do: runs on the host or on the vector unit, at a cost.
+
+        Linears with float weights cannot be lowered at all to a machine that computes in int8.
+        """
         program.shapes  # noqa: B018  # infers the dtypes that the units follow from
         host = self.architecture.host
         instead = ""
@@ -97,6 +100,10 @@ class Accelerator(Target):
         reason = "an operand is float, and the array multiplies int8"
         return (
             *found,
+            *(
+                Unsupported(f"%{name}", f"{why}, or choose an architecture that computes in fp16")
+                for name, why in float_linears(program).items()
+            ),
             *(Unsupported(f"%{n.name}", reason, "runs on the vector unit") for n in floats),
         )
 

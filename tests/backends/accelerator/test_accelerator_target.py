@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -249,8 +250,10 @@ def test_listing_is_deterministic_and_names_tiles() -> None:
 def test_a_float_program_is_refused_on_an_integer_machine() -> None:
     target = Accelerator(arch="anton", sequence=16)
     with pytest.raises(TargetError, match=r"14 linears have float weights, int8 is needed") as e:
-        target.compile(captured("bert-cls"))
+        target.lower(captured("bert-cls"))
     assert "quantize-convert" in str(e.value)
+    with pytest.raises(TargetError, match=r"(?s)14 places cannot be lowered.*quantize-convert"):
+        target.compile(captured("bert-cls"))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
@@ -262,12 +265,15 @@ def test_an_empty_layer_is_refused() -> None:
         workload_of(program, integers=False, batch=2, tokens=1)
 
 
-def test_a_linear_that_stays_float_is_named_with_the_reason() -> None:
+def test_a_linear_that_stays_float_is_listed_with_the_reason() -> None:
     # The decoder of masked-language modelling shares the embedding's table.
-    with pytest.raises(
-        TargetError, match=r"(?s)1 linears have float weights.*tied to an embedding"
-    ):
-        Accelerator(arch="anton", sequence=16).compile(int8("bert-mlm"))
+    target, program = Accelerator(arch="anton", sequence=16), int8("bert-mlm")
+    (found,) = [item for item in target.unsupported(program) if not item.instead]
+    assert re.search(r"%embedding reads it too, .* untie them", found.reason)
+    for lowers in (target.lower, target.compile):
+        with pytest.raises(TargetError, match=re.escape(f"{found.where}: its weight is float")):
+            lowers(program)
+    assert not [i for i in Accelerator(arch="a100-fp16").unsupported(program) if not i.instead]
 
 
 @pytest.mark.parametrize("model", ["mpnet", "modernbert"])
