@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
+import difflib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from sparsefx.errors import PassError, SparsefxError
+from sparsefx.passbase import Contract, Pass
 
-if TYPE_CHECKING:
-    from sparsefx.passbase import Pass
+__all__ = ["active_passes", "calling", "contract_of"]
 
-__all__ = ["calling"]
+_STEP = "after_step"
+_CALLED = (_STEP, "mask_window", "taught")
+"""The methods of an active pass that training calls; ``taught`` is no method of every pass."""
+
+
+def contract_of(item: Pass, place: str = "pass") -> Contract:
+    """Return the contract of a pass.
+
+    Args:
+        item: The pass.
+        place: As for :func:`calling`.
+
+    Raises:
+        PassError: From what its method raised, or because it returned something else.
+    """
+    with calling(item, "contract", place):
+        found: object = item.contract()
+        if not isinstance(found, Contract):
+            raise PassError(
+                f"it returned {found!r}, not a Contract",
+                hint="return Contract(requires=..., establishes=...)",
+            )
+    return found
+
+
+def active_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
+    """Return passes as they are kept in ``program.active``.
+
+    Raises:
+        PassError: One is no pass, or has no method that training calls: it would do nothing.
+    """
+    found = tuple(passes)
+    for index, item in enumerate(found):
+        given: object = item
+        if not isinstance(given, Pass):
+            raise PassError(
+                f"{given!r} is no pass",
+                where=f"program.active[{index}]",
+                hint="a class of passes is called to make one",
+            )
+        cls = type(given)
+        if all(getattr(cls, name, None) is getattr(Pass, name, None) for name in _CALLED):
+            raise PassError(
+                f"'{given}' would do nothing: {cls.__name__} has no {', '.join(_CALLED)}",
+                where=f"program.active[{index}]",
+                hint=_misspelt(cls),
+            )
+    return found
+
+
+def _misspelt(cls: type[Pass]) -> str:
+    own = [name for name in dir(cls) if not hasattr(Pass, name)]
+    near = difflib.get_close_matches(_STEP, own, 1)
+    if near:
+        return f"rename {near[0]} to {_STEP}"
+    return f"give it {_STEP}(program, step), or do not put it into program.active"
 
 
 @contextmanager

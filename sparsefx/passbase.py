@@ -30,6 +30,7 @@ __all__ = [
 
 OnNoMatch = Literal["error", "warn", "ignore"]
 _NONE: frozenset[Property] = frozenset()
+_DECLARED = ("requires", "establishes", "destroys", "forbids")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,27 @@ class PassReport:
     applied: int
     skipped: tuple[Skip, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        applied: object = self.applied
+        if not isinstance(applied, int) or applied < 0:
+            raise PassError(
+                f"applied={applied!r}: expected a whole number of 0 or more",
+                where="PassReport.applied",
+                hint="say in how many places the pass changed something",
+            )
+        _check_tuple("skipped", self.skipped, Skip, "Skip(where, reason)")
+        _check_tuple("notes", self.notes, str, "a sentence")
+
+
+def _check_tuple(field_name: str, found: object, kind: type, example: str) -> None:
+    if isinstance(found, tuple) and all(isinstance(each, kind) for each in found):
+        return
+    raise PassError(
+        f"{field_name}={found!r}: expected a tuple of {kind.__name__}",
+        where=f"PassReport.{field_name}",
+        hint=f"write ({example},) for one",
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,31 @@ class Contract:
     forbids: frozenset[Property] = _NONE
     changes_signature: bool = False
 
+    def __post_init__(self) -> None:
+        for name in _DECLARED:
+            _check_properties(name, getattr(self, name))
+
+
+def _check_properties(name: str, found: object, who: str = "") -> None:
+    """Refuse what is no set of Property, by which no order could be checked."""
+    if not isinstance(found, (set, frozenset)):
+        raise PassError(
+            f"{name} is {found!r}, not a set of Property",
+            who=who,
+            where=name,
+            hint=f"write {name} = frozenset({{Property.MASKED}})",
+        )
+    for each in found:
+        if not isinstance(each, Property):
+            near = [f"Property.{one.name}" for one in Property if each in (one.value, one.name)]
+            known = ", ".join(one.name for one in Property)
+            raise PassError(
+                f"{name} holds {each!r}, not a Property",
+                who=who,
+                where=name,
+                hint=f"write {near[0]}" if near else f"the properties are {known}",
+            )
+
 
 @dataclass(frozen=True)
 class Pass(ABC):
@@ -155,6 +202,10 @@ class Pass(ABC):
                     where=name,
                     hint="write @property above it",
                 )
+        for name in _DECLARED:
+            if name in cls.__dict__:
+                who = str(cls.__dict__.get("name", cls.__name__))
+                _check_properties(name, cls.__dict__[name], who)
 
     def __post_init__(self) -> None:
         for wrong in wrong_types(type(self), options_of(self)):

@@ -16,6 +16,7 @@ from sparsefx.errors import (
     RegistryError,
     SparsefxError,
 )
+from sparsefx.hooks import contract_of
 from sparsefx.memory import no_collection
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport
 from sparsefx.program import HistoryEntry, Program
@@ -190,7 +191,7 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     """
     before = program.fingerprint()
     baseline = Baseline.of(program)
-    contract = item.contract()
+    contract = contract_of(item)
     rewriter = Rewriter(program, item.name)
     rewriter.wired.update(baseline.wired)
     report = item.run(program, PassContext(rewriter, programs))
@@ -249,7 +250,7 @@ def _check_contract(
         held: What holds there.
         idle: Passes before it that applied nowhere.
     """
-    contract = item.contract()
+    contract = contract_of(item, f"pass {index}")
     if missing := contract.requires - held:
         raise PipelineError(
             f"it requires {_listed(missing)}, which does not hold here",
@@ -267,7 +268,7 @@ def _check_contract(
 
 
 def _how_to_get(missing: frozenset[Property], idle: Sequence[Pass]) -> str:
-    if ran := [f"'{item}'" for item in idle if item.contract().establishes & missing]:
+    if ran := [f"'{item}'" for item in idle if contract_of(item).establishes & missing]:
         return f"{' and '.join(ran)} ran before, but applied nowhere: its warning says why"
     givers = _passes_that(lambda other: other.establishes & missing)
     return f"run {' or '.join(givers)} before it" if givers else "no pass gives this"
@@ -283,7 +284,7 @@ def _held_after(item: Pass, held: frozenset[Property]) -> frozenset[Property]:
         for each in item.items:
             held = _held_after(each, held)
         return held
-    contract = item.contract()
+    contract = contract_of(item)
     return (held - contract.destroys) | contract.establishes
 
 
@@ -295,17 +296,17 @@ def _passes_that(fits: Callable[[Contract], object]) -> list[str]:
     found = []
     for name in registry.names("passes"):
         try:
-            cls = registry.pass_class(name)
-        except RegistryError as error:
-            logger.warning("%s", error)
-            continue
-        declared = Contract(cls.requires, cls.establishes, cls.destroys, cls.forbids)
-        if fits(declared):
-            found.append(f"'{name}'")
-        else:
-            fitting = (str(item) for item in cls.variants() if fits(item.contract()))
-            found += [f"'{text}'" for text in itertools.islice(fitting, 1)]
+            found += _texts_of(registry.pass_class(name), fits)
+        except (RegistryError, PassError) as error:
+            logger.warning("%s", error)  # a broken pass must not hide what is wrong with another
     return sorted(found)
+
+
+def _texts_of(cls: type[Pass], fits: Callable[[Contract], object]) -> list[str]:
+    if fits(Contract(cls.requires, cls.establishes, cls.destroys, cls.forbids)):
+        return [f"'{cls.name}'"]
+    fitting = (str(item) for item in cls.variants() if fits(contract_of(item)))
+    return [f"'{text}'" for text in itertools.islice(fitting, 1)]
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ class Fixpoint(Pass):
     def contract(self) -> Contract:
         """What its passes require and forbid, in their order; they state the rest themselves."""
         requires = held = ended = forbids = frozenset[Property]()
-        contracts = [item.contract() for item in self.items]
+        contracts = [contract_of(item, f"pass {at}") for at, item in enumerate(self.items)]
         for item, each in zip(self.items, contracts, strict=True):
             requires |= each.requires - held
             forbids |= each.forbids - ended

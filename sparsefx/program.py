@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.failures import explained
-from sparsefx.hooks import calling
+from sparsefx.hooks import active_passes, calling
 from sparsefx.printing import dump
 from sparsefx.properties import Property
 from sparsefx.shapes import ShapeFact, Shapes
@@ -54,7 +54,6 @@ class Program:
         signature: Names, dtypes and dimensions of the inputs, names of the outputs.
         properties: What passes have established.
         history: What was run, in order.
-        active: Passes whose ``after_step`` runs in :meth:`step`.
         steps: How many times :meth:`step` was called.
         config: The configuration of the Hugging Face model it came from, else empty.
         ties: Groups of state_dict names that are one tensor; the first of a group is in the graph.
@@ -74,7 +73,7 @@ class Program:
         self.signature = signature
         self.properties: frozenset[Property] = frozenset()
         self.history: tuple[HistoryEntry, ...] = ()
-        self.active: tuple[Pass, ...] = ()
+        self._active: tuple[Pass, ...] = ()
         self.steps = 0
         self.config: dict[str, Any] = dict(config or {})
         self.ties = ties
@@ -84,6 +83,19 @@ class Program:
         self._digests: dict[str, tuple[tuple[int, int], str]] = {}
         # Masks that the verifier found to be 0 or 1, with the versions that it saw.
         self._sound: dict[str, tuple[object, ...]] = {}
+
+    @property
+    def active(self) -> tuple[Pass, ...]:
+        """Passes whose ``after_step`` runs in :meth:`step`.
+
+        Raises:
+            PassError: When it is set, to what is no pass or has no method that training calls.
+        """
+        return self._active
+
+    @active.setter
+    def active(self, passes: Iterable[Pass]) -> None:
+        self._active = active_passes(passes)
 
     # -- running ---------------------------------------------------------------------------------
 

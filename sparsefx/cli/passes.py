@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
-from sparsefx.errors import RegistryError
+from sparsefx.errors import PassError, RegistryError
+from sparsefx.hooks import contract_of
 
 if TYPE_CHECKING:
     from sparsefx.passbase import Pass
@@ -34,10 +35,9 @@ def command(
     for each in registry.names("passes"):
         try:
             cls = registry.pass_class(each)
-        except RegistryError as error:
+            table.add_row(each, summary(cls), *_contract(cls)[:3])
+        except (RegistryError, PassError) as error:
             stderr.print(str(error), markup=False)
-            continue
-        table.add_row(each, summary(cls), *_contract(cls)[:3])
     stdout.print(table)
     stdout.print("\nsparsefx passes NAME shows the options of one.")
 
@@ -53,7 +53,7 @@ def _contract(cls: type[Pass]) -> tuple[str, str, str, str]:
     for item in cls.variants():
         options = str(item).removeprefix(cls.name).strip("{}")
         for kind, known in declared.items():
-            for each in getattr(item.contract(), kind):
+            for each in getattr(contract_of(item), kind):
                 known.setdefault(str(each), f" ({options})" if options else "")
     texts = (", ".join(name + more for name, more in sorted(declared[k].items())) for k in _KINDS)
     requires, establishes, destroys, forbids = texts

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.amounts import parse_pipeline, resolve
-from sparsefx.errors import RecipeError, SparsefxError, did_you_mean
-from sparsefx.hooks import calling
+from sparsefx.errors import PassError, RecipeError, SparsefxError, did_you_mean
+from sparsefx.hooks import calling, contract_of
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
@@ -232,7 +232,7 @@ def _altered(passes: tuple[Pass, ...]) -> bool:
 
 def _touches(item: Pass) -> bool:
     """Return whether weights have masks or other shapes behind a pass."""
-    return item.reshapes or Property.MASKED in item.contract().establishes
+    return item.reshapes or Property.MASKED in contract_of(item).establishes
 
 
 def _check_head_stays(passes: tuple[Pass, ...]) -> None:
@@ -246,9 +246,12 @@ def _check_head_stays(passes: tuple[Pass, ...]) -> None:
 
 
 def _check_last_step(item: Pass, left: int) -> None:
-    if item.last_step > left:
+    last: object = item.last_step
+    if not isinstance(last, int):
+        raise PassError(f"it is {last!r}, not a whole number", hint="return an optimizer step")
+    if last > left:
         raise RecipeError(
-            f"it is at work until step {item.last_step}, and only {left} steps come",
+            f"it is at work until step {last}, and only {left} steps come",
             who=item.name,
             hint="write steps as shares of the stage, e.g. end=50%, or train longer",
         )

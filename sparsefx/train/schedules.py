@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from sparsefx.amounts import resolve
-from sparsefx.errors import TrainingError
+from sparsefx.errors import PassError, TrainingError
 from sparsefx.hooks import calling
 from sparsefx.passbase import Pass, Window
 from sparsefx.program import Program
@@ -151,6 +151,13 @@ def pruning_window(program: Program) -> Window | None:
     return window_of(program.active, program.steps)
 
 
+def _check_window(found: object) -> None:
+    if found is not None and not isinstance(found, Window):
+        raise PassError(
+            f"it returned {found!r}, not a Window", hint="return Window(begin, end, every), or None"
+        )
+
+
 def window_of(passes: Iterable[Pass], steps: int = 0) -> Window | None:
     """Return when masks move, in steps from now: as the first pass says that moves any.
 
@@ -161,6 +168,7 @@ def window_of(passes: Iterable[Pass], steps: int = 0) -> Window | None:
     for index, item in enumerate(passes):
         with calling(item, "mask_window", f"pass {index}", steps):
             window = item.mask_window(steps)
+            _check_window(window)
         if window is not None:
             return window
     return None
