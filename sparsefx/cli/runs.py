@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Timed", "chosen_stages", "train_and_report"]
 
 Timed = Literal["all", "ends", "last"]
-_TIMED_TOKENS = 32  # of the sentence that the exported models are timed on
+_TIMED_TOKENS = 32  # of the sentence that is timed, unless run or model take fewer
 
 
 def train_and_report(
@@ -73,7 +73,8 @@ def train_and_report(
     latencies: dict[str, Latency] = {}
     timed_on = ""
     with rest.part("the export"):
-        latencies, timed_on = _export(result, folder, target, timed)
+        tokens = min(_TIMED_TOKENS, recipe.data.max_length)
+        latencies, timed_on = _export(result, folder, target, timed, tokens)
     with rest.part("the Hugging Face folder"):
         _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
     rows = _show(result, latencies, timed_on)
@@ -114,7 +115,7 @@ class _Afterwards:
 
 
 def _export(
-    result: RunResult, folder: Path, target: str, timed: Timed
+    result: RunResult, folder: Path, target: str, timed: Timed, tokens: int
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
@@ -135,7 +136,7 @@ def _export(
     if last in compiled:
         saved = compiled[last].save(folder / place.saves_as)
         stderr.print(f"{last} exported to {saved}", markup=False)
-    tokens = min(_TIMED_TOKENS, most_tokens(result.program.config) or _TIMED_TOKENS)
+    tokens = min(tokens, most_tokens(result.program.config) or tokens)
     batch = random_batch(result.program, 1, tokens)
     latencies = time_in_turns(compiled, batch, runs=31)
     timed_on = f"Timed on {target}: one sentence of {tokens} tokens, 31 runs in turns; {machine()}."

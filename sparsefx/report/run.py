@@ -170,11 +170,20 @@ def cells(row: ReportRow) -> tuple[str, ...]:
         "" if row.difference is None else f"{100 * row.difference.value:+.1f}",
         f"{size.encoder_zeros:.1%}",
         f"{size.model_zeros:.1%}",
-        f"{size.model_bytes / 1e6:.1f}",
+        _megabytes(size.model_bytes),
         format_ratio(size.stored_ratio),
         format_ratio(size.paper_ratio),
         "not timed" if row.latency is None else str(row.latency),
     )
+
+
+def _megabytes(count: int) -> str:
+    """Return bytes in MB, with two digits of what is less than one.
+
+    >>> _megabytes(6_540_000), _megabytes(65_400), _megabytes(640)
+    ('6.5', '0.065', '0.00064')
+    """
+    return f"{count / 1e6:.1f}" if count >= 1_000_000 else f"{count / 1e6:.2g}"
 
 
 def run_page(
@@ -211,7 +220,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _percent(score: Score) -> tuple[float, float, float]:
-    return 100 * score.value, 100 * score.low, 100 * score.high
+    low, high = (score.value if end is None else end for end in (score.low, score.high))
+    return 100 * score.value, 100 * low, 100 * high
 
 
 def _curves(result: RunResult, lines: Sequence[Mapping[str, Any]]) -> str:

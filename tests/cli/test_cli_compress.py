@@ -86,6 +86,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sparse" in shown
     assert "50.0%" in shown
     assert "The score is accuracy on 40 held-back examples." in shown
+    assert "one sentence of 16 tokens" in shown
     page = (place / "run" / "report.html").read_text()
     assert page.count("<svg") == 4
     model = BertForSequenceClassification.from_pretrained(place / "run" / "huggingface")
