@@ -19,7 +19,7 @@ from sparsefx.recipe import Training
 from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.examples import Examples
-from sparsefx.train.metrics import Score, mean_loss
+from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
 from sparsefx.train.tasks import Task
 
 __all__ = [
@@ -225,7 +225,10 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     """Return the mean of what ``program`` minimises, ``loss`` and its terms, in evaluation mode.
 
     What is drawn in the graph, such as which tokens are masked, is drawn from ``seed``: two
-    Programs, or two evaluations of one, meet the same.
+    Programs, or two evaluations of one, meet the same. So are the examples of each batch, since
+    the interval is drawn over batches: a loss in the graph is one number for all of a batch. Where
+    that leaves fewer than twice ``LEAST_BATCHES``, batches are smaller, but not below
+    four examples, of which a masked-language loss may see no token.
 
     Raises:
         TrainingError: It has no output ``loss``.
@@ -238,14 +241,20 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     found: list[dict[str, float]] = []
     with program.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for rows, batch in evaluation_batches(data, batch_size):
-            inputs = inputs_for(program, batch)
+        for rows in _drawn_batches(len(data), batch_size, seed):
+            inputs = inputs_for(program, data.collate(rows))
             outputs = program(**{name: value.to(device) for name, value in inputs.items()})
             found.append({name: float(outputs[name]) for name in names})
             sizes.append(len(rows))
     return mean_loss(
         [{n.removeprefix("loss."): v for n, v in each.items()} for each in found], sizes
     )
+
+
+def _drawn_batches(count: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
+    size = min(batch_size, max(4, count // (2 * LEAST_BATCHES)))
+    order = np.random.default_rng(seed).permutation(count)
+    return [order[start : start + size] for start in range(0, count, size)]
 
 
 def predict(

@@ -1,8 +1,8 @@
 """Metrics of sentence tasks, each with a confidence interval, and paired differences.
 
 All values are fractions (0.841, not 84.1), but for the mean loss on text, which is a loss.
-Intervals are two-sided at 95 %: Wilson's for
-accuracy, which is exact enough down to a few examples, percentile bootstrap for the others.
+Intervals are two-sided at 95 %: Wilson's for accuracy, which is exact enough down to a few
+examples, percentile bootstrap for the others, over examples, or for a loss over batches of them.
 Compare two models on the same examples by :func:`paired_difference` only: its interval is several
 times narrower than that of the two scores, since most examples are answered alike by both.
 """
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sparsefx.errors import DataError, did_you_mean
 
 __all__ = [
+    "LEAST_BATCHES",
     "MetricName",
     "Score",
     "ScoreName",
@@ -36,6 +37,8 @@ ScoreName = MetricName | Literal["loss"]
 Floats = NDArray[np.float64]
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 _RESAMPLES = 1000
+LEAST_BATCHES = 10
+"""Of a loss; with this many the bootstrap's interval is a tenth too narrow."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,26 @@ class Score:
     Attributes:
         metric: Name of the metric that ``value`` holds.
         value: The score, or the difference of two scores, as a fraction.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
+        low: Lower end of the interval; None where there is too little to tell one from.
+        high: Upper end of the interval, likewise.
         count: Examples it was computed on.
         parts: Every number the task reports (for ``accuracy_f1``: accuracy, f1 and their mean).
     """
 
     metric: ScoreName
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
     parts: Mapping[str, float]
 
     def __str__(self) -> str:
-        if self.metric == "loss":
-            return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
-        return f"{100 * self.value:.1f} ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        scale, form = (1, ".4g") if self.metric == "loss" else (100, ".1f")
+        value, low, high = (
+            None if each is None else format(scale * each, form)
+            for each in (self.value, self.low, self.high)
+        )
+        return f"{value} (too few for an interval)" if low is None else f"{value} ({low} to {high})"
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -125,24 +131,29 @@ def mean_loss(batches: Sequence[Mapping[str, float]], sizes: Sequence[int], seed
     Args:
         batches: The losses of each batch: ``loss`` and its terms.
         sizes: Examples in each batch.
-        seed: Seed of the bootstrap, which draws whole batches.
+        seed: Seed of the bootstrap, which draws whole batches: their examples have to be drawn by
+            chance, not sorted.
 
     Returns:
-        The means over all examples; smaller is better.
+        The means over all examples; smaller is better. Of fewer than ``LEAST_BATCHES`` batches
+        there is no interval: it would come out too narrow, and of one batch 0 wide.
 
-    >>> mean_loss([{"loss": 1.0}, {"loss": 4.0}], [2, 1]).value
-    2.0
+    >>> mean_loss([{"loss": 1.0}, {"loss": 4.0}], [2, 1])
+    Score(metric='loss', value=2.0, low=None, high=None, count=3, parts={'loss': 2.0})
     """
     weights = np.asarray(sizes, dtype=np.float64)
     parts = {
         name: float(np.average([batch[name] for batch in batches], weights=weights))
         for name in batches[0]
     }
+    count = int(weights.sum())
+    if len(batches) < LEAST_BATCHES:
+        return Score("loss", parts["loss"], None, None, count, parts)
     losses = np.asarray([batch["loss"] for batch in batches])
     low, high = _bootstrap(
         lambda rows: float(np.average(losses[rows], weights=weights[rows])), len(batches), seed
     )
-    return Score("loss", parts["loss"], low, high, int(weights.sum()), parts)
+    return Score("loss", parts["loss"], low, high, count, parts)
 
 
 def paired_difference(

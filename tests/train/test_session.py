@@ -69,6 +69,8 @@ def test_it_learns_and_scores(finished: tuple[RunResult, list[Event]]) -> None:
     score = result.stage("dense").score
     assert score is not None
     assert score.value > 0.8
+    assert score.low is not None
+    assert score.high is not None
     assert score.low < score.value < score.high
     assert steps[-1].learning_rate == pytest.approx(2e-2 / 86)
     assert steps[-1].left == 0

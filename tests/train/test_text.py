@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sparsefx.errors import DataError, RecipeError, TrainingError
+from sparsefx.pipeline import Pipeline
+from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import cells, report_rows, run_page
-from sparsefx.train.evaluation import SessionData, TokenData
+from sparsefx.train.batches import encode
+from sparsefx.train.evaluation import SessionData, TokenData, losses
 from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
@@ -43,7 +48,7 @@ def test_a_model_is_distilled_into_its_sparse_self(tmp_path: Path) -> None:
     assert score is not None
     assert score.metric == "loss"
     assert score.count == 8
-    assert 0 < score.low <= score.value <= score.high
+    assert str(score) == f"{score.value:.4g} (too few for an interval)"
     assert score.parts == {"loss": score.value, "hidden": score.value}
     assert result.stage("last").score is None
     assert RunResult.read(tmp_path) == result
@@ -52,6 +57,39 @@ def test_a_model_is_distilled_into_its_sparse_self(tmp_path: Path) -> None:
     (row,) = report_rows(result)
     assert cells(row)[1] == str(score)
     assert "Accuracy" not in run_page(result, (row,), title="t", lead="l").render()
+
+
+def taught() -> Program:
+    """The tiny model beside a teacher whose weights are somewhat others."""
+    teacher = tiny_run.program().copy()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Pipeline.parse("distill").run(tiny_run.program(), programs={"teacher": teacher})
+
+
+def test_the_interval_of_a_loss_is_as_wide_as_its_texts_differ() -> None:
+    program = taught()
+    widths = []
+    for count in (64, 256):
+        texts = Examples("drawn", tiny_run.texts(count, 3))
+        score = losses(program, encode(tiny_run.tokenizer(), texts, 16), 64)
+        assert score.low is not None
+        assert score.high is not None
+        assert score.low < score.value < score.high
+        widths.append(score.high - score.low)
+    one = losses(program, encode(tiny_run.tokenizer(), texts, 16), 1)
+    each = np.array(
+        [
+            losses(program, encode(tiny_run.tokenizer(), texts.select([i]), 16), 1).value
+            for i in range(256)
+        ]
+    )
+    assert one.value == pytest.approx(each.mean(), rel=1e-5)
+    expected = 2 * 1.96 * each.std() / 16
+    assert widths[1] == pytest.approx(expected, rel=0.5)
+    assert widths[0] > 1.3 * widths[1]
 
 
 def test_labels_are_neither_needed_nor_used() -> None:
