@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -182,6 +183,21 @@ class Distill(Pass):
         """The terms that are on."""
         return tuple(term for term in TERMS if getattr(self, term) > 0)
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Options that were given, though no term that is on reads them."""
+        heats = self.logits_loss not in ("mse", "cosine")
+        read_by = {
+            "temperature": {"logits"} if heats else set(),
+            "logits_loss": {"logits"},
+            "logits_mean": {"logits"},
+            "probabilities_loss": {"probabilities"},
+            "normalise_cls": {"cls"},
+            "layers": NEEDS_LAYERS,
+        }
+        given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return tuple(n for n, terms in read_by.items() if n in given and not terms & {*self.terms})
+
     def taught(self, student: Program, teacher: Program) -> dict[str, fx.Node]:
         """Return the node of the teacher for each input that ``cached`` added to the student."""
         return taught_outputs(student, teacher, self.outputs) if self.cached else {}
@@ -219,7 +235,7 @@ class _Builder:
 
     def __init__(self, item: Distill, program: Program, ctx: PassContext) -> None:
         self.item, self.program, self.ctx = item, program, ctx
-        self.notes: list[str] = []
+        self.notes = [f"{option}: no term that is on reads it" for option in item.idle]
         self.needs_layers = bool(NEEDS_LAYERS & set(item.terms))
         self.joins = (self.needs_layers or item.logits > 0) and not item.cached
         self.teacher = self._given_teacher() if self.joins else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError
+from sparsefx.passes.distill.distill import Distill
 from sparsefx.train.batches import Encoded
 from sparsefx.train.taught import with_teacher
 from tests.passes.distill.students import batch, program_of
@@ -132,3 +133,28 @@ def test_values_of_a_teacher_come_beforehand(tmp_path: Path) -> None:
         assert torch.allclose(
             found.collate([2, 0])["teacher_score"], teacher(input_ids=IDS[[2, 0]])["score"]
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "idle"),
+    [
+        ("distill{logits_loss='mse',temperature=4.0}", ("temperature",)),
+        (
+            "distill{logits=0,labels=1,temperature=4.0,logits_loss='kl'}",
+            ("temperature", "logits_loss"),
+        ),
+        ("distill{layers='final',normalise_cls=False}", ("normalise_cls", "layers")),
+        ("distill{temperature=4.0,logits_mean='batch-and-classes'}", ()),
+        ("distill{logits_loss='mse'}", ()),
+        ("distill{hidden=1,layers='final'}", ()),
+    ],
+)
+def test_an_option_that_no_term_reads_is_noted(text: str, idle: tuple[str, ...]) -> None:
+    (item,) = Pipeline.parse(text).passes
+    assert isinstance(item, Distill)
+    assert item.idle == idle
+
+
+def test_idle_options_reach_the_report() -> None:
+    notes = taught("distill{logits_loss='mse',temperature=4.0}", "logits").history[-1].notes
+    assert "temperature: no term that is on reads it" in notes
