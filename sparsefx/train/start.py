@@ -21,6 +21,7 @@ from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe_passes import TEACHER
 from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
+from sparsefx.train.labels import Kind
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult
 from sparsefx.train.runfolder import RunFolder
@@ -118,9 +119,21 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
     for split in (data.everything, data.test):
         check_tokens(split, config)
     if isinstance(model, Program):
-        return _checked(model)
+        return _checked(_of_problem(model, data.task.kind))
     taken = set(_parameters_of(model))
-    return _checked(capture(model, {n: t for n, t in data.example().items() if n in taken}))
+    found = capture(model, {n: t for n, t in data.example().items() if n in taken})
+    return _checked(_of_problem(found, data.task.kind))
+
+
+def _of_problem(program: Program, kind: Kind) -> Program:
+    """Return the Program with the problem that it is trained for, where it names another one."""
+    problems = {"classification": "single_label_classification", "regression": "regression"}
+    named = program.config.get("problem_type")
+    if named is None or problems.get(kind, named) == named:
+        return program
+    found = program.copy()
+    found.config["problem_type"] = problems[kind]
+    return found
 
 
 def _checked(program: Program) -> Program:

@@ -291,6 +291,18 @@ def test_a_stage_that_keeps_its_cached_teacher_is_scored(terms: str, tmp_path: P
     assert (found.outputs()[0] == same.outputs()[0]).all()
 
 
+def test_the_problem_of_the_configuration_becomes_that_of_the_labels(tmp_path: Path) -> None:
+    model = tiny_run.program().copy()
+    model.config["problem_type"] = "multi_label_classification"
+    recipe = Recipe.parse(
+        "{name: one, data: {max_length: 16, batch_size: 8}, "
+        "stages: [{name: dense, training: {steps: 1, precision: fp32}}]}"
+    )
+    found = Session(recipe, model, tiny_run.data(), tmp_path / "run", device="cpu").run()
+    assert found.program.config["problem_type"] == "single_label_classification"
+    assert model.config["problem_type"] == "multi_label_classification"
+
+
 def test_a_cached_teacher_cannot_know_what_is_hidden_from_it(tmp_path: Path) -> None:
     recipe = two_stages("mlm-head,distill{logits=0,hidden=1,cached=True},MASKED").to_yaml()
     text = recipe.replace("MASKED", "masked-lm{special=(0,1,2,3),mask_token=1}")
