@@ -13,6 +13,7 @@ from sparsefx.errors import RecipeError
 from sparsefx.importers import sparseml_modifiers as modifiers
 from sparsefx.importers.result import Imported, Notes
 from sparsefx.importers.sparseml_file import Modifier, SparsemlStage, read_stages
+from sparsefx.importers.sparseml_overlaps import apart
 from sparsefx.importers.sparseml_rates import rate_settings
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
@@ -147,8 +148,9 @@ class _Reader:
                 where=f"{self._name or 'modifiers'}.{pruners[0].kind}",
             )
         texts: tuple[str, ...] = ()
-        for item in pruners:
-            texts += modifiers.pruning(item, end, self._notes, self._who)
+        pruners = [item for item in pruners if modifiers.has_pattern(item, self._notes)]
+        for item, spared in apart(pruners, self._notes):
+            texts += modifiers.pruning(item, end, self._notes, self._who, spared)
         locks = self._of(_LOCK)
         for item in locks:
             if texts:

@@ -12,7 +12,9 @@ from sparsefx.importers.sparseml_file import Modifier
 
 __all__ = [
     "distillation",
+    "expressions",
     "frozen",
+    "has_pattern",
     "lock",
     "pruning",
     "quantization",
@@ -76,14 +78,30 @@ def reason_for(kind: str) -> str:
     return "it has no counterpart"
 
 
-def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str, ...]:
-    """Return a pruning pass for each final sparsity of a modifier that prunes along a ramp."""
-    rest = dict(item.settings)
-    mask = rest.pop("mask_type", "unstructured")
+def has_pattern(item: Modifier, notes: Notes) -> bool:
+    """Return whether the masks of a modifier that prunes have a pattern; list them if not."""
+    mask = item.settings.get("mask_type", "unstructured")
     if not _is_mask(mask):
         why = "whole channels are no mask here" if mask in _WHOLE else "it is not known"
         notes.leave(item.kind, f"mask_type {mask!r}: {why}; {_HEADS}")
-        return ()
+        return False
+    return True
+
+
+def pruning(
+    item: Modifier, length: float, notes: Notes, who: str, exclude: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return a pruning pass for each final sparsity of a modifier that prunes along a ramp.
+
+    Args:
+        item: The modifier; its masks have a pattern.
+        length: Epochs of its stage.
+        notes: Where all is listed.
+        who: The file, for errors.
+        exclude: Expressions of weights that it leaves to other modifiers.
+    """
+    rest = dict(item.settings)
+    mask = rest.pop("mask_type", "unstructured")
     kind = _PASSES.get(item.kind, "magnitude-prune")
     more = _second_order(rest, notes) if kind == "obert-prune" else {}
     ramp = _ramp(item.kind, rest, length, notes)
@@ -115,6 +133,7 @@ def pruning(item: Modifier, length: float, notes: Notes, who: str) -> tuple[str,
             pattern=_pattern(mask, sparsity),
             **more,
             **_selection(names, item.kind, notes),
+            exclude=exclude,
         )
         notes.carry(item.kind, text)
         texts.append(text)
@@ -285,7 +304,7 @@ def frozen(items: Sequence[Modifier], notes: Notes) -> tuple[str, ...]:
         if item.settings.get("trainable", True) or float(item.settings.get("start_epoch", 0)) > 0:
             notes.leave(item.kind, "a stage freezes parameters from its start, and only so")
             continue
-        found += _expressions(item.settings.get("params", ()))
+        found += expressions(item.settings.get("params", ()))
         notes.carry(item.kind, f"freeze {found}")
     return tuple(found)
 
@@ -338,10 +357,10 @@ def _selection(names: Any, kind: str, notes: Notes) -> dict[str, tuple[str, ...]
     if names == "__ALL__":
         notes.leave(f"{kind}.params", "__ALL__: matrices alone; biases and norms have no masks")
         return {"roles": _EVERY_MATRIX}
-    return {"roles": _EVERY_MATRIX, "include": _expressions(names)}
+    return {"roles": _EVERY_MATRIX, "include": expressions(names)}
 
 
-def _expressions(names: Any) -> tuple[str, ...]:
+def expressions(names: Any) -> tuple[str, ...]:
     """Return names and ``re:`` expressions, which match from the start, as ours, which search."""
     given = [names] if isinstance(names, str) else list(names)
     return tuple(map(_expression, given))

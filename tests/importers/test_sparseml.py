@@ -314,3 +314,62 @@ def test_one_shot_forms_are_refused() -> None:
     text = "s_stage:\n  q_modifiers:\n    QuantizationModifier: {ignore: [lm_head]}\n"
     with pytest.raises(RecipeError, match="QuantizationModifier: the one-shot form"):
         import_text(text, name="shot")
+
+
+def pruner(params: Any, sparsity: Any) -> tuple[str, dict[str, Any]]:
+    return ("GMPruningModifier", {**PRUNER, "params": params, "final_sparsity": sparsity})
+
+
+def pruned(found: Imported) -> dict[str, set[float]]:
+    """Final sparsities of the passes that take each of three weights."""
+    passes = parse_pipeline(found.recipe.stages[0].pipeline, 1000).passes
+    taken: dict[str, set[float]] = {}
+    for name in ("bert.0.dense.weight", "bert.1.dense.weight", "classifier.weight"):
+        taken[name] = set()
+        for item in passes:
+            assert isinstance(item, MagnitudePrune)
+            wanted = not item.include or any(re.search(each, name) for each in item.include)
+            if wanted and not any(re.search(each, name) for each in item.exclude):
+                taken[name].add(item.sparsity)
+    return taken
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize(
+    ("wide", "close", "expected"),
+    [
+        ("__ALL_PRUNABLE__", ["classifier.weight"], (0.8, 0.8, 0.5)),
+        ("__ALL_PRUNABLE__", ["re:.*dense.weight"], (0.5, 0.5, 0.8)),
+        (["re:.*dense.weight"], ["bert.0.dense.weight", "classifier.weight"], (0.5, 0.8, 0.5)),
+    ],
+)
+def test_a_weight_of_two_pruners_goes_to_the_one_that_names_it(
+    wide: Any, close: Any, expected: tuple[float, ...], swap: bool
+) -> None:
+    given = [pruner(wide, 0.8), pruner(close, 0.5)]
+    found = recipe(*(reversed(given) if swap else given), RATE)
+    assert list(pruned(found).values()) == [{value} for value in expected]
+    ((where, reason),) = left(found).items()
+    assert where.startswith("GMPruningModifier of ")
+    assert reason.startswith(f"it spares {close[0]}, which a modifier with another sparsity names")
+
+
+def test_a_closer_pruner_that_leaves_fewer_weights_agrees_with_the_tool() -> None:
+    given = (pruner("__ALL_PRUNABLE__", 0.8), pruner(["classifier.weight"], 0.9), RATE)
+    assert left(recipe(*given)) == {}
+
+
+def test_a_second_pruner_of_the_same_weights_is_listed() -> None:
+    found = recipe(pruner("__ALL_PRUNABLE__", 0.5), pruner("__ALL_PRUNABLE__", 0.8), RATE)
+    assert len(found.recipe.stages[0].pipeline) == 1
+    assert (
+        "an earlier one prunes the same weights"
+        in left(found)["GMPruningModifier of __ALL_PRUNABLE__"]
+    )
+
+
+def test_pruners_of_different_weights_keep_to_themselves() -> None:
+    given = (pruner(["re:.*dense.weight"], 0.8), pruner(["classifier.weight"], 0.5), RATE)
+    found = recipe(*given)
+    assert not any("exclude" in text for text in found.recipe.stages[0].pipeline)
+    assert left(found) == {}
