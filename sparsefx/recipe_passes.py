@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sparsefx.amounts import Shares, parse_pipeline
-from sparsefx.errors import PipelineError, RecipeError, SpecError, did_you_mean
+from sparsefx.errors import PassError, PipelineError, RecipeError, SpecError, did_you_mean
+from sparsefx.hooks import calling
+from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 
 __all__ = ["TEACHER", "check_labels", "check_passes", "is_path", "unknown_stage"]
@@ -38,12 +40,12 @@ def check_passes(
         try:
             pipeline = parse_pipeline(texts, steps)
             held = pipeline.check(held)
-        except (SpecError, PipelineError, RecipeError) as error:
+            lacking = _lacking(pipeline, given)
+        except (SpecError, PipelineError, RecipeError, PassError) as error:
             why = str(error).split("\n  hint: ")[0]
             if isinstance(error, PipelineError):
                 why = Shares.of(texts, steps).restore(why)
             raise RecipeError(why, who=who, where=where, hint=error.hint) from error
-        lacking = [item.name for item in pipeline.passes if set(item.needs) - given]
         if lacking:
             raise RecipeError(
                 f"{lacking[0]!r} needs a teacher, and the stage names none",
@@ -52,6 +54,19 @@ def check_passes(
                 hint="add e.g. 'teacher: dense', the name of an earlier stage",
             )
     return held
+
+
+def _lacking(pipeline: Pipeline, given: set[str]) -> list[str]:
+    """Return the names of passes that need more than is given."""
+    found = []
+    for index, item in enumerate(pipeline.passes):
+        with calling(item, "needs", f"pass {index}"):
+            needs: object = item.needs
+            if not isinstance(needs, tuple):
+                raise PassError(f"it is {needs!r}, not a tuple of names")
+        if set(item.needs) - given:
+            found.append(item.name)
+    return found
 
 
 def check_labels(

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from sparsefx import Pass, PassReport, Program, registry
-from sparsefx.errors import PassError, ProgramError
-from sparsefx.passbase import PassContext, Window
+from sparsefx.errors import PassError, ProgramError, RecipeError
+from sparsefx.passbase import Contract, PassContext, Window
 from sparsefx.pipeline import Pipeline
 from sparsefx.recipe import Recipe
 from sparsefx.train import schedules
@@ -54,6 +54,15 @@ class Fails(Pass):
         if step == self.at:
             self._fail("after_step")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        self._fail("needs")
+        return ()
+
+    def contract(self) -> Contract:
+        self._fail("contract")
+        return super().contract()
+
     def mask_window(self, steps: int) -> Window | None:
         self._fail("mask_window")
         return None
@@ -90,6 +99,14 @@ def test_after_step_in_a_plain_loop() -> None:
     assert f"raised at {__file__}:" in caught.value.hint
     assert isinstance(caught.value.__cause__, ValueError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("hook", ["needs", "contract"])
+def test_a_recipe_names_the_pass_and_its_place(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._TABLE["passes"], "fails", f"{__name__}:Fails")
+    with pytest.raises(RecipeError, match=rf"pass 1 'fails.* at {hook}: ValueError: ins") as caught:
+        Recipe.parse(RECIPE.replace("HOOK", hook)).check()
+    assert caught.value.where.startswith("stages[0]")
 
 
 def test_errors_of_sparsefx_get_the_place_and_keep_their_own() -> None:
