@@ -174,10 +174,10 @@ def _shown(found: Sensitivity, levels: tuple[float, ...]) -> Table:
 
 def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:
     from sparsefx.report.page import Page, paragraph, table
-    from sparsefx.report.plots import bar_plot
+    from sparsefx.report.plots import bar_plot, short_name
 
     page = Page("Sensitivity", f"Increase of the loss when one linear alone is changed; {on}.")
-    names = [name.removesuffix(".weight") for name in found.curves]
+    names = [short_name(name) for name in found.curves]
     high = {f"{level:.0%} zeros": [curve.at(level) for curve in found.curves.values()]
             for level in levels[-2:]}  # fmt: skip
     page.section("Pruned", bar_plot(names, high, label="loss increase"))

@@ -11,13 +11,16 @@ from sparsefx.files import write_text
 
 __all__ = ["Page", "paragraph", "table"]
 
+_SHORT = 32
+
 _STYLE = """
 :root { color-scheme: light; --ink: #1c1e21; --soft: #5f6670; --line: #d9dde2; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 60rem;
   margin: 2rem auto 4rem; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 p { margin: .5rem 0; } .lead { color: var(--soft); }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums;
+  font-size: 13.5px; } .whole { white-space: nowrap; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 svg { max-width: 100%; height: auto; } pre { background: #f5f6f8; padding: .8rem; overflow-x: auto;
@@ -69,9 +72,12 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; the first column is aligned left, the others right."""
+    """Return a table, its first column aligned left, others right; short cells do not wrap."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><tr>{top}</tr>\n{body}</table></div>'
+
+
+def _cell(text: str) -> str:
+    kept = ' class="whole"' if len(text) <= _SHORT else ""
+    return f"<td{kept}>{html.escape(text)}</td>"

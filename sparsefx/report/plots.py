@@ -17,7 +17,7 @@ from sparsefx.report.svg import COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_plot", "bar_plot", "curve_plot"]
+__all__ = ["accuracy_plot", "bar_plot", "curve_plot", "short_name"]
 
 Point = tuple[float, float]
 
@@ -109,7 +109,8 @@ def bar_plot(
     if limit is not None:
         axes.set_ylim(0, limit)
     if len(series) > 1:
-        above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+        # To the right: the power of ten of small numbers is written on the left.
+        above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
         axes.legend(frameon=False, fontsize=8, ncols=len(series), **above)
     return _svg(figure)
 
@@ -126,6 +127,17 @@ def accuracy_plot(names: Sequence[str], values: Sequence[tuple[float, float, flo
     axes.set_xlim(-0.5, len(names) - 0.3)
     axes.set_ylabel("percent, with 95 % interval")
     return _svg(figure)
+
+
+def short_name(weight: str) -> str:
+    """Return the layer number and the last telling parts of a weight's name, for an axis.
+
+    >>> short_name("bert.encoder.layer.0.attention.self.query.weight"), short_name("head.weight")
+    ('0.attention.query', 'head')
+    """
+    parts = [part for part in weight.split(".") if part not in ("weight", "self", "dense")]
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return ".".join(parts[number:] if number is not None else parts[-2:])
 
 
 def _style() -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefx.report.page import Page, paragraph, table
-from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
+from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name
 from sparsefx.timing import Latency
 
 if TYPE_CHECKING:
@@ -262,18 +262,11 @@ def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tup
 
 
 def _layers(row: ReportRow) -> str:
-    names = [_short(name) for name in row.size.layers]
+    names = [short_name(name) for name in row.size.layers]
     shares = [100 * share for share in row.size.layers.values()]
     if not any(shares):
         return paragraph("No linear of the encoder has zeros.")
     return bar_plot(names, {"zeros": shares}, label="percent", limit=100)
-
-
-def _short(name: str) -> str:
-    """Return the layer number and the last telling parts of a weight's name."""
-    parts = [part for part in name.split(".") if part not in ("weight", "self", "dense")]
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[number:] if number is not None else parts[-2:])
 
 
 def _sizes(rows: Sequence[ReportRow]) -> str:

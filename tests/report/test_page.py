@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsefx.frontend import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.report.page import Page, paragraph, table
-from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot
+from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name
 from sparsefx.report.run import ReportRow, Size, run_page
 from sparsefx.train.metrics import Score
 from sparsefx.train.results import RunResult, StageResult
@@ -52,6 +52,14 @@ def test_page_is_self_contained_and_escapes(tmp_path: Path) -> None:
     assert "A &lt;b&gt; title" in text
     assert "1 &lt; 2" in text
     assert "share of zeros" in text
+
+
+def test_names_on_an_axis_are_short_and_short_cells_stay_on_a_line() -> None:
+    names = [f"bert.encoder.layer.{i}.attention.output.dense.weight" for i in range(12)]
+    short = [short_name(name) for name in names]
+    assert short[-1] == "11.attention.output"
+    text = table(["node", "why"], [["lock-step-32", "a long reason " * 4]])
+    assert '<td class="whole">lock-step-32</td><td>a long' in text
 
 
 def test_a_run_without_scores_has_a_page(tmp_path: Path) -> None:

@@ -185,14 +185,14 @@ def heat_map(op: OpResult) -> str:
         heat = np.add.reduceat(heat, np.arange(0, columns, step), axis=1)
         columns = heat.shape[1]
     width, height = min(800 / columns, 24), min(260 / rows, 9)
-    canvas = Canvas(max(80 + columns * width, 560), 46 + rows * height, f"work of %{op.name}")
+    canvas = Canvas(max(80 + columns * width, 560), 60 + rows * height, f"work of %{op.name}")
     top, mean = float(heat.max()), float(heat.mean())
     for row in range(rows):
         for column in range(columns):
             value = float(heat[row, column])
             canvas.rect(
                 60 + column * width,
-                20 + row * height,
+                34 + row * height,
                 width,
                 height,
                 "#8a1f11" if value > 1.5 * mean else "#2f6fb0",
@@ -200,9 +200,10 @@ def heat_map(op: OpResult) -> str:
                 round(value / top, 2),
             )
     told = f"{rows} elements, {columns} k blocks; {balance(op):.2f} times the mean is waited for"
-    canvas.text(60, 13, f"{told}; darker: more work, red: over 1.5 times the mean")
-    canvas.text(60, 36 + rows * height, "k blocks")
-    canvas.text(20, 20 + rows * height / 2, "elements", "middle", turn=-90)
+    canvas.text(60, 13, told)
+    canvas.text(60, 28, "darker: more work; red: over 1.5 times the mean")
+    canvas.text(60, 50 + rows * height, "k blocks")
+    canvas.text(20, 34 + rows * height / 2, "elements", "middle", turn=-90)
     return canvas.render()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
@@ -39,6 +41,18 @@ def test_page_trace_and_tables(tmp_path: Path) -> None:
     assert [row["number"] for row in tree["sensitivity"]] == [swing.path for swing in swings]
     assert sum(tree["waterfall"].values()) == pytest.approx(tree["cycles"])
     assert len(as_csv(run).splitlines()) == 1 + len(run.ops)
+
+
+def test_tiles_and_captions_are_not_cut(tmp_path: Path) -> None:
+    workload = encoder_workload(EncoderSize(1, 64, 256, 2), batch=8, tokens=64, ratio=4)
+    run = simulate(workload, load_architecture("lock-step-32"))
+    assert any(re.search(r", \d+,\d{3} cycles", op.mapping) for op in run.ops)
+    page = write_page(run, tmp_path / "page.html", None).read_text()
+    assert re.search(r">\d+ x \d+ x \d+: [\d.]+ KiB<", page)
+    assert not re.search(r"KiB, \d", page)
+    lines = re.findall(r"<text[^>]*>([^<]*(?:times the mean|more work)[^<]*)<", page)
+    assert lines
+    assert all(len(line) < 75 for line in lines), lines
 
 
 def test_a_page_that_is_saved_says_how_to_get_the_sensitivity(
