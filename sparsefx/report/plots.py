@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["accuracy_plot", "bar_plot", "curve_plot", "short_name"]
 
 Point = tuple[float, float]
+_PAGE, _LETTER = 10.0, 0.08
+"""Inches: the width of a page, and of a letter of an axis."""
 
 _STYLE: Any = {
     "axes.spines.top": False,
@@ -90,18 +92,14 @@ def bar_plot(
         limit: Upper end of the y axis.
         log: Logarithmic y axis.
     """
-    figure, axes = _figure(max(4.2, min(11.0, 1.6 + 0.22 * len(groups) * len(series))), 3.0)
+    crowded = len(groups) > 8
+    bars = max(4.2, min(11.0, 1.6 + 0.22 * len(groups) * len(series)))
+    figure, axes = _figure(bars if crowded else max(bars, _room(groups)), 3.0)
     width = 0.8 / max(1, len(series))
     for index, (name, heights) in enumerate(series.items()):
         places = [i + (index - (len(series) - 1) / 2) * width for i in range(len(groups))]
         axes.bar(places, heights, width, color=COLOURS[index % len(COLOURS)], label=name)
-    crowded = len(groups) > 8
-    axes.set_xticks(
-        range(len(groups)),
-        groups,
-        rotation=60 if crowded else 0,
-        ha="right" if crowded else "center",
-    )
+    _name_places(axes, groups)
     axes.set_ylabel(label)
     axes.grid(axis="x", visible=False)
     if log:
@@ -117,16 +115,32 @@ def bar_plot(
 
 def accuracy_plot(names: Sequence[str], values: Sequence[tuple[float, float, float]]) -> str:
     """Return metric values with their intervals, as (value, low, high) in percent."""
-    figure, axes = _figure(4.6, 3.0)
+    figure, axes = _figure(max(4.6, _room(names)), 3.0)
     for index, (value, low, high) in enumerate(values):
         colour = COLOURS[index % len(COLOURS)]
         spread = [[value - low], [high - value]]
         axes.errorbar([index], [value], yerr=spread, fmt="o", color=colour, capsize=5)
         axes.annotate(f"{value:.1f}", (index, value), xytext=(7, -3), textcoords="offset points")
-    axes.set_xticks(range(len(names)), names)
+    _name_places(axes, names)
     axes.set_xlim(-0.5, len(names) - 0.3)
     axes.set_ylabel("percent, with 95 % interval")
     return _svg(figure)
+
+
+def _room(names: Sequence[str]) -> float:
+    """Return the width in inches at which names stand side by side, as far as a page is wide."""
+    return min(_PAGE, 0.8 + len(names) * (0.2 + _LETTER * max(map(len, names), default=0)))
+
+
+def _name_places(axes: Any, names: Sequence[str]) -> None:
+    """Write names along the x axis, the steeper the less room each has."""
+    places = range(len(names))
+    if len(names) > 48:
+        axes.set_xticks(places, names, rotation=90, fontsize=6.5)
+    elif len(names) > 8 or _room(names) == _PAGE:
+        axes.set_xticks(places, names, rotation=60 if len(names) > 8 else 20, ha="right")
+    else:
+        axes.set_xticks(places, names)
 
 
 def short_name(weight: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,6 +93,22 @@ def test_a_short_stage_has_a_curve_and_zeros_are_not_drawn_where_there_are_none(
     assert "<h2>pearson_spearman</h2>" in text
     assert "No linear of the encoder has zeros." in text
     assert text.count("<svg") == 3  # score, loss, sizes
+
+
+def test_long_names_have_room() -> None:
+    def wide(*names: str) -> float:
+        found = re.search(
+            r'width="([\d.]+)pt"', accuracy_plot(names, [(84.0, 82.0, 86.0)] * len(names))
+        )
+        assert found
+        return float(found[1]) / 72
+
+    stages = ("teacher-preparation", "sparse-pretraining", "transfer", "quantization-aware")
+    assert wide("dense", "sparse") < 5
+    assert wide(*stages) > 4 * 19 * 0.08
+    assert wide(*stages, *stages) <= 10
+    many = bar_plot([f"{i}.attention.output" for i in range(72)], {"zeros": [1.0] * 72}, label="x")
+    assert "rotate(-90)" in many
 
 
 def test_plots_are_deterministic() -> None:
