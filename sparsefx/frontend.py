@@ -6,6 +6,8 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from sparsefx.agreement import check_agreement, in_mode, named_outputs
 from sparsefx.clean import clean_graph
+from sparsefx.conditions import exported_conditions
 from sparsefx.errors import CaptureError, did_you_mean, first_line
 from sparsefx.memory import no_collection
 from sparsefx.program import Program
@@ -53,10 +57,13 @@ def capture(
 
     Returns:
         A Program in the mode (train or eval) of the model; in eval mode when captured from an
-        ExportedProgram. Both modes run from the same graph.
+        ExportedProgram. Both modes run from the same graph: dropout and batch norm follow the mode,
+        and nothing else. It refuses sizes at which the model would take another way through its
+        code than with the examples; a warning names them.
 
     Raises:
-        CaptureError: When the model cannot be exported; names the module, the reason, a way out.
+        CaptureError: When the model cannot be exported, or computes something else than its graph
+            in evaluation mode; names the module, the reason, a way out.
     """
     if isinstance(model, ExportedProgram):
         return _from_exported(model)
@@ -82,7 +89,9 @@ def capture(
         for name, value in inputs.items()
     )
     with no_collection():
-        program = _to_program(_export(model, inputs, dims), specs, _config_of(model))
+        exported = _export(model, inputs, dims)
+        program = _to_program(exported, specs, _config_of(model), bounds=False)
+    _require(program, check_agreement(model, program, inputs))
     return program.train(model.training)
 
 
@@ -152,9 +161,10 @@ def _check_dims(name: str, rank: int, dims: Mapping[int, str]) -> None:
                 where=name,
                 hint=f"dimensions are counted from 0 to {rank - 1}, e.g. {{0: 'batch'}}",
             )
-        if not isinstance(label, str):
+        if not isinstance(label, str) or not label.isidentifier() or iskeyword(label):
+            kind = "a name as Python has them" if isinstance(label, str) else "a text"
             raise CaptureError(
-                f"the name of dimension {dim} of {name!r} is {label!r}, not a text",
+                f"the name of dimension {dim} of {name!r} is {label!r}, not {kind}",
                 who="capture",
                 where=name,
                 hint="name a dynamic dimension, e.g. {0: 'batch'}",
@@ -174,7 +184,8 @@ def _export(
 ) -> ExportedProgram:
     auto = torch.export.Dim.AUTO
     shapes = {name: dict.fromkeys(found, auto) for name, found in dims.items()}
-    with _training_mode(model), _entered_modules(model) as entered:
+    # In training mode every dropout shows its rate.
+    with in_mode(model, training=True), _entered_modules(model) as entered:
         try:
             return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
@@ -186,18 +197,6 @@ def _export(
                 hint="make this module free of control flow that depends on tensor values and of "
                 "calls outside torch; or export it yourself and capture the ExportedProgram",
             ) from error
-
-
-@contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    """Export in training mode, where every dropout shows its rate; restore all modes after."""
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
@@ -243,7 +242,7 @@ def _from_exported(exported: ExportedProgram) -> Program:
         )
         for name, value in values.items()
     )
-    return _to_program(exported, specs, {}).eval()
+    return _to_program(exported, specs, {}, bounds=True).eval()
 
 
 def _names_of_symbols(values: Mapping[str, Tensor]) -> dict[str, str]:
@@ -272,12 +271,16 @@ def _exported_name(size: torch.SymInt, source: str) -> str:
 
 
 def _to_program(
-    exported: ExportedProgram, specs: tuple[InputSpec, ...], config: dict[str, Any]
+    exported: ExportedProgram,
+    specs: tuple[InputSpec, ...],
+    config: dict[str, Any],
+    *,
+    bounds: bool,
 ) -> Program:
     flat = exported.module(check_guards=False)
     results = next(n for n in flat.graph.nodes if n.op == "output").args[0]
     structured = pytree.tree_unflatten(list(results), exported.call_spec.out_spec)
-    outputs = dict(_named_outputs(structured, ""))
+    outputs = dict(named_outputs(structured, fx.Node))
     if not outputs:
         raise CaptureError("the model returns no tensor", who="capture", where="forward")
     module, ties = clean_graph(flat, [spec.name for spec in specs], outputs)
@@ -286,7 +289,25 @@ def _to_program(
     signature = Signature(tuple(_as_found(s, values[s.name]) for s in specs), tuple(outputs))
     shapes = Shapes.of_export(signature, values)
     shapes.infer(module, missing=True)
-    return Program(module, signature, config=config, ties=ties, shapes=shapes)
+    program = Program(module, signature, config=config, ties=ties, shapes=shapes)
+    conditions, unknown = exported_conditions(exported, signature.inputs, values, bounds=bounds)
+    for guard in unknown:
+        logger.warning("capture: the graph is wrong where this is not so, unchecked: %s", guard)
+    _require(program, conditions)
+    return program
+
+
+def _require(program: Program, conditions: Sequence[str]) -> None:
+    """Let a Program refuse all sizes at which a condition does not hold, and say so."""
+    signature = program.signature
+    program.signature = replace(signature, conditions=(*signature.conditions, *conditions))
+    if conditions:
+        more = f" and {len(conditions) - 3} more (signature.conditions)" * (len(conditions) > 3)
+        logger.warning(
+            "capture: the graph holds for %s alone, since the model's code asks for sizes; the "
+            "Program refuses all others",
+            ", ".join(conditions[:3]) + more,
+        )
 
 
 def _as_found(spec: InputSpec, value: Tensor) -> InputSpec:
@@ -303,17 +324,6 @@ def _as_found(spec: InputSpec, value: Tensor) -> InputSpec:
             )
         dims.append(dim if known is None else known)
     return InputSpec(spec.name, spec.dtype, tuple(dims))
-
-
-def _named_outputs(value: object, name: str) -> Iterator[tuple[str, fx.Node]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_outputs(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from _named_outputs(item, f"{name or 'output'}.{index}")
-    elif isinstance(value, fx.Node):
-        yield name or "output", value
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

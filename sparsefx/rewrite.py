@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
@@ -12,7 +13,7 @@ from torch._ops import OpOverload
 from sparsefx.errors import ProgramError
 from sparsefx.ops import MODE, Mode
 from sparsefx.shapes import is_wired_as, wiring
-from sparsefx.signature import InputSpec, Signature
+from sparsefx.signature import InputSpec
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -322,7 +323,7 @@ class Rewriter:
         *_, last = self.program.graph.find_nodes(op="placeholder")
         with self.program.graph.inserting_after(last):
             node = self.program.graph.placeholder(spec.name, default_value=None)
-        self.program.signature = Signature((*signature.inputs, spec), signature.outputs)
+        self.program.signature = replace(signature, inputs=(*signature.inputs, spec))
         return self._adopt(node, last)
 
     def remove_input(self, name: str) -> None:
@@ -330,7 +331,7 @@ class Rewriter:
         for node in self.program.graph.find_nodes(op="placeholder", target=name):
             self.erase(node)
         kept = tuple(spec for spec in self.program.signature.inputs if spec.name != name)
-        self.program.signature = Signature(kept, self.program.signature.outputs)
+        self.program.signature = replace(self.program.signature, inputs=kept)
 
     # -- outputs ---------------------------------------------------------------------------------
 
@@ -350,7 +351,7 @@ class Rewriter:
 
     def _write_outputs(self, outputs: dict[str, fx.Node]) -> None:
         self.program.graph.output_node().args = (outputs,)
-        self.program.signature = Signature(self.program.signature.inputs, tuple(outputs))
+        self.program.signature = replace(self.program.signature, outputs=tuple(outputs))
 
     def finish(self) -> None:
         """Drop what was cached about the graph: facts and compiled code."""

@@ -10,7 +10,7 @@ import copy
 import operator
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ class Shapes:
                 where=spec.name,
             )
         wider = copy.copy(self)
-        wider._signature = Signature((*self._signature.inputs, spec), self._signature.outputs)
+        wider._signature = replace(self._signature, inputs=(*self._signature.inputs, spec))
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims]
         with self._mode:
             fake: Any = torch.empty(shape, dtype=spec.dtype)

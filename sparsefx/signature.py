@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import torch
 
+from sparsefx.conditions import check_condition, holds, names_in
 from sparsefx.errors import ProgramError, did_you_mean
 
 __all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
@@ -31,10 +32,22 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs and outputs of a Program, in order."""
+    """The inputs and outputs of a Program, in order.
+
+    Attributes:
+        inputs: The inputs.
+        outputs: The names of the outputs.
+        conditions: What must be so of the sizes of dynamic dimensions, such as ``sequence <= 512``;
+            see :mod:`sparsefx.conditions`.
+    """
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for condition in self.conditions:
+            check_condition(condition)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -44,7 +57,8 @@ class Signature:
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise ProgramError unless ``batch`` has exactly the inputs, each of dtype and shape.
 
-        Every size of one named dynamic dimension must be the same in all inputs.
+        Every size of one named dynamic dimension must be the same in all inputs, and the sizes
+        must satisfy the conditions.
         """
         names = self.input_names
         for name in names:
@@ -66,6 +80,28 @@ class Signature:
         sizes: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             _check_input(spec, batch[spec.name], sizes)
+        for condition in self.conditions:
+            self._check_condition(condition, {dim: size for dim, (size, _) in sizes.items()})
+
+    def _check_condition(self, condition: str, sizes: Mapping[str, int]) -> None:
+        names = names_in(condition)
+        if not names <= sizes.keys() or holds(condition, sizes):
+            return  # the input that had the dimension may be gone
+        places = [
+            (spec.name, place, dim)
+            for spec in self.inputs
+            for place, dim in enumerate(spec.dims)
+            if dim in names
+        ]
+        told = {dim: f"dimension {place} of {name} ({dim})" for name, place, dim in places[::-1]}
+        given = " and ".join(f"{told[dim]} is {sizes[dim]}" for dim in sorted(told))
+        raise ProgramError(
+            f"{given}, and the graph holds for {condition} alone",
+            who="program",
+            where=places[0][0],
+            hint="shorten or pad the inputs, or capture the model with examples of this size: "
+            "there it may take another way through its code",
+        )
 
     def example(self, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """Return inputs to time with: masks all 1, everything else 0.

@@ -121,6 +121,7 @@ def _encode_program(program: Program) -> dict[str, Any]:
             for spec in signature.inputs
         ],
         "outputs": list(signature.outputs),
+        "conditions": list(signature.conditions),
         "nodes": [_encode_node(node) for node in program.graph.nodes],
         "parameters": {
             name: parameter.requires_grad for name, parameter in program.module.named_parameters()
@@ -153,7 +154,8 @@ def _decode_program(found: dict[str, Any], tensors: dict[str, Tensor]) -> Progra
     module = _assemble(_decode_graph(found["nodes"]), tensors, found["parameters"])
     program = Program(
         module,
-        Signature(inputs, tuple(found["outputs"])),
+        # Files of before there were conditions have none.
+        Signature(inputs, tuple(found["outputs"]), tuple(found.get("conditions", ()))),
         config=found["config"],
         ties=tuple(tuple(group) for group in found["ties"]),
     )

@@ -65,8 +65,11 @@ SOMETHING_DONE: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda x: x.permute(1, 0),
     "contiguous for view": lambda x: x.t().contiguous().view(8),
     "a cast that autocast may need": lambda x: torch.relu(x).to(torch.float32),
-    "dropout": lambda x: nn.functional.dropout(x, 0.5),
-    "two dropouts": lambda x: nn.functional.dropout(x, 0.5) + nn.functional.dropout(x, 0.5),
+    "dropout": lambda x: nn.functional.dropout(x, 0.5, training=False),
+    "two dropouts": lambda x: (
+        nn.functional.dropout(x, 0.5, training=False)
+        + nn.functional.dropout(x, 0.5, training=False)
+    ),
     "random numbers": lambda x: torch.rand_like(x) - torch.rand_like(x),
 }
 
