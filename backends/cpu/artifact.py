@@ -36,13 +36,14 @@ from sparsefx.backends.cpu.plan.indices import Rule, check_index, index_of
 from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
+from sparsefx.conditions import holds, names_in
 from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
 from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _PART = "cpu"
 _PLAN, _WEIGHTS, _MANIFEST, _CODE = "plan.json", "weights.bin", "manifest.json", "code"
 _LINE = 64
@@ -59,6 +60,8 @@ class Interface:
         padding: Input that is 0 at padding, or None.
         rows: Rows of the smallest table that each index reads.
         layouts: How the dimensions of each output lie in its result (see `axes`).
+        dims: Batch and sequence: a size that is fixed, or the name of one that is not.
+        conditions: What must be so of sizes with names.
     """
 
     inputs: tuple[str, ...]
@@ -67,6 +70,8 @@ class Interface:
     padding: str | None
     rows: dict[str, int]
     layouts: dict[str, list[Any]]
+    dims: tuple[int | str, ...]
+    conditions: tuple[str, ...]
 
 
 class LoadedModel:
@@ -92,6 +97,7 @@ class LoadedModel:
         interface = self.interface
         inputs = _checked(interface.inputs, batch)
         shape = next(iter(inputs.values())).shape
+        _check_sizes(interface, shape)
         indices = {}
         for name, rule in interface.indices.items():
             index = index_of(rule, inputs)
@@ -137,6 +143,23 @@ def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDAr
     if wrong:
         raise ProgramError(f"expected integers, got {inputs[wrong[0]].dtype}", where=wrong[0])
     return inputs
+
+
+def _check_sizes(interface: Interface, shape: tuple[int, ...]) -> None:
+    """Refuse sizes that the model was not captured for."""
+    places = ("batch", "sequence")
+    sizes = dict(zip(places, shape, strict=True))
+    dims = [*zip(places, interface.dims, shape, strict=True)]
+    sizes |= {dim: size for _, dim, size in dims if isinstance(dim, str)}
+    fixed = (f"{place} == {dim}" for place, dim, _ in dims if isinstance(dim, int))
+    known = (c for c in interface.conditions if names_in(c) <= sizes.keys())
+    missed = next((c for c in (*fixed, *known) if not holds(c, sizes)), None)
+    if missed is not None:
+        raise ProgramError(
+            f"inputs of shape [batch, sequence] {shape}, but the model holds for {missed} alone",
+            who="cpu",
+            hint="shorten or pad them, or capture the model with examples of this size",
+        )
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -205,7 +228,7 @@ def _encode(
     return {
         "isa": runtime.isa.name,
         "features": list(runtime.isa.features),
-        "interface": {**vars(interface), "inputs": list(interface.inputs)},
+        "interface": vars(interface),
         "arrays": [{k: v for k, v in a.items() if k != "number"} for a in arrays.values()],
         "buffers": [[b.name, b.rows, b.item, b.space] for b in buffers],
         "steps": [
@@ -258,7 +281,8 @@ def load(path: str | Path, *, threads: int = 0) -> LoadedModel:
     try:
         plan = _decode(found, place / _WEIGHTS)
         interface = found["interface"]
-        known = Interface(**{**interface, "inputs": tuple(interface["inputs"])})
+        tuples = {name: tuple(interface[name]) for name in ("inputs", "dims", "conditions")}
+        known = Interface(**{**interface, **tuples})
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(
             f"the files do not fit together: {error}", who="load", where=str(place)

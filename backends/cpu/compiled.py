@@ -303,6 +303,7 @@ class CpuCompiled:
             lowered.padding,
             {name: self._lowered.table_rows[name] for name in lowered.indices},
             {name: lowered.layouts[names[node]].encoded() for name, node in self._outputs.items()},
+            *(next(iter(shapes)), signature.conditions),
         )
 
     def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program
@@ -183,3 +184,31 @@ def test_what_was_given_in_place_of_a_plan_is_named(program: Program, tmp_path: 
     for place, told in ((tmp_path / "model.onnx", "ONNX file"), (stage, "a stage of a run")):
         with pytest.raises(ArtifactError, match=told):
             Program.load(place)
+
+
+class Cutting(nn.Module):
+    """Reads 16 tokens at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(50, 16), nn.Linear(16, 16)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        if input_ids.shape[1] > 16:
+            input_ids = input_ids[:, :16]
+        states: Tensor = self.linear(self.table(input_ids))
+        return states
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "length", "told"), [(True, 20, "sequence <= 16"), (False, 9, "sequence == 8")]
+)
+def test_sizes_that_the_model_does_not_hold_for(
+    dynamic: bool, length: int, told: str, tmp_path: Path
+) -> None:
+    example = {"input_ids": torch.zeros(2, 8, dtype=torch.long)}
+    program = sparsefx.capture(Cutting().eval(), example, dynamic=dynamic)
+    model = load(CpuTarget().compile(program).save(tmp_path / "m"))
+    assert model(input_ids=np.zeros((2, 8), np.int64))["output"].shape == (2, 8, 16)
+    with pytest.raises(ProgramError, match=f"the model holds for {told} alone"):
+        model(input_ids=np.zeros((2, length), np.int64))
