@@ -228,7 +228,8 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     Programs, or two evaluations of one, meet the same. So are the examples of each batch, since
     the interval is drawn over batches: a loss in the graph is one number for all of a batch. Where
     that leaves fewer than twice ``LEAST_BATCHES``, batches are smaller, but not below
-    four examples, of which a masked-language loss may see no token.
+    four examples, of which a masked-language loss may see no token. A Program that was captured
+    with a fixed batch gets batches of that size.
 
     Raises:
         TrainingError: It has no output ``loss``.
@@ -241,7 +242,7 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     found: list[dict[str, float]] = []
     with program.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for rows in _drawn_batches(len(data), batch_size, seed):
+        for rows in _drawn_batches(len(data), _size(program, len(data), batch_size), seed):
             inputs = inputs_for(program, data.collate(rows))
             outputs = program(**{name: value.to(device) for name, value in inputs.items()})
             found.append({name: float(outputs[name]) for name in names})
@@ -251,8 +252,12 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     )
 
 
-def _drawn_batches(count: int, batch_size: int, seed: int) -> list[NDArray[np.int64]]:
-    size = min(batch_size, max(4, count // (2 * LEAST_BATCHES)))
+def _size(program: Program, count: int, batch_size: int) -> int:
+    fixed = (s.dims[0] for s in program.signature.inputs if s.dims and isinstance(s.dims[0], int))
+    return next(fixed, min(batch_size, max(4, count // (2 * LEAST_BATCHES))))
+
+
+def _drawn_batches(count: int, size: int, seed: int) -> list[NDArray[np.int64]]:
     order = np.random.default_rng(seed).permutation(count)
     return [order[start : start + size] for start in range(0, count, size)]
 
