@@ -27,11 +27,13 @@ _UNDECLARED = {aten.batch_norm.default: (3, 4)}  # running statistics, written i
 _SDPA = aten.scaled_dot_product_attention.default
 
 
-def writes(node: fx.Node) -> bool:
-    """Whether the node writes to one of its inputs."""
+def writes(node: fx.Node, *, training: bool = True) -> bool:
+    """Whether the node writes to one of its inputs; in evaluation running statistics stay."""
     if not isinstance(node.target, OpOverload):
         return False
-    return node.target in _UNDECLARED or bool(node.target._schema.is_mutable)
+    if node.target in _UNDECLARED:
+        return training
+    return bool(node.target._schema.is_mutable)
 
 
 def is_pure(node: fx.Node) -> bool:
@@ -120,9 +122,9 @@ def _result_type(
     return result.dtype if isinstance(result, Tensor) else None
 
 
-def shared_with_writes(graph: fx.Graph) -> set[fx.Node]:
+def shared_with_writes(graph: fx.Graph, *, training: bool = True) -> set[fx.Node]:
     """Return the nodes whose memory some node writes to; their order and identity matter."""
-    written = [node for node in graph.nodes if writes(node)]
+    written = [node for node in graph.nodes if writes(node, training=training)]
     roots = {source for node in written for source in _written_inputs(node)}
     found: set[fx.Node] = set()
     stack = list(roots)
@@ -131,7 +133,9 @@ def shared_with_writes(graph: fx.Graph) -> set[fx.Node]:
         if node in found or node.target == MODE:
             continue
         found.add(node)
-        stack.extend(user for user in node.users if may_alias(user) or writes(user))
+        stack.extend(
+            user for user in node.users if may_alias(user) or writes(user, training=training)
+        )
         if may_alias(node):
             stack.extend(node.all_input_nodes)
     return found
@@ -144,7 +148,7 @@ def changed_state(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if not writes(node) or node.target in _UNDECLARED:
+        if not writes(node, training=False):
             continue
         for written in _written_inputs(node):
             source = _memory_of(written)

@@ -104,6 +104,19 @@ class WritesPositions(Encoder):
         return added
 
 
+class Normalised(Encoder):
+    """Writes running statistics, but in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(SIZE)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.query(self.table(input_ids))
+        normal: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return normal
+
+
 def batch(model: nn.Module, size: int, length: int) -> dict[str, Tensor]:
     """Random tokens, of which the last two are padding."""
     generator = torch.Generator().manual_seed(size)
@@ -152,3 +165,9 @@ def test_a_write_to_a_part_runs_in_pytorch(model: type[Encoder]) -> None:
 
 def test_what_is_written_beside_activations_counts() -> None:
     assert largest_difference(WritesPositions())[0] < 1e-5
+
+
+def test_running_statistics_are_not_written_in_evaluation() -> None:
+    difference, outside = largest_difference(Normalised())
+    assert difference < 1e-5
+    assert outside == "%batch_norm: no kernel for aten.batch_norm.default (runs in PyTorch)"

@@ -58,8 +58,8 @@ class Host:
         self._program = program
         self.nodes: set[fx.Node] = set()
         self.places = {node: number for number, node in enumerate(program.graph.nodes)}
-        self._shared = shared_with_writes(program.graph)
-        self._writers = tuple(node for node in self._shared if writes(node))
+        self._shared = shared_with_writes(program.graph, training=False)
+        self._writers = tuple(node for node in self._shared if writes(node, training=False))
         for node in program.graph.nodes:
             inside = node.op != "output" and all(n in self.nodes for n in node.all_input_nodes)
             if inside and (node.target is not _EMBEDDING or self._looks_up_sizes(node)):

@@ -174,7 +174,7 @@ def _handed(walk: Walk, wanted: set[fx.Node]) -> list[Handed]:
 
 def _in_pytorch(walk: Walk) -> Lowered:
     """Lower nothing, as nodes write into memory that others read: kernels have no such order."""
-    writing = next(node for node in walk.host.written if writes(node))
+    writing = next(n for n in walk.host.written if writes(n, training=False))
     walk.reasons[writing] = "it writes into the memory of an activation, which no kernel sees"
     return _finish(walk)
 
