@@ -184,7 +184,8 @@ class ScheduledPrune(Pass):
         program.active = (*program.active, item)
         if item.schedule.updates(item.passed(program.steps)):
             item._choose(program, sites, program.steps)
-        return PassReport(len(sites), skipped, (item._note(program, sites),))
+        notes = (item._note(program, sites), *item._idle_options())
+        return PassReport(len(sites), skipped, notes)
 
     def after_step(self, program: Program, step: int) -> None:
         """Choose masks anew where the schedule says so; zero the weights when ``mask='hard'``."""
@@ -251,6 +252,20 @@ class ScheduledPrune(Pass):
         """Return the sparsity that each single weight has to reach."""
         shared = self.scope == "global" and not isinstance(pattern, GroupWise)
         return 0.0 if shared else self.sparsity
+
+    def _idle_options(self) -> tuple[str, ...]:
+        """Return a sentence where options of a ramp were given but there is no ramp."""
+        idle = {
+            "initial_sparsity": self.end == self.begin,
+            "exponent": self.end == self.begin,
+            "frequency": self.last_step == self.begin,
+        }
+        defaults = {each.name: each.default for each in dataclasses.fields(self)}
+        given = [name for name in idle if idle[name] and getattr(self, name) != defaults[name]]
+        if not given:
+            return ()
+        where = f"all is pruned at step {self.begin}; give an end behind it for a ramp"
+        return (f"{', '.join(given)}: without effect, {where}",)
 
     def _note(self, program: Program, sites: Sequence[MaskSite]) -> str:
         masks = [program.tensor(site.mask) for site in sites]

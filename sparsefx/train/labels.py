@@ -24,16 +24,16 @@ Kind = Literal["classification", "regression", "text"]
 
 
 def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
-    """Return what a label column holds: numbers where one has a decimal point, else classes."""
-    if classes:
-        return "classification"
-    values = [_number(cell) for cell in cells]
-    if any(value is None for value in values):
+    """Return what a label column holds: numbers where one has a decimal point, else classes.
+
+    Labels that are 0.0 or 1.0 alone are two classes, as pandas writes them beside a missing one.
+    """
+    values = {_number(cell) for cell in cells}
+    if classes or None in values or values <= {0.0, 1.0}:
         return "classification"
     fractions = any(value is not None and not value.is_integer() for value in values)
-    return (
-        "regression" if fractions or any("." in str(cell) for cell in cells) else "classification"
-    )
+    pointed = any("." in str(cell) for cell in cells)
+    return "regression" if fractions or pointed else "classification"
 
 
 def _number(cell: Cell) -> float | None:
@@ -46,9 +46,10 @@ def _number(cell: Cell) -> float | None:
 def class_names(table: Table, label: str) -> tuple[str, ...]:
     """Return the class names found in a column: indices count from 0, names are sorted."""
     found = {str(cell).strip() for cell in table.column(label)}
-    if not all(name.lstrip("-").isdigit() for name in found):
+    numbers = {name.removesuffix(".0") for name in found}
+    if not all(number.lstrip("-").isdigit() for number in numbers):
         return tuple(sorted(found - {"", "None"}))
-    return tuple(str(index) for index in range(max(map(int, found)) + 1))
+    return tuple(str(index) for index in range(max(map(int, numbers)) + 1))
 
 
 def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:

@@ -116,7 +116,7 @@ def load_task(
         label: The label column: class names, class indices from 0, or real numbers; by default
             ``label``, or another name that GLUE uses.
         kind: Classification or regression; by default regression when all labels are numbers and
-            one of them has a decimal point.
+            one of them has a decimal point; 0.0 and 1.0 alone are two classes.
         classes: Names of the classes in the order of the head; by default the dataset's own, or
             the sorted names found in the training split.
         metric: By default accuracy, or for regression Pearson's and Spearman's mean.

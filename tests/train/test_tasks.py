@@ -28,6 +28,23 @@ def test_class_names_are_found_and_sorted(tmp_path: Path) -> None:
     assert (task.kind, task.metric, task.name) == ("classification", "accuracy", "a")
 
 
+def test_two_classes_written_with_a_decimal_point(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\na\t1.0\nb\t0.0\nc\t1\n")
+    task = load_task({"train": train, "dev": train})
+    assert (task.kind, task.classes, task.split("test").labels) == (
+        "classification",
+        ("0", "1"),
+        (1, 0, 1),
+    )
+    ratings = _file(tmp_path, "text\tlabel\na\t1.0\nb\t0.0\nc\t4.0\n", "ratings.tsv")
+    assert load_task({"train": ratings, "dev": ratings}).kind == "regression"
+
+
+def test_classes_may_end_like_numbers(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\na\tv1.0\nb\tv2.0\n")
+    assert load_task({"train": train, "dev": train}).classes == ("v1.0", "v2.0")
+
+
 def test_a_pair_of_one_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("a,b,label\none,two,x\nthree,four,y\n")

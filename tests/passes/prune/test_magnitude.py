@@ -329,3 +329,23 @@ def test_weights_that_are_not_numbers_are_refused(plain: Program) -> None:
 def test_a_locked_program_is_refused(plain: Program) -> None:
     with pytest.raises(PipelineError, match="it cannot run where locked holds"):
         Pipeline.parse("magnitude-prune{roles=other},pattern-lock,magnitude-prune").run(plain)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (MagnitudePrune(roles=OTHER, frequency=10), "frequency: without effect"),
+        (
+            MagnitudePrune(roles=OTHER, initial_sparsity=0.5, exponent=1.0, begin=3, end=3),
+            "initial_sparsity, exponent: without effect, all is pruned at step 3",
+        ),
+        (MagnitudePrune(roles=OTHER, frequency=10, update_end=20), ""),
+        (MagnitudePrune(roles=OTHER, frequency=10, end=20), ""),
+    ],
+)
+def test_options_of_a_ramp_without_a_ramp_are_told(
+    plain: Program, item: MagnitudePrune, said: str
+) -> None:
+    notes = run(plain, item).history[-1].notes[1:]
+    assert len(notes) == bool(said)
+    assert "".join(notes).startswith(said)
