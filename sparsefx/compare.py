@@ -25,9 +25,9 @@ from torch import Tensor, fx
 
 from sparsefx.callables import callable_name
 from sparsefx.errors import SparsefxError, did_you_mean
+from sparsefx.inputs.signature import InputSpec
 from sparsefx.program import Program
 from sparsefx.rewrite import Rewriter
-from sparsefx.signature import InputSpec
 
 if TYPE_CHECKING:
     from torch.fx.node import Argument

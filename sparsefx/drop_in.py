@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from sparsefx.signature import Signature
+    from sparsefx.inputs.signature import Signature
     from sparsefx.target import Compiled
 
 __all__ = ["DropIn"]

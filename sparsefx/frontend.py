@@ -20,10 +20,10 @@ from sparsefx.agreement import check_agreement, in_mode, named_outputs
 from sparsefx.clean import clean_graph
 from sparsefx.errors import CaptureError, did_you_mean, first_line
 from sparsefx.guards import exported_conditions
+from sparsefx.inputs.signature import InputSpec, Signature
 from sparsefx.memory import no_collection
 from sparsefx.program import Program
 from sparsefx.shapes import Shapes, static_size
-from sparsefx.signature import InputSpec, Signature
 
 __all__ = ["capture"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeGuardPythonPrinter
 
-from sparsefx.conditions import check_condition, is_same, names_in
-from sparsefx.signature import Dim, InputSpec
+from sparsefx.inputs.conditions import check_condition, is_same, names_in
+from sparsefx.inputs.signature import Dim, InputSpec
 
 __all__ = ["exported_conditions"]
 

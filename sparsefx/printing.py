@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from sparsefx.callables import callable_name
-from sparsefx.signature import format_dtype, format_type
+from sparsefx.inputs.signature import format_dtype, format_type
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -15,12 +15,12 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
-from sparsefx.failures import explained
 from sparsefx.hooks import active_passes, calling
+from sparsefx.inputs.failures import explained
+from sparsefx.inputs.signature import Signature
 from sparsefx.printing import dump
 from sparsefx.properties import Property
 from sparsefx.shapes import ShapeFact, Shapes
-from sparsefx.signature import Signature
 
 if TYPE_CHECKING:
     from sparsefx.analysis import Analysis

@@ -26,7 +26,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.utils._pytree import tree_map_only
 
 from sparsefx.errors import ProgramError
-from sparsefx.signature import Dim, InputSpec, Signature, format_type
+from sparsefx.inputs.signature import Dim, InputSpec, Signature, format_type
 
 __all__ = ["ShapeFact", "Shapes", "is_wired_as", "static_size", "wiring"]
 

@@ -21,12 +21,12 @@ from sparsefx import registry
 from sparsefx.callables import callable_name, resolve_callable
 from sparsefx.errors import ArtifactError
 from sparsefx.files import check_files, file_hash, read_json, saving, take_place, write_json
+from sparsefx.inputs.signature import InputSpec, Signature, format_dtype
 from sparsefx.ops import MODE, Mode
 from sparsefx.passbase import Skip
 from sparsefx.places import told_place
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
-from sparsefx.signature import InputSpec, Signature, format_dtype
 
 __all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
 

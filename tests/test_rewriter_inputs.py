@@ -7,8 +7,8 @@ import torch
 
 from sparsefx import Program
 from sparsefx.errors import ProgramError
+from sparsefx.inputs.signature import InputSpec
 from sparsefx.rewrite import Rewriter
-from sparsefx.signature import InputSpec
 from tests.programs import captured
 from tests.tiny_models import example_batch
 

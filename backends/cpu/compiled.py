@@ -26,7 +26,7 @@ from sparsefx.backends.cpu.plan.plan import Step
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
-from sparsefx.failures import explained
+from sparsefx.inputs.failures import explained
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Unsupported
 

@@ -21,8 +21,8 @@ from sparsefx.callables import callable_name
 from sparsefx.compare import tappable
 from sparsefx.errors import ProgramError, unnamed_inputs
 from sparsefx.extras import need
-from sparsefx.failures import fault_of
 from sparsefx.files import whole_file
+from sparsefx.inputs.failures import fault_of
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter

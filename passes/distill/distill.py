@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError
+from sparsefx.inputs.signature import TAUGHT, InputSpec
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.distill.fit import (
@@ -35,7 +36,6 @@ from sparsefx.passes.distill.terms import TERMS
 from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
-from sparsefx.signature import TAUGHT, InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

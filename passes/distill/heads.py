@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
-from sparsefx.signature import InputSpec, format_type
+from sparsefx.inputs.signature import InputSpec, format_type
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

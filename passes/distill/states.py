@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError
+from sparsefx.inputs.signature import TAUGHT, InputSpec
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.distill.heads import logits_outputs, match_heads, outputs
-from sparsefx.signature import TAUGHT, InputSpec
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sparsefx.inputs.signature import TAUGHT
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.passes.distill.heads import label_inputs, logits_outputs
 from sparsefx.passes.distill.states import STATES
 from sparsefx.properties import Property
-from sparsefx.signature import TAUGHT
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

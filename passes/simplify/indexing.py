@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from sparsefx.passes.analyses.operators import CASTS, COPIES, RESHAPES
 
 if TYPE_CHECKING:
+    from sparsefx.inputs.signature import Dim
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
-    from sparsefx.signature import Dim
 
 __all__ = ["plain_index", "plain_mask"]
 

@@ -33,7 +33,7 @@ def command(
     import torch
 
     from sparsefx import registry
-    from sparsefx.lengths import check_length
+    from sparsefx.inputs.lengths import check_length
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     if threads:

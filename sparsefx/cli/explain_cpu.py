@@ -30,7 +30,7 @@ def command(
     """Show for every linear what was chosen, what else would cost, and when zeros pay."""
     from sparsefx import registry
     from sparsefx.backends.cpu.target import CpuTarget
-    from sparsefx.lengths import check_length
+    from sparsefx.inputs.lengths import check_length
 
     batch, tokens = parse_shape(shape, who="explain-cpu")
     chosen = registry.parse_target(target)

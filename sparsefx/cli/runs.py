@@ -119,7 +119,7 @@ def _export(
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
-    from sparsefx.lengths import most_tokens
+    from sparsefx.inputs.lengths import most_tokens
     from sparsefx.timing import machine, random_batch, time_in_turns
 
     place = registry.parse_target(target)

@@ -233,8 +233,8 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
     from sparsefx.backends.accelerator.bert import encoder_workload
     from sparsefx.backends.accelerator.programs import is_float, workload_of
     from sparsefx.backends.accelerator.sweep import SIZES
-    from sparsefx.failures import check_rows
-    from sparsefx.lengths import check_length
+    from sparsefx.inputs.failures import check_rows
+    from sparsefx.inputs.lengths import check_length
 
     if model in SIZES and not Path(model).exists():
         size, ratio, zeros = SIZES[model], drawn.ratio, drawn.zeros

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
-from sparsefx.lengths import check_length
+from sparsefx.inputs.lengths import check_length
 from sparsefx.train.examples import Examples
 
 __all__ = [

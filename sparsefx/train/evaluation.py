@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import DataError, TrainingError
+from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.examples import Examples
 from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss

@@ -21,8 +21,8 @@ from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.files import take_blocks
 from sparsefx.hooks import calling
+from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
-from sparsefx.signature import TAUGHT
 from sparsefx.train.batches import Encoded, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
 

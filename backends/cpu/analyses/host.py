@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
 from sparsefx.effects import shared_with_writes, writes
+from sparsefx.inputs.signature import Dim
 from sparsefx.program import Program
-from sparsefx.signature import Dim
 
 __all__ = ["Host", "at_longest"]
 

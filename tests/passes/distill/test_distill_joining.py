@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, PipelineError
+from sparsefx.inputs.signature import InputSpec
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.passes.distill.fit import check_all
-from sparsefx.signature import InputSpec
 from sparsefx.testing import small_program
 from tests.passes.distill.students import ALL, batch, distilled, look, model, program_of
 from tests.programs import captured, shared

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import DataError, ProgramError
-from sparsefx.lengths import check_length
+from sparsefx.inputs.lengths import check_length
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

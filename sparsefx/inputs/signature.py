@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import torch
 
-from sparsefx.conditions import check_condition, holds, names_in
 from sparsefx.errors import ProgramError, did_you_mean
+from sparsefx.inputs.conditions import check_condition, holds, names_in
 
 __all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
 
@@ -38,7 +38,7 @@ class Signature:
         inputs: The inputs.
         outputs: The names of the outputs.
         conditions: What must be so of the sizes of dynamic dimensions, such as ``sequence <= 512``;
-            see :mod:`sparsefx.conditions`.
+            see :mod:`sparsefx.inputs.conditions`.
     """
 
     inputs: tuple[InputSpec, ...]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsefx import capture, registry
 from sparsefx.errors import ProgramError
-from sparsefx.failures import explained
+from sparsefx.inputs.failures import explained
 from sparsefx.program import Program
 from tests.tiny_models import VOCABULARY, example_batch, tiny
 

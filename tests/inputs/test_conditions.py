@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program, registry
-from sparsefx.conditions import check_condition, holds, names_in
 from sparsefx.errors import CaptureError, ProgramError
+from sparsefx.inputs.conditions import check_condition, holds, names_in
+from sparsefx.inputs.signature import InputSpec, Signature
 from sparsefx.rewrite import Rewriter
-from sparsefx.signature import InputSpec, Signature
 from tests.programs import captured
 from tests.tiny_models import ARCHITECTURES
 
