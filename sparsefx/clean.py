@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 
-from sparsefx.effects import out_of_place
 from sparsefx.errors import CaptureError
-from sparsefx.memory import memory_span, overlaps
-from sparsefx.ops import MODE, Mode, dropout_rate
+from sparsefx.graph.effects import out_of_place
+from sparsefx.graph.memory import memory_span, overlaps
+from sparsefx.graph.ops import MODE, Mode, dropout_rate
 
 __all__ = ["clean_graph", "remove_dead_nodes"]
 

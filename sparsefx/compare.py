@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from sparsefx.callables import callable_name
 from sparsefx.errors import SparsefxError, did_you_mean
+from sparsefx.graph.callables import callable_name
 from sparsefx.inputs.signature import InputSpec
 from sparsefx.program import Program
 from sparsefx.rewrite import Rewriter

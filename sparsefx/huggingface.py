@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, first_line
 from sparsefx.files import saving
 from sparsefx.frontend import capture
+from sparsefx.graph.ops import dequantize
 from sparsefx.masks import find_masks
 from sparsefx.model_folder import (
     check_place,
@@ -26,7 +27,6 @@ from sparsefx.model_folder import (
     read_config,
     unreadable,
 )
-from sparsefx.ops import dequantize
 from sparsefx.program import Program
 from sparsefx.sentence_folder import write_sentence_modules
 

@@ -1,6 +1,6 @@
 """How masks stand in a graph: ``masked = weight * mask``, the mask a buffer beside its weight.
 
-The product is ``aten.mul``, or one of the two ops of :mod:`sparsefx.ops` that have other
+The product is ``aten.mul``, or one of the two ops of :mod:`sparsefx.graph.ops` that have other
 gradients.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-import sparsefx.ops  # noqa: F401  # registers the ops that are looked for here
+import sparsefx.graph.ops  # noqa: F401  # registers the ops that are looked for here
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from sparsefx.callables import callable_name
+from sparsefx.graph.callables import callable_name
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -16,8 +16,8 @@ from sparsefx.errors import (
     RegistryError,
     SparsefxError,
 )
+from sparsefx.graph.memory import no_collection
 from sparsefx.hooks import contract_of
-from sparsefx.memory import no_collection
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property

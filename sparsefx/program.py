@@ -15,12 +15,12 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
+from sparsefx.graph.printing import dump
+from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.hooks import active_passes, calling
 from sparsefx.inputs.failures import explained
 from sparsefx.inputs.signature import Signature
-from sparsefx.printing import dump
 from sparsefx.properties import Property
-from sparsefx.shapes import ShapeFact, Shapes
 
 if TYPE_CHECKING:
     from sparsefx.analysis import Analysis
@@ -269,7 +269,7 @@ class Program:
         return cached[1]
 
     def dump(self, *, facts: bool = False) -> str:
-        """Return the graph as deterministic text; see :func:`sparsefx.printing.dump`."""
+        """Return the graph as deterministic text; see :func:`sparsefx.graph.printing.dump`."""
         return dump(self, facts=facts)
 
     def __repr__(self) -> str:

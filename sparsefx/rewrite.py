@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
+from sparsefx.graph.ops import MODE, Mode
+from sparsefx.graph.shapes import is_wired_as, wiring
 from sparsefx.inputs.signature import InputSpec
-from sparsefx.ops import MODE, Mode
-from sparsefx.shapes import is_wired_as, wiring
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

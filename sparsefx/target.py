@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
-from sparsefx.effects import changed_state
 from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.graph.effects import changed_state
 from sparsefx.option_types import wrong_types
 from sparsefx.spec import format_spec, options_of
 

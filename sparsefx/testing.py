@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.frontend import capture
+from sparsefx.graph.printing import format_node
 from sparsefx.passbase import Pass, Skip
 from sparsefx.pipeline import Pipeline
-from sparsefx.printing import format_node
 from sparsefx.program import Program
 
 __all__ = ["assert_equal_outputs", "assert_pass", "graph_text", "small_encoder", "small_program"]

@@ -12,11 +12,11 @@ from torch import fx
 from torch.utils.weak import WeakIdRef
 
 from sparsefx.errors import ProgramError, VerifyError
+from sparsefx.graph.memory import overlaps
+from sparsefx.graph.shapes import is_wired_as, wiring
 from sparsefx.inputs.signature import Signature
 from sparsefx.masks import find_masks
-from sparsefx.memory import overlaps
 from sparsefx.properties import Property
-from sparsefx.shapes import is_wired_as, wiring
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

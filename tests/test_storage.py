@@ -106,7 +106,7 @@ def test_a_save_that_was_cut_is_no_program(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_name_code_to_run(tmp_path: Path) -> None:
-    from sparsefx.callables import resolve_callable
+    from sparsefx.graph.callables import resolve_callable
 
     files = ("aten.from_file.default", "aten.from_file.out")
     for name in ("os.system", "operator.attrgetter", "aten.__class__.x", "builtins.eval", *files):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.analysis import Analysis
+from sparsefx.graph.shapes import Shapes
 from sparsefx.masks import find_masks
 from sparsefx.passes.analyses.dataflow import is_linear, weight_of
-from sparsefx.shapes import Shapes
 from sparsefx.target import CostReport, CostRow
 
 if TYPE_CHECKING:

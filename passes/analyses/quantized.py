@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators
+import sparsefx.graph.ops  # noqa: F401  # registers the operators
 from sparsefx.analysis import Analysis
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
+from sparsefx.graph.ops import dropout_rate
 from sparsefx.inputs.signature import InputSpec
-from sparsefx.ops import dropout_rate
 from sparsefx.passes.analyses.dataflow import aten, origin, weight_of, whole_graph
 from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 from sparsefx.rewrite import Rewriter

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import PassError
-from sparsefx.finite import is_finite
+from sparsefx.graph.finite import is_finite
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Window
 from sparsefx.passes.prune.masking import add_mask, make_plain, masks_of, zero_masked

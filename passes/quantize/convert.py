@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import PassError
-from sparsefx.fake_quantization import affine_parameters, symmetric_scale
-from sparsefx.finite import is_finite
-from sparsefx.ops import MODE, along, storage_dtype
+from sparsefx.graph.fake_quantization import affine_parameters, symmetric_scale
+from sparsefx.graph.finite import is_finite
+from sparsefx.graph.ops import MODE, along, storage_dtype
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.quantize.prepare import STEP, QuantizePrepare
 from sparsefx.properties import Property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import fx
 
-import sparsefx.fake_quantization  # noqa: F401  # registers the operators
+import sparsefx.graph.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from sparsefx.effects import is_pure
+from sparsefx.graph.effects import is_pure
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsefx.ops import dropout_rate
+from sparsefx.graph.ops import dropout_rate
 from sparsefx.passes.analyses.operators import CASTS, COPIES, DROPOUTS, RESHAPES
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, fx
 
-from sparsefx.callables import callable_name
-from sparsefx.effects import shared_with_writes, writes
 from sparsefx.errors import ConvergenceError
-from sparsefx.ops import MODE
+from sparsefx.graph.callables import callable_name
+from sparsefx.graph.effects import shared_with_writes, writes
+from sparsefx.graph.ops import MODE
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.operators import DROPOUTS
 from sparsefx.passes.simplify.constants import find_constants, value_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from sparsefx.effects import is_pure
+from sparsefx.graph.effects import is_pure
 
 __all__ = ["find_repeated"]
 

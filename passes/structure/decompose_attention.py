@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import fx
 
-from sparsefx.ops import dropout_rate
+from sparsefx.graph.ops import dropout_rate
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter

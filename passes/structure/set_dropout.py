@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sparsefx.ops import dropout_rate
+from sparsefx.graph.ops import dropout_rate
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 
 if TYPE_CHECKING:

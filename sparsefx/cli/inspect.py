@@ -67,7 +67,7 @@ def _show_weights(program: Program) -> None:
 
 
 def _summary(found: Sparsity) -> str:
-    from sparsefx.printing import format_ratio
+    from sparsefx.graph.printing import format_ratio
 
     encoder, whole = found.encoder, found.whole
     if not whole.values:

@@ -31,7 +31,7 @@ def open_program(place: str) -> Program:
 
 def warn_not_finite(program: Program, place: str) -> None:
     """Print a warning that names weights which are no numbers."""
-    from sparsefx.finite import not_finite, told
+    from sparsefx.graph.finite import not_finite, told
 
     if names := not_finite(program):
         stderr.print(f"warning: {place} holds {told(names)}", markup=False)

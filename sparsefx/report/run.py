@@ -161,7 +161,7 @@ def scored_on(row: ReportRow) -> str:
 
 def cells(row: ReportRow) -> tuple[str, ...]:
     """Return a row as text, one cell for each entry of HEAD."""
-    from sparsefx.printing import format_ratio
+    from sparsefx.graph.printing import format_ratio
 
     size = row.size
     return (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators
+import sparsefx.graph.ops  # noqa: F401  # registers the operators
 from sparsefx.program import Program
 from sparsefx.train.randomness import seeded
 

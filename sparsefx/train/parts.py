@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import sparsefx.fake_quantization  # noqa: F401  # registers the operators
+import sparsefx.graph.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.program import Program
 from sparsefx.train.counts import Counts
 from sparsefx.train.loss import LABELS, BatchLoss

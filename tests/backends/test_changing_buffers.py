@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx import capture, registry
-from sparsefx.effects import changed_state
 from sparsefx.errors import TargetError
+from sparsefx.graph.effects import changed_state
 from sparsefx.program import Program
 
 Forward = Callable[["Stateful", Tensor, Tensor], Tensor]

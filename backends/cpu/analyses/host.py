@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
-from sparsefx.effects import shared_with_writes, writes
+from sparsefx.graph.effects import shared_with_writes, writes
 from sparsefx.inputs.signature import Dim
 from sparsefx.program import Program
 

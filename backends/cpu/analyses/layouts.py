@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators named below
+import sparsefx.graph.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.analyses.axes import (
     BATCH,
     SEQUENCE,

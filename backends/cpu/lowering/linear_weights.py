@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators named below
+import sparsefx.graph.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.analyses.values import Kept, Octets, Value
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators named below
+import sparsefx.graph.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.analyses.graphs import identity_source
 from sparsefx.backends.cpu.analyses.layouts import MOVES
 from sparsefx.backends.cpu.analyses.values import Kept, Live

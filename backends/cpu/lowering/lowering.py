@@ -27,7 +27,7 @@ from sparsefx.backends.cpu.lowering.unseen import Handed, reads_padding
 from sparsefx.backends.cpu.lowering.walk import LoweringOptions, Walk
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.plan import Plan, Step, Word
-from sparsefx.effects import writes
+from sparsefx.graph.effects import writes
 from sparsefx.program import Program
 from sparsefx.target import Unsupported
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-import sparsefx.ops  # noqa: F401  # registers the operators named below
+import sparsefx.graph.ops  # noqa: F401  # registers the operators named below
 from sparsefx.backends.cpu.analyses.graphs import real_users
 from sparsefx.backends.cpu.analyses.layouts import MOVES
 from sparsefx.backends.cpu.analyses.values import Octets

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsefx.backends.reference.integer import accumulate, integer_linear
-from sparsefx.ops import dequantize
+from sparsefx.graph.ops import dequantize
 
 
 def integers(seed: int, rows: int = 5, inputs: int = 37, outputs: int = 6) -> tuple[Tensor, Tensor]:

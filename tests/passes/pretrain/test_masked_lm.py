@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, SpecError
-from sparsefx.ops import draw_masked
+from sparsefx.graph.ops import draw_masked
 from sparsefx.passes.pretrain.masked_lm import MaskedLm
 from sparsefx.passes.structure.keep_outputs import KeepOutputs
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsefx.fake_quantization import affine_parameters, symmetric_scale
-from sparsefx.ops import dequantize, quantize
+from sparsefx.graph.fake_quantization import affine_parameters, symmetric_scale
+from sparsefx.graph.ops import dequantize, quantize
 
 ops = torch.ops.sparsefx
 STEP = torch.zeros((), dtype=torch.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from sparsefx.callables import callable_name
+from sparsefx.graph.callables import callable_name
 from sparsefx.inputs.signature import format_dtype, format_type
 
 if TYPE_CHECKING:

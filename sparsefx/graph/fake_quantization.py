@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsefx.ops import along
+from sparsefx.graph.ops import along
 
 __all__ = [
     "affine_parameters",

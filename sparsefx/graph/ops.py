@@ -9,7 +9,7 @@ written. Their meaning is ONNX QuantizeLinear and DequantizeLinear:
 ``sparsefx::straight_through`` and ``sparsefx::scored_mask`` are masks whose gradients are not those
 of a product. ``sparsefx::draw_masked`` draws the tokens that masked-language modelling hides,
 ``sparsefx::draw`` one choice for a whole batch.
-The ops that imitate quantization in training are in :mod:`sparsefx.fake_quantization`.
+The ops that imitate quantization in training are in :mod:`sparsefx.graph.fake_quantization`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from sparsefx.ops import MODE
+from sparsefx.graph.ops import MODE
 
 __all__ = [
     "changed_state",

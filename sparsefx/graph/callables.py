@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-import sparsefx.fake_quantization  # noqa: F401  # a graph may name its operators
-from sparsefx import ops
+import sparsefx.graph.fake_quantization  # noqa: F401  # a graph may name its operators
 from sparsefx.errors import ArtifactError
+from sparsefx.graph import ops
 
 __all__ = ["callable_name", "resolve_callable"]
 
