@@ -34,7 +34,12 @@ _HINT = (
     "forward without other uses of self.training (but functional.dropout(x, p, self.training)), "
     "or, for evaluation alone, capture what torch.export.export makes of model.eval()"
 )
+_NO_READ = (
+    "no code of the model asks for self.training: it may ask for its mode in another way, or take "
+    "random numbers from outside torch; if it does neither, this is a fault of capture"
+)
 _LOWEST = torch.finfo(torch.bfloat16).min  # what masked scores of a Program are filled with
+_FILLED = -1e4  # no model computes what is so low, but many fill it in
 
 
 def check_agreement(
@@ -124,10 +129,9 @@ def _of_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tenso
 def _of_program(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | Exception:
     try:
         with program.evaluating():
-            found: dict[str, Tensor] = _called(program.module, inputs)
+            return dict(named_outputs(_called(program.module, inputs), Tensor))
     except (IndexError, RuntimeError) as error:
         return error
-    return found
 
 
 def _called(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
@@ -196,10 +200,12 @@ def _apart(name: str, expected: Tensor, found: Tensor) -> str:
         return ""
     if expected.is_complex():
         expected, found = torch.view_as_real(expected), torch.view_as_real(found)
-    left, right = (value.double().clamp(min=_LOWEST) for value in (expected, found))
+    # On the CPU, as some devices have no double precision.
+    left, right = (value.cpu().double().clamp(min=_LOWEST) for value in (expected, found))
     same = (left == right) | (left.isnan() & right.isnan())
     gap = float(torch.where(same, 0.0, (left - right).abs()).max())
-    scale = float(left.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    filled = same & (left <= _FILLED)  # beside which no difference would be large
+    scale = float(left.masked_fill(filled, 0.0).nan_to_num(0.0, 0.0, 0.0).abs().max())
     is_short = expected.dtype in (torch.float16, torch.bfloat16)
     allowed = (0.05 if is_short else 1e-3) * scale if expected.is_floating_point() else 0.0
     # Written so that a NaN on one side differs.
@@ -213,7 +219,7 @@ def _disagreement(model: nn.Module, found: str) -> CaptureError:
         f"in evaluation mode the graph computes something else than the model: {found}{listed}",
         who="capture",
         where=places[0] if places else type(model).__name__,
-        hint=_HINT,
+        hint=_HINT if places else _NO_READ,
     )
 
 
@@ -227,7 +233,9 @@ def _mode_reads(model: nn.Module) -> list[str]:
 
 
 def _reads_in(function: Any) -> Iterator[str]:
-    code = inspect.unwrap(function).__code__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:  # it wraps a callable that is no function
+        return
     for step in dis.get_instructions(code):
         if step.opname.startswith("LOAD_ATTR") and step.argval == "training":
             line = step.positions.lineno if step.positions else code.co_firstlineno

@@ -60,20 +60,21 @@ def clean_graph(
     copier.copy(flat)
     copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
     remove_dead_nodes(copier.graph)
-    _write_nothing(copier.graph, copier.values)
+    _compute_out_of_place(copier.graph, copier.values)
     return _assemble(flat, copier.graph), ties
 
 
-def _write_nothing(graph: fx.Graph, values: Mapping[fx.Node, object]) -> None:
+def _compute_out_of_place(graph: fx.Graph, values: Mapping[fx.Node, object]) -> None:
     """Compute into new tensors what is written into memory that no other node shares."""
     places = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         plain = out_of_place(node, values, places)
-        if plain is not None:
-            place, node.target = places[node], plain
-            behind = [user for user in node.args[0].users if places[user] > place]
-            for user in behind:
-                user.replace_input_with(node.args[0], node)
+        if plain is None:
+            continue
+        node.target = plain
+        behind = [user for user in node.args[0].users if places[user] > places[node]]
+        for user in behind:
+            user.replace_input_with(node.args[0], node)
 
 
 class _Copier:
@@ -202,8 +203,6 @@ def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
     """Make a dropout follow train() and eval() instead of the mode it was exported in."""
     if node.target in _DROPOUTS:
         node.args = (*node.args[:2], training)
-        if node.target is aten.dropout_.default:
-            node.target = aten.dropout.default
     elif node.target is _SDPA and len(node.args) > 4 and node.args[4]:
         with graph.inserting_before(node):
             rate = graph.call_function(dropout_rate, (node.args[4], training))

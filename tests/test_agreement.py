@@ -66,6 +66,35 @@ def test_a_branch_on_the_mode_is_refused(
     assert "for evaluation alone, capture what torch.export.export makes" in caught.value.hint
 
 
+class Filled(nn.Module):
+    """Fills scores of what is masked with a number that no model computes."""
+
+    def __init__(self, fill: float, *, doubles: bool) -> None:
+        super().__init__()
+        self.fill, self.doubles = fill, doubles
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x * 2 if self.doubles and not self.training else x
+        return scores.masked_fill(x < 0, self.fill)
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, torch.finfo(torch.float32).min, -torch.inf])
+def test_what_fills_masked_places_hides_no_difference(fill: float) -> None:
+    with pytest.raises(CaptureError, match="output differs by"):
+        sparsefx.capture(Filled(fill, doubles=True), X)
+    program = sparsefx.capture(Filled(fill, doubles=False), X)
+    assert bool((program(**X)["output"] <= -1e4).any())
+
+
+def test_a_size_among_the_outputs_is_no_difference() -> None:
+    class Sized(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor | int]:
+            return {"score": x * 2, "count": x.shape[0]}
+
+    found = sparsefx.capture(Sized(), X)(x=torch.ones(5, 8))
+    assert found["count"] == 5
+
+
 def test_the_way_out_gives_the_graph_of_evaluation() -> None:
     exported = torch.export.export(Softening().eval(), (), X)
     program = sparsefx.capture(exported)
@@ -80,6 +109,7 @@ def test_dropout_that_never_ends_is_refused() -> None:
     with pytest.raises(CaptureError, match="output differs by") as caught:
         sparsefx.capture(Always().eval(), X)
     assert caught.value.where == "Always"
+    assert "no code of the model asks for self.training" in caught.value.hint
 
 
 class Drawing(nn.Module):

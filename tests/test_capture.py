@@ -200,6 +200,49 @@ def test_what_nothing_else_reads_is_not_overwritten() -> None:
     assert "aten.relu.default" in operators
 
 
+class Permuted(nn.Module):
+    """A sum of one operand that only moves dimensions is a view, though nothing declares it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = x * 2
+        turned = torch.einsum("ij->ji", doubled)
+        doubled += 1
+        return turned * 3
+
+
+def test_a_view_by_einsum_sees_what_is_written() -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(sparsefx.capture(Permuted(), {"x": x})(x=x)["output"], Permuted()(x))
+
+
+class DroppingInPlace(nn.Module):
+    """Drops out in place; ``is_seen`` through a view that was taken before."""
+
+    def __init__(self, *, is_seen: bool) -> None:
+        super().__init__()
+        self.is_seen = is_seen
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled = x * 2
+        view = doubled.view(-1)
+        dropped = nn.functional.dropout(doubled, 0.5, self.training, inplace=True)
+        return view + 0 if self.is_seen else dropped
+
+
+@pytest.mark.parametrize(
+    ("is_seen", "operator"), [(True, "aten.dropout_"), (False, "aten.dropout")]
+)
+def test_dropout_in_place_is_seen_through_views(is_seen: bool, operator: str) -> None:
+    model, x = DroppingInPlace(is_seen=is_seen), torch.randn(4, 8)
+    program = sparsefx.capture(model, {"x": x})
+    assert f"{operator}(" in program.dump()
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(program(x=x)["output"], expected)
+    assert torch.equal(program.eval()(x=x)["output"], model.eval()(x))
+
+
 class FixedLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()

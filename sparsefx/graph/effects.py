@@ -24,6 +24,7 @@ __all__ = [
 aten = torch.ops.aten
 _RANDOM = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _UNDECLARED = {aten.batch_norm.default: (3, 4)}  # running statistics, written in training
+_ALIASES = {aten.type_as.default, aten.einsum.default, aten._unsafe_view.default}  # undeclared too
 _SDPA = aten.scaled_dot_product_attention.default
 
 
@@ -58,7 +59,7 @@ def may_alias(node: fx.Node) -> bool:
     return (
         any(result.alias_info is not None for result in node.target._schema.returns)
         or torch.Tag.maybe_aliasing_or_mutating in node.target.tags
-        or node.target is aten.type_as.default
+        or node.target in _ALIASES
     )
 
 
