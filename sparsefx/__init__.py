@@ -19,7 +19,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from sparsefx.analysis import Analysis
     from sparsefx.compiler import compile
-    from sparsefx.frontend import capture
+    from sparsefx.frontend.capture import capture
     from sparsefx.passbase import Pass, PassReport, Skip, function_pass
     from sparsefx.pipeline import Pipeline
     from sparsefx.program import Program
@@ -53,7 +53,7 @@ _HOMES = {
     "Recipe": "recipe",
     "Skip": "passbase",
     "Target": "target",
-    "capture": "frontend",
+    "capture": "frontend.capture",
     "compile": "compiler",
     "function_pass": "passbase",
 }

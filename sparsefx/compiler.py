@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sparsefx import registry
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.target import Compiled, Target

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from sparsefx import registry
 from sparsefx.errors import TargetError
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.target import Compiled, Target
 
 __all__ = ["backend"]

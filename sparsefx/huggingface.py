@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, first_line
 from sparsefx.files import saving
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.graph.ops import dequantize
 from sparsefx.masks import find_masks
 from sparsefx.model_folder import (

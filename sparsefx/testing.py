@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.graph.printing import format_node
 from sparsefx.passbase import Pass, Skip
 from sparsefx.pipeline import Pipeline

@@ -22,7 +22,7 @@ def test_import_loads_no_torch() -> None:
 
 def test_submodules_do_not_shadow_functions() -> None:
     code = (
-        "import sparsefx, sparsefx.testing, sparsefx.compiler, sparsefx.frontend;"
+        "import sparsefx, sparsefx.testing, sparsefx.compiler, sparsefx.frontend.capture;"
         "assert callable(sparsefx.capture) and callable(sparsefx.compile)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

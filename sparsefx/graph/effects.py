@@ -17,6 +17,7 @@ __all__ = [
     "is_pure",
     "may_alias",
     "out_of_place",
+    "remove_dead_nodes",
     "shared_with_writes",
     "writes",
 ]
@@ -48,6 +49,20 @@ def is_pure(node: fx.Node) -> bool:
     if node.target is _SDPA:
         return len(node.args) <= 4 or node.args[4] in (0, 0.0)
     return torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def remove_dead_nodes(graph: fx.Graph) -> list[str]:
+    """Erase the nodes whose value nobody uses and that write to nothing; return their names.
+
+    FX's own eliminate_dead_code keeps random operators and needs an owning module.
+    """
+    erased = []
+    for node in reversed(list(graph.nodes)):
+        if node.users or writes(node, training=False) or node.op in ("placeholder", "output"):
+            continue
+        erased.append(node.name)
+        graph.erase_node(node)
+    return erased
 
 
 def may_alias(node: fx.Node) -> bool:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import DataError, TrainingError
+from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import TrainingError
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.graph.finite import not_finite, told
 from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from sparsefx.clean import remove_dead_nodes
 from sparsefx.errors import TrainingError
 from sparsefx.files import take_blocks
+from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.hooks import calling
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program

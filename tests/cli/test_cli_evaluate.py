@@ -189,7 +189,7 @@ def test_a_model_of_any_number_of_labels_is_refused(
 
 
 def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:
-    from sparsefx.frontend import capture
+    from sparsefx.frontend.capture import capture
 
     regressor = capture(tiny_run.model(1), tiny_run.example_inputs(tiny_run.data()))
     regressor.save(place / "regressor")

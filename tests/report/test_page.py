@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.huggingface import save_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.sparsity import SparsityStats

@@ -17,7 +17,7 @@ from sparsefx.errors import (
     TrainingError,
     TrainingInterruptedError,
 )
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import sparsefx
 from sparsefx.errors import PassError, RecipeError, TrainingError
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.huggingface import load_pretrained, save_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.batches import encode

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from sparsefx.errors import SparsefxError
-from sparsefx.frontend import capture
+from sparsefx.frontend.capture import capture
 from sparsefx.masks import find_masks
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe

@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator
 
 from sparsefx.errors import CaptureError
-from sparsefx.graph.effects import out_of_place
+from sparsefx.graph.effects import out_of_place, remove_dead_nodes
 from sparsefx.graph.memory import memory_span, overlaps
 from sparsefx.graph.ops import MODE, Mode, dropout_rate
 
-__all__ = ["clean_graph", "remove_dead_nodes"]
+__all__ = ["clean_graph"]
 
 aten = torch.ops.aten
 _DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
@@ -152,21 +152,6 @@ def _unknown(node: fx.Node) -> CaptureError:
         hint="this model uses a feature of torch.export that a Program does not hold, such as "
         "control flow that depends on tensor values",
     )
-
-
-def remove_dead_nodes(graph: fx.Graph) -> list[str]:
-    """Erase the nodes whose value nobody uses and that write to nothing; return their names.
-
-    FX's own eliminate_dead_code keeps random operators and needs an owning module.
-    """
-    erased = []
-    for node in reversed(list(graph.nodes)):
-        writes = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
-        if node.users or writes or node.op in ("placeholder", "output"):
-            continue
-        erased.append(node.name)
-        graph.erase_node(node)
-    return erased
 
 
 def _tied_names(module: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from sparsefx.agreement import check_agreement, in_mode, named_outputs
-from sparsefx.clean import clean_graph
 from sparsefx.errors import CaptureError, did_you_mean, first_line
+from sparsefx.frontend.agreement import check_agreement, in_mode, named_outputs
+from sparsefx.frontend.clean import clean_graph
+from sparsefx.frontend.guards import exported_conditions
 from sparsefx.graph.memory import no_collection
 from sparsefx.graph.shapes import Shapes, static_size
-from sparsefx.guards import exported_conditions
 from sparsefx.inputs.signature import InputSpec, Signature
 from sparsefx.program import Program
 
