@@ -15,14 +15,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
+from torch._guards import Source
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._pytree import tree_map_only
 
 from sparsefx.errors import ProgramError
@@ -54,14 +50,27 @@ class _Symbols(ShapeEnv):
         return None
 
 
+@dataclass(frozen=True)
+class _Size(Source):
+    """Where the size of a dynamic dimension comes from: its name, and no line of a program.
+
+    Sources that torch has for this import its compilers, which takes longer than all of sparsefx.
+    """
+
+    dim: str
+
+    @property
+    def _name_template(self) -> str:
+        return self.dim
+
+
 class Shapes:
     """Shape inference for one graph: fake inputs with one symbol for each dynamic dimension."""
 
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
-        self._mode = FakeTensorMode(
-            shape_env=_Symbols(duck_shape=True), allow_non_fake_inputs=False
-        )
+        self._environment = _Symbols()
+        self._mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=False)
         # Results are kept by `call`; torch's own cache infers everything that it keeps twice.
         self._mode.cache_enabled = False
         self._constants: dict[Hashable, FakeTensor] = {}
@@ -97,22 +106,21 @@ class Shapes:
                 f"at most {len(_HINTS)} are supported",
                 who="signature",
             )
+        sizes = {name: self._symbol(name, hint) for name, hint in hints.items()}
         inputs = {}
         for spec in self._signature.inputs:
-            example = torch.empty(
-                [hints[d] if isinstance(d, str) else d for d in spec.dims], dtype=spec.dtype
-            )
-            dynamic = [
-                DimDynamic.DUCK if isinstance(d, str) else DimDynamic.STATIC for d in spec.dims
-            ]
-            fake = self._mode.from_tensor(
-                example,
-                source=ConstantSource(spec.name),
-                symbolic_context=StatelessSymbolicContext(dynamic_sizes=dynamic),
-            )
+            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims]
+            with self._mode:
+                fake: Any = torch.empty(shape, dtype=spec.dtype)
             inputs[spec.name] = fake
             self._name_symbols(fake, spec.dims)
         return inputs
+
+    def _symbol(self, name: str, hint: int) -> torch.SymInt:
+        source = _Size(name)
+        symbol = self._environment.create_symbol(hint, source, DimDynamic.DYNAMIC)
+        found: Any = self._environment.create_symintnode(symbol, hint=hint, source=source)
+        return found  # type: ignore[no-any-return]
 
     def with_input(self, spec: InputSpec) -> Shapes:
         """Return inference for the same graph with one more input.
