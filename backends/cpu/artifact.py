@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsefx
+from sparsefx.arithmetic import names_in
 from sparsefx.backends.cpu.analyses.axes import Layout, arranged
 from sparsefx.backends.cpu.codegen.driver import driver_text
 from sparsefx.backends.cpu.codegen.engine import shared_engine
@@ -38,7 +39,7 @@ from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
 from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
-from sparsefx.inputs.conditions import holds, names_in
+from sparsefx.inputs.conditions import holds
 from sparsefx.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from sparsefx.arithmetic import names_in
 from sparsefx.errors import CaptureError, first_line
-from sparsefx.inputs.conditions import holds, names_in
+from sparsefx.inputs.conditions import holds
 from sparsefx.program import Program
 
 __all__ = ["check_agreement", "in_mode", "named_outputs"]

@@ -9,7 +9,8 @@ from typing import Any, Final
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ShapeGuardPythonPrinter
 
-from sparsefx.inputs.conditions import check_condition, is_same, names_in
+from sparsefx.arithmetic import names_in
+from sparsefx.inputs.conditions import check_condition, is_same
 from sparsefx.inputs.signature import Dim, InputSpec
 
 __all__ = ["exported_conditions"]

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from sparsefx.arithmetic import compute
 from sparsefx.errors import RecipeError, did_you_mean
 
 __all__ = ["resolve_equations"]
 
 _EQUATION = re.compile(r"\s*eval\((?P<text>.*)\)\s*", re.DOTALL)
-_OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "float": float,
-    "int": int,
-    "max": max,
-    "min": min,
-    "round": round,
-}
 
 
 def resolve_equations(value: Any, variables: Mapping[str, Any], who: str) -> Any:
@@ -73,27 +54,9 @@ class _Resolver:
             return value
         text = found["text"]
         try:
-            return self._compute(ast.parse(text.strip(), mode="eval").body, text, pending)
-        except (SyntaxError, TypeError, ValueError, ZeroDivisionError) as error:
+            return compute(text, lambda name: self._variable(name, text, pending))
+        except (ValueError, ArithmeticError) as error:
             raise self._refuse(text, str(error)) from error
-
-    def _compute(self, node: ast.expr, text: str, pending: tuple[str, ...]) -> Any:
-        if isinstance(node, ast.Constant):
-            return node.value
-        if isinstance(node, ast.Name):
-            return self._variable(node.id, text, pending)
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            sides = [self._compute(side, text, pending) for side in (node.left, node.right)]
-            if not all(isinstance(side, int | float) for side in sides):
-                raise self._refuse(text, f"{ast.unparse(node)!r} computes with what is no number")
-            return _OPERATORS[type(node.op)](*sides)
-        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](self._compute(node.operand, text, pending))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            function = _FUNCTIONS.get(node.func.id)
-            if function is not None:
-                return function(*(self._compute(item, text, pending) for item in node.args))
-        raise self._refuse(text, f"{ast.unparse(node)!r} is no arithmetic over variables")
 
     def _variable(self, name: str, text: str, pending: tuple[str, ...]) -> Any:
         if name in pending:

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import torch
 
+from sparsefx.arithmetic import names_in
 from sparsefx.errors import ProgramError, did_you_mean
-from sparsefx.inputs.conditions import check_condition, holds, names_in
+from sparsefx.inputs.conditions import check_condition, holds
 
 __all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Program, registry
+from sparsefx.arithmetic import names_in
 from sparsefx.errors import CaptureError, ProgramError
-from sparsefx.inputs.conditions import check_condition, holds, names_in
+from sparsefx.inputs.conditions import check_condition, holds
 from sparsefx.inputs.signature import InputSpec, Signature
 from sparsefx.rewrite import Rewriter
 from tests.programs import captured
@@ -175,6 +176,7 @@ def test_names_of_dimensions_are_names(name: str) -> None:
         ("n // 4 != 1 and n > 2 or n == -1", {"n": 5}, False),
         ("n % (n // 4) == 0", {"n": 3}, False),  # divided by zero
         ("max(1, n) - min(n, m) * 2 <= n / 3", {"n": 2, "m": 4}, True),
+        ("min(max, 4) == max", {"max": 3}, True),  # a name, and no function
     ],
 )
 def test_conditions_are_calculated(condition: str, sizes: dict[str, int], expected: bool) -> None:
@@ -184,7 +186,8 @@ def test_conditions_are_calculated(condition: str, sizes: dict[str, int], expect
 
 
 @pytest.mark.parametrize(
-    "condition", ["__import__('os')", "n.real", "9 ** n", "n <", "'a' == n", "open(n)", "1 < n < 3"]
+    "condition",
+    ["__import__('os')", "n.real", "9 ** n", "n <", "'a' == n", "open(n)", "1 < n < 3", "min(n)"],
 )
 def test_what_is_no_condition_is_refused(condition: str) -> None:
     with pytest.raises(ValueError, match="condition on sizes"):
