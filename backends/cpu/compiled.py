@@ -24,8 +24,8 @@ from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
 from sparsefx.backends.cpu.plan.plan import Step
 from sparsefx.backends.cpu.runtime.runtime import Runtime
-from sparsefx.drop_in import DropIn
 from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
+from sparsefx.huggingface.drop_in import DropIn
 from sparsefx.inputs.failures import explained
 from sparsefx.program import Program
 from sparsefx.target import CostReport, CostRow, Unsupported

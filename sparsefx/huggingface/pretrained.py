@@ -20,18 +20,19 @@ from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, f
 from sparsefx.files import saving
 from sparsefx.frontend.capture import capture
 from sparsefx.graph.ops import dequantize
-from sparsefx.masks import find_masks
-from sparsefx.model_folder import (
+from sparsefx.huggingface.model_folder import (
     check_place,
     check_weight_files,
     read_config,
     unreadable,
 )
+from sparsefx.huggingface.sentence_folder import write_sentence_modules
+from sparsefx.masks import find_masks
 from sparsefx.program import Program
-from sparsefx.sentence_folder import write_sentence_modules
 
 __all__ = [
     "capture_pretrained",
+    "capture_tokens",
     "load_pretrained",
     "load_tokenizer",
     "plain_weights",
