@@ -15,7 +15,7 @@ from sparsefx.backends.accelerator.architecture import Architecture
 from sparsefx.backends.accelerator.catalogue import build_engine, build_format, check_engine_kind
 from sparsefx.backends.accelerator.quantity import Quantity
 from sparsefx.errors import TargetError, closest, did_you_mean
-from sparsefx.recipe_text import UniqueKeyLoader
+from sparsefx.recipe.text import UniqueKeyLoader
 
 __all__ = ["dump_architecture", "load_architecture", "preset_names", "read_architecture"]
 

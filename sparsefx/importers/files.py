@@ -16,7 +16,7 @@ from sparsefx.importers.research_package import import_research_package, is_rese
 from sparsefx.importers.result import Imported
 from sparsefx.importers.sparseml import import_sparseml, trains
 from sparsefx.importers.sparseml_file import Modifier, kinds_in, tagged_loader, yaml_part
-from sparsefx.recipe_text import kind_of
+from sparsefx.recipe.text import kind_of
 
 __all__ = ["import_recipe", "import_text"]
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import PassError, RecipeError, SparsefxError, did_you_mean
 from sparsefx.hooks import calling, contract_of
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
 from sparsefx.recipe import MODEL, Recipe, Stage
-from sparsefx.recipe_passes import TEACHER
+from sparsefx.recipe.amounts import parse_pipeline, resolve
+from sparsefx.recipe.passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.evaluation import head_outputs
 from sparsefx.train.tasks import Task

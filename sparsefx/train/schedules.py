@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from sparsefx.amounts import resolve
 from sparsefx.errors import PassError, TrainingError
 from sparsefx.hooks import calling
 from sparsefx.passbase import Pass, Window
 from sparsefx.program import Program
 from sparsefx.recipe import ScheduleSettings
+from sparsefx.recipe.amounts import resolve
 
 __all__ = [
     "Factor",

@@ -32,10 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import TrainingInterruptedError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
+from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.train.batches import Encoded
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.evaluation import (

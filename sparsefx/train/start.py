@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import TrainingError
 from sparsefx.frontend.capture import capture
 from sparsefx.graph.finite import not_finite, told
@@ -18,7 +17,8 @@ from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
-from sparsefx.recipe_passes import TEACHER
+from sparsefx.recipe.amounts import parse_pipeline
+from sparsefx.recipe.passes import TEACHER
 from sparsefx.train.batches import check_tokens
 from sparsefx.train.evaluation import TokenData
 from sparsefx.train.labels import Kind

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.cli import main
 from sparsefx.errors import RecipeError
 from sparsefx.huggingface import capture_tokens
 from sparsefx.importers.files import import_recipe, import_text
 from sparsefx.masks import find_masks
 from sparsefx.recipe import Recipe
+from sparsefx.recipe.amounts import parse_pipeline
 from tests.tiny_models import tiny
 
 PRUNE_QUANT = """

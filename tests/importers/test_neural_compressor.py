@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import RecipeError
 from sparsefx.huggingface import capture_tokens
 from sparsefx.importers.files import import_text
 from sparsefx.importers.result import Imported
 from sparsefx.masks import find_masks
 from sparsefx.passes.prune.magnitude import MagnitudePrune
+from sparsefx.recipe.amounts import parse_pipeline
 from tests.tiny_models import tiny
 
 FLAT = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import RecipeError
 from sparsefx.importers.files import import_text
+from sparsefx.recipe.amounts import parse_pipeline
 
 RAMP = """
 num_epochs: &num_epochs 10

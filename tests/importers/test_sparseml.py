@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.errors import RecipeError
 from sparsefx.importers.files import import_text
 from sparsefx.importers.result import Imported
@@ -19,6 +18,7 @@ from sparsefx.passes.prune.magnitude import MagnitudePrune
 from sparsefx.passes.prune.obert import ObertPrune
 from sparsefx.passes.quantize.prepare import QuantizePrepare
 from sparsefx.recipe import Recipe
+from sparsefx.recipe.amounts import parse_pipeline
 
 PRUNER = {
     "params": ["re:.*dense.weight"],

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsefx.amounts import parse_pipeline
 from sparsefx.passes.prune.magnitude import MagnitudePrune
 from sparsefx.passes.prune.schedule import Schedule
 from sparsefx.recipe import Recipe
+from sparsefx.recipe.amounts import parse_pipeline
 
 PRUNE_OFA = Schedule(0.9, begin=0, end=50_000, frequency=1_000, update_end=80_000)
 

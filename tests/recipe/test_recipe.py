@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sparsefx.amounts import parse_pipeline, resolve
 from sparsefx.errors import RecipeError, SpecError
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.pipeline import Pipeline
@@ -18,6 +17,7 @@ from sparsefx.recipe import (
     Stage,
     Training,
 )
+from sparsefx.recipe.amounts import parse_pipeline, resolve
 
 GOOD = """
 name: two-stages

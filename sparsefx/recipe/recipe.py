@@ -28,14 +28,22 @@ from pydantic import (
     model_validator,
 )
 
-from sparsefx.amounts import check_amount, check_interval
 from sparsefx.errors import RecipeError, did_you_mean
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
-from sparsefx.recipe_passes import check_labels, check_passes, is_path, unknown_stage
-from sparsefx.recipe_text import explain, flow_style_dumper, read_yaml
+from sparsefx.recipe.amounts import check_amount, check_interval
+from sparsefx.recipe.passes import check_labels, check_passes, is_path, unknown_stage
+from sparsefx.recipe.text import explain, flow_style_dumper, read_yaml
 
-__all__ = ["DataSettings", "OptimizerSettings", "Recipe", "ScheduleSettings", "Stage", "Training"]
+__all__ = [
+    "MODEL",
+    "DataSettings",
+    "OptimizerSettings",
+    "Recipe",
+    "ScheduleSettings",
+    "Stage",
+    "Training",
+]
 
 MODEL = "model"
 """As ``start`` of a stage: the model as it was given to the session."""
@@ -274,7 +282,7 @@ class Recipe(_Settings):
     @classmethod
     def names(cls) -> list[str]:
         """Return the names of the shipped recipes."""
-        folder = resources.files("sparsefx.recipes")
+        folder = resources.files("sparsefx.recipe.shipped")
         files = (Path(item.name) for item in folder.iterdir())
         return sorted(path.stem for path in files if path.suffix == ".yaml")
 
@@ -291,7 +299,9 @@ class Recipe(_Settings):
                 who="recipe",
                 hint=did_you_mean(name, cls.names()) + "; the name of a file ends in .yaml",
             )
-        text = (resources.files("sparsefx.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("sparsefx.recipe.shipped") / f"{name}.yaml").read_text(
+            encoding="utf-8"
+        )
         recipe = cls.parse(text, who=name)
         recipe.check(who=name)
         return recipe

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparsefx.amounts import Shares, parse_pipeline
 from sparsefx.errors import PassError, PipelineError, RecipeError, SpecError, did_you_mean
 from sparsefx.hooks import calling
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
+from sparsefx.recipe.amounts import Shares, parse_pipeline
 
 __all__ = ["TEACHER", "check_labels", "check_passes", "is_path", "unknown_stage"]
 
