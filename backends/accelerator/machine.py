@@ -38,7 +38,7 @@ class Mapping:
     def __str__(self) -> str:
         return (
             f"{self.tile_m} x {self.tile_n} x {self.tile_k}: "
-            f"{self.bytes / 1024:.1f} KiB, {self.cycles:,.0f} cycles"
+            f"{self.bytes / 1024:.1f} KiB, about {self.cycles:,.0f} cycles"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from sparsefx.backends.accelerator.architecture import Operand
 from sparsefx.backends.accelerator.engines.base import Gemm, ceil_div
@@ -21,7 +22,9 @@ _TRIED = 12
 _A_BAND = 4
 """How many densities between one and its double are told apart."""
 _SAMPLED_ROWS = 256
-"""How many rows the engine gets at least, so that no chance row decides."""
+"""How many rows the engine gets, where a tile has fewer, so that no chance row decides."""
+_SAMPLED_TILES = 8
+"""In how many tiles it gets them at most."""
 
 
 def mapping_options(op: MatmulOp, machine: Machine, *, streamed: bool = False) -> list[Mapping]:
@@ -174,10 +177,7 @@ def _rounds(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> int:
 def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) -> Mapping:
     """The mapping with the engine's own cycles, and with the transfers that they must cover."""
     tile_m, tile_n, tile_k = tile = mapping.tile_m, mapping.tile_n, mapping.tile_k
-    rows = min(op.n, max(tile_n, _SAMPLED_ROWS))
-    gemm = Gemm(tile_m, rows, tile_k, None if op.nonzero is None else op.nonzero[:rows, :tile_k])
-    timing = machine.timed((op.name, "first rows", rows, tile_m, tile_k), lambda: gemm)
-    compute = machine.compute_cycles(timing.cycles, timing.macs == gemm.dense_macs) * tile_n / rows
+    compute = _sampled(op, machine, tile)
     stored = _stored(op, machine, tile)
     feed = machine.feed_cycles(tile_m, tile_k, stored)
     cycles = _rounds(op, machine, tile) * max(compute, feed)
@@ -186,3 +186,26 @@ def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) ->
         group = machine.dram_cycles(stored * ceil_div(op.k, tile_k))
         cycles = group + max(cycles, (ceil_div(op.n, tile_n) - 1) * group)
     return replace(mapping, cycles=cycles)
+
+
+def _sampled(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> float:
+    """Cycles of a tile by the engine: the mean of tiles from all over the rows.
+
+    Each is run alone. Some arrays take as long for few rows as for many, so that a part of a larger
+    run says nothing of a tile.
+    """
+    tile_m, tile_n, tile_k = tile
+    whole = op.n // tile_n
+    count = 1 if op.nonzero is None else min(whole, _SAMPLED_TILES, _SAMPLED_ROWS // tile_n or 1)
+    total = 0.0
+    for first in (index * whole // count * tile_n for index in range(count)):
+        part = partial(_tile, op, first, tile)
+        timing = machine.timed((op.name, "sample", first, *tile), part)
+        total += machine.compute_cycles(timing.cycles, timing.macs == tile_m * tile_n * tile_k)
+    return total / count
+
+
+def _tile(op: MatmulOp, first: int, tile: tuple[int, int, int]) -> Gemm:
+    tile_m, tile_n, tile_k = tile
+    weight = None if op.nonzero is None else op.nonzero[first : first + tile_n, :tile_k]
+    return Gemm(tile_m, tile_n, tile_k, weight)

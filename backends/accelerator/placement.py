@@ -42,7 +42,7 @@ def place(workload: Workload, machine: Machine) -> Placement:
     room_w = arch.capacity(level_w) - (used if level_a is level_w else 0)
     layers = [op for op in workload.matmuls if op.has_weights]
     least = sum(op.density * op.n * op.k for op in layers) * machine.value_bytes
-    if not arch.dram.holds_activations and 0 < least <= room_w:
+    if not arch.dram.holds_activations and layers and least <= room_w:
         plans = _planned(workload, machine, streamed=False)
         if sum(sum(plan.stored_bytes) for plan in plans.values()) <= room_w:
             return Placement(plans, True, room_w, room_a)

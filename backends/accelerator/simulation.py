@@ -14,6 +14,7 @@ from sparsefx.backends.accelerator.machine import Machine
 from sparsefx.backends.accelerator.schedule import Schedule, Traffic, schedule
 from sparsefx.backends.accelerator.tasks import Kind, Task
 from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
+from sparsefx.report.svg import plain
 
 __all__ = ["WATERFALL", "OpResult", "Simulation", "simulate"]
 
@@ -174,9 +175,10 @@ def _notes(workload: Workload, machine: Machine, planned: Schedule) -> tuple[str
     notes = [f"simulated on {arch.name}: {counts} numbers; not a measurement"]
     stored = sum(sum(plan.stored_bytes) for plan in planned.plans.values())
     if planned.resident:
+        once = machine.dram_cycles(stored) / machine.clock * 1e3
         notes.append(
-            f"all weights ({stored / 1e6:.2f} MB stored) stay on chip; loading them once takes "
-            f"{machine.dram_cycles(stored) / machine.clock * 1e3:.3f} ms and is not counted"
+            f"all weights ({plain(stored / 1e6, 2)} MB stored) stay on chip; loading them once "
+            f"takes {plain(once, 3)} ms and is not counted"
         )
     floats = [op.name for op in workload.ops if op.kind == FLOAT_PRODUCT]
     if floats:

@@ -274,8 +274,8 @@ def _side_by_side(outcomes: list[Outcome], rows: list[Row]) -> Table:
     table = Table("", *(outcome.name for outcome in outcomes), box=None)
     if len(outcomes) == 2:
         table.add_column("second / first")
-    for name, values, shape in rows:
-        told = len(values) == 2 and all(format(v, shape) != format(0.0, shape) for v in values)
+    for name, values, text in rows:
+        told = len(values) == 2 and all(text(v) != text(0.0) for v in values)
         last = [f"{values[1] / values[0]:.3f}"] if told else []
-        table.add_row(name, *(format(value, shape) for value in values), *last)
+        table.add_row(name, *map(text, values), *last)
     return table

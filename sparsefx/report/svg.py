@@ -6,7 +6,7 @@ import html
 import math
 from dataclasses import dataclass, field
 
-__all__ = ["COLOURS", "Axis", "Canvas", "short"]
+__all__ = ["COLOURS", "Axis", "Canvas", "plain", "short"]
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito), and three quieter ones.
 COLOURS = (
@@ -26,6 +26,17 @@ def short(value: float) -> str:
     power = min(max(math.floor(math.log10(abs(value)) / 3), 0), 5)
     text = f"{value / 1000**power:.3g}"
     return text + ("", "k", "M", "G", "T", "P")[power]
+
+
+def plain(value: float, decimals: int) -> str:
+    """A number with so many decimals, or with more where three digits would not be left.
+
+    >>> plain(1234.5, 2), plain(0.00006468, 2), plain(0, 2)
+    ('1,234.50', '0.0000647', '0.00')
+    """
+    if 0 < abs(value) < 1:
+        decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsefx.backends.accelerator.simulation import Simulation
+from sparsefx.report.svg import plain
 from sparsefx.target import CostReport, CostRow
 
 __all__ = ["cost_report"]
@@ -30,7 +31,7 @@ def cost_report(run: Simulation) -> CostReport:
             }
         rows.append(CostRow(f"%{op.name}", op.kind, figures))
     summary = (
-        f"{run.cycles:,.0f} cycles, {run.seconds * 1e3:.4f} ms, "
+        f"{run.cycles:,.0f} cycles, {plain(run.seconds * 1e3, 4)} ms, "
         f"{run.throughput:,.1f} sequences/s; rows overlap in time and add up to more"
     )
     return CostReport("simulated", tuple(rows), (summary, *run.notes))

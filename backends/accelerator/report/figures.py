@@ -13,7 +13,7 @@ from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import WATERFALL, OpResult, Simulation
 from sparsefx.backends.accelerator.workload import MatmulOp
-from sparsefx.report.svg import COLOURS, Axis, Canvas, short
+from sparsefx.report.svg import COLOURS, Axis, Canvas, plain, short
 
 __all__ = [
     "ANTON_POINTS",
@@ -230,7 +230,7 @@ def energy_stack(run: Simulation) -> str:
                 tip = f"{level}: {short(energy)} pJ"
                 canvas.rect(axis(at), y, axis(at + energy) - axis(at), 17, colour, tip)
             at += energy
-        canvas.text(axis(at) + 5, y + 13, f"{at / 1e6:,.0f} uJ")
+        canvas.text(axis(at) + 5, y + 13, f"{plain(at / 1e6, 0)} uJ")
     for column, (colour, level) in enumerate(zip(COLOURS, LEVELS, strict=False)):
         canvas.rect(110 + 90 * column, 28 + 24 * len(groups), 11, 11, colour)
         canvas.text(126 + 90 * column, 38 + 24 * len(groups), level, size=10.5)

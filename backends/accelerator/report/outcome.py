@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparsefx.backends.accelerator.report.tables import as_tree
 from sparsefx.backends.accelerator.simulation import WATERFALL, Simulation
 from sparsefx.errors import TargetError
+from sparsefx.report.svg import plain
 
 __all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome"]
 
 _HOW_TO_WRITE = "write one with: sparsefx simulate MODEL --arch PRESET --json FILE"
 
-Row = tuple[str, list[float], str]
-"""Name of a figure, its value in each run, and the format to show it in."""
+Row = tuple[str, list[float], Callable[[float], str]]
+"""Name of a figure, its value in each run, and how it is written."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,16 @@ def _outcome(tree: Mapping[str, Any], name: str) -> Outcome:
 def comparison(outcomes: list[Outcome]) -> list[Row]:
     """The rows of a table with one column a run."""
     rows: list[Row] = [
-        ("cycles", [o.cycles for o in outcomes], ",.0f"),
-        ("ms, roofline bound", [o.bound_ms for o in outcomes], ",.4f"),
-        ("ms", [o.ms for o in outcomes], ",.4f"),
-        ("sequences/s", [o.sequences_per_second for o in outcomes], ",.1f"),
-        ("multipliers busy, %", [100 * o.utilisation for o in outcomes], ".1f"),
-        ("external traffic, MB", [o.dram_bytes / 1e6 for o in outcomes], ",.3f"),
-        ("energy, mJ", [o.millijoules for o in outcomes], ",.3f"),
+        ("cycles", [o.cycles for o in outcomes], "{:,.0f}".format),
+        ("ms, roofline bound", [o.bound_ms for o in outcomes], _digits(4)),
+        ("ms", [o.ms for o in outcomes], _digits(4)),
+        ("sequences/s", [o.sequences_per_second for o in outcomes], "{:,.1f}".format),
+        ("multipliers busy, %", [100 * o.utilisation for o in outcomes], "{:.1f}".format),
+        ("external traffic, MB", [o.dram_bytes / 1e6 for o in outcomes], _digits(3)),
+        ("energy, mJ", [o.millijoules for o in outcomes], _digits(3)),
     ]
     shares = [
-        (f"  {cause}, %", [100 * o.waterfall[cause] for o in outcomes], ".1f")
+        (f"  {cause}, %", [100 * o.waterfall[cause] for o in outcomes], "{:.1f}".format)
         for cause in WATERFALL
     ]
     return rows + shares
@@ -120,5 +122,10 @@ def operations_apart(first: Outcome, second: Outcome, most: int = 6) -> list[Row
     both = [name for name in first.operations if name in second.operations]
     apart = sorted(both, key=lambda n: -abs(first.operations[n] - second.operations[n]))
     return [
-        (name, [first.operations[name], second.operations[name]], ",.2f") for name in apart[:most]
+        (name, [first.operations[name], second.operations[name]], _digits(2))
+        for name in apart[:most]
     ]
+
+
+def _digits(decimals: int) -> Callable[[float], str]:
+    return partial(plain, decimals=decimals)

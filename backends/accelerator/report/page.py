@@ -11,7 +11,7 @@ from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import OpResult, Simulation
 from sparsefx.report.page import Page, paragraph, table
-from sparsefx.report.svg import short
+from sparsefx.report.svg import plain, short
 
 __all__ = ["build_page", "write_page"]
 
@@ -83,13 +83,13 @@ def _summary(run: Simulation) -> str:
     executed = sum(op.macs.executed for op in run.ops if op.macs)
     rows = [
         ("cycles", f"{run.cycles:,.0f}"),
-        ("time of one run", f"{run.seconds * 1e3:,.4f} ms"),
+        ("time of one run", f"{plain(run.seconds * 1e3, 4)} ms"),
         ("sequences a second", f"{run.throughput:,.1f}"),
         ("multipliers busy with work", f"{run.utilisation:.1%}"),
         ("multiplications, dense", short(run.workload.dense_macs)),
         ("multiplications, executed", short(executed)),
-        ("external memory traffic", f"{moved / 1e6:,.2f} MB"),
-        ("energy", f"{energy / 1e9:,.3f} mJ"),
+        ("external memory traffic", f"{plain(moved / 1e6, 2)} MB"),
+        ("energy", f"{plain(energy / 1e9, 3)} mJ"),
         ("program", run.workload.fingerprint[:16] or "made from sizes"),
     ]
     return table(["", ""], rows)

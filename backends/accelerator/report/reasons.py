@@ -7,15 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from sparsefx.backends.accelerator.report.figures import balance, over_ideal
+import numpy as np
+
+from sparsefx.backends.accelerator.bert import balanced_mask
+from sparsefx.backends.accelerator.engines.base import Engine, Gemm
+from sparsefx.backends.accelerator.report.figures import over_ideal
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
 from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
-from sparsefx.report.svg import short
+from sparsefx.report.svg import plain, short
 
 __all__ = ["against_dense", "reasons"]
 
 _LEAST: Final = 0.02
 """Causes with a smaller share of the cycles are left out."""
+
+_HELPS: Final = 0.95
+"""A remedy is told of where it leaves less than this share of a product's cycles."""
 
 
 def against_dense(run: Simulation) -> str:
@@ -92,18 +99,38 @@ def _imbalance(run: Simulation) -> str:
     worst = sorted(products, key=lambda op: -lost[op.name])
     names = ", ".join(f"%{op.name} ({over_ideal(run, op):.2f})" for op in worst[:3])
     text = f"slots of the array do no work; the most in {names}, times the ideal cycles."
-    if _uneven(run) < sum(lost.values()) / 2:
-        return text + " The products do not fill the array: more tokens at once do."
-    return text + " Rows of pruned weights differ: balance-banks or permute-rows evens them out."
+    named = [op for at in worst[:3] for op in run.workload.matmuls if op.name == at.name]
+    return " ".join((text, *_remedies(run.machine.engine, named)))
 
 
-def _uneven(run: Simulation) -> float:
-    """Cycles in which elements with few non-zeros wait for the one with the most."""
-    return sum(
-        result.engine_cycles * (1 - 1 / balance(result))
-        for op, result in zip(run.workload.ops, run.ops, strict=True)
-        if isinstance(op, MatmulOp) and op.nonzero is not None
-    )
+def _remedies(engine: Engine, products: list[MatmulOp]) -> list[str]:
+    """What fills the slots of the array, tried on the products that lose the most."""
+    told = []
+    if pruned := next((op for op in products if op.nonzero is not None), None):
+        gemm = pruned.gemm
+        even = balanced_mask(gemm.n, gemm.k, 1 / pruned.density, np.random.default_rng(0))
+        less = engine.run(replace(gemm, weight=even)).cycles / engine.run(gemm).cycles
+        if less < _HELPS:
+            told.append(
+                "Rows of pruned weights differ: balance-banks or permute-rows evens them out; "
+                f"%{pruned.name} with even rows would take {less:.0%} of its cycles."
+            )
+    if linear := next((op for op in products if op.has_weights), None):
+        less = engine.run(_longer(linear.gemm, 4)).cycles / 4 / engine.run(linear.gemm).cycles
+        if less < _HELPS:
+            told.append(
+                "More tokens at once fill the array: with four times as many "
+                f"%{linear.name} would take {less:.0%} of its cycles for each."
+            )
+    if attention := [f"%{op.name}" for op in products if not op.has_weights]:
+        few = "is too small" if len(attention) == 1 else "are too small"
+        told.append(f"{' and '.join(attention)} {few} for the array: longer sequences fill it.")
+    return told
+
+
+def _longer(gemm: Gemm, times: int) -> Gemm:
+    active = None if gemm.activation is None else np.tile(gemm.activation, (times, 1))
+    return replace(gemm, m=gemm.m * times, activation=active)
 
 
 def _overheads(run: Simulation) -> str:
@@ -123,15 +150,15 @@ def _memory(run: Simulation) -> str:
     rate = run.machine.dram_rate * run.machine.clock
     most = _largest({f"%{op.name}": op.traffic.total for op in run.ops}, "B")
     return (
-        f"cores wait for external memory: {run.dram_bytes / 1e6:,.2f} MB at {short(rate)}B/s take "
-        f"{run.dram_bytes / rate * 1e3:,.3f} ms; the most for {most}."
+        f"cores wait for external memory: {plain(run.dram_bytes / 1e6, 2)} MB at {short(rate)}B/s "
+        f"take {plain(run.dram_bytes / rate * 1e3, 3)} ms; the most for {most}."
     )
 
 
 def _metadata(run: Simulation) -> str:
     size = sum(op.traffic.metadata for op in run.ops)
     form = run.architecture.weights.kind
-    return f"{size / 1e6:,.2f} MB of the traffic are indices and padding of the format {form}."
+    return f"{plain(size / 1e6, 2)} MB of the traffic are indices and padding of the format {form}."
 
 
 def _vector(run: Simulation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def as_tree(run: Simulation, swings: tuple[Swing, ...] = ()) -> dict[str, Any]:
 
 
 def _swing(swing: Swing) -> dict[str, Any]:
-    moved = {"20 % less": swing.less, "20 % more": swing.more}
+    ways = {"20 % less": swing.less, "20 % more": swing.more}
+    moved = {way: None if isnan(change) else change for way, change in ways.items()}
     return {"number": swing.path, "value": str(swing.quantity), "moves": swing.measure, **moved}
 
 

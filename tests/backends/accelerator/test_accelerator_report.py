@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.report.figures import energy_stack
+from sparsefx.backends.accelerator.report.outcome import Outcome, comparison
 from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
-from sparsefx.backends.accelerator.sensitivity import sensitivity
+from sparsefx.backends.accelerator.sensitivity import Swing, sensitivity
 from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.accelerator.workload import MatmulOp, Workload
 from tests.accelerated import compiled
 
 
@@ -46,13 +50,55 @@ def test_page_trace_and_tables(tmp_path: Path) -> None:
 def test_tiles_and_captions_are_not_cut(tmp_path: Path) -> None:
     workload = encoder_workload(EncoderSize(1, 64, 256, 2), batch=8, tokens=64, ratio=4)
     run = simulate(workload, load_architecture("lock-step-32"))
-    assert any(re.search(r", \d+,\d{3} cycles", op.mapping) for op in run.ops)
+    assert any(re.search(r", about \d+,\d{3} cycles", op.mapping) for op in run.ops)
     page = write_page(run, tmp_path / "page.html", None).read_text()
     assert re.search(r">\d+ x \d+ x \d+: [\d.]+ KiB<", page)
-    assert not re.search(r"KiB, \d", page)
+    assert not re.search("KiB,", page)
     lines = re.findall(r"<text[^>]*>([^<]*(?:times the mean|more work)[^<]*)<", page)
     assert lines
     assert all(len(line) < 75 for line in lines), lines
+
+
+def test_a_small_run_keeps_its_digits() -> None:
+    run = simulate(Workload("w", (MatmulOp("a", 1, 8, 8, ("",)),), 1, 1), load_architecture("scnn"))
+    outcome = Outcome.of(run)
+    shown = {name: text(values[0]) for name, values, text in comparison([outcome])}
+    for name in ("ms", "ms, roofline bound", "external traffic, MB", "energy, mJ"):
+        assert float(shown[name]) > 0, (name, shown[name])
+    assert float(shown["ms"]) == pytest.approx(run.seconds * 1e3, rel=0.01)
+    assert " 0 uJ" not in energy_stack(run).replace(">", " ")
+
+
+def test_remedies_of_imbalance_are_those_that_help() -> None:
+    rng = np.random.default_rng(0)
+    uneven = rng.random((512, 512)) < 0.1
+    even = balanced_mask(512, 512, 8, rng)
+
+    def told(op: MatmulOp, preset: str = "lock-step-32") -> str:
+        return " ".join(text for text in reasons(_run((op,), preset)) if "imbalance" in text)
+
+    text = told(MatmulOp("pruned", 16, 512, 512, ("",), mask=uneven))
+    assert "balance-banks or permute-rows evens them out; %pruned with even rows" in text
+    assert "tokens" not in text
+    text = told(MatmulOp("even", 16, 500, 512, ("",), mask=even[:500]))
+    assert "balance-banks" not in text
+    assert "tokens" not in text
+    text = told(MatmulOp("short", 1, 512, 512, ("",)), "tensor-core-int8")
+    assert "with four times as many %short would take 26% of its cycles" in text
+    text = told(MatmulOp("scores", 16, 16, 64, ("",), copies=4, stationary=False))
+    assert "%scores is too small for the array: longer sequences fill it." in text
+
+
+def _run(ops: tuple[MatmulOp, ...], preset: str) -> Simulation:
+    return simulate(Workload("w", ops, 1, 16), load_architecture(preset))
+
+
+def test_changes_that_no_machine_has_are_null_in_json() -> None:
+    run = _run((MatmulOp("a", 8, 32, 32, ("",)),), "scnn")
+    swing = Swing("sram.0.capacity", run.architecture.clock, math.nan, 0.1)
+    (row,) = json.loads(json.dumps(as_tree(run, (swing,)), allow_nan=False))["sensitivity"]
+    assert row["20 % less"] is None
+    assert row["20 % more"] == 0.1
 
 
 def test_a_page_that_is_saved_says_how_to_get_the_sensitivity(

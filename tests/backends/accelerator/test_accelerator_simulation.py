@@ -324,3 +324,19 @@ def test_what_was_timed_once_is_timed_alike() -> None:
         assert again.cycles == simulate(workload, moved).cycles
     other = encoder_workload(SMALL, tokens=16, ratio=8, zeros="random")  # the same names
     assert simulate(other, arch, like=base).cycles == simulate(other, arch).cycles != base.cycles
+
+
+@pytest.mark.parametrize("preset", ["eie-64", "sigma-128", "lock-step-32", "scnn"])
+def test_twice_the_cores_are_not_slower(preset: str) -> None:
+    # An array that takes as long for 64 rows as for 256 must not be given 64.
+    arch = load_architecture(preset)
+    size = EncoderSize(layers=1, hidden=256, feed_forward=512, heads=4)
+    workload = encoder_workload(size, batch=2, tokens=24, ratio=8, zeros="random")
+    assert simulate(workload, perturbed(arch, "cores", 2)).cycles < simulate(workload, arch).cycles
+
+
+def test_weights_that_are_all_zero_stay_on_chip_too() -> None:
+    ops = (MatmulOp("dead", 8, 64, 64, ("",), mask=np.zeros((64, 64), bool)),)
+    run = simulate(Workload("w", ops, 1, 8), load_architecture("tensor-core-2-4"))
+    assert run.schedule.resident
+    assert run.ops[0].traffic.weights == run.ops[0].traffic.metadata == 0
