@@ -17,7 +17,7 @@ from sparsefx.huggingface import capture_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
-from sparsefx.train.assets import minilm_folder
+from sparsefx.train.data.assets import minilm_folder
 
 TOKENS = 128
 

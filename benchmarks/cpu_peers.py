@@ -62,8 +62,8 @@ def mrpc_lengths(size: int) -> list[Lengths]:
     from transformers import AutoTokenizer
 
     from benchmarks.glue import glue_folder
-    from sparsefx.train.assets import minilm_folder
-    from sparsefx.train.glue import load_glue
+    from sparsefx.train.data.assets import minilm_folder
+    from sparsefx.train.data.glue import load_glue
 
     examples = load_glue("MRPC", glue_folder(None)).split("test")
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())

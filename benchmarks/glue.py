@@ -34,15 +34,15 @@ from sparsefx.huggingface import load_pretrained
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
 from sparsefx.timing import machine
-from sparsefx.train.assets import cache_folder, minilm_folder
+from sparsefx.train.data.assets import cache_folder, minilm_folder
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.glue import load_glue
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.examples import Examples
-from sparsefx.train.glue import load_glue
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
 from sparsefx.train.runfolder import differences
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Task
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 
 from sparsefx.cli import one_message
-from sparsefx.train.glue import load_glue
+from sparsefx.train.data.glue import load_glue
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))

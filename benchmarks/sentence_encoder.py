@@ -35,14 +35,14 @@ from sparsefx.huggingface import load_pretrained, load_tokenizer, save_pretraine
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.timing import machine
-from sparsefx.train.assets import minilm_folder, split_sentences
-from sparsefx.train.batches import encode, evaluation_batches
+from sparsefx.train.data.assets import minilm_folder, split_sentences
+from sparsefx.train.data.batches import encode, evaluation_batches
+from sparsefx.train.data.examples import Examples, text_key
+from sparsefx.train.data.glue import load_glue
+from sparsefx.train.data.tasks import text_task
 from sparsefx.train.evaluation import SessionData, inputs_for
-from sparsefx.train.examples import Examples, text_key
-from sparsefx.train.glue import load_glue
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import text_task
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

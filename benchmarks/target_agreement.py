@@ -21,8 +21,8 @@ from sparsefx.cli.saved import made_by, open_saved, tokenizer_of
 from sparsefx.files import write_json
 from sparsefx.huggingface import load_tokenizer
 from sparsefx.timing import machine
-from sparsefx.train.batches import encode
-from sparsefx.train.glue import load_glue
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.glue import load_glue
 from sparsefx.train.metrics import evaluate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

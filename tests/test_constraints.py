@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sparsefx.train import assets
+from sparsefx.train.data import assets
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from sparsefx.errors import DataError
 from sparsefx.files import whole_file
 
 if TYPE_CHECKING:
-    from sparsefx.train.augment import Augmenter
-    from sparsefx.train.examples import Examples
+    from sparsefx.train.data.augment import Augmenter
+    from sparsefx.train.data.examples import Examples
 
 __all__ = ["command"]
 
@@ -46,10 +46,10 @@ def command(
     the nearest words of its embedding table are taken.
     """
     from sparsefx.huggingface import load_tokenizer
-    from sparsefx.train.augment import Augmentation, Augmenter
-    from sparsefx.train.columns import find_text
-    from sparsefx.train.tables import read_table
-    from sparsefx.train.tasks import load_texts
+    from sparsefx.train.data.augment import Augmentation, Augmenter
+    from sparsefx.train.data.columns import find_text
+    from sparsefx.train.data.tables import read_table
+    from sparsefx.train.data.tasks import load_texts
 
     if out.suffix != ".jsonl":
         raise DataError("expected a file that ends in .jsonl", who="augment", where=str(out))

@@ -12,7 +12,7 @@ from sparsefx.errors import DataError
 if TYPE_CHECKING:
     from torch import nn
 
-    from sparsefx.train.tasks import Task
+    from sparsefx.train.data.tasks import Task
 
 __all__ = ["DATA_HELP", "command", "name_classes", "read_task", "text_columns"]
 
@@ -52,9 +52,9 @@ def command(
     from sparsefx.cli.runs import train_and_report
     from sparsefx.huggingface import load_pretrained, load_tokenizer
     from sparsefx.recipe import Recipe
+    from sparsefx.train.data.tasks import load_texts, text_task
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.randomness import seed_everything
-    from sparsefx.train.tasks import load_texts, text_task
 
     found = Recipe.load(recipe)
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
@@ -110,7 +110,7 @@ def read_task(data: list[str], text: str | None, label: str | None) -> Task:
     Raises:
         DataError: When several sources are given without split names, or a file cannot be used.
     """
-    from sparsefx.train.tasks import load_task
+    from sparsefx.train.data.tasks import load_task
 
     if len(data) == 1 and "=" not in data[0]:
         return load_task(data[0], text=text_columns(text), label=label)

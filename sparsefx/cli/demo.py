@@ -27,7 +27,7 @@ def command(
     from sparsefx.cli.runs import train_and_report
     from sparsefx.huggingface import load_pretrained, load_tokenizer
     from sparsefx.recipe import Recipe
-    from sparsefx.train.assets import demo_data, minilm_folder
+    from sparsefx.train.data.assets import demo_data, minilm_folder
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.randomness import seed_everything
 

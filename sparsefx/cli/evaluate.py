@@ -15,10 +15,10 @@ from sparsefx.errors import DataError, did_you_mean
 from sparsefx.files import write_json
 
 if TYPE_CHECKING:
-    from sparsefx.train.glue import GlueLayout
-    from sparsefx.train.labels import Kind
-    from sparsefx.train.tables import Table
-    from sparsefx.train.tasks import Task
+    from sparsefx.train.data.glue import GlueLayout
+    from sparsefx.train.data.labels import Kind
+    from sparsefx.train.data.tables import Table
+    from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
 
@@ -73,7 +73,7 @@ def command(
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
     from sparsefx.huggingface import load_tokenizer
-    from sparsefx.train.batches import check_tokens, encode
+    from sparsefx.train.data.batches import check_tokens, encode
     from sparsefx.train.metrics import check_metric, evaluate
 
     if metric is not None:
@@ -100,9 +100,9 @@ def command(
 
 def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.columns import find_label, find_text
-    from sparsefx.train.tables import read_table
-    from sparsefx.train.tasks import load_task
+    from sparsefx.train.data.columns import find_label, find_text
+    from sparsefx.train.data.tables import read_table
+    from sparsefx.train.data.tasks import load_task
 
     table = read_table(asked.data)
     layout = _layout(asked.task or _without_header(table))
@@ -140,7 +140,7 @@ def _metric(asked: _Asked, made: Made | None, layout: GlueLayout | None) -> str 
 
 
 def _layout(task: str | None) -> GlueLayout | None:
-    from sparsefx.train.glue import GLUE
+    from sparsefx.train.data.glue import GLUE
 
     if task is None:
         return None

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsefx.program import Program
-    from sparsefx.train.batches import Encoded
-    from sparsefx.train.labels import Kind
+    from sparsefx.train.data.batches import Encoded
+    from sparsefx.train.data.labels import Kind
 
 __all__ = [
     "Made",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
-    from sparsefx.train.labels import Kind
+    from sparsefx.train.data.labels import Kind
 
 __all__ = ["command"]
 
@@ -53,8 +53,8 @@ def command(
     ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
     """
     from sparsefx.huggingface import load_tokenizer
-    from sparsefx.train.batches import check_tokens, encode, evaluation_batches
-    from sparsefx.train.tasks import load_task
+    from sparsefx.train.data.batches import check_tokens, encode, evaluation_batches
+    from sparsefx.train.data.tasks import load_task
 
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()

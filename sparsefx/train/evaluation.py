@@ -17,10 +17,10 @@ from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.batches import Encoded, encode, evaluation_batches
-from sparsefx.train.examples import Examples
+from sparsefx.train.data.batches import Encoded, encode, evaluation_batches
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
-from sparsefx.train.tasks import Task
 
 __all__ = [
     "SessionData",

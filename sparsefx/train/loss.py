@@ -10,9 +10,9 @@ from torch import Tensor
 from sparsefx.errors import TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.batches import Encoded, known_labels
+from sparsefx.train.data.batches import Encoded, known_labels
+from sparsefx.train.data.labels import Kind
 from sparsefx.train.evaluation import inputs_for, logits_name
-from sparsefx.train.labels import Kind
 from sparsefx.train.optimization import label_loss
 
 __all__ = ["LABELS", "BatchLoss"]

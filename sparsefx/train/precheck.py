@@ -18,8 +18,8 @@ from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train import schedules
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import head_outputs
-from sparsefx.train.tasks import Task
 from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
 __all__ = ["StageChecks", "check_folders", "check_parts", "within"]

@@ -23,8 +23,8 @@ from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.files import write_json
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
+from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.examples import Examples
 from sparsefx.train.results import CAPTURED, StageResult
 
 __all__ = ["RunFolder", "StopRequest", "differences"]

@@ -36,8 +36,8 @@ from sparsefx.errors import TrainingInterruptedError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
-from sparsefx.train.batches import Encoded
 from sparsefx.train.checkpoints import Checkpoints
+from sparsefx.train.data.batches import Encoded
 from sparsefx.train.evaluation import (
     SessionData,
     TokenData,

@@ -19,9 +19,9 @@ from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER
-from sparsefx.train.batches import check_tokens
+from sparsefx.train.data.batches import check_tokens
+from sparsefx.train.data.labels import Kind
 from sparsefx.train.evaluation import TokenData
-from sparsefx.train.labels import Kind
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult
 from sparsefx.train.runfolder import RunFolder

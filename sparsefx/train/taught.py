@@ -23,7 +23,7 @@ from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.hooks import calling
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
-from sparsefx.train.batches import Encoded, TokenValues, evaluation_batches
+from sparsefx.train.data.batches import Encoded, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
 
 __all__ = ["takes_taught", "with_teacher"]

@@ -17,11 +17,11 @@ from sparsefx.masks import find_masks
 from sparsefx.program import Program, tensor_digest
 from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
-from sparsefx.train.batches import Batches, Encoded
 from sparsefx.train.checkpoints import Checkpoint
 from sparsefx.train.counts import find_draws
+from sparsefx.train.data.batches import Batches, Encoded
+from sparsefx.train.data.labels import Kind
 from sparsefx.train.events import StepDone
-from sparsefx.train.labels import Kind
 from sparsefx.train.loss import BatchLoss
 from sparsefx.train.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
 from sparsefx.train.parts import PartedBatch, find_ranges

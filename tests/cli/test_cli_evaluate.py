@@ -13,10 +13,10 @@ from sparsefx import registry
 from sparsefx.cli import main
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tables import FORMATS, Table
 from sparsefx.train.evaluation import predict
-from sparsefx.train.examples import Examples
-from sparsefx.train.tables import FORMATS, Table
 from tests.train import tiny_run
 
 TEXTS = tiny_run.texts(24, 3)

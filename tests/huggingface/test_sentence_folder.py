@@ -12,9 +12,9 @@ from transformers import BertModel
 
 from sparsefx import Pipeline
 from sparsefx.huggingface import capture_tokens, save_pretrained
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import inputs_for
-from sparsefx.train.examples import Examples
 from tests.tiny_models import small_bert
 from tests.train import tiny_run
 

@@ -18,12 +18,12 @@ from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
 from sparsefx.properties import Property
 from sparsefx.recipe import DataSettings, Recipe, Stage
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task, text_task
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Task, text_task
 from tests.tiny_models import small_bert
 from tests.train import tiny_run
 

@@ -21,12 +21,12 @@ from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Evaluated, Event, StepDone
-from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Task
 from tests.train import tiny_run
 
 TWO = """

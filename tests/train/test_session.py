@@ -19,15 +19,15 @@ from sparsefx.huggingface import load_pretrained, save_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
-from sparsefx.train.batches import Batches, encode
+from sparsefx.train.data.batches import Batches, encode
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData, predict
 from sparsefx.train.events import Event, StageStarted, StepDone, TensorBoard
-from sparsefx.train.examples import Examples
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult
 from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Task
 from tests.train import tiny_run
 
 

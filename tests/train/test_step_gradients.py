@@ -12,7 +12,7 @@ import torch
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.program import Program
 from sparsefx.recipe import OptimizerSettings, Training
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
 from sparsefx.train.processes import Processes
 from sparsefx.train.trainer import StageTrainer
 from tests.train import tiny_run

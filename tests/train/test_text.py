@@ -14,12 +14,12 @@ from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import cells, report_rows, run_page
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import load_texts, text_task
 from sparsefx.train.evaluation import SessionData, TokenData, losses
-from sparsefx.train.examples import Examples
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import load_texts, text_task
 from tests.train import tiny_run
 
 SELF = """

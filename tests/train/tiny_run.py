@@ -20,12 +20,12 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from sparsefx.frontend.capture import capture
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
-from sparsefx.train.batches import encode
+from sparsefx.train.data.batches import encode
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Event, StepDone
-from sparsefx.train.examples import Examples
 from sparsefx.train.session import Session
-from sparsefx.train.tasks import Task
 
 LETTERS = "abcdefgh"
 

@@ -11,7 +11,7 @@ from sparsefx.backends.onnxruntime.target import OnnxRuntime
 from sparsefx.backends.reference.target import Reference
 from sparsefx.compare import compare_fed
 from sparsefx.passes.quantize.calibrate import calibrate
-from sparsefx.train.assets import minilm_folder
+from sparsefx.train.data.assets import minilm_folder
 
 LAYERS = 2
 

@@ -12,7 +12,7 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError
 from sparsefx.passes.distill.distill import Distill
-from sparsefx.train.batches import Encoded
+from sparsefx.train.data.batches import Encoded
 from sparsefx.train.taught import with_teacher
 from tests.passes.distill.students import batch, program_of
 

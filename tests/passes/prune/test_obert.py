@@ -17,8 +17,8 @@ from sparsefx.passes.prune.obert import ObertPrune
 from sparsefx.properties import Property
 from sparsefx.recipe import Training
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
-from sparsefx.train.batches import encode
 from sparsefx.train.checkpoints import Checkpoints
+from sparsefx.train.data.batches import encode
 from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.trainer import StageTrainer

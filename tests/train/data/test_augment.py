@@ -17,8 +17,8 @@ import sparsefx
 from sparsefx import Program
 from sparsefx.cli import main
 from sparsefx.errors import DataError
-from sparsefx.train.augment import Augmentation, Augmenter
-from sparsefx.train.examples import Examples
+from sparsefx.train.data.augment import Augmentation, Augmenter
+from sparsefx.train.data.examples import Examples
 
 WORDS = ("cat", "dog", "bird", "sees", "eats", "likes", "the", "un", "##real", "7")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sparsefx.errors import DataError
 from sparsefx.program import Program
-from sparsefx.train.examples import Examples
+from sparsefx.train.data.examples import Examples
 
 __all__ = ["STOP_WORDS", "Augmentation", "Augmenter"]
 

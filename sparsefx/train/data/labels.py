@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.tables import Cell, Table
+from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [
     "Kind",

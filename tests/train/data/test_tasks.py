@@ -8,10 +8,10 @@ import datasets
 import pytest
 
 from sparsefx.errors import DataError
-from sparsefx.train import tasks
-from sparsefx.train.examples import Examples, hold_back, text_key
-from sparsefx.train.glue import GLUE, load_glue
-from sparsefx.train.tasks import load_task, load_texts
+from sparsefx.train.data import tasks
+from sparsefx.train.data.examples import Examples, hold_back, text_key
+from sparsefx.train.data.glue import GLUE, load_glue
+from sparsefx.train.data.tasks import load_task, load_texts
 
 
 def _file(folder: Path, text: str, name: str = "a.tsv") -> Path:

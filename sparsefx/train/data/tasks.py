@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean, first_line
-from sparsefx.train.columns import find_label, find_text
-from sparsefx.train.examples import Examples, hold_back
-from sparsefx.train.labels import (
+from sparsefx.train.data.columns import find_label, find_text
+from sparsefx.train.data.examples import Examples, hold_back
+from sparsefx.train.data.labels import (
     Kind,
     check_classes,
     class_names,
@@ -19,8 +19,8 @@ from sparsefx.train.labels import (
     labels_are_hidden,
     read_labels,
 )
+from sparsefx.train.data.tables import FORMATS, Table, read_table
 from sparsefx.train.metrics import MetricName, ScoreName, check_metric
-from sparsefx.train.tables import FORMATS, Table, read_table
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
 

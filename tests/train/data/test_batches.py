@@ -8,8 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 from sparsefx.errors import DataError
-from sparsefx.train.assets import minilm_folder
-from sparsefx.train.batches import (
+from sparsefx.train.data.assets import minilm_folder
+from sparsefx.train.data.batches import (
     UNLABELLED,
     Batches,
     Encoded,
@@ -18,7 +18,7 @@ from sparsefx.train.batches import (
     evaluation_batches,
     known_labels,
 )
-from sparsefx.train.examples import Examples
+from sparsefx.train.data.examples import Examples
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparsefx.errors import DataError
-from sparsefx.train.tables import Table, read_table
+from sparsefx.train.data.tables import Table, read_table
 
 
 def _write(folder: Path, name: str, data: bytes) -> Path:

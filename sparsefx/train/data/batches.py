@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
 from sparsefx.inputs.lengths import check_length
-from sparsefx.train.examples import Examples
+from sparsefx.train.data.examples import Examples
 
 __all__ = [
     "UNLABELLED",

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.labels import Kind
+from sparsefx.train.data.labels import Kind
+from sparsefx.train.data.tasks import Task, load_task
 from sparsefx.train.metrics import MetricName
-from sparsefx.train.tasks import Task, load_task
 
 __all__ = ["GLUE", "GlueLayout", "load_glue"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparsefx.errors import ArtifactError, DataError
-from sparsefx.train import assets
-from sparsefx.train.examples import text_key
+from sparsefx.train.data import assets
+from sparsefx.train.data.examples import text_key
 
 
 def _wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -1,0 +1,1 @@
+"""Texts on their way into a session: files, tables, labels, tasks, batches of tokens."""
