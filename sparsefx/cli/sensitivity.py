@@ -88,7 +88,7 @@ def _measured(
     """Return what the loss against the labels does, and show how far the measurement is."""
     from sparsefx.passes.prune.sensitivity import measure_sensitivity
     from sparsefx.train.evaluation import inputs_for, logits_name
-    from sparsefx.train.optimization import label_loss
+    from sparsefx.train.step.optimization import label_loss
 
     output = logits_name(program)
 

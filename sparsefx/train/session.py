@@ -57,11 +57,11 @@ from sparsefx.train.events import (
 )
 from sparsefx.train.metrics import evaluate
 from sparsefx.train.precheck import StageChecks, check_folders, check_parts, within
-from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
 from sparsefx.train.start import Programs, begin_folder, open_folder, starting_model
+from sparsefx.train.step.processes import Processes
 from sparsefx.train.taught import takes_taught, with_teacher
 from sparsefx.train.trainer import StageTrainer
 

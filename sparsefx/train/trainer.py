@@ -18,15 +18,15 @@ from sparsefx.program import Program, tensor_digest
 from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.checkpoints import Checkpoint
-from sparsefx.train.counts import find_draws
 from sparsefx.train.data.batches import Batches, Encoded
 from sparsefx.train.data.labels import Kind
 from sparsefx.train.events import StepDone
-from sparsefx.train.loss import BatchLoss
-from sparsefx.train.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
-from sparsefx.train.parts import PartedBatch, find_ranges
 from sparsefx.train.precheck import within
-from sparsefx.train.processes import Processes
+from sparsefx.train.step.counts import find_draws
+from sparsefx.train.step.loss import BatchLoss
+from sparsefx.train.step.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
+from sparsefx.train.step.parts import PartedBatch, find_ranges
+from sparsefx.train.step.processes import Processes
 
 __all__ = ["StageTrainer"]
 

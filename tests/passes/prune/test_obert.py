@@ -19,8 +19,8 @@ from sparsefx.recipe import Training
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.data.batches import encode
-from sparsefx.train.processes import Processes
 from sparsefx.train.randomness import seed_everything
+from sparsefx.train.step.processes import Processes
 from sparsefx.train.trainer import StageTrainer
 from tests.train import tiny_run
 

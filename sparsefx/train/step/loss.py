@@ -13,7 +13,7 @@ from sparsefx.recipe import Training
 from sparsefx.train.data.batches import Encoded, known_labels
 from sparsefx.train.data.labels import Kind
 from sparsefx.train.evaluation import inputs_for, logits_name
-from sparsefx.train.optimization import label_loss
+from sparsefx.train.step.optimization import label_loss
 
 __all__ = ["LABELS", "BatchLoss"]
 

@@ -17,8 +17,8 @@ from sparsefx.masks import find_masks
 from sparsefx.program import Program
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Event, StageStarted, StepDone
-from sparsefx.train.processes import Processes
 from sparsefx.train.session import Session
+from sparsefx.train.step.processes import Processes
 from tests.train import tiny_run
 from tests.train.two_processes import (
     RECIPE,

@@ -10,8 +10,8 @@ import torch
 from sparsefx.errors import TrainingInterruptedError
 from sparsefx.pipeline import Pipeline
 from sparsefx.testing import small_encoder
-from sparsefx.train.counts import Counts
 from sparsefx.train.session import Session
+from sparsefx.train.step.counts import Counts
 from tests.train import tiny_run
 from tests.train.two_processes import (
     accumulated,

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 import sparsefx.graph.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.program import Program
-from sparsefx.train.counts import Counts
-from sparsefx.train.loss import LABELS, BatchLoss
-from sparsefx.train.processes import Processes
+from sparsefx.train.step.counts import Counts
+from sparsefx.train.step.loss import LABELS, BatchLoss
+from sparsefx.train.step.processes import Processes
 
 __all__ = ["PartedBatch", "Ranges", "bounds", "find_ranges"]
 

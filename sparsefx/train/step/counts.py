@@ -1,7 +1,7 @@
 """What holds for a batch as a whole, given to a graph from outside: counts and draws.
 
 A mean over the tokens of a batch is ``sum(...) / clamp(sum(mask), 1)``. Where a batch is computed
-in parts, each has to divide by the count of the whole batch (:mod:`sparsefx.train.parts`).
+in parts, each has to divide by the count of the whole batch (:mod:`sparsefx.train.step.parts`).
 Likewise ``sparsefx::draw`` is one choice for a whole batch, and no part may choose otherwise.
 """
 

@@ -13,7 +13,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.program import Program
 from sparsefx.recipe import OptimizerSettings, Training
 from sparsefx.train.data.batches import encode
-from sparsefx.train.processes import Processes
+from sparsefx.train.step.processes import Processes
 from sparsefx.train.trainer import StageTrainer
 from tests.train import tiny_run
 

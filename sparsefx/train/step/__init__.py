@@ -1,0 +1,1 @@
+"""One step of training: the loss of a batch, whole or in parts, in one process or several."""
