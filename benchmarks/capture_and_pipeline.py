@@ -17,8 +17,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx import Pipeline, Program, capture
 from sparsefx.instruments import Timing
+from sparsefx.instruments.timing import machine
 from sparsefx.passes.quantize.calibrate import calibrate
-from sparsefx.timing import machine
 
 GOAL_SECONDS = 8.0
 INSTRUMENT = (

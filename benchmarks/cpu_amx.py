@@ -37,7 +37,7 @@ from sparsefx.backends.cpu.measure.rates import (
     measure,
 )
 from sparsefx.backends.cpu.plan.weights import Format
-from sparsefx.files import write_json
+from sparsefx.storage.files import write_json
 
 FORMATS: tuple[Format, ...] = ("quads", "blocks", "dense_i8", "masked_amx", "dense_amx")
 PATTERNS = (("unstructured", 0.05), ("unstructured", 0.1), ("unstructured", 0.2))

@@ -25,8 +25,8 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.files import write_json
 from sparsefx.passes.quantize.calibrate import calibrate
+from sparsefx.storage.files import write_json
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 768,

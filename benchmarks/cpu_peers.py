@@ -304,7 +304,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    from sparsefx.timing import machine
+    from sparsefx.instruments.timing import machine
 
     options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,11 @@ from sparsefx.cli import one_message
 from sparsefx.cli.compress import name_classes
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
-from sparsefx.files import write_json
 from sparsefx.huggingface import load_pretrained
+from sparsefx.instruments.timing import machine
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
-from sparsefx.timing import machine
+from sparsefx.storage.files import write_json
 from sparsefx.train.data.assets import cache_folder, minilm_folder
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.glue import load_glue

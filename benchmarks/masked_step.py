@@ -19,9 +19,9 @@ from torch.nn.utils import parametrize
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx import Pipeline, Program, capture
+from sparsefx.instruments.timing import machine
 from sparsefx.passes.prune.magnitude import MagnitudePrune
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
-from sparsefx.timing import machine
 
 GOAL = 1.10
 SPARSITY = 0.9

@@ -30,11 +30,11 @@ from sparsefx import registry
 from sparsefx.cli import one_message
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
-from sparsefx.files import write_json
 from sparsefx.huggingface import load_pretrained, load_tokenizer, save_pretrained
+from sparsefx.instruments.timing import machine
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
-from sparsefx.timing import machine
+from sparsefx.storage.files import write_json
 from sparsefx.train.data.assets import minilm_folder, split_sentences
 from sparsefx.train.data.batches import encode, evaluation_batches
 from sparsefx.train.data.examples import Examples, text_key

@@ -18,9 +18,9 @@ import typer
 
 from sparsefx.cli import one_message
 from sparsefx.cli.saved import made_by, open_saved, tokenizer_of
-from sparsefx.files import write_json
 from sparsefx.huggingface import load_tokenizer
-from sparsefx.timing import machine
+from sparsefx.instruments.timing import machine
+from sparsefx.storage.files import write_json
 from sparsefx.train.data.batches import encode
 from sparsefx.train.data.glue import load_glue
 from sparsefx.train.metrics import evaluate

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparsefx import Pipeline, Program, capture
-from sparsefx.timing import machine
+from sparsefx.instruments.timing import machine
 
 TERMS = "logits=1.0,hidden=1.0,embedding=1.0,scores=1.0,mask_padding=False"
 SETTINGS = {

@@ -33,9 +33,9 @@ from torch.nn import functional as F
 from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
 from sparsefx import Pipeline, Program, capture
+from sparsefx.instruments.timing import machine
 from sparsefx.passes.prune.magnitude import MagnitudePrune
 from sparsefx.report.svg import COLOURS, Axis, Canvas
-from sparsefx.timing import machine
 
 RESULTS = Path(__file__).resolve().parent / "results" / "width_vs_sparse"
 STAYS_DENSE = (r"conv_stem", r"layer\.\d*[02468]\.")  # the even layers are depthwise

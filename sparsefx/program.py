@@ -296,7 +296,7 @@ class Program:
 
     def save(self, folder: str | Path) -> Path:
         """Write graph, tensors and manifest to ``folder``; see :mod:`sparsefx.storage`."""
-        from sparsefx.storage import save_program
+        from sparsefx.storage.programs import save_program
 
         return save_program(self, Path(folder))
 
@@ -307,7 +307,7 @@ class Program:
         Raises:
             ArtifactError: When a file is missing, cut, altered or of another version.
         """
-        from sparsefx.storage import load_program
+        from sparsefx.storage.programs import load_program
 
         return load_program(Path(folder))
 

@@ -7,11 +7,11 @@ import torch
 from sparsefx.backends.accelerator.lowering import Lowering, lower_program
 from sparsefx.backends.accelerator.target import legalise
 from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.instruments.timing import random_batch
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.properties import Property
-from sparsefx.timing import random_batch
 
 __all__ = ["is_float", "workload_of"]
 

@@ -38,9 +38,9 @@ from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
-from sparsefx.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.inputs.conditions import holds
-from sparsefx.places import told_place
+from sparsefx.storage.files import check_files, file_hash, read_json, take_place, write_json
+from sparsefx.storage.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 

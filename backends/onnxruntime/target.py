@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.onnxruntime.export import export_onnx
-from sparsefx.compare import tappable
 from sparsefx.errors import ProgramError, unnamed_inputs
 from sparsefx.extras import need
-from sparsefx.files import whole_file
 from sparsefx.graph.callables import callable_name
 from sparsefx.inputs.failures import fault_of
+from sparsefx.instruments.compare import tappable
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
+from sparsefx.storage.files import whole_file
 from sparsefx.target import CostReport, CostRow, Target, Unsupported, state_refused
 
 if TYPE_CHECKING:

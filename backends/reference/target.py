@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.reference.integer import integer_linear, integer_product
-from sparsefx.compare import tappable
 from sparsefx.errors import unnamed_inputs
 from sparsefx.graph.callables import callable_name
 from sparsefx.inputs.failures import explained
+from sparsefx.instruments.compare import tappable
 from sparsefx.passes.analyses.quantized import (
     QuantizedLinear,
     QuantizedLinears,

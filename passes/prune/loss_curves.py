@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from sparsefx.errors import DataError
-from sparsefx.files import write_text
+from sparsefx.storage.files import write_text
 
 __all__ = ["LossCurve", "read_loss_curves", "write_loss_curves"]
 

@@ -15,7 +15,7 @@ from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import tokenizer_of
 from sparsefx.errors import DataError
-from sparsefx.files import whole_file
+from sparsefx.storage.files import whole_file
 
 if TYPE_CHECKING:
     from sparsefx.train.data.augment import Augmenter

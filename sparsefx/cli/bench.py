@@ -34,7 +34,7 @@ def command(
 
     from sparsefx import registry
     from sparsefx.inputs.lengths import check_length
-    from sparsefx.timing import machine, random_batch, time_in_turns
+    from sparsefx.instruments.timing import machine, random_batch, time_in_turns
 
     if threads:
         torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Capture a Hugging Face encoder as a graph and save it."""
     from sparsefx.huggingface import capture_pretrained
-    from sparsefx.storage import check_free
+    from sparsefx.storage.programs import check_free
 
     check_free(out)
     program = capture_pretrained(model)

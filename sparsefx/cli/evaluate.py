@@ -12,7 +12,7 @@ from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.saved import Made, Saved, check_one_label, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.files import write_json
+from sparsefx.storage.files import write_json
 
 if TYPE_CHECKING:
     from sparsefx.train.data.glue import GlueLayout

@@ -37,7 +37,7 @@ def command(
     """Run passes on a Program and print the graph before and after."""
     from sparsefx.instruments import DumpDir, Timing
     from sparsefx.pipeline import Instrument, Pipeline
-    from sparsefx.storage import check_free
+    from sparsefx.storage.programs import check_free
 
     pipeline = Pipeline.parse(passes)
     if out is not None:

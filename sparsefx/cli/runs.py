@@ -16,10 +16,10 @@ from sparsefx.extras import need
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparsefx.instruments.timing import Latency
     from sparsefx.program import Program
     from sparsefx.recipe import Recipe
     from sparsefx.report.run import ReportRow
-    from sparsefx.timing import Latency
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.results import RunResult, StageResult
 
@@ -120,7 +120,7 @@ def _export(
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
     from sparsefx.inputs.lengths import most_tokens
-    from sparsefx.timing import machine, random_batch, time_in_turns
+    from sparsefx.instruments.timing import machine, random_batch, time_in_turns
 
     place = registry.parse_target(target)
     compiled = {}

@@ -15,7 +15,7 @@ from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import check_one_label, class_names, tokenizer_of
 from sparsefx.errors import DataError
-from sparsefx.files import write_json, write_text
+from sparsefx.storage.files import write_json, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, first_line
-from sparsefx.files import saving
 from sparsefx.frontend.capture import capture
 from sparsefx.graph.ops import dequantize
 from sparsefx.huggingface.model_folder import (
@@ -29,6 +28,7 @@ from sparsefx.huggingface.model_folder import (
 from sparsefx.huggingface.sentence_folder import write_sentence_modules
 from sparsefx.masks import find_masks
 from sparsefx.program import Program
+from sparsefx.storage.files import saving
 
 __all__ = [
     "capture_pretrained",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsefx.files import write_text
+from sparsefx.storage.files import write_text
 
 __all__ = ["Page", "paragraph", "table"]
 

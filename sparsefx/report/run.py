@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefx.instruments.timing import Latency
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name
-from sparsefx.timing import Latency
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sparsefx.errors import ArtifactError
-from sparsefx.files import file_hash, saving, write_json
+from sparsefx.storage.files import file_hash, saving, write_json
 
 __all__ = ["Checkpoint", "Checkpoints"]
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from sparsefx.errors import ArtifactError, TrainingError, did_you_mean
-from sparsefx.files import saving, write_json
 from sparsefx.program import Program
+from sparsefx.storage.files import saving, write_json
 from sparsefx.train.metrics import Score
 
 __all__ = ["CAPTURED", "RunResult", "StageResult"]

@@ -20,9 +20,9 @@ import transformers
 
 import sparsefx
 from sparsefx.errors import ArtifactError, TrainingError
-from sparsefx.files import write_json
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
+from sparsefx.storage.files import write_json
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import CAPTURED, StageResult

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.errors import TrainingError
-from sparsefx.files import take_blocks
 from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.hooks import calling
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
+from sparsefx.storage.files import take_blocks
 from sparsefx.train.data.batches import Encoded, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
 

@@ -139,7 +139,7 @@ def test_another_instruction_set_is_refused(saved: Path) -> None:
     plan["isa"] = "neon"
     path.write_text(json.dumps(plan))
     manifest = json.loads((saved / "cpu" / "manifest.json").read_text())
-    from sparsefx.files import file_hash
+    from sparsefx.storage.files import file_hash
 
     manifest["sha256"]["plan.json"] = file_hash(path)
     (saved / "cpu" / "manifest.json").write_text(json.dumps(manifest))

@@ -8,13 +8,13 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from sparsefx import files
 from sparsefx.backends.accelerator.archfile import dump_architecture
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.roofline import roofline
 from sparsefx.backends.accelerator.sensitivity import Swing
 from sparsefx.backends.accelerator.simulation import Simulation
+from sparsefx.storage import files
 
 __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
 

@@ -9,7 +9,7 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.backends.onnxruntime.target import OnnxRuntime
 from sparsefx.backends.reference.target import Reference
-from sparsefx.compare import compare_fed
+from sparsefx.instruments.compare import compare_fed
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.train.data.assets import minilm_folder
 

@@ -17,8 +17,8 @@ from sparsefx import Pipeline, capture, registry
 from sparsefx.backends.onnxruntime import target as module
 from sparsefx.backends.onnxruntime.target import OnnxRuntime, OnnxRuntimeCompiled
 from sparsefx.backends.reference.target import Reference
-from sparsefx.compare import compare
 from sparsefx.errors import ProgramError, TargetError
+from sparsefx.instruments.compare import compare
 from sparsefx.passes.analyses.quantized import QuantizedLinears
 from tests.int8 import int8
 from tests.programs import shared

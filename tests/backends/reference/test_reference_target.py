@@ -10,8 +10,8 @@ import torch
 from sparsefx import Program, registry
 from sparsefx.backends.reference.integer import accumulate
 from sparsefx.backends.reference.target import Reference
-from sparsefx.compare import compare
 from sparsefx.errors import ProgramError, TargetError
+from sparsefx.instruments.compare import compare
 from sparsefx.passes.analyses.quantized import QuantizedLinears
 from tests.int8 import int8
 from tests.programs import shared

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from sparsefx import Pipeline, Program, errors
-from sparsefx.files import read_json, take_blocks, whole_file, write_json, write_text
+from sparsefx.storage.files import read_json, take_blocks, whole_file, write_json, write_text
 from sparsefx.testing import assert_equal_outputs, small_program
 
 
@@ -28,7 +28,7 @@ def test_a_full_disk_is_an_error_of_the_system(
     def full(*_: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: (os error 28)")
 
-    monkeypatch.setattr("sparsefx.storage.save_file", full)
+    monkeypatch.setattr("sparsefx.storage.programs.save_file", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         relu_program().save(tmp_path / "program")
     assert caught.value.errno == errno.ENOSPC
@@ -125,7 +125,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 WRITER = """
 import pathlib, sys
-from sparsefx.files import whole_file
+from sparsefx.storage.files import whole_file
 with whole_file(pathlib.Path(sys.argv[1])) as beside:
     beside.write_text("half")
     print("writing", flush=True)

@@ -19,14 +19,14 @@ from torch import Tensor, fx, nn
 import sparsefx
 from sparsefx import registry
 from sparsefx.errors import ArtifactError
-from sparsefx.files import check_files, file_hash, read_json, saving, take_place, write_json
 from sparsefx.graph.callables import callable_name, resolve_callable
 from sparsefx.graph.ops import MODE, Mode
 from sparsefx.inputs.signature import InputSpec, Signature, format_dtype
 from sparsefx.passbase import Skip
-from sparsefx.places import told_place
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
+from sparsefx.storage.files import check_files, file_hash, read_json, saving, take_place, write_json
+from sparsefx.storage.places import told_place
 
 __all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
 

@@ -7,8 +7,8 @@ import torch
 
 from sparsefx import Pipeline, Program
 from sparsefx.backends.reference.target import Reference, ReferenceCompiled
-from sparsefx.compare import compare, compare_fed, feed_quantized, trace
 from sparsefx.errors import SparsefxError
+from sparsefx.instruments.compare import compare, compare_fed, feed_quantized, trace
 from sparsefx.passes.analyses.quantized import QuantizedLinears
 from sparsefx.rewrite import Rewriter
 from sparsefx.target import Target

@@ -5,7 +5,7 @@ Works for a Program before and after a pass, and for everything that has ``trace
 not touch.
 
 >>> import torch
->>> from sparsefx.compare import compare
+>>> from sparsefx.instruments.compare import compare
 >>> from sparsefx.testing import small_program
 >>> one = small_program(lambda x: torch.tanh(x + 1.0) * 2.0, x=torch.zeros(2))
 >>> two = one.copy()

@@ -1,0 +1,1 @@
+"""Files: those of a Program, and how any folder is written whole and read unaltered."""
