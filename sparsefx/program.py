@@ -15,11 +15,11 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
-from sparsefx.graph.printing import dump
+from sparsefx.graph.printing import format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.hooks import active_passes, calling
 from sparsefx.inputs.failures import explained
-from sparsefx.inputs.signature import Signature
+from sparsefx.inputs.signature import Signature, format_type
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Program:
 
     def fingerprint(self) -> str:
         """Return a hash of graph and tensors: equal exactly when both are equal."""
-        digest = hashlib.sha256(dump(self).encode())
+        digest = hashlib.sha256(self.dump().encode())
         for name, known in self.digests().items():
             digest.update(f"{name}:{known}".encode())
         return digest.hexdigest()
@@ -269,8 +269,24 @@ class Program:
         return cached[1]
 
     def dump(self, *, facts: bool = False) -> str:
-        """Return the graph as deterministic text; see :func:`sparsefx.graph.printing.dump`."""
-        return dump(self, facts=facts)
+        """Return the graph as deterministic text, one node a line.
+
+        Args:
+            facts: Also print shapes, dtypes, the share of zeros of each tensor, the pass that made
+                a node and the module it came from.
+        """
+        inputs = ", ".join(str(spec) for spec in self.signature.inputs)
+        lines = [f"program({inputs}) {{"]
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                continue
+            line = f"  {format_node(node)}"
+            lines.append(f"{line}  # {_facts_of(self, node)}" if facts else line)
+        lines.append("}")
+        if self.properties:
+            lines.append(f"properties: {', '.join(sorted(str(p) for p in self.properties))}")
+        lines.extend(f"active: {item}" for item in self.active)
+        return "\n".join(lines) + "\n"
 
     def __repr__(self) -> str:
         count = len(self.graph.nodes)
@@ -321,6 +337,23 @@ def tensor_digest(tensor: Tensor) -> str:
     digest = xxhash.xxh3_128(f"{plain.dtype}{tuple(plain.shape)}".encode())
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _facts_of(program: Program, node: fx.Node) -> str:
+    found = []
+    value = program.shape_of(node)
+    if value is not None:
+        found.append(format_type(value.dtype, value.dims))
+    if node.op == "get_attr":
+        tensor = program.tensor(str(node.target))
+        if tensor.dim() >= 2 and tensor.numel():
+            zeros = 1.0 - int(torch.count_nonzero(tensor)) / tensor.numel()
+            found.append(f"{zeros:.1%} zero")
+    if module := node.meta.get("module"):
+        found.append(f"in {module}")
+    if author := node.meta.get("by"):
+        found.append(f"by {author}")
+    return ", ".join(found)
 
 
 def _version_of(program: Program, name: str) -> tuple[int, int] | None:

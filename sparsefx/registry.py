@@ -12,10 +12,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsefx.errors import RegistryError, SpecError, did_you_mean
+from sparsefx.passbase import Pass
 from sparsefx.spec import Spec, build, parse_specs
 
 if TYPE_CHECKING:
-    from sparsefx.passbase import Pass
     from sparsefx.target import Target
 
 __all__ = ["names", "parse_passes", "parse_target", "pass_class", "target_class"]
@@ -163,8 +163,7 @@ def _check_class(kind: Kind, loaded: object, plugin: EntryPoint, name: str) -> N
     Raises:
         RegistryError: With what the plug-in has to be.
     """
-    from sparsefx.passbase import Pass
-    from sparsefx.target import Target
+    from sparsefx.target import Target  # above the pipelines that ask this file for passes
 
     base = Pass if kind == "passes" else Target
     if not isinstance(loaded, type) or not issubclass(loaded, base):

@@ -9,18 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.graph.effects import changed_state
 from sparsefx.option_types import wrong_types
+from sparsefx.pipeline import Pipeline
+from sparsefx.program import Program
 from sparsefx.spec import format_spec, options_of
-
-if TYPE_CHECKING:
-    from sparsefx.pipeline import Pipeline
-    from sparsefx.program import Program
 
 __all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported", "state_refused"]
 
@@ -132,8 +130,6 @@ class Target(ABC):
 
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""
-        from sparsefx.pipeline import Pipeline
-
         return Pipeline(())
 
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
@@ -176,8 +172,6 @@ class Target(ABC):
 
     def _steps(self) -> Pipeline:
         """What :meth:`pipeline` returns, held to its type."""
-        from sparsefx.pipeline import Pipeline
-
         found: object = self.pipeline()
         if isinstance(found, Pipeline):
             return found

@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
+import networkx as nx
 import pytest
 
 # Optional packages and the one part of the tree that may import each.
@@ -36,6 +37,47 @@ CPU_FOLDERS = (
     "measure",
     "analyses",
     "lowering",
+)
+
+# The folders of sparsefx, each of which imports those before it alone; CORE is files at the top.
+CORE = ""
+SPARSEFX_FOLDERS = (
+    "inputs",
+    "graph",
+    CORE,
+    "storage",
+    "frontend",
+    "instruments",
+    "recipe",
+    "huggingface",
+    "train",
+    "importers",
+    "report",
+    "cli",
+)
+# Files at the top that need nothing, and those that open several folders to the user.
+GROUND = ("arithmetic", "errors")
+DOORS = ("__main__", "compiler", "dynamo", "testing")
+# What each folder of sparsefx/train imports of it, besides itself.
+TRAIN_FOLDERS = {
+    "data": ("metrics",),
+    "step": ("data", "evaluation", "metrics", "randomness"),
+}
+# Files of the framework that import each other, counting what only types and calls of functions
+# need: a pass takes a Program, which keeps the passes that are active in it. It may get shorter.
+CIRCLE = (
+    "analysis",
+    "hooks",
+    "inputs.failures",
+    "masks",
+    "passbase",
+    "pipeline",
+    "program",
+    "registry",
+    "rewrite",
+    "storage.programs",
+    "target",
+    "verify",
 )
 
 
@@ -153,8 +195,82 @@ def test_the_folders_of_cpu_import_downwards(checkout: Path, imports: list[Impor
             if found.at_module_level and found.is_within(root) and not found.is_within(*known)
         ]
     assert listed(offenders) == []
-    folders = {path.parent.name for path in (checkout / "backends/cpu").glob("*/__init__.py")}
-    assert folders == set(CPU_FOLDERS)
+    assert folders_of(checkout / "backends/cpu") == set(CPU_FOLDERS)
+
+
+def folders_of(folder: Path) -> set[str]:
+    """Names of the packages in a folder (links are not followed)."""
+    return {
+        path.parent.name for path in folder.glob("*/__init__.py") if not path.parent.is_symlink()
+    }
+
+
+def floor(module: str) -> int:
+    """The place of a module of sparsefx among SPARSEFX_FOLDERS; files of no folder are the core."""
+    name = module.split(".")[1] if "." in module else CORE
+    if name in GROUND:
+        return -1
+    if name in DOORS:
+        return len(SPARSEFX_FOLDERS)
+    return SPARSEFX_FOLDERS.index(name if name in SPARSEFX_FOLDERS else CORE)
+
+
+def test_the_folders_of_sparsefx_import_downwards(checkout: Path, imports: list[Import]) -> None:
+    offenders = [
+        found
+        for found in imports
+        if found.path.startswith("sparsefx/")
+        and found.at_module_level
+        and found.is_within("sparsefx")
+        and floor(found.name) > floor(module_name(found.path))
+    ]
+    assert listed(offenders) == []
+    assert folders_of(checkout / "sparsefx") == {*SPARSEFX_FOLDERS} - {CORE}
+
+
+def test_the_folders_of_train_import_downwards(checkout: Path, imports: list[Import]) -> None:
+    root = "sparsefx.train"
+    offenders = []
+    for folder, others in TRAIN_FOLDERS.items():
+        known = [f"{root}.{name}" for name in (folder, *others)]
+        own = [found for found in imports if found.path.startswith(f"sparsefx/train/{folder}/")]
+        assert own, folder
+        offenders += [
+            found for found in own if found.is_within(root) and not found.is_within(*known)
+        ]
+    assert listed(offenders) == []
+    assert folders_of(checkout / "sparsefx/train") == {*TRAIN_FOLDERS}
+
+
+def test_names_that_a_folder_hands_on_are_taken_from_it(imports: list[Import]) -> None:
+    handed = {
+        Path(found.path).parent.as_posix() + "/": found.name.rpartition(".")[0]
+        for found in imports
+        if re.fullmatch(r"sparsefx/\w+/__init__\.py", found.path) and found.at_module_level
+        if found.is_within(module_name(Path(found.path).parent.as_posix()))
+    }
+    assert "sparsefx/recipe/" in handed
+    offenders = [
+        found
+        for found in imports
+        for folder, inner in handed.items()
+        if found.is_within(inner) and not found.path.startswith(folder)
+    ]
+    assert listed(offenders) == []
+
+
+def test_no_more_files_of_the_framework_import_each_other(
+    imports: list[Import], sources: dict[str, str]
+) -> None:
+    framework = (path for path in sources if path.startswith("sparsefx/"))
+    modules = {module_name(path) for path in framework if not path.endswith("__init__.py")}
+    arrows: nx.DiGraph[str] = nx.DiGraph()
+    for found in imports:
+        name = found.name if found.name in modules else found.name.rpartition(".")[0]
+        if {module_name(found.path), name} <= modules:
+            arrows.add_edge(module_name(found.path), name)
+    circles = [sorted(each) for each in nx.strongly_connected_components(arrows) if len(each) > 1]
+    assert circles == [[f"sparsefx.{name}" for name in CIRCLE]]
 
 
 def test_passes_import_no_backend(imports: list[Import]) -> None:

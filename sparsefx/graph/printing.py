@@ -1,42 +1,17 @@
-"""The text of a Program and of figures about it: deterministic, returned and never printed."""
+"""The text of nodes and of figures: deterministic, returned and never printed."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
 from sparsefx.graph.callables import callable_name
-from sparsefx.inputs.signature import format_dtype, format_type
+from sparsefx.inputs.signature import format_dtype
 
-if TYPE_CHECKING:
-    from sparsefx.program import Program
-
-__all__ = ["dump", "format_node", "format_ratio"]
-
-
-def dump(program: Program, *, facts: bool = False) -> str:
-    """Return the graph as text, one node a line.
-
-    Args:
-        program: The Program to print.
-        facts: Also print shapes, dtypes, the share of zeros of each tensor, the pass that made a
-            node and the module it came from.
-    """
-    inputs = ", ".join(str(spec) for spec in program.signature.inputs)
-    lines = [f"program({inputs}) {{"]
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        line = f"  {format_node(node)}"
-        lines.append(f"{line}  # {_facts(program, node)}" if facts else line)
-    lines.append("}")
-    if program.properties:
-        lines.append(f"properties: {', '.join(sorted(str(p) for p in program.properties))}")
-    lines.extend(f"active: {item}" for item in program.active)
-    return "\n".join(lines) + "\n"
+__all__ = ["format_node", "format_ratio"]
 
 
 def format_ratio(ratio: float) -> str:
@@ -73,20 +48,3 @@ def _arg(value: Any) -> str:
     if isinstance(value, slice):
         return f"{_arg(value.start)}:{_arg(value.stop)}:{_arg(value.step)}"
     return str(value)
-
-
-def _facts(program: Program, node: fx.Node) -> str:
-    found = []
-    value = program.shape_of(node)
-    if value is not None:
-        found.append(format_type(value.dtype, value.dims))
-    if node.op == "get_attr":
-        tensor = program.tensor(str(node.target))
-        if tensor.dim() >= 2 and tensor.numel():
-            zeros = 1.0 - int(torch.count_nonzero(tensor)) / tensor.numel()
-            found.append(f"{zeros:.1%} zero")
-    if module := node.meta.get("module"):
-        found.append(f"in {module}")
-    if author := node.meta.get("by"):
-        found.append(f"by {author}")
-    return ", ".join(found)
