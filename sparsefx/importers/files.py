@@ -66,7 +66,7 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
     importer = _importer_for(text, content, who)
     try:
         return importer(_untagged(content, text), name=name, who=who)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(
             f"a value of the file is of another kind than its tool allows: {why}",

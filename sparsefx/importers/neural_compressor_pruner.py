@@ -158,8 +158,9 @@ class Pruner:
 
     def _pattern(self, text: str, sparsity: float, scope: Any) -> tuple[str, str, float]:
         scope = "global" if scope == "global" else "tensor"
-        if found := re.fullmatch(r"(\d+):(\d+)", text):
-            pruned, group = int(found[1]), int(found[2])
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        pruned, group = (int(found[1]), int(found[2])) if found else (0, 0)
+        if 0 < pruned < group:
             if abs(sparsity - pruned / group) > 1e-9:
                 self._leave("target_sparsity", f"{sparsity}: {text} means {pruned / group:g}")
             if scope == "global":
@@ -201,7 +202,7 @@ def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:
     """
     try:
         return int(settings[key])
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         why = f"expected a number of steps, found {settings[key]!r}"
         raise RecipeError(why, who=who, where=f"{where}.{key}") from error
 

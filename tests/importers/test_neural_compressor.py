@@ -203,6 +203,20 @@ def test_a_frequency_of_no_step_is_refused() -> None:
     assert caught.value.where == "pruners[0].pruning_frequency"
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"pattern": "0:0"}, "the pattern '0:0' cannot be carried over"),
+        ({"pattern": "4:2"}, "the pattern '4:2' cannot be carried over"),
+        ({"end_step": math.inf}, "expected a number of steps, found inf"),
+        ({"pruners": [[1]]}, "of another kind than its tool allows"),
+    ],
+)
+def test_values_that_no_tool_takes_are_refused(changed: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        import_text(json.dumps({**FLAT, **changed}), name="wrong")
+
+
 def test_the_pytorch_section() -> None:
     found = import_text(PYTORCH, name="bert-mini")
     item = pruning(found)
