@@ -44,7 +44,7 @@ from sparsefx.storage.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _PART = "cpu"
 _PLAN, _WEIGHTS, _MANIFEST, _CODE = "plan.json", "weights.bin", "manifest.json", "code"
 _LINE = 64
@@ -63,6 +63,7 @@ class Interface:
         layouts: How the dimensions of each output lie in its result (see `axes`).
         dims: Batch and sequence: a size that is fixed, or the name of one that is not.
         conditions: What must be so of sizes with names.
+        marks: Whether the input of padding was tried with 0 and 1 alone.
     """
 
     inputs: tuple[str, ...]
@@ -73,6 +74,7 @@ class Interface:
     layouts: dict[str, list[Any]]
     dims: tuple[int | str, ...]
     conditions: tuple[str, ...]
+    marks: bool
 
 
 class LoadedModel:
@@ -106,20 +108,32 @@ class LoadedModel:
             indices[name] = np.broadcast_to(index, shape).astype(np.int32)
         mask = np.ones(shape, np.bool_)
         if interface.padding is not None:
-            mask = inputs[interface.padding] != 0
-            mask[~mask.any(1)] = True
-            if self._runtime.plan.picks and not mask[:, 0].all():
-                raise ProgramError(
-                    "a sequence begins with padding, and the head reads its first token",
-                    who="cpu",
-                    where=interface.padding,
-                    hint="pad at the end, or run the Program of this folder: it computes padding",
-                )
+            mask = self._mask(interface.padding, inputs[interface.padding])
         results = self._runtime.run(mask, indices)
         return {
             name: arranged(results[result], Layout.decoded(interface.layouts[name]))
             for name, result in interface.outputs.items()
         }
+
+    def _mask(self, name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """True for real tokens; a sequence without any keeps all."""
+        mask: NDArray[np.bool_] = np.not_equal(values, 0)
+        if self.interface.marks and not np.array_equal(values, mask):
+            raise ProgramError(
+                "it holds more than 0 and 1, by which the model may tell more than padding",
+                who="cpu",
+                where=name,
+                hint="give 0 and 1, or run the Program of this folder",
+            )
+        mask[~mask.any(1)] = True
+        if self._runtime.plan.picks and not mask[:, 0].all():
+            raise ProgramError(
+                "a sequence begins with padding, and the head reads its first token",
+                who="cpu",
+                where=name,
+                hint="pad at the end, or run the Program of this folder: it computes padding",
+            )
+        return mask
 
 
 def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

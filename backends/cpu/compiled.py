@@ -34,6 +34,15 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["CpuCompiled"]
 
+_FIRST_IS_PADDING = (
+    "sequences begin with padding, and the head reads their first token: such batches run in "
+    "PyTorch; pad at the end to run them here"
+)
+_NO_MARKS = (
+    "{} holds more than 0 and 1, by which the model may tell more than padding: such batches run "
+    "in PyTorch"
+)
+
 
 class CpuCompiled:
     """A Program as machine code.
@@ -69,13 +78,14 @@ class CpuCompiled:
         # Names, shapes, types and devices of the last call; None before the first.
         self._checked: list[tuple[object, ...] | None] | None = None
         self._reads_first = lowered.plan.picks or bool(lowered.rest)
-        self._told = False  # that such batches run in PyTorch
+        self._told: set[str] = set()  # why batches run in PyTorch
 
     def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Run a batch; inputs and outputs as those of the Program.
 
         A sequence of padding alone is computed as if all its tokens were real. Where a head reads
-        the first token, and that is padding, the whole Program runs in PyTorch.
+        the first token, and that is padding, the whole Program runs in PyTorch; so it does where a
+        mask holds other numbers than 0 and 1, which the plan was not tried on.
 
         Raises:
             ProgramError: For inputs that the Program refuses, or that are not on the CPU.
@@ -91,8 +101,8 @@ class CpuCompiled:
             self._checked = form
         with explained(self._program, batch):
             mask = self._mask(batch)
-            if self._reads_first and not mask[:, 0].all():
-                return self._in_pytorch(batch)
+            if why := self._obstacle(batch, mask):
+                return self._in_pytorch(batch, why)
             return self._finished(self._planned(batch, mask))
 
     def _check(self, batch: Mapping[str, Tensor]) -> None:
@@ -107,14 +117,20 @@ class CpuCompiled:
                     hint=f"{name}.cpu()",
                 )
 
-    def _in_pytorch(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the Program itself says: it computes padding too."""
-        if not self._told:
-            logger.warning(
-                "sequences begin with padding, and the head reads their first token: such batches "
-                "run in PyTorch; pad at the end to run them here"
-            )
-            self._told = True
+    def _obstacle(self, batch: Mapping[str, Tensor], mask: NDArray[np.bool_]) -> str:
+        """Why a batch runs in PyTorch, "" if it does not."""
+        padding = self._lowered.padding
+        if padding is not None and self._lowered.marks:
+            values = batch[padding].detach().numpy()
+            if not np.array_equal(values, values != 0):
+                return _NO_MARKS.format(padding)
+        return _FIRST_IS_PADDING if self._reads_first and not mask[:, 0].all() else ""
+
+    def _in_pytorch(self, batch: Mapping[str, Tensor], why: str) -> dict[str, Tensor]:
+        """What the Program itself says: it computes padding too, and reads masks as it likes."""
+        if why not in self._told:
+            logger.warning(why)
+            self._told.add(why)
         with torch.no_grad():
             return dict(self._program(**batch))
 
@@ -303,7 +319,7 @@ class CpuCompiled:
             lowered.padding,
             {name: self._lowered.table_rows[name] for name in lowered.indices},
             {name: lowered.layouts[names[node]].encoded() for name, node in self._outputs.items()},
-            *(next(iter(shapes)), signature.conditions),
+            *(next(iter(shapes)), signature.conditions, lowered.marks),
         )
 
     def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:

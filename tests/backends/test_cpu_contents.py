@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsefx
+from sparsefx.backends.cpu.artifact import load
 from sparsefx.backends.cpu.target import CpuTarget
+from sparsefx.errors import ProgramError
 
 VOCABULARY, SIZE, SEPARATOR = 50, 16, 7
 
@@ -50,6 +54,69 @@ class WithoutTwoTokens(Encoder):
     def forward(self, input_ids: Tensor) -> Tensor:
         seen = (input_ids != 0) & (input_ids != SEPARATOR)
         return self.attention(input_ids, seen[:, None, :])
+
+
+class WithoutTwoOfAnotherType(WithoutTwoTokens):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = super().forward(input_ids.to(torch.int32).long())
+        return found
+
+
+class WithoutTwoInAnotherShape(WithoutTwoTokens):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = super().forward(input_ids.view(-1).clone().view(input_ids.shape))
+        return found
+
+
+class WithoutOneOfBuckets(Encoder):
+    """No table tells how many tokens there are: several share a row."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        seen = (input_ids != 0) & (input_ids != SEPARATOR)
+        return self.attention(input_ids % 40, seen[:, None, :])
+
+
+class CountingPositions(Encoder):
+    """Positions are counted by the mask, which is no token because of that."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        attended = self.attention(input_ids, attention_mask.bool()[:, None, :])
+        placed: Tensor = attended + self.table(attention_mask.cumsum(1))
+        return placed
+
+
+class ByNumberOfText(Encoder):
+    """Takes several texts in a row, of which the mask gives the numbers."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        same = attention_mask[:, :, None] == attention_mask[:, None, :]
+        return self.attention(input_ids, same & (attention_mask != 0)[:, None, :])
+
+
+class WeightedMean(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.attention(input_ids, attention_mask.bool()[:, None, :])
+        weights = attention_mask[:, :, None].float()
+        return (x * weights).sum(1) / weights.sum(1)
+
+
+class GreatestOfFew(Encoder):
+    """Reads padding, and takes no more tokens than it has places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 6, SIZE))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.attention(input_ids, attention_mask.bool()[:, None, :])
+        return (x + self.places[:, : x.shape[1]]).amax(1)
+
+
+class ScaledGreatest(Encoder):
+    """Reads padding, and takes an input that is none of tokens."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, scale: Tensor) -> Tensor:
+        return self.attention(input_ids, attention_mask.bool()[:, None, :]).amax(1) * scale
 
 
 class WithoutPadding(Encoder):
@@ -127,6 +194,7 @@ def batch(model: nn.Module, size: int, length: int) -> dict[str, Tensor]:
         "input_ids": tokens,
         "attention_mask": (tokens != 0).long(),
         "token_type_ids": (torch.arange(length) > length // 2).long().expand(size, -1),
+        "scale": torch.rand(size, 1, generator=generator),
     }
     return {name: every[name] for name in model.forward.__annotations__ if name in every}
 
@@ -142,18 +210,57 @@ def largest_difference(model: nn.Module) -> tuple[float, str]:
     return float(difference[real].abs().max()), " ".join(map(str, compiled.outside))
 
 
-@pytest.mark.parametrize("model", [ByType, BySegment, WithoutOneToken, WithoutTwoTokens])
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(ByType, BySegment, WithoutOneToken, WithoutTwoTokens),
+        *(WithoutTwoOfAnotherType, WithoutTwoInAnotherShape, WithoutOneOfBuckets),
+    ],
+)
 def test_a_mask_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> None:
     difference, outside = largest_difference(model())
     assert difference < 1e-5
     assert "its mask depends on more than padding" in outside
 
 
-@pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand])
+@pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand, CountingPositions])
 def test_a_mask_of_padding_runs_in_kernels(model: type[Encoder]) -> None:
     difference, outside = largest_difference(model())
     assert difference < 1e-5
     assert outside == ""
+
+
+@pytest.mark.parametrize("form", [GreatestOfFew, ScaledGreatest])
+def test_padding_that_counts_is_found_at_any_sizes_and_inputs(form: type[Encoder]) -> None:
+    model = form().eval()
+    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, 6)))
+    given = batch(model, 3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**given)["output"], model(**given))
+    assert "padding counts there" in " ".join(map(str, compiled.outside))
+
+
+@pytest.mark.parametrize("form", [ByNumberOfText, WeightedMean])
+def test_a_mask_of_other_numbers_than_it_was_tried_with_runs_in_pytorch(
+    form: type[Encoder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = form().eval()
+    given = batch(model, 2, 8)
+    compiled = CpuTarget().compile(sparsefx.capture(model, given))
+    assert compiled.outside == ()
+    loaded = load(compiled.save(tmp_path / "model"))
+    compiled(**given)
+    assert caplog.messages == []
+    given["attention_mask"][:, 3:6] = 2
+    with torch.no_grad():
+        difference = compiled(**given)["output"] - model(**given)
+    if form is ByNumberOfText:
+        difference = difference[given["input_ids"] != 0]
+    assert float(difference.abs().max()) < 1e-5
+    assert "attention_mask holds more than 0 and 1" in caplog.text
+    with pytest.raises(ProgramError, match="more than 0 and 1") as caught:
+        loaded(**given)
+    assert caught.value.where == "attention_mask"
 
 
 @pytest.mark.parametrize("model", [WritesZeros, Shifts, Halves, Doubles])

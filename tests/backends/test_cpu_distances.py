@@ -216,7 +216,7 @@ def test_a_bias_that_goes_on_beyond_what_can_be_tried_is_left_to_pytorch() -> No
 
 def table_of(program: Program, name: str) -> DistanceTable | None:
     node = next(n for n in program.graph.nodes if n.name == name)
-    meaning = MaskReader(program, Host(program)).read((Mask(node),))
+    meaning = MaskReader(Host(program)).read((Mask(node),))
     assert not isinstance(meaning, str), meaning
     return meaning.table
 

@@ -6,14 +6,14 @@ from model to model, so they run as they are; the plan takes over at the first e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
-from sparsefx.graph.effects import shared_with_writes, writes
+from sparsefx.graph.effects import may_alias, shared_with_writes, writes
 from sparsefx.inputs.signature import Dim
 from sparsefx.program import Program
 
@@ -39,6 +39,8 @@ _FORM_ALONE = {
     aten.to.other: 1,
 }
 """Operators that read size or type alone of one argument, and which."""
+_ANY_SIZE = 3
+_COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
 
 
 class Host:
@@ -72,6 +74,24 @@ class Host:
         """Batch and sequence as the signature has them: a name stands for any size."""
         dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
         return dims[0], dims[1]
+
+    @property
+    def admitted(self) -> int:
+        """The longest sequence that the model's configuration admits, 0 if it does not say."""
+        given = self._program.config.get("max_position_embeddings")
+        return max(given, 0) if isinstance(given, int) else 0
+
+    def sizes(self, free: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Sequences and their length for trials: what the Program takes alone, else what is given.
+
+        Args:
+            free: For a Program that takes any.
+        """
+        batch, length = self.dims
+        return [
+            (batch if isinstance(batch, int) else b, length if isinstance(length, int) else n)
+            for b, n in free
+        ]
 
     def _looks_up_sizes(self, node: fx.Node) -> bool:
         """Whether an embedding is none of tokens or positions, but of what only sizes decide."""
@@ -144,29 +164,56 @@ class Host:
         return {n: batch[str(n.target)] for n in self._program.graph.find_nodes(op="placeholder")}
 
     def sample(self, inputs: set[fx.Node], batch: int, length: int) -> dict[fx.Node, Any]:
-        """Ones for some inputs, [batch, length] each."""
-        return {
-            n: torch.ones(batch, length, dtype=n.meta["val"].dtype)
-            for n in self._program.graph.find_nodes(op="placeholder")
-            if n in inputs
-        }
+        """Ones for some inputs, of as many sequences of this length."""
+        known: dict[Dim, int] = dict(zip(self.dims, (batch, length), strict=True))
+        specs = {spec.name: spec for spec in self._program.signature.inputs}
+        found = {}
+        for node in inputs:
+            spec = specs[str(node.target)]
+            shape = [known.get(d, d if isinstance(d, int) else _ANY_SIZE) for d in spec.dims]
+            found[node] = torch.ones(shape, dtype=spec.dtype)
+        return found
 
     def placeholders(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """The inputs that nodes depend on."""
         return {n for n in self._reached(nodes, self.read_by) if n.op == "placeholder"}
 
-    def vocabulary(self, source: fx.Node) -> int:
-        """Values that an input may have: rows of the smallest table it indexes, 2 without any."""
-        rows = [
-            shape_of(user.all_input_nodes[0])[0]
-            for user in source.users
-            if user.target is _EMBEDDING and user.args[1] is source
+    def vocabulary(self, source: fx.Node) -> int | None:
+        """How many values an input may have, counted from 0; None where that cannot be known.
+
+        The rows of the smallest table that it indexes; 2 where it decides no index, as of a mask.
+        Not known where an index is computed from it in any way but by views, truths and counts,
+        and where it is not [batch, sequence].
+        """
+        if rank(source) != 2:
+            return None
+        tables = self._program.graph.find_nodes(op="call_function", target=_EMBEDDING)
+        rows: list[int] = [
+            shape_of(node.args[0])[0]
+            for node in tables
+            if source in self._reached([node.args[1]], _same_values)
         ]
-        return max(2, min(rows, default=2))
+        if rows:
+            return max(2, min(rows))
+        indices = [node.args[1] for node in tables]
+        return None if source in self._reached(indices, self._told_by) else 2
+
+    def _told_by(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values could be told from those of a node."""
+        value = node.meta.get("val")
+        is_truth = isinstance(value, Tensor) and value.dtype == torch.bool
+        return [] if is_truth or node.target in _COUNTS else self._content_read(node)
+
+    def only_mask(self, inputs: Collection[fx.Node]) -> fx.Node | None:
+        """The one of these inputs, if there is one and it is known which values it may have."""
+        known = [node for node in inputs if self.vocabulary(node) is not None]
+        return known[0] if len(inputs) == len(known) == 1 else None
 
     def marked(self, source: fx.Node, real: Tensor, generator: torch.Generator) -> Tensor:
         """Values for an input that is 0 where `real` is, and any other elsewhere."""
-        others = torch.randint(1, self.vocabulary(source), real.shape, generator=generator)
+        count = self.vocabulary(source)
+        assert count is not None, source
+        others = torch.randint(1, count, real.shape, generator=generator)
         return (real * others).to(source.meta["val"].dtype)
 
     @staticmethod
@@ -209,6 +256,13 @@ class Host:
             raise KeyError(f"{node.op} %{node.name} has no value")
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _same_values(node: fx.Node) -> list[fx.Node]:
+    """The node whose values a view, or a copy, shows."""
+    shows = may_alias(node) or node.target is aten.clone.default
+    source = node.args[0] if shows and not writes(node) else None
+    return [source] if isinstance(source, fx.Node) else []
 
 
 def at_longest(run: Callable[[int], T], longest: int) -> T | None:

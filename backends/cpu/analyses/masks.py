@@ -25,7 +25,6 @@ from sparsefx.backends.cpu.analyses.by_distance import constant_from, cut, rows_
 from sparsefx.backends.cpu.analyses.host import Host, at_longest
 from sparsefx.backends.cpu.analyses.values import Mask
 from sparsefx.backends.cpu.kernels.distances import EDGE, FAR, HIDDEN
-from sparsefx.program import Program
 
 __all__ = ["FILLED", "NOTHING", "DistanceTable", "MaskReader", "Meaning"]
 
@@ -88,12 +87,10 @@ class MaskReader:
     """Reads the masks of one Program; every sum of masks once.
 
     Args:
-        program: The Program.
         host: Evaluates what depends on no activation.
     """
 
-    def __init__(self, program: Program, host: Host) -> None:
-        self._program = program
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._known: dict[tuple[Mask, ...], Meaning | str] = {}
 
@@ -117,9 +114,7 @@ class MaskReader:
 
     def _table(self, total: _Sum, rows: Tensor) -> DistanceTable | str | None:
         """Rows by distance, at the longest length that is tried; or why they are no table."""
-        fixed = self._host.dims[1]
-        given = self._program.config.get("max_position_embeddings")
-        admitted = given if isinstance(given, int) and given > 0 else 0
+        fixed, admitted = self._host.dims[1], self._host.admitted
         most = min(admitted or _LONGEST, _LONGEST, int((_MOST_VALUES / len(rows)) ** 0.5))
         longest = total.far(rows, fixed if isinstance(fixed, int) else most)
         if longest is None:
@@ -141,11 +136,7 @@ class _Sum:
     def __init__(self, host: Host, masks: tuple[Mask, ...]) -> None:
         self._host, self._masks = host, masks
         self._inputs = host.placeholders(mask.node for mask in masks)
-        batch, sequence = host.dims
-        self._sizes = [
-            (batch if isinstance(batch, int) else b, sequence if isinstance(sequence, int) else s)
-            for b, s in _FREE
-        ]
+        self._sizes = host.sizes(_FREE)
 
     def _of(self, known: dict[fx.Node, Tensor], batch: int, length: int) -> Tensor | None:
         """fp32 [batch, heads, queries, keys], -inf for hidden keys; None if it is no such thing."""
@@ -185,7 +176,10 @@ class _Sum:
             return not read
         if not read <= {source}:
             return False
-        for given in self._trials(self._host.vocabulary(source)):
+        vocabulary = self._host.vocabulary(source)
+        if vocabulary is None:
+            return False
+        for given in self._trials(vocabulary):
             batch, length = given.shape
             known = self._host.sample(self._inputs, batch, length)
             known[source] = given.to(known[source].dtype)

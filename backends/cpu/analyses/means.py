@@ -101,10 +101,9 @@ def _mean(regions: Regions, last: fx.Node) -> Mean | None:
 
 def _padding(region: Region, channels: int) -> str | None:
     """The input by which a region is the mean of the real tokens, if it is one."""
-    inputs = region.inputs
-    if len(inputs) != 1:
+    mask = region.host.only_mask(region.inputs)
+    if mask is None:
         return None
-    (mask,) = inputs
     generator = torch.Generator().manual_seed(0)
     for batch, length in _TRIALS:
         real = torch.randint(0, 2, (batch, length), generator=generator)

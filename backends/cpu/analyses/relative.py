@@ -21,7 +21,6 @@ from sparsefx.backends.cpu.analyses.host import Host, at_longest
 from sparsefx.backends.cpu.analyses.values import Term
 from sparsefx.backends.cpu.codegen.memory import aligned_copy
 from sparsefx.backends.cpu.kernels.relative import PANEL
-from sparsefx.program import Program
 
 __all__ = ["PositionTables", "RelativeReader"]
 
@@ -66,14 +65,12 @@ class RelativeReader:
     """Reads the terms of one Program.
 
     Args:
-        program: The Program.
         host: Evaluates what depends on no activation.
     """
 
-    def __init__(self, program: Program, host: Host) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
-        given = program.config.get("max_position_embeddings")
-        self._admitted = given if isinstance(given, int) and given > 0 else 0
+        self._sizes = host.sizes(_FREE)
         self._same = SameValues()
         self._rows: dict[int, Tensor | None] = {}
 
@@ -98,7 +95,7 @@ class RelativeReader:
         fixed = isinstance(self._host.dims[1], int)
         left, right = constant_from(rows[None]), constant_from(rows.flip(0)[None])
         longest = None if max(left, right) <= length // 2 or fixed else length
-        if longest is not None and longest < self._admitted:
+        if longest is not None and longest < self._host.admitted:
             return f"its positions still change beyond {longest} tokens"
         middle = rows[length - 1 - left : length + right]
         if int(middle.min()) < 0 or int(middle.max()) >= table.shape[2]:
@@ -109,7 +106,7 @@ class RelativeReader:
         """fp32 [heads, size, embeddings], the same for all sequences of any length."""
         heads, size = term.heads.heads, term.heads.size
         found = []
-        for batch, length in self._sizes():
+        for batch, length in self._sizes:
             value = self._host.for_sizes(term.table, batch, length)
             if value is None or value.dim() < 2 or value.shape[-2] != size:
                 return None
@@ -122,13 +119,6 @@ class RelativeReader:
         alike = all(torch.equal(other, found[0]) for other in found[1:])
         return found[0] if alike else None
 
-    def _sizes(self) -> list[tuple[int, int]]:
-        batch, sequence = self._host.dims
-        return [
-            (batch if isinstance(batch, int) else b, sequence if isinstance(sequence, int) else s)
-            for b, s in _FREE
-        ]
-
     def _gathered(self, index: fx.Node) -> Tensor | None:
         """Which embedding is gathered by distance, int64 [2 length - 1], at the longest length."""
         name = self._same.name(index)
@@ -137,15 +127,15 @@ class RelativeReader:
         return self._rows[name]
 
     def _tried(self, index: fx.Node) -> Tensor | None:
-        found = [self._alike(index, *size) for size in self._sizes()]
+        found = [self._alike(index, *size) for size in self._sizes]
         known = [rows for rows in found if rows is not None]
         if len(known) < len(found):
             return None
-        fixed, batch = self._host.dims[1], self._sizes()[0][0]
+        fixed, batch = self._host.dims[1], self._sizes[0][0]
         if isinstance(fixed, int):
             return known[0]
         # Twice the longest, to see whether all beyond it is alike.
-        most = min(2 * self._admitted or _LONGEST, _LONGEST)
+        most = min(2 * self._host.admitted or _LONGEST, _LONGEST)
         longest = at_longest(lambda length: self._row(index, batch, length), most)
         if longest is None or any(len(longest) < len(rows) for rows in known):
             return None

@@ -74,7 +74,7 @@ class Rotation:
 
 def find_rotations(program: Program, host: Host) -> dict[fx.Node, Rotation]:
     """The rotations of a graph, by their last node."""
-    finder = _Finder(program, host)
+    finder = _Finder(host)
     found: dict[fx.Node, Rotation] = {}
     seen: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
@@ -88,14 +88,13 @@ def find_rotations(program: Program, host: Host) -> dict[fx.Node, Rotation]:
 
 
 class _Finder:
-    def __init__(self, program: Program, host: Host) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._regions = Regions(host, _INNER.__contains__)
         batch, sequence = host.dims
         self._usable = isinstance(batch, str)
         self._fixed = sequence if isinstance(sequence, int) else 0
-        given = program.config.get("max_position_embeddings")
-        self._longest = self._fixed or (given if isinstance(given, int) else _LONGEST)
+        self._longest = self._fixed or host.admitted or _LONGEST
         self._same = SameValues()
         self._turns: dict[int, Turn | None] = {}
 

@@ -48,6 +48,7 @@ class Lowered:
         rest: Nodes that run outside the plan, in order.
         reasons: Why each of the first such nodes was not taken: (node, reason).
         padding: Name of the input that is 0 at padding, or None.
+        marks: Whether that input was tried with 0 and 1 alone.
         layers: What was decided for every linear.
         indices: Node of the index of each embedding table, by name in the plan; None counts the
             tokens of a sequence.
@@ -62,6 +63,7 @@ class Lowered:
     rest: list[fx.Node]
     reasons: list[tuple[fx.Node, str]]
     padding: str | None
+    marks: bool
     layers: list[Layer]
     indices: dict[str, fx.Node | None]
     host: Host
@@ -145,10 +147,21 @@ def _finish(walk: Walk) -> Lowered:
         plan,
         {each.node.name: each.node for each in handed},
         {each.node.name: each.layout for each in handed},
-        *(rest, reasons, padding),
+        *(rest, reasons, padding, _is_marks(walk, padding)),
         *(walk.layers, walk.indices, walk.host),
         linears=(len(linears), len(apart) + sum(n.target is _LINEAR for n in rest)),
         heads_dropped=sum(walk.dropped.values()),
+    )
+
+
+def _is_marks(walk: Walk, padding: str | None) -> bool:
+    """Whether an input was tried with 0 and 1 alone, and could hold other numbers."""
+    inputs = walk.program.graph.find_nodes(op="placeholder")
+    return any(
+        str(node.target) == padding
+        and walk.host.vocabulary(node) == 2
+        and node.meta["val"].dtype != torch.bool
+        for node in inputs
     )
 
 

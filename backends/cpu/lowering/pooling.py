@@ -121,14 +121,11 @@ class PoolingLowering:
     def _same(self, node: fx.Node, expected: Callable[[Tensor], Tensor]) -> str | None:
         """The input that is 0 at padding, if a node is this function of which tokens are real."""
         host = self._walk.host
-        inputs = host.placeholders([node])
-        generator = torch.Generator().manual_seed(0)
-        if len(inputs) != 1:
+        source = host.only_mask(host.placeholders([node]))
+        if source is None:
             return None
-        (source,) = inputs
-        for sizes in _TRIALS:
-            given = zip(host.dims, sizes, strict=True)
-            batch, length = (dim if isinstance(dim, int) else size for dim, size in given)
+        generator = torch.Generator().manual_seed(0)
+        for batch, length in host.sizes(_TRIALS):
             real = torch.randint(0, 2, (batch, length), generator=generator)
             real[:, 0] = 1
             known = {source: host.marked(source, real, generator)}

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.axes import Layout, arranged
-from sparsefx.backends.cpu.analyses.graphs import rank
 from sparsefx.backends.cpu.analyses.host import Host
 from sparsefx.backends.cpu.analyses.values import Rows
 from sparsefx.backends.cpu.plan.plan import SEQUENCES
 
 __all__ = ["Handed", "reads_padding"]
 
-_FREE = (5, 7)
-"""Sequences, and their length, where a Program takes any: primes that few other sizes are."""
+_FREE = ((5, 7), (5, 4), (5, 2), (5, 16))
+"""Sequences, and their length, where a Program takes any: the first that it admits are tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +56,27 @@ def reads_padding(
         padding: The input that is 0 at padding.
 
     Returns:
-        False too where nothing can be tried: an input is not [batch, sequence], or the sizes that
-        are tried are none of the model's.
+        True too where nothing can be tried, as the sizes that are tried are none of the model's.
     """
+    for batch, length in host.sizes(_FREE):
+        try:
+            return _read_at(host, outputs, handed, padding, (batch, length))
+        except (IndexError, RuntimeError):  # a table ends before, or the model takes multiples
+            continue
+    return True
+
+
+def _read_at(
+    host: Host,
+    outputs: Sequence[fx.Node],
+    handed: Sequence[Handed],
+    padding: str,
+    sizes: tuple[int, int],
+) -> bool:
+    """The same for so many sequences of this length."""
+    batch, length = sizes
     inputs = host.placeholders(outputs)
-    if any(rank(node) != 2 for node in inputs):
-        return False
-    batch, length = (d if isinstance(d, int) else n for d, n in zip(host.dims, _FREE, strict=True))
-    real = (torch.arange(length) <= length // 2).long()
+    real = (torch.arange(length) < (length + 1) // 2).long()
     for number in (0, 1):  # of other inputs, such as types of tokens
         known = {n: value * number for n, value in host.sample(inputs, batch, length).items()}
         (source,) = (node for node in inputs if str(node.target) == padding)
@@ -72,10 +84,7 @@ def reads_padding(
         found = []
         for other in (0.0, 1.0):
             given = {each.node: _values(each, batch, real, other) for each in handed}
-            try:
-                values = host.evaluate(outputs, known | given)
-            except (IndexError, RuntimeError):
-                return False
+            values = host.evaluate(outputs, known | given)
             found.append([_at_real_tokens(values[node], real) for node in outputs])
         if not all(itertools.starmap(_alike, zip(*found, strict=True))):
             return True

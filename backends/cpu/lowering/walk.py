@@ -82,8 +82,8 @@ class Walk:
     forms: Forms = field(init=False)
 
     def __post_init__(self) -> None:
-        self.masks = MaskReader(self.program, self.host)
-        self.relative = RelativeReader(self.program, self.host)
+        self.masks = MaskReader(self.host)
+        self.relative = RelativeReader(self.host)
         self.tried = find_tried(self.program, self.host)
         self.layouts = find_layouts(self.program, self.host, self.tried)
         self.uses = Uses(self.layouts, self.tried, self.host)
