@@ -61,7 +61,7 @@ class OnnxFile:
                 where=str(path),
                 hint="give a model with a classification or regression head",
             )
-        last = shape[-1] if shape else None
+        last = 1 if len(shape or ()) == 1 else (shape or [None])[-1]  # [batch]: a value each
         self.classes = last if isinstance(last, int) else None
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:

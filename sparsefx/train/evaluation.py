@@ -193,6 +193,8 @@ def head_outputs(program: Program) -> int | None:
             hint="give a model with a classification or regression head, which says one thing of a "
             "text",
         )
+    if len(dims) == 1:
+        return 1  # [batch], a value for each text
     return dims[-1] if dims and isinstance(dims[-1], int) else None
 
 
@@ -229,10 +231,10 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     the interval is drawn over batches: a loss in the graph is one number for all of a batch. Where
     that leaves fewer than twice ``LEAST_BATCHES``, batches are smaller, but not below
     four examples, of which a masked-language loss may see no token. A Program that was captured
-    with a fixed batch gets batches of that size.
+    with a fixed batch gets batches of that size, and not the examples that fill none.
 
     Raises:
-        TrainingError: It has no output ``loss``.
+        TrainingError: It has no output ``loss``, or takes larger batches than there are examples.
     """
     names = [name for name in program.signature.outputs if name.split(".")[0] == "loss"]
     if "loss" not in names:
@@ -242,7 +244,7 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     found: list[dict[str, float]] = []
     with program.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for rows in _drawn_batches(len(data), _size(program, len(data), batch_size), seed):
+        for rows in _drawn_batches(program, len(data), batch_size, seed):
             inputs = inputs_for(program, data.collate(rows))
             outputs = program(**{name: value.to(device) for name, value in inputs.items()})
             found.append({name: float(outputs[name]) for name in names})
@@ -252,14 +254,22 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     )
 
 
-def _size(program: Program, count: int, batch_size: int) -> int:
-    fixed = (s.dims[0] for s in program.signature.inputs if s.dims and isinstance(s.dims[0], int))
-    return next(fixed, min(batch_size, max(4, count // (2 * LEAST_BATCHES))))
-
-
-def _drawn_batches(count: int, size: int, seed: int) -> list[NDArray[np.int64]]:
+def _drawn_batches(
+    program: Program, count: int, batch_size: int, seed: int
+) -> list[NDArray[np.int64]]:
     order = np.random.default_rng(seed).permutation(count)
-    return [order[start : start + size] for start in range(0, count, size)]
+    sizes = (s.dims[0] for s in program.signature.inputs if s.dims)
+    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    size = fixed or min(batch_size, max(4, count // (2 * LEAST_BATCHES)))
+    found = [order[start : start + size] for start in range(0, count, size)]
+    whole = [rows for rows in found if fixed is None or len(rows) == fixed]
+    if not whole:
+        raise TrainingError(
+            f"the model takes batches of {fixed} examples alone, and there are {count}",
+            who="session",
+            hint="capture it with a dynamic batch, or give more texts",
+        )
+    return whole
 
 
 def predict(
