@@ -39,6 +39,10 @@ _NO_READ = (
     "no code of the model asks for self.training: it may ask for its mode in another way, or take "
     "random numbers from outside torch; if it does neither, this is a fault of capture"
 )
+_FOLLOWED = {  # read the mode as a graph does, too
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.modules.batchnorm._BatchNorm),
+    *(nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+}
 _LOWEST = torch.finfo(torch.bfloat16).min  # what masked scores of a Program are filled with
 _FILLED = -1e4  # no model computes what is so low, but many fill it in
 
@@ -225,11 +229,11 @@ def _disagreement(model: nn.Module, found: str) -> CaptureError:
 
 
 def _mode_reads(model: nn.Module) -> list[str]:
-    """Return where classes of the model read ``self.training``; those of transformers come last."""
+    """Return where classes of the model read ``self.training``, those of libraries last."""
     classes = {cls: None for module in model.modules() for cls in type(module).__mro__}
-    own = [cls for cls in classes if not f"{cls.__module__}.".startswith("torch.")]
-    own.sort(key=lambda cls: cls.__module__.startswith("transformers"))
-    functions = (f for cls in own for f in vars(cls).values() if inspect.isfunction(f))
+    asking = [cls for cls in classes if cls not in _FOLLOWED]
+    asking.sort(key=lambda cls: cls.__module__.partition(".")[0] in ("transformers", "torch"))
+    functions = (f for cls in asking for f in vars(cls).values() if inspect.isfunction(f))
     return list(dict.fromkeys(place for f in functions for place in _reads_in(f)))
 
 

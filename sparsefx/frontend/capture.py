@@ -83,7 +83,7 @@ def capture(
     inputs = _named_inputs(model, example_inputs)
     dims = _dynamic_dims(inputs, dynamic)
     # Copies: of one tensor that is given under two names, export would make one input.
-    inputs = {name: _grow(value, dims[name]).clone() for name, value in inputs.items()}
+    inputs = {name: _grow(name, value, dims[name]).clone() for name, value in inputs.items()}
     specs = tuple(
         InputSpec(name, value.dtype, tuple(dims[name].get(i, n) for i, n in enumerate(value.shape)))
         for name, value in inputs.items()
@@ -171,9 +171,16 @@ def _check_dims(name: str, rank: int, dims: Mapping[int, str]) -> None:
             )
 
 
-def _grow(value: Tensor, dims: Mapping[int, str]) -> Tensor:
+def _grow(name: str, value: Tensor, dims: Mapping[int, str]) -> Tensor:
     """Repeat ``value`` along dynamic dimensions of size 1, which export would take for constant."""
     for dim in dims:
+        if value.shape[dim] == 0:
+            raise CaptureError(
+                f"dimension {dim} of the example is empty: shape {tuple(value.shape)}",
+                who="capture",
+                where=name,
+                hint="capture with one sequence of one token at least",
+            )
         if value.shape[dim] == 1:
             value = torch.cat([value, value], dim)
     return value

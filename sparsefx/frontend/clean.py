@@ -193,7 +193,7 @@ def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
             rate = graph.call_function(dropout_rate, (node.args[4], training))
             rate.meta = {key: text for key, text in node.meta.items() if key != "val"}
         node.args = (*node.args[:4], rate, *node.args[5:])
-    elif node.target is aten.batch_norm.default:
+    elif node.target is aten.batch_norm.default and node.args[3] is not None:  # it has statistics
         node.args = (*node.args[:5], training, *node.args[6:])
 
 

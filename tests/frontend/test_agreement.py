@@ -112,6 +112,24 @@ def test_dropout_that_never_ends_is_refused() -> None:
     assert "no code of the model asks for self.training" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [(nn.RReLU(), "RReLU.forward (activation.py:"), (nn.AlphaDropout(), "AlphaDropout.forward (")],
+)
+def test_modules_of_torch_that_follow_the_mode_alone_are_named(
+    module: nn.Module, place: str
+) -> None:
+    with pytest.raises(CaptureError, match="output differs by") as caught:
+        sparsefx.capture(nn.Sequential(nn.Dropout(0.5), module).eval(), {"input": X["x"]})
+    assert caught.value.where.startswith(place)
+
+
+def test_a_batch_norm_without_statistics_is_alike_in_both_modes() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(8, track_running_stats=False)).eval()
+    program = sparsefx.capture(model, {"input": X["x"]})
+    torch.testing.assert_close(program(input=X["x"])["output"], model(X["x"]))
+
+
 class Drawing(nn.Module):
     """Draws in both modes, counts its calls, and ends some rows in what is no number."""
 

@@ -288,6 +288,7 @@ def test_what_cannot_be_captured_names_module_reason_and_way_out() -> None:
         (None, "example_inputs are needed"),
         ({"inputs_id": torch.ones(2, 3)}, "did you mean 'input_ids'?"),
         ({"input_ids": [1, 2]}, "expected a tensor, got list"),
+        ({"input_ids": torch.ones(0, 3, dtype=torch.long)}, "dimension 0 of the example is empty"),
     ],
 )
 def test_wrong_example_inputs(inputs: dict[str, Tensor] | None, expected: str) -> None:
