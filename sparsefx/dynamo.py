@@ -72,7 +72,12 @@ def backend(
     free = _free_inputs(module, examples)
     if not free:
         raise TargetError("the graph takes no tensor", who=_WHO)
-    return _Lowering(module, examples, free, target)
+    try:
+        return _Lowering(module, examples, free, target)
+    except TargetError as error:
+        if any(not examples[place].is_floating_point() for place in free.values()):
+            raise
+        raise _cut(error) from error
 
 
 class _Lowering:
@@ -129,6 +134,17 @@ class _Lowering:
             # Held by their memory, which so is not given to other weights under the same address.
             kept = [tensor.detach() for tensor in held]
             return _Lowered(marks, kept, self._target.compile(program))
+
+
+def _cut(error: TargetError) -> TargetError:
+    """The error of a graph that begins in the middle of a model, as it takes no ids."""
+    return TargetError(
+        error.why,
+        who=error.who,
+        where=error.where,
+        hint=f"{error.hint}; torch.compile gives a part of a model alone where the model's code "
+        "leaves the graph (TORCH_LOGS=graph_breaks says where; output_attentions does that)",
+    )
 
 
 def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:

@@ -184,3 +184,10 @@ def test_a_drop_in_says_what_it_cannot_do() -> None:
         fast(input_idz=example_batch()["input_ids"], **example_batch())
     with pytest.raises(TargetError, match="returns no class with logits"):
         program.as_model(tiny("handwritten"))
+
+
+def test_a_graph_from_the_middle_of_a_model_says_so() -> None:
+    linear = nn.Linear(4, 4).eval()
+    with pytest.raises(BackendCompilerFailed) as caught:
+        torch.compile(linear, backend=backend)(torch.randn(2, 3, 4))
+    assert "TORCH_LOGS=graph_breaks says where" in str(caught.value)

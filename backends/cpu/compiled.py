@@ -144,7 +144,8 @@ class CpuCompiled:
         }
         results = self._runtime.run(mask, indices) if indices else {}
         for name, node in lowered.exports.items():
-            known[node] = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
+            found = torch.from_numpy(arranged(results[name], lowered.layouts[name]))
+            known[node] = found.to(node.meta["val"].dtype)  # plans compute float16 in float32
         return known
 
     def _finished(self, known: Mapping[fx.Node, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.onnxruntime.export import export_onnx
-from sparsefx.errors import ProgramError, unnamed_inputs
+from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
 from sparsefx.extras import need
 from sparsefx.graph.callables import callable_name
 from sparsefx.inputs.failures import fault_of
@@ -137,6 +137,18 @@ def _translates(target: object) -> bool:
     return target in _TRANSLATED or getattr(target, "__name__", "") == "dropout_rate"
 
 
+def _refused(program: Program, error: Exception) -> TargetError:
+    """Why ONNX Runtime does not load a model: for most floats but float32 it has few kernels."""
+    kinds = {str(t.dtype).removeprefix("torch.") for t in program.named_tensors().values()}
+    others = sorted(kind for kind in kinds - {"float32"} if "float" in kind)
+    hint = f"the model is in {' and '.join(others)}: call model.float() before the capture"
+    return TargetError(
+        f"ONNX Runtime does not load the model: {error}",
+        who=OnnxRuntime.name,
+        hint=hint if others else "",
+    )
+
+
 class OnnxRuntimeCompiled:
     """A Program in ONNX Runtime.
 
@@ -149,7 +161,10 @@ class OnnxRuntimeCompiled:
         self.program = program
         self.model = export_onnx(program)
         self._options = options
-        self._session = open_session(self.model, options)
+        try:
+            self._session = open_session(self.model, options)
+        except Exception as error:
+            raise _refused(program, error) from error
 
     def __call__(self, *unnamed: object, **batch: Tensor) -> dict[str, Tensor]:
         """Run it; inputs and outputs as those of the Program, on the CPU."""

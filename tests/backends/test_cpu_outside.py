@@ -62,6 +62,19 @@ def test_a_model_in_bfloat16_is_refused_before_it_runs() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_outputs_have_the_type_of_the_model(dtype: torch.dtype) -> None:
+    # Softplus runs in PyTorch, and the head after it, whose weights are not float32 either.
+    torch.manual_seed(0)
+    model = Gated(nn.SiLU(), nn.Softplus()).eval().to(dtype)
+    batch = {"input_ids": torch.randint(50, (3, 21))}
+    program = sparsefx.capture(model, batch)
+    compiled = CpuTarget().lower(program)
+    assert compiled.outside
+    for name, value in program(**batch).items():
+        torch.testing.assert_close(compiled(**batch)[name], value, rtol=0, atol=2e-2)
+
+
 class Gated(nn.Module):
     """A gated block on tokens, then whatever `after` does."""
 

@@ -22,7 +22,7 @@ from sparsefx.instruments.compare import compare
 from sparsefx.passes.analyses.quantized import QuantizedLinears
 from tests.int8 import int8
 from tests.programs import shared
-from tests.tiny_models import example_batch
+from tests.tiny_models import example_batch, tiny
 
 SHAPES = [(1, 1), (1, 9), (4, 6)]
 
@@ -167,6 +167,16 @@ def test_training_machinery_is_listed() -> None:
     assert "run fold-masks before" in str(caught.value)
     assert "run quantize-convert before" in str(caught.value)
     assert "sparsefx.fake_quantize.default has no translation" in str(caught.value)
+
+
+def test_floats_without_kernels_are_told() -> None:
+    model = tiny("handwritten").to(torch.bfloat16)
+    program = capture(model, example_batch()).eval()
+    with pytest.raises(TargetError) as caught:
+        OnnxRuntime().compile(program)
+    assert str(caught.value).startswith("onnxruntime: ONNX Runtime does not load the model: ")
+    hint = "hint: the model is in bfloat16: call model.float() before the capture"
+    assert str(caught.value).endswith(hint)
 
 
 def test_bad_options_and_inputs() -> None:
