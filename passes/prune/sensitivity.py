@@ -16,7 +16,7 @@ from sparsefx.errors import PassError
 from sparsefx.passes.analyses.dataflow import aten, weight_of, whole_graph
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
-from sparsefx.passes.prune.selection import select_weights
+from sparsefx.passes.prune.selection import Selection, select_weights
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -89,16 +89,7 @@ def measure_sensitivity(
     >>> found.base, found.curves["weight"].points
     (0.0, ((0.25, 1.0), (0.5, 3.0)))
     """
-    found = select_weights(program, roles, include, exclude)
-    if found.masked:
-        raise PassError(
-            f"{len(found.masked)} weights have masks, which decide what is zero",
-            who=_WHO,
-            where=found.masked[0],
-            hint="run fold-masks before",
-        )
-    readers = {name: _readers(program.graph, name) for name in found.chosen}
-    places = {name: nodes for name, nodes in readers.items() if nodes}
+    places = _places(program, select_weights(program, roles, include, exclude))
     shape = _checked_pattern(program, places, levels, pattern)
     changes: dict[float | None, Change] = {level: _pruned(level, shape) for level in levels}
     changes[None] = _quantized
@@ -110,6 +101,19 @@ def measure_sensitivity(
         for name in places
     }
     return Sensitivity(base, curves, {name: sums[name, None] - base for name in places})
+
+
+def _places(program: Program, found: Selection) -> dict[str, tuple[fx.Node, ...]]:
+    """Return the linears that read each chosen weight."""
+    if found.masked:
+        raise PassError(
+            f"{len(found.masked)} weights have masks, which decide what is zero",
+            who=_WHO,
+            where=found.masked[0],
+            hint="run fold-masks before",
+        )
+    readers = {name: _readers(program.graph, name) for name in found.chosen}
+    return {name: nodes for name, nodes in readers.items() if nodes}
 
 
 @torch.no_grad()

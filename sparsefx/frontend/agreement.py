@@ -206,7 +206,7 @@ def _apart(name: str, expected: Tensor, found: Tensor) -> str:
     if expected.is_complex():
         expected, found = torch.view_as_real(expected), torch.view_as_real(found)
     # On the CPU, as some devices have no double precision.
-    left, right = (value.cpu().double().clamp(min=_LOWEST) for value in (expected, found))
+    left, right = (value.detach().cpu().double().clamp(min=_LOWEST) for value in (expected, found))
     same = (left == right) | (left.isnan() & right.isnan())
     gap = float(torch.where(same, 0.0, (left - right).abs()).max())
     filled = same & (left <= _FILLED)  # beside which no difference would be large

@@ -148,10 +148,12 @@ def short_name(weight: str) -> str:
 
     >>> short_name("bert.encoder.layer.0.attention.self.query.weight"), short_name("head.weight")
     ('0.attention.query', 'head')
+    >>> short_name("weight")
+    'weight'
     """
     parts = [part for part in weight.split(".") if part not in ("weight", "self", "dense")]
     number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[number:] if number is not None else parts[-2:])
+    return ".".join(parts[number:] if number is not None else parts[-2:]) or weight
 
 
 def _style() -> AbstractContextManager[None]:

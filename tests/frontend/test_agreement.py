@@ -86,6 +86,19 @@ def test_what_fills_masked_places_hides_no_difference(fill: float) -> None:
     assert bool((program(**X)["output"] <= -1e4).any())
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_parameter_among_the_outputs_is_compared_without_a_word() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x * self.scale, self.scale
+
+    assert sparsefx.capture(Bare(), X).signature.outputs == ("output.0", "output.1")
+
+
 def test_a_size_among_the_outputs_is_no_difference() -> None:
     class Sized(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor | int]:
