@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from sparsefx.arithmetic import names_in
 from sparsefx.errors import CaptureError, first_line
-from sparsefx.inputs.conditions import holds
 from sparsefx.program import Program
 
 __all__ = ["check_agreement", "in_mode", "named_outputs"]
@@ -67,7 +65,7 @@ def check_agreement(
         return ()  # there are no values
     sizes = _sizes(program, inputs)
     tried = {dim: min(size, _MOST) for dim, size in sizes.items()}
-    if not _allowed(program, tried):
+    if not program.signature.admits(tried):
         tried = sizes
     small = _cut(program, inputs, tried)
     expected = _of_model(model, small)
@@ -88,18 +86,13 @@ def check_agreement(
 def _is_lost_at_one(
     model: nn.Module, program: Program, inputs: Mapping[str, Tensor], sizes: Mapping[str, int]
 ) -> bool:
-    if not _allowed(program, sizes):
+    if not program.signature.admits(sizes):
         return False  # refused already
     batch = _cut(program, inputs, sizes)
     expected = _of_model(model, batch)
     if isinstance(expected, Exception):
         return False
     return bool(_difference(expected, _of_program(program, batch)))
-
-
-def _allowed(program: Program, sizes: Mapping[str, int]) -> bool:
-    conditions = program.signature.conditions
-    return all(holds(c, sizes) for c in conditions if names_in(c) <= sizes.keys())
 
 
 def _sizes(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, int]:

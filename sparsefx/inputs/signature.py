@@ -84,6 +84,10 @@ class Signature:
         for condition in self.conditions:
             self._check_condition(condition, {dim: size for dim, (size, _) in sizes.items()})
 
+    def admits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the conditions on these dimensions hold for their sizes."""
+        return all(holds(c, sizes) for c in self.conditions if names_in(c) <= sizes.keys())
+
     def _check_condition(self, condition: str, sizes: Mapping[str, int]) -> None:
         names = names_in(condition)
         if not names <= sizes.keys() or holds(condition, sizes):

@@ -119,6 +119,28 @@ class ScaledGreatest(Encoder):
         return self.attention(input_ids, attention_mask.bool()[:, None, :]).amax(1) * scale
 
 
+class InFours(Encoder):
+    """Takes a number of tokens that is a multiple of four."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask.view(attention_mask.shape[0], -1, 4).flatten(1)
+        return self.attention(input_ids, (mask != 0)[:, None, :])
+
+
+class MeanInFours(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.attention(input_ids, (attention_mask != 0)[:, None, :])
+        weights = attention_mask.view(attention_mask.shape[0], -1, 4).flatten(1)[..., None].float()
+        return (x * weights).sum(1) / weights.sum(1)
+
+
+class FromEight(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if input_ids.shape[1] < 8:
+            input_ids, attention_mask = input_ids[:, :1], attention_mask[:, :1]
+        return self.attention(input_ids, (attention_mask != 0)[:, None, :])
+
+
 class WithoutPadding(Encoder):
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.attention(input_ids, (input_ids != 0)[:, None, :])
@@ -238,6 +260,28 @@ def test_padding_that_counts_is_found_at_any_sizes_and_inputs(form: type[Encoder
     with torch.no_grad():
         torch.testing.assert_close(compiled(**given)["output"], model(**given))
     assert "padding counts there" in " ".join(map(str, compiled.outside))
+
+
+@pytest.mark.parametrize(
+    ("form", "outside"),
+    [
+        (InFours, "its mask takes none of the sizes that are tried"),
+        (MeanInFours, "a factor that is not a number"),
+        (FromEight, ""),
+    ],
+)
+def test_a_model_that_takes_certain_lengths_alone_is_lowered(
+    form: type[Encoder], outside: str
+) -> None:
+    model = form().eval()
+    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, 8)))
+    assert outside in " ".join(map(str, compiled.outside))
+    assert bool(outside) == bool(compiled.outside)
+    given = batch(model, 3, 16)
+    with torch.no_grad():
+        difference = compiled(**given)["output"] - model(**given)
+    kept = difference[given["input_ids"] != 0] if form is not MeanInFours else difference
+    assert float(kept.abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("form", [ByNumberOfText, WeightedMean])

@@ -17,7 +17,7 @@ from sparsefx.graph.effects import may_alias, shared_with_writes, writes
 from sparsefx.inputs.signature import Dim
 from sparsefx.program import Program
 
-__all__ = ["Host", "at_longest"]
+__all__ = ["Host", "at_longest", "attempt"]
 
 T = TypeVar("T")
 
@@ -40,6 +40,7 @@ _FORM_ALONE = {
 }
 """Operators that read size or type alone of one argument, and which."""
 _ANY_SIZE = 3
+_NEAR = 64
 _COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
 
 
@@ -82,16 +83,22 @@ class Host:
         return max(given, 0) if isinstance(given, int) else 0
 
     def sizes(self, free: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Sequences and their length for trials: what the Program takes alone, else what is given.
+        """Sequences and their length for trials: those that the Program takes alone, else near.
 
         Args:
             free: For a Program that takes any.
         """
-        batch, length = self.dims
-        return [
-            (batch if isinstance(batch, int) else b, length if isinstance(length, int) else n)
-            for b, n in free
-        ]
+        return [self._nearest(*each) for each in free]
+
+    def _nearest(self, batch: int, length: int) -> tuple[int, int]:
+        """So many sequences of this length, or somewhat longer where the Program asks for that."""
+        fixed = [dim if isinstance(dim, int) else None for dim in self.dims]
+        batch, lengths = fixed[0] or batch, range(length, length + _NEAR)
+        for each in [fixed[1]] if fixed[1] else lengths:
+            sizes = zip(self.dims, (batch, each), strict=True)
+            if self._program.signature.admits({d: n for d, n in sizes if isinstance(d, str)}):
+                return batch, each
+        return batch, fixed[1] or length
 
     def _looks_up_sizes(self, node: fx.Node) -> bool:
         """Whether an embedding is none of tokens or positions, but of what only sizes decide."""
@@ -263,6 +270,14 @@ def _same_values(node: fx.Node) -> list[fx.Node]:
     shows = may_alias(node) or node.target is aten.clone.default
     source = node.args[0] if shows and not writes(node) else None
     return [source] if isinstance(source, fx.Node) else []
+
+
+def attempt(run: Callable[[], T]) -> T | None:
+    """What a trial gives; None where the model does not take the sizes that are tried."""
+    try:
+        return run()
+    except (IndexError, RuntimeError):
+        return None
 
 
 def at_longest(run: Callable[[int], T], longest: int) -> T | None:

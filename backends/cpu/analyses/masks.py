@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.by_distance import constant_from, cut, rows_by_distance
-from sparsefx.backends.cpu.analyses.host import Host, at_longest
+from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
 from sparsefx.backends.cpu.analyses.values import Mask
 from sparsefx.backends.cpu.kernels.distances import EDGE, FAR, HIDDEN
 
@@ -32,6 +32,7 @@ FILLED = -1e4
 """An additive mask, or a score that is filled in, at or below this hides a key."""
 
 _OTHERWISE = "its mask depends on more than padding and the distance of two tokens"
+_UNTRIED = "its mask takes none of the sizes that are tried"
 _LONGEST = 2048
 _MOST_VALUES = 1 << 22
 """Values of the largest mask that is tried."""
@@ -97,7 +98,7 @@ class MaskReader:
     def read(self, masks: tuple[Mask, ...]) -> Meaning | str:
         """What these masks do together, or why they cannot be taken."""
         if masks not in self._known:
-            self._known[masks] = self._read(masks)
+            self._known[masks] = attempt(lambda: self._read(masks)) or _UNTRIED
         return self._known[masks]
 
     def _read(self, masks: tuple[Mask, ...]) -> Meaning | str:

@@ -11,12 +11,13 @@ not 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import shape_of
-from sparsefx.backends.cpu.analyses.host import Host
+from sparsefx.backends.cpu.analyses.host import Host, attempt
 from sparsefx.backends.cpu.analyses.regions import Region, Regions
 from sparsefx.program import Program
 
@@ -105,14 +106,12 @@ def _padding(region: Region, channels: int) -> str | None:
     if mask is None:
         return None
     generator = torch.Generator().manual_seed(0)
-    for batch, length in _TRIALS:
+    for batch, length in region.host.sizes(_TRIALS):
         real = torch.randint(0, 2, (batch, length), generator=generator)
         real[:, 0] = 1
         states = torch.rand(batch, length, channels, generator=generator) - 0.5
-        try:
-            found = region.run(states, {mask: region.host.marked(mask, real, generator)})
-        except (IndexError, RuntimeError):  # a table of positions ends before
-            return None
+        known = {mask: region.host.marked(mask, real, generator)}
+        found = attempt(partial(region.run, states, known))
         expected = (states * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
         if not isinstance(found, Tensor) or found.numel() != expected.numel():
             return None

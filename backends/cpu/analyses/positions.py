@@ -5,11 +5,13 @@ For example a buffer [1, most, channels] of sines and cosines: `x + self.pe[:, :
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import identity_source, shape_of
-from sparsefx.backends.cpu.analyses.host import Host
+from sparsefx.backends.cpu.analyses.host import Host, attempt
 
 __all__ = ["position_table"]
 
@@ -43,15 +45,16 @@ def position_table(host: Host, node: object, added: fx.Node) -> Tensor | None:
     if constant is node or table.numel() != max(table.shape[:-1]) * channels:
         return None
     table = table.reshape(-1, channels)
-    return table if _first_rows(host, node, table, added) else None
+    return table if attempt(partial(_first_rows, host, node, table)) else None
 
 
-def _first_rows(host: Host, node: fx.Node, table: Tensor, added: fx.Node) -> bool:
+def _first_rows(host: Host, node: fx.Node, table: Tensor) -> bool:
     """Whether the node is the table's first rows, along the dimension of the tokens, for sizes."""
-    for length in (1, min(2, len(table)), min(5, len(table))):
+    lengths = {n for _, n in host.sizes(((3, 1), (3, 2), (3, 5))) if n <= len(table)}
+    for length in lengths:
         value = host.for_sizes(node, 3, length)
         if value is None or value.numel() != length * table.shape[1]:
             return False
         if not torch.equal(value.reshape(length, -1), table[:length]):
             return False
-    return True
+    return bool(lengths)

@@ -9,6 +9,7 @@ depend on the distance alone. What is left is one vector for each head and dista
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.by_distance import constant_from, cut, rows_by_distance
 from sparsefx.backends.cpu.analyses.graphs import SameValues
-from sparsefx.backends.cpu.analyses.host import Host, at_longest
+from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
 from sparsefx.backends.cpu.analyses.values import Term
 from sparsefx.backends.cpu.codegen.memory import aligned_copy
 from sparsefx.backends.cpu.kernels.relative import PANEL
@@ -78,7 +79,7 @@ class RelativeReader:
         """The tables of these terms, divided by the scale of the scores; or why there are none."""
         found: dict[bool, list[_Vectors]] = {False: [], True: []}
         for term in terms:
-            vectors = self._vectors(term, term.factor / scale)
+            vectors = attempt(partial(self._vectors, term, term.factor / scale)) or _OTHERWISE
             if isinstance(vectors, str):
                 return vectors
             found[term.of_keys].append(vectors)

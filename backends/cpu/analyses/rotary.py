@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import SameValues, shape_of
-from sparsefx.backends.cpu.analyses.host import Host, at_longest
+from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
 from sparsefx.backends.cpu.analyses.regions import Region, Regions
 from sparsefx.backends.cpu.analyses.values import Embedded
 from sparsefx.program import Program
@@ -41,7 +42,7 @@ _INNER = (
 )
 _LONGEST = 8192
 """Positions of the table where the configuration gives no number."""
-_TRIAL = 12
+_TRIAL, _SHORT = 12, 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,8 @@ class _Finder:
         """What a region does, if it turns; each form of a region is tried once."""
         name = self._same.name(region.nodes[-1], {region.source: 0})
         if name not in self._turns:
-            self._turns[name] = _Trial(region).turn(self._longest, self._fixed)
+            trial = partial(_Trial(region).turn, self._longest, self._fixed)
+            self._turns[name] = attempt(trial)
         return self._turns[name]
 
 
@@ -146,7 +148,7 @@ class _Trial:
             longest: Positions of the table, fewer where the model's own end before.
             fixed: The only length, or 0.
         """
-        trial = fixed or _TRIAL
+        (_, trial), (_, short) = self._host.sizes(((1, _TRIAL), (1, _SHORT)))
         token = [n for n in (1, 2) if self._shape[n] == fixed or isinstance(self._shape[n], str)]
         if len(token) != 1 or not all(self._host.sizes_only(n) for n in self._region.tables):
             return None
@@ -158,7 +160,7 @@ class _Trial:
         if read is None:
             return None
         own, other = read
-        if not all(self._agrees(place, n, partner, own, other) for n in (trial, fixed or 7)):
+        if not all(self._agrees(place, n, partner, own, other) for n in (trial, short)):
             return None
         table = Embedded((torch.cat([own, other], 1),), (None,))
         return Turn(table, partner.numpy())
