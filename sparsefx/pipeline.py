@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
@@ -65,6 +66,10 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.passes, Pass):
+            raise PipelineError(
+                "expected passes, got a single one", who="pipeline", hint="Pipeline((one,))"
+            )
         for item in self.passes:
             if not isinstance(item, Pass):
                 raise PipelineError(
@@ -229,10 +234,12 @@ def _no_match(item: Pass, report: PassReport) -> None:
 def _placed(error: Exception, event: PassEvent) -> Exception:
     """Return the error with the pass's place in the pipeline."""
     if not isinstance(error, SparsefxError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         return PipelineError(
             f"{type(error).__name__}: {error}",
             who=event.where,
-            hint="the Reproducer instrument writes pipeline and program for a bug report",
+            hint=f"raised at {frame.filename}:{frame.lineno}; the Reproducer instrument writes "
+            "pipeline and program for a bug report",
         )
     if not error.who or error.who == event.item.name:
         error.who = event.where

@@ -219,7 +219,20 @@ class Program:
     # -- facts -----------------------------------------------------------------------------------
 
     def facts(self, analysis: type[Analysis[T]]) -> T:
-        """Return what ``analysis`` knows of this Program; cached until the Program changes."""
+        """Return what ``analysis`` knows of this Program; cached until the Program changes.
+
+        Writes through ``.data`` are not seen: write under ``torch.no_grad()``.
+
+        Raises:
+            ProgramError: For something else than an Analysis with a ``compute`` of its own.
+        """
+        lacking = getattr(analysis, "__abstractmethods__", ())
+        if not callable(getattr(analysis, "compute", None)) or "compute" in lacking:
+            raise ProgramError(
+                f"expected an Analysis that defines compute(), got {analysis!r}",
+                who="facts",
+                hint="class Mine(Analysis): compute is a classmethod that is given the Program",
+            )
         key: object = self._revision
         if analysis.reads_values:
             state = tuple((id(t), t._version) for t in self.named_tensors().values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -89,11 +90,17 @@ def test_a_broken_graph_is_caught_after_the_pass() -> None:
 
 
 def test_an_error_of_a_pass_names_the_pass(tmp_path: Path) -> None:
-    with pytest.raises(errors.PipelineError, match="pass 1 'crash': ValueError: inside"):
+    with pytest.raises(errors.PipelineError, match="pass 1 'crash': ValueError: inside") as caught:
         Pipeline((Scale(), crash())).run(relu_program(), instruments=[Reproducer(tmp_path)])
     again = Program.load(tmp_path / "program")
     assert "aten.mul.Tensor(%relu, 2.0)" in again.dump()
     assert "inside" in (tmp_path / "failure.json").read_text()
+    assert re.search(r"hint: raised at \S+toy_passes.py:\d+; the Reproducer", str(caught.value))
+
+
+def test_a_single_pass_is_no_sequence_of_passes() -> None:
+    with pytest.raises(errors.PipelineError, match=r"Pipeline\(\(one,\)\)"):
+        Pipeline(Scale())  # type: ignore[arg-type]  # what this is about
 
 
 def test_fixpoint_that_does_not_settle_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sparsefx import Pipeline, Program, capture, errors, function_pass
+from sparsefx import Analysis, Pipeline, Program, capture, errors, function_pass
 from sparsefx.passbase import PassContext
 from sparsefx.passes.analyses.ties import ParameterTies
 from sparsefx.rewrite import Rewriter
@@ -16,6 +17,33 @@ from sparsefx.testing import small_program
 from sparsefx.verify import verify
 
 aten = torch.ops.aten
+
+
+def test_nodes_that_fx_itself_put_in_are_told() -> None:
+    @function_pass("behind")
+    def behind(program: Program, ctx: PassContext) -> int:
+        (node,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        with program.graph.inserting_after(node):
+            new = program.graph.call_function(aten.abs.default, (node.args[0],))
+        node.replace_all_uses_with(new)
+        program.graph.erase_node(node)
+        return 1
+
+    program = small_program(lambda x: torch.relu(x) + 1, x=torch.randn(2, 3))
+    with pytest.raises(errors.VerifyError) as caught:
+        Pipeline((behind(),)).run(program)
+    (told,) = caught.value.violations
+    assert told == (
+        "%abs_default has no inferred shape: it was not made through the Rewriter; "
+        "ctx.rewriter.call(...) makes nodes"
+    )
+
+
+@pytest.mark.parametrize("asked", [int, type("Empty", (Analysis,), {}), "sparsity"])
+def test_what_is_no_analysis_is_refused(asked: Any) -> None:
+    program = small_program(lambda x: torch.relu(x), x=torch.randn(2, 3))
+    with pytest.raises(errors.ProgramError, match="expected an Analysis that defines compute"):
+        program.facts(asked)
 
 
 @pytest.mark.parametrize(
