@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparsefx.cli.classes import given_classes, head_classes
 from sparsefx.cli.compress import text_columns
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import stdout
 from sparsefx.cli.saved import Made, Saved, check_one_label, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.storage.files import write_json
 
 if TYPE_CHECKING:
     from sparsefx.train.data.glue import GlueLayout
-    from sparsefx.train.data.labels import Kind
     from sparsefx.train.data.tables import Table
     from sparsefx.train.data.tasks import Task
 
@@ -111,7 +111,12 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
     columns, origin = table.columns, table.origin
     text = text_columns(asked.text) or (layout.text if layout else find_text(columns, origin))
     label = asked.label or (layout.label if layout else find_label(columns, origin))
-    kind, classes = _head(table, label, saved, made, _classes(asked, saved, made, layout))
+    names = _classes(asked, saved, made, layout)
+    try:
+        kind, classes = head_classes(table, label, saved.outputs, made, names, who="evaluate")
+    except DataError as error:
+        error.hint += ", or --task for a task of GLUE"
+        raise
     return load_task(
         {"test": table},
         text=text,
@@ -120,17 +125,6 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
         classes=classes,
         metric=_metric(asked, made, layout),  # type: ignore[arg-type]  # evaluate names unknown ones
     )
-
-
-def _head(
-    table: Table, label: str, saved: Saved, made: Made | None, classes: tuple[str, ...] | None
-) -> tuple[Kind | None, tuple[str, ...] | None]:
-    """Return what the head computes, and its classes; None where the data say it."""
-    if saved.outputs == 1:
-        return "regression", None
-    if made is not None and made.kind == "classification":
-        return "classification", classes
-    return None, _numbered(table, label, saved) if classes is None else classes
 
 
 def _metric(asked: _Asked, made: Made | None, layout: GlueLayout | None) -> str | None:
@@ -169,57 +163,8 @@ def _classes(
 ) -> tuple[str, ...] | None:
     """Return the names of the classes in the head's order: the first that know them count."""
     if asked.classes is not None:
-        return _given_classes(asked.classes, saved, made)
+        known = (made.classes if made else None) or saved.classes
+        return given_classes(asked.classes, saved.outputs, known, who="evaluate")
     if made is not None and made.classes:
         return made.classes
     return saved.classes or (layout.classes if layout else None) or None
-
-
-def _given_classes(text: str, saved: Saved, made: Made | None) -> tuple[str, ...]:
-    """Return the names that the user gives, held to what is known of the head.
-
-    Raises:
-        DataError: There are more or fewer of them than outputs, or two are the same.
-    """
-    found = tuple(name.strip() for name in text.split(","))
-    if len(set(found)) < len(found) or (saved.outputs and len(found) != saved.outputs):
-        head = f"the head has {saved.outputs} outputs" if saved.outputs else "each has one output"
-        raise DataError(
-            f"{text!r} are {len(set(found))} different names; {head}",
-            who="evaluate",
-            where="--classes",
-            hint="name each class once, in the order of the head",
-        )
-    known = (made.classes if made else None) or saved.classes
-    if known and known != found:
-        told = f"{', '.join(found)}; the model was saved with {', '.join(known)}"
-        stderr.print(f"warning: outputs are taken for {told}", markup=False)
-    return found
-
-
-def _numbered(table: Table, label: str, saved: Saved) -> tuple[str, ...] | None:
-    """Return the numbers of the classes, where the labels are such; None leaves it to the data.
-
-    Raises:
-        DataError: The labels are names, and nobody knows which output is which.
-    """
-    found = {str(cell).strip() for cell in table.column(label)} - {"", "None"}
-    values = [_number(name) for name in found]
-    if None in values:
-        listed = ", ".join(sorted(found)[:5])
-        raise DataError(
-            f"column {label!r} names classes ({listed}), and the model does not know which of its "
-            f"outputs is which",
-            who="evaluate",
-            where=table.origin,
-            hint="give --classes in the order of the head, or --task for a task of GLUE",
-        )
-    whole = all(value is not None and value.is_integer() for value in values)
-    return tuple(map(str, range(saved.outputs))) if whole and saved.outputs else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

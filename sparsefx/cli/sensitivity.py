@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,11 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
+from sparsefx.cli.classes import given_classes, head_classes
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
-from sparsefx.cli.saved import check_one_label, class_names, tokenizer_of
+from sparsefx.cli.saved import Made, check_one_label, class_names, made_by, tokenizer_of
 from sparsefx.errors import DataError
 from sparsefx.storage.files import write_json, write_text
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
     from sparsefx.train.data.labels import Kind
+    from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
 
@@ -38,6 +41,9 @@ def command(
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
+    ] = None,
     levels: Annotated[
         str | None,
         typer.Option(help=f"Sparsities, with commas. Default: {_LEVELS}; of N:M its own."),
@@ -54,19 +60,17 @@ def command(
     """
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode, evaluation_batches
-    from sparsefx.train.data.tasks import load_task
 
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()
     check_one_label(program.config, who="sensitivity", where=model)
-    task = load_task(
-        {"test": data}, text=text_columns(text), label=label, classes=class_names(program)
-    )
+    outputs = _outputs(program, model)
+    task = _task(data, text, label, _Head(outputs, made_by(model), class_names(program), classes))
     held = task.split("test")
     some = held.select(range(min(examples, len(held))))
     coded = encode(load_tokenizer(tokenizer or tokenizer_of(model)), some, max_length)
     check_tokens(coded, program.config)
-    task.check_head(_outputs(program, model))
+    task.check_head(outputs)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     out.mkdir(parents=True, exist_ok=True)
     found = _measured(program, batches, task.kind, wanted, pattern)
@@ -76,6 +80,33 @@ def command(
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What is known of the head: its outputs, its run, the model's names, those of the user."""
+
+    outputs: int
+    made: Made | None
+    names: tuple[str, ...] | None
+    asked: str | None
+
+
+def _task(data: str, text: str | None, label: str | None, head: _Head) -> Task:
+    """Return the data as a task with the classes of the head."""
+    from sparsefx.train.data.columns import find_label
+    from sparsefx.train.data.tables import read_table
+    from sparsefx.train.data.tasks import load_task
+
+    table = read_table(data)
+    label = label or find_label(table.columns, table.origin)
+    names = (head.made.classes if head.made else None) or head.names
+    if head.asked is not None:
+        names = given_classes(head.asked, head.outputs, names, who="sensitivity")
+    kind, names = head_classes(table, label, head.outputs, head.made, names, who="sensitivity")
+    return load_task(
+        {"test": table}, text=text_columns(text), label=label, kind=kind, classes=names
+    )
 
 
 def _measured(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import fx
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from sparsefx.cli import main
 from sparsefx.errors import DataError
@@ -94,3 +95,24 @@ def test_wrong_levels_are_refused(place: Path, capsys: pytest.CaptureFixture[str
     command = ("sensitivity", place / "model", "--data", place / "data.csv")
     assert run(*command, "--levels", "0.5,1.5") == 2
     assert "expected sparsities between 0 and 1" in capsys.readouterr().err
+
+
+def test_names_of_classes_in_an_unknown_order_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (place / "data.csv").read_text() + "abc,1\n" * 8
+    (place / "data.csv").write_text(text.replace(",0", ",up").replace(",1", ",down"))
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", place / "out")
+    assert run(*command) == 2
+    said = capsys.readouterr().err
+    assert "column 'label' names classes (down, up), and the model does not know which of" in said
+    assert "give --classes in the order of the head" in said
+    assert "--task" not in said
+    model = BertForSequenceClassification.from_pretrained(place / "model")
+    model.classifier.bias.data.copy_(torch.tensor([1.0, -1.0]))
+    model.save_pretrained(place / "model")
+    losses = set()
+    for order in ("up,down", "down,up"):
+        assert run(*command, "--levels", "0.5", "--classes", order) == 0
+        losses.add(capsys.readouterr().out.rpartition("untouched model ")[2].partition(";")[0])
+    assert len(losses) == 2
