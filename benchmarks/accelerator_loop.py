@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.engines.base import Gemm
-from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.huggingface import capture_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.pipeline import Pipeline

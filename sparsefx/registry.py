@@ -26,8 +26,8 @@ Kind = Literal["passes", "targets"]
 
 _TABLE: dict[Kind, dict[str, str]] = {
     "passes": {
-        "accelerator-tag": "sparsefx.backends.accelerator.legalise:AcceleratorTag",
-        "allocate-sparsity": "sparsefx.backends.accelerator.allocate:AllocateSparsity",
+        "accelerator-tag": "sparsefx.backends.accelerator.workload.legalise:AcceleratorTag",
+        "allocate-sparsity": "sparsefx.backends.accelerator.studies.allocate:AllocateSparsity",
         "balance-banks": "sparsefx.passes.prune.balance_banks:BalanceBanks",
         "decompose-attention": ("sparsefx.passes.structure.decompose_attention:DecomposeAttention"),
         "distill": "sparsefx.passes.distill.distill:Distill",
@@ -50,7 +50,7 @@ _TABLE: dict[Kind, dict[str, str]] = {
         "quantize-embeddings": "sparsefx.passes.quantize.embeddings:QuantizeEmbeddings",
         "quantize-prepare": "sparsefx.passes.quantize.prepare:QuantizePrepare",
         "quantize-probabilities": (
-            "sparsefx.backends.accelerator.probabilities:QuantizeProbabilities"
+            "sparsefx.backends.accelerator.workload.probabilities:QuantizeProbabilities"
         ),
         "replace-modules": "sparsefx.passes.structure.replace_modules:ReplaceModules",
         "reweighted-l1": "sparsefx.passes.prune.reweighted_l1:ReweightedL1",

@@ -27,17 +27,12 @@ HOMES = {
 SLOW = ("onnx", "onnxscript", "onnxruntime", "llvmlite", "matplotlib", "tensorboard")
 SLOW_CORE = ("datasets", "accelerate", "sklearn", "scipy.stats", "pandas")
 SHARED_BACKEND = "formats"
-# The folders of backends/cpu, each of which imports those before it alone.
-CPU_FOLDERS = (
-    "machine",
-    "codegen",
-    "kernels",
-    "plan",
-    "runtime",
-    "measure",
-    "analyses",
-    "lowering",
-)
+# The folders of a backend that has some, each of which imports those before it alone. Files at the
+# top of a backend may import every folder, and no folder imports them.
+BACKEND_FOLDERS = {
+    "cpu": ["machine", "codegen", "kernels", "plan", "runtime", "measure", "analyses", "lowering"],
+    "accelerator": ["engines", "workload", "hardware", "tiling", "simulation", "studies", "report"],
+}
 
 # The folders of sparsefx, each of which imports those before it alone; CORE is files at the top.
 CORE = ""
@@ -182,12 +177,15 @@ def test_framework_knows_no_pass_and_no_backend(imports: list[Import]) -> None:
     assert listed(offenders) == []
 
 
-def test_the_folders_of_cpu_import_downwards(checkout: Path, imports: list[Import]) -> None:
-    root = "sparsefx.backends.cpu"
+@pytest.mark.parametrize("backend", BACKEND_FOLDERS)
+def test_the_folders_of_a_backend_import_downwards(
+    backend: str, checkout: Path, imports: list[Import]
+) -> None:
+    root, folders = f"sparsefx.backends.{backend}", BACKEND_FOLDERS[backend]
     offenders = []
-    for position, folder in enumerate(CPU_FOLDERS):
-        known = tuple(f"{root}.{name}" for name in CPU_FOLDERS[: position + 1])
-        own = [found for found in imports if found.path.startswith(f"backends/cpu/{folder}/")]
+    for position, folder in enumerate(folders):
+        known = tuple(f"{root}.{name}" for name in folders[: position + 1])
+        own = [found for found in imports if found.path.startswith(f"backends/{backend}/{folder}/")]
         assert own, folder
         offenders += [
             found
@@ -195,14 +193,19 @@ def test_the_folders_of_cpu_import_downwards(checkout: Path, imports: list[Impor
             if found.at_module_level and found.is_within(root) and not found.is_within(*known)
         ]
     assert listed(offenders) == []
-    assert folders_of(checkout / "backends/cpu") == set(CPU_FOLDERS)
+    assert folders_of(checkout / "backends" / backend) == set(folders)
+
+
+def test_every_backend_with_folders_has_an_order(checkout: Path) -> None:
+    backends = checkout / "backends"
+    assert {name for name in folders_of(backends) if folders_of(backends / name)} == set(
+        BACKEND_FOLDERS
+    )
 
 
 def folders_of(folder: Path) -> set[str]:
-    """Names of the packages in a folder (links are not followed)."""
-    return {
-        path.parent.name for path in folder.glob("*/__init__.py") if not path.parent.is_symlink()
-    }
+    """Names of the folders of modules in a folder (links are not followed)."""
+    return {path.parent.name for path in folder.glob("*/*.py") if not path.parent.is_symlink()}
 
 
 def floor(module: str) -> int:

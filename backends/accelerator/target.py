@@ -8,30 +8,26 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.executor import StreamExecutor
-from sparsefx.backends.accelerator.legalise import AcceleratorTag
-from sparsefx.backends.accelerator.listing import listing
-from sparsefx.backends.accelerator.lowering import Lowering, float_linears, lower_program
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.probabilities import QuantizeProbabilities
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.architecture import Architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.backends.accelerator.report.cost import cost_report
+from sparsefx.backends.accelerator.report.listing import listing
 from sparsefx.backends.accelerator.report.page import write_page
-from sparsefx.backends.accelerator.sensitivity import sensitivity as sensitivity_of
-from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.units import op_name, units_of
-from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.backends.accelerator.simulation.executor import StreamExecutor
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simulate
+from sparsefx.backends.accelerator.studies.sensitivity import sensitivity as sensitivity_of
+from sparsefx.backends.accelerator.workload.legalise import legalise
+from sparsefx.backends.accelerator.workload.lowering import Lowering, float_linears, lower_program
+from sparsefx.backends.accelerator.workload.operations import Workload
+from sparsefx.backends.accelerator.workload.units import op_name, units_of
 from sparsefx.errors import unnamed_inputs
-from sparsefx.passbase import Pass
 from sparsefx.passes.analyses.quantized import QuantizedProducts
-from sparsefx.passes.quantize.gather_integers import GatherIntegers
-from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.target import CostReport, Target, Unsupported
 
-__all__ = ["Accelerator", "CompiledForAccelerator", "legalise"]
+__all__ = ["Accelerator", "CompiledForAccelerator"]
 
 
 @dataclass(frozen=True)
@@ -114,21 +110,6 @@ class Accelerator(Target):
             TargetError: When linears are float on an integer machine, or no tile fits.
         """
         return CompiledForAccelerator(program, self.architecture, self.batch, self.sequence)
-
-
-def legalise(integers: bool) -> Pipeline:
-    """The passes before lowering; those that an int8 machine needs too, when `integers` says so.
-
-    Probabilities are quantized (see quantize-probabilities) where the Program quantizes what they
-    multiply. A product with a float operand is left, and runs on the vector unit.
-    """
-    passes: list[Pass] = [
-        GatherIntegers(on_no_match="ignore"),
-        DecomposeAttention(on_no_match="ignore"),
-    ]
-    if integers:
-        passes.append(QuantizeProbabilities(on_no_match="ignore"))
-    return Pipeline((*passes, AcceleratorTag()))
 
 
 class CompiledForAccelerator:

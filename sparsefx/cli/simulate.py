@@ -15,12 +15,12 @@ from sparsefx.cli.programs import open_program
 from sparsefx.errors import TargetError, did_you_mean
 
 if TYPE_CHECKING:
-    from sparsefx.backends.accelerator.architecture import Architecture
-    from sparsefx.backends.accelerator.bert import Zeros
+    from sparsefx.backends.accelerator.hardware.architecture import Architecture
     from sparsefx.backends.accelerator.report.outcome import Outcome, Row
-    from sparsefx.backends.accelerator.sensitivity import Swing
-    from sparsefx.backends.accelerator.simulation import Simulation
-    from sparsefx.backends.accelerator.workload import Workload
+    from sparsefx.backends.accelerator.simulation.tile_level import Simulation
+    from sparsefx.backends.accelerator.studies.sensitivity import Swing
+    from sparsefx.backends.accelerator.workload.bert import Zeros
+    from sparsefx.backends.accelerator.workload.operations import Workload
 
 __all__ = ["command"]
 
@@ -81,7 +81,7 @@ def command(
 
 
 def _presets() -> Table:
-    from sparsefx.backends.accelerator.archfile import load_architecture, preset_names
+    from sparsefx.backends.accelerator.hardware.archfile import load_architecture, preset_names
 
     table = Table("preset", "what it is", box=None)
     for name in preset_names():
@@ -111,7 +111,7 @@ class _Drawn:
 
 
 def _zeros(pattern: str) -> Zeros:
-    from sparsefx.backends.accelerator.bert import Zeros
+    from sparsefx.backends.accelerator.workload.bert import Zeros
 
     for known in get_args(Zeros):
         if pattern == known:
@@ -127,8 +127,8 @@ def _zeros(pattern: str) -> Zeros:
 def _simulate(
     model: str, names: list[str], drawn: _Drawn, *, batch: int, seq: int
 ) -> list[Simulation]:
-    from sparsefx.backends.accelerator.archfile import load_architecture
-    from sparsefx.backends.accelerator.simulation import simulate
+    from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+    from sparsefx.backends.accelerator.simulation.tile_level import simulate
 
     archs = [load_architecture(name) for name in names]
     workloads = {
@@ -178,7 +178,7 @@ def _report(
     """Print how the assumptions weigh, when asked, and write the files that were asked for."""
     from sparsefx.backends.accelerator.report import page, tables
     from sparsefx.backends.accelerator.report import trace as traces
-    from sparsefx.backends.accelerator.sensitivity import sensitivity as swings_of
+    from sparsefx.backends.accelerator.studies.sensitivity import sensitivity as swings_of
 
     swings = swings_of(run) if sensitivity else None
     if swings:
@@ -219,7 +219,7 @@ def _print_swings(swings: tuple[Swing, ...], least: float = 0.0005) -> None:
 
 
 def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing: bool) -> None:
-    from sparsefx.backends.accelerator import listing as instructions
+    from sparsefx.backends.accelerator.report import listing as instructions
 
     if mappings:
         stdout.print(instructions.mapping_table(run), markup=False)
@@ -230,9 +230,9 @@ def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing:
 
 
 def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int) -> Workload:
-    from sparsefx.backends.accelerator.bert import encoder_workload
-    from sparsefx.backends.accelerator.programs import is_float, workload_of
-    from sparsefx.backends.accelerator.sweep import SIZES
+    from sparsefx.backends.accelerator.studies.sweep import SIZES
+    from sparsefx.backends.accelerator.workload.bert import encoder_workload
+    from sparsefx.backends.accelerator.workload.programs import is_float, workload_of
     from sparsefx.inputs.failures import check_rows
     from sparsefx.inputs.lengths import check_length
 

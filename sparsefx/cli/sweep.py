@@ -14,7 +14,7 @@ from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from sparsefx.backends.accelerator.sweep import Pattern, Point
+    from sparsefx.backends.accelerator.studies.sweep import Pattern, Point
 
 __all__ = ["command"]
 
@@ -43,8 +43,8 @@ def command(
 
     A stopped sweep goes on where it was.
     """
-    from sparsefx.backends.accelerator.archfile import load_architecture
-    from sparsefx.backends.accelerator.sweep import program_grid, run_sweep, write_sweep
+    from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+    from sparsefx.backends.accelerator.studies.sweep import program_grid, run_sweep, write_sweep
 
     names = _list(archs)
     if not names:
@@ -77,8 +77,8 @@ def _drawn(
     archs: list[str], ratios: str, patterns: str, *, size: str, batch: int, seq: int
 ) -> list[Point]:
     """The points of an encoder's sizes, with zeros that are drawn."""
-    from sparsefx.backends.accelerator.bert import Zeros
-    from sparsefx.backends.accelerator.sweep import SIZES, grid
+    from sparsefx.backends.accelerator.studies.sweep import SIZES, grid
+    from sparsefx.backends.accelerator.workload.bert import Zeros
 
     kinds = _list(patterns)
     if unknown := [kind for kind in kinds if kind not in get_args(Zeros)]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsefx.backends.accelerator.simulation import Simulation
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation
 from sparsefx.report.svg import plain
 from sparsefx.target import CostReport, CostRow
 

@@ -8,11 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from sparsefx.backends.accelerator.energy import LEVELS
-from sparsefx.backends.accelerator.roofline import roofline
-from sparsefx.backends.accelerator.sensitivity import Swing
-from sparsefx.backends.accelerator.simulation import WATERFALL, OpResult, Simulation
-from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.accelerator.simulation.energy import LEVELS
+from sparsefx.backends.accelerator.simulation.roofline import roofline
+from sparsefx.backends.accelerator.simulation.tile_level import WATERFALL, OpResult, Simulation
+from sparsefx.backends.accelerator.studies.sensitivity import Swing
+from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.report.svg import COLOURS, Axis, Canvas, plain, short
 
 __all__ = [

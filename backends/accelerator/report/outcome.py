@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.backends.accelerator.report.tables import as_tree
-from sparsefx.backends.accelerator.simulation import WATERFALL, Simulation
+from sparsefx.backends.accelerator.simulation.tile_level import WATERFALL, Simulation
 from sparsefx.errors import TargetError
 from sparsefx.report.svg import plain
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sparsefx.backends.accelerator.architecture import quantities
+from sparsefx.backends.accelerator.hardware.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
 from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
-from sparsefx.backends.accelerator.sensitivity import Swing
-from sparsefx.backends.accelerator.simulation import OpResult, Simulation
+from sparsefx.backends.accelerator.simulation.tile_level import OpResult, Simulation
+from sparsefx.backends.accelerator.studies.sensitivity import Swing
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import plain, short
 

@@ -9,11 +9,16 @@ from typing import Final
 
 import numpy as np
 
-from sparsefx.backends.accelerator.bert import balanced_mask
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm
 from sparsefx.backends.accelerator.report.figures import over_ideal
-from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simulate
+from sparsefx.backends.accelerator.workload.bert import balanced_mask
+from sparsefx.backends.accelerator.workload.operations import (
+    FLOAT_PRODUCT,
+    HostOp,
+    MatmulOp,
+    Workload,
+)
 from sparsefx.report.svg import plain, short
 
 __all__ = ["against_dense", "reasons"]

@@ -8,12 +8,12 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-from sparsefx.backends.accelerator.archfile import dump_architecture
+from sparsefx.backends.accelerator.hardware.archfile import dump_architecture
 from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.reasons import reasons
-from sparsefx.backends.accelerator.roofline import roofline
-from sparsefx.backends.accelerator.sensitivity import Swing
-from sparsefx.backends.accelerator.simulation import Simulation
+from sparsefx.backends.accelerator.simulation.roofline import roofline
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation
+from sparsefx.backends.accelerator.studies.sensitivity import Swing
 from sparsefx.storage import files
 
 __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsefx.backends.accelerator.simulation import Simulation
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation
 
 __all__ = ["trace_events", "write_trace"]
 

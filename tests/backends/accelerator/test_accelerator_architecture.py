@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from sparsefx.backends.accelerator.archfile import (
+from sparsefx.backends.accelerator.engines.systolic import Systolic
+from sparsefx.backends.accelerator.hardware.archfile import (
     dump_architecture,
     load_architecture,
     preset_names,
     read_architecture,
 )
-from sparsefx.backends.accelerator.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.engines.systolic import Systolic
-from sparsefx.backends.accelerator.quantity import Quantity
+from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.hardware.quantity import Quantity
 from sparsefx.errors import TargetError
 
 EXPECTED = {

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.engines.bank_balanced import BankBalanced
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
 from sparsefx.backends.accelerator.engines.cartesian import Cartesian
@@ -21,7 +20,8 @@ from sparsefx.backends.accelerator.engines.sigma import Sigma, pack_rows
 from sparsefx.backends.accelerator.engines.systolic import Systolic
 from sparsefx.backends.accelerator.engines.systolic_nm import SystolicNM
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
-from sparsefx.backends.accelerator.machine import Machine
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.errors import TargetError
 
 ENGINES: list[Engine] = [

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.bert import EncoderSize, balanced_mask, encoder_workload
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.roofline import roofline
-from sparsefx.backends.accelerator.simulation import simulate
-from sparsefx.backends.accelerator.workload import MatmulOp, Workload
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.simulation.roofline import roofline
+from sparsefx.backends.accelerator.simulation.tile_level import simulate
+from sparsefx.backends.accelerator.workload.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, Workload
 
 
 def one_product(

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.report.figures import energy_stack
 from sparsefx.backends.accelerator.report.outcome import Outcome, comparison
 from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
 from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
-from sparsefx.backends.accelerator.sensitivity import Swing, sensitivity
-from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import MatmulOp, Workload
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simulate
+from sparsefx.backends.accelerator.studies.sensitivity import Swing, sensitivity
+from sparsefx.backends.accelerator.workload.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, Workload
 from tests.accelerated import compiled
 
 
@@ -127,7 +127,7 @@ def test_numbers_that_nothing_reads_are_not_simulated(monkeypatch: pytest.Monkey
         asked.append(path)
         return 0.0
 
-    monkeypatch.setattr("sparsefx.backends.accelerator.sensitivity._change", change)
+    monkeypatch.setattr("sparsefx.backends.accelerator.studies.sensitivity._change", change)
     swings = sensitivity(base)
     assert not set(asked) & set(unread)
     assert {s.path for s in swings} & set(unread)

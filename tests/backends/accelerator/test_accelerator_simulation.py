@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsefx.backends.accelerator.archfile import load_architecture, preset_names
-from sparsefx.backends.accelerator.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.bert import EncoderSize, encoder_workload
-from sparsefx.backends.accelerator.energy import LEVELS
 from sparsefx.backends.accelerator.engines.tensor_core import TensorCore
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.mapper import choose_mapping, fits, mapping_options
-from sparsefx.backends.accelerator.plan import plan_matmul
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture, preset_names
+from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.backends.accelerator.report.reasons import reasons
-from sparsefx.backends.accelerator.roofline import roofline
-from sparsefx.backends.accelerator.simulation import simulate
-from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Workload
+from sparsefx.backends.accelerator.simulation.energy import LEVELS
+from sparsefx.backends.accelerator.simulation.roofline import roofline
+from sparsefx.backends.accelerator.simulation.tile_level import simulate
+from sparsefx.backends.accelerator.tiling.mapper import choose_mapping, fits, mapping_options
+from sparsefx.backends.accelerator.tiling.plan import plan_matmul
+from sparsefx.backends.accelerator.workload.bert import EncoderSize, encoder_workload
+from sparsefx.backends.accelerator.workload.operations import HostOp, MatmulOp, Workload
 from sparsefx.backends.formats.encoding import FormatSize
 from sparsefx.errors import TargetError
 

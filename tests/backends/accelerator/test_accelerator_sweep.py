@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sparsefx.backends.accelerator import sweep
-from sparsefx.backends.accelerator.bert import EncoderSize
 from sparsefx.backends.accelerator.report.outcome import read_outcome
-from sparsefx.backends.accelerator.sweep import grid, run_sweep, write_sweep
+from sparsefx.backends.accelerator.studies import sweep
+from sparsefx.backends.accelerator.studies.sweep import grid, run_sweep, write_sweep
+from sparsefx.backends.accelerator.workload.bert import EncoderSize
 from sparsefx.cli.app import app
 from sparsefx.errors import DependencyError, SparsefxError, TargetError
 from tests.int8 import int8

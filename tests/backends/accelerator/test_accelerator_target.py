@@ -15,18 +15,18 @@ from torch import fx
 
 import sparsefx
 from sparsefx import Pipeline, Program
-from sparsefx.backends.accelerator.archfile import load_architecture
-from sparsefx.backends.accelerator.executor import accumulate, multiply
-from sparsefx.backends.accelerator.legalise import UNIT, AcceleratorTag
-from sparsefx.backends.accelerator.lowering import weight_digest
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.programs import workload_of
-from sparsefx.backends.accelerator.quantity import Quantity
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.hardware.quantity import Quantity
 from sparsefx.backends.accelerator.report.reasons import reasons
-from sparsefx.backends.accelerator.simulation import simulate
+from sparsefx.backends.accelerator.simulation.executor import accumulate, multiply
+from sparsefx.backends.accelerator.simulation.tile_level import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
-from sparsefx.backends.accelerator.units import op_name
-from sparsefx.backends.accelerator.workload import HostOp, VectorOp
+from sparsefx.backends.accelerator.workload.legalise import UNIT, AcceleratorTag
+from sparsefx.backends.accelerator.workload.lowering import weight_digest
+from sparsefx.backends.accelerator.workload.operations import HostOp, VectorOp
+from sparsefx.backends.accelerator.workload.programs import workload_of
+from sparsefx.backends.accelerator.workload.units import op_name
 from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import TargetError
 from sparsefx.passes.analyses.quantized import QuantizedProducts

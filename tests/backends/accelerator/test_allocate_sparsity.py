@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sparsefx import Pipeline, Program
-from sparsefx.backends.accelerator.allocate import AllocateSparsity
+from sparsefx.backends.accelerator.studies.allocate import AllocateSparsity
 from sparsefx.errors import PassError, SparsefxError
 from sparsefx.passes.prune.loss_curves import (
     LossCurve,

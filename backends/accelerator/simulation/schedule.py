@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sparsefx.backends.accelerator.engines.base import IntArray, ceil_div
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.placement import Placement, place
-from sparsefx.backends.accelerator.plan import MatmulPlan, TileCost
-from sparsefx.backends.accelerator.tasks import TaskGraph
-from sparsefx.backends.accelerator.workload import HostOp, MatmulOp, Op, VectorOp, Workload
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.simulation.tasks import TaskGraph
+from sparsefx.backends.accelerator.tiling.placement import Placement, place
+from sparsefx.backends.accelerator.tiling.plan import MatmulPlan, TileCost
+from sparsefx.backends.accelerator.workload.operations import (
+    HostOp,
+    MatmulOp,
+    Op,
+    VectorOp,
+    Workload,
+)
 from sparsefx.errors import TargetError
 
 __all__ = ["Schedule", "Traffic", "Work", "schedule"]

@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.energy import LEVELS, MacCount, energy_of
 from sparsefx.backends.accelerator.engines.base import IntArray
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.schedule import Schedule, Traffic, schedule
-from sparsefx.backends.accelerator.tasks import Kind, Task
-from sparsefx.backends.accelerator.workload import FLOAT_PRODUCT, HostOp, MatmulOp, Workload
+from sparsefx.backends.accelerator.hardware.architecture import Architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.simulation.energy import LEVELS, MacCount, energy_of
+from sparsefx.backends.accelerator.simulation.schedule import Schedule, Traffic, schedule
+from sparsefx.backends.accelerator.simulation.tasks import Kind, Task
+from sparsefx.backends.accelerator.workload.operations import (
+    FLOAT_PRODUCT,
+    HostOp,
+    MatmulOp,
+    Workload,
+)
 from sparsefx.report.svg import plain
 
 __all__ = ["WATERFALL", "OpResult", "Simulation", "simulate"]
@@ -40,7 +45,7 @@ class OpResult:
         busy: Cycles of work, added up over the cores (or the vector unit's).
         macs: Multiplications; None for what is not a product.
         mapping: The tiles, as text.
-        energy: By level; see `sparsefx.backends.accelerator.energy.LEVELS`.
+        energy: By level; see `sparsefx.backends.accelerator.simulation.energy.LEVELS`.
     """
 
     name: str

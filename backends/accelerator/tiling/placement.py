@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.plan import MatmulPlan, plan_matmul
-from sparsefx.backends.accelerator.workload import MatmulOp, Workload
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.tiling.plan import MatmulPlan, plan_matmul
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, Workload
 
 __all__ = ["Placement", "place"]
 

@@ -12,14 +12,20 @@ import torch
 from torch import fx
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
-from sparsefx.backends.accelerator.units import Unit, op_name, reads_table, units_of, vector_kind
-from sparsefx.backends.accelerator.workload import (
+from sparsefx.backends.accelerator.workload.operations import (
     FLOAT_PRODUCT,
     HostOp,
     MatmulOp,
     Op,
     VectorOp,
     Workload,
+)
+from sparsefx.backends.accelerator.workload.units import (
+    Unit,
+    op_name,
+    reads_table,
+    units_of,
+    vector_kind,
 )
 from sparsefx.backends.formats.encoding import Int8Array
 from sparsefx.errors import TargetError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from sparsefx.backends.accelerator.lowering import weight_digest
-from sparsefx.backends.accelerator.mapper import mapping_options
-from sparsefx.backends.accelerator.simulation import Simulation
-from sparsefx.backends.accelerator.workload import HostOp, MatmulOp
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation
+from sparsefx.backends.accelerator.tiling.mapper import mapping_options
+from sparsefx.backends.accelerator.workload.lowering import weight_digest
+from sparsefx.backends.accelerator.workload.operations import HostOp, MatmulOp
 from sparsefx.errors import TargetError, closest
 
 __all__ = ["layer_summary", "listing", "mapping_table"]

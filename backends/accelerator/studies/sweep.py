@@ -12,11 +12,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Literal
 
-from sparsefx.backends.accelerator.archfile import dump_architecture, load_architecture
-from sparsefx.backends.accelerator.bert import EncoderSize, Zeros, encoder_workload
-from sparsefx.backends.accelerator.programs import workload_of
-from sparsefx.backends.accelerator.simulation import simulate
-from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.backends.accelerator.hardware.archfile import dump_architecture, load_architecture
+from sparsefx.backends.accelerator.simulation.tile_level import simulate
+from sparsefx.backends.accelerator.workload.bert import EncoderSize, Zeros, encoder_workload
+from sparsefx.backends.accelerator.workload.operations import Workload
+from sparsefx.backends.accelerator.workload.programs import workload_of
 from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.extras import need
 from sparsefx.passes.analyses.sparsity import SparsityStats

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import fx
 
-from sparsefx.backends.accelerator.units import op_name
+from sparsefx.backends.accelerator.workload.units import op_name
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.quantized import quantized_operand
 

@@ -9,8 +9,8 @@ from typing import Any, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from sparsefx.backends.accelerator.architecture import EngineSpec, FormatSpec
 from sparsefx.backends.accelerator.engines.base import Engine
+from sparsefx.backends.accelerator.hardware.architecture import EngineSpec, FormatSpec
 from sparsefx.backends.formats.encoding import SparseFormat
 from sparsefx.errors import TargetError, did_you_mean
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsefx.backends.accelerator.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.energy import energy_of
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.quantity import Quantity
-from sparsefx.backends.accelerator.simulation import Simulation, simulate
-from sparsefx.backends.accelerator.workload import HostOp, VectorOp
+from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.hardware.quantity import Quantity
+from sparsefx.backends.accelerator.simulation.energy import energy_of
+from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simulate
+from sparsefx.backends.accelerator.workload.operations import HostOp, VectorOp
 from sparsefx.errors import TargetError
 
 __all__ = ["Swing", "sensitivity"]

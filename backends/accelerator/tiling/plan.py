@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm, IntArray, Timing, ceil_div
-from sparsefx.backends.accelerator.machine import Machine, Mapping
-from sparsefx.backends.accelerator.mapper import choose_mapping
-from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.accelerator.hardware.machine import Machine, Mapping
+from sparsefx.backends.accelerator.tiling.mapper import choose_mapping
+from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.backends.formats.encoding import FormatSize
 
 __all__ = ["MatmulPlan", "TileCost", "plan_matmul"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
-from sparsefx.backends.accelerator.quantity import (
+from sparsefx.backends.accelerator.hardware.quantity import (
     Bytes,
     Count,
     Fraction,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
-from sparsefx.backends.accelerator.workload import MatmulOp, Op, VectorOp, Workload
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, Op, VectorOp, Workload
 
 __all__ = ["EncoderSize", "Zeros", "balanced_mask", "draw_mask", "encoder_workload"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sparsefx.backends.accelerator.lowering import Lowering, lower_program
-from sparsefx.backends.accelerator.target import legalise
-from sparsefx.backends.accelerator.workload import Workload
+from sparsefx.backends.accelerator.workload.legalise import legalise
+from sparsefx.backends.accelerator.workload.lowering import Lowering, lower_program
+from sparsefx.backends.accelerator.workload.operations import Workload
 from sparsefx.instruments.timing import random_batch
 from sparsefx.passes.quantize.calibrate import calibrate
 from sparsefx.pipeline import Pipeline

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from sparsefx.backends.accelerator.archfile import load_architecture
 from sparsefx.backends.accelerator.engines.base import BoolArray, Gemm
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.units import op_name
+from sparsefx.backends.accelerator.hardware.archfile import load_architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.workload.units import op_name
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip

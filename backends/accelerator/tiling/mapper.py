@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from functools import partial
 
-from sparsefx.backends.accelerator.architecture import Operand
 from sparsefx.backends.accelerator.engines.base import Gemm, ceil_div
-from sparsefx.backends.accelerator.machine import Machine, Mapping
-from sparsefx.backends.accelerator.workload import MatmulOp
+from sparsefx.backends.accelerator.hardware.architecture import Operand
+from sparsefx.backends.accelerator.hardware.machine import Machine, Mapping
+from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.errors import TargetError
 
 __all__ = ["choose_mapping", "fits", "mapping_options"]

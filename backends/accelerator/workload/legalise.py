@@ -1,4 +1,4 @@
-"""accelerator-tag: every node learns which unit of an accelerator runs it."""
+"""The passes before lowering; the last, accelerator-tag, names the unit that runs each node."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsefx.backends.accelerator.units import op_name, units_of
+from sparsefx.backends.accelerator.workload.probabilities import QuantizeProbabilities
+from sparsefx.backends.accelerator.workload.units import op_name, units_of
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.quantize.gather_integers import GatherIntegers
+from sparsefx.passes.structure.decompose_attention import DecomposeAttention
+from sparsefx.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["UNIT", "AcceleratorTag"]
+__all__ = ["UNIT", "AcceleratorTag", "legalise"]
 
 UNIT = "accelerator_unit"
 """Key in a node's meta under which the unit stands."""
@@ -48,3 +52,18 @@ class AcceleratorTag(Pass):
         )
         counts = ", ".join(f"{n} {unit}" for unit, n in sorted(Counter(units.values()).items()))
         return PassReport(len(units), skipped, (counts,) if counts else ())
+
+
+def legalise(integers: bool) -> Pipeline:
+    """The passes before lowering; those that an int8 machine needs too, when `integers` says so.
+
+    Probabilities are quantized (see quantize-probabilities) where the Program quantizes what they
+    multiply. A product with a float operand is left, and runs on the vector unit.
+    """
+    passes: list[Pass] = [
+        GatherIntegers(on_no_match="ignore"),
+        DecomposeAttention(on_no_match="ignore"),
+    ]
+    if integers:
+        passes.append(QuantizeProbabilities(on_no_match="ignore"))
+    return Pipeline((*passes, AcceleratorTag()))

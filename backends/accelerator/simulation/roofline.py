@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp, Workload
+from sparsefx.backends.accelerator.hardware.architecture import Architecture
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, VectorOp, Workload
 
 __all__ = ["Roofline", "RooflinePoint", "roofline"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from sparsefx.backends.accelerator.architecture import Architecture, Sram
-from sparsefx.backends.accelerator.catalogue import build_engine, build_format
 from sparsefx.backends.accelerator.engines.base import Engine, Gemm, Timing
-from sparsefx.backends.accelerator.units import LOOKED_UP
-from sparsefx.backends.accelerator.workload import MatmulOp, VectorOp
+from sparsefx.backends.accelerator.hardware.architecture import Architecture, Sram
+from sparsefx.backends.accelerator.hardware.catalogue import build_engine, build_format
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, VectorOp
+from sparsefx.backends.accelerator.workload.units import LOOKED_UP
 from sparsefx.backends.formats.encoding import FormatSize, SparseFormat
 from sparsefx.errors import SparsefxError, TargetError
 

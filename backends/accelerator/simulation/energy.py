@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from sparsefx.backends.accelerator.engines.base import Gemm
-from sparsefx.backends.accelerator.machine import Machine
-from sparsefx.backends.accelerator.plan import MatmulPlan
-from sparsefx.backends.accelerator.schedule import Traffic
-from sparsefx.backends.accelerator.workload import MatmulOp, Op, VectorOp
+from sparsefx.backends.accelerator.hardware.machine import Machine
+from sparsefx.backends.accelerator.simulation.schedule import Traffic
+from sparsefx.backends.accelerator.tiling.plan import MatmulPlan
+from sparsefx.backends.accelerator.workload.operations import MatmulOp, Op, VectorOp
 
 __all__ = ["LEVELS", "MacCount", "energy_of"]
 

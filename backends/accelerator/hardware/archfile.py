@@ -11,15 +11,19 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sparsefx.backends.accelerator.architecture import Architecture
-from sparsefx.backends.accelerator.catalogue import build_engine, build_format, check_engine_kind
-from sparsefx.backends.accelerator.quantity import Quantity
+from sparsefx.backends.accelerator.hardware.architecture import Architecture
+from sparsefx.backends.accelerator.hardware.catalogue import (
+    build_engine,
+    build_format,
+    check_engine_kind,
+)
+from sparsefx.backends.accelerator.hardware.quantity import Quantity
 from sparsefx.errors import TargetError, closest, did_you_mean
 from sparsefx.recipe.text import UniqueKeyLoader
 
 __all__ = ["dump_architecture", "load_architecture", "preset_names", "read_architecture"]
 
-_FOLDER = files("sparsefx.backends.accelerator") / "presets"
+_FOLDER = files("sparsefx.backends.accelerator.hardware") / "presets"
 
 
 def preset_names() -> list[str]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
-from sparsefx.backends.accelerator.lowering import integer_weight, weight_digest
-from sparsefx.backends.accelerator.units import op_name
+from sparsefx.backends.accelerator.workload.lowering import integer_weight, weight_digest
+from sparsefx.backends.accelerator.workload.units import op_name
 from sparsefx.backends.formats.dense import Dense
 from sparsefx.backends.formats.encoding import Encoded, Int8Array, SparseFormat
 from sparsefx.passes.analyses.quantized import QuantizedProduct, QuantizedProducts

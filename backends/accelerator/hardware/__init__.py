@@ -1,0 +1,1 @@
+"""What a machine is: numbers with their status, architecture files, what is built from them."""

@@ -1,0 +1,1 @@
+"""Questions that many runs answer: which machine, which numbers matter, how sparse each layer."""

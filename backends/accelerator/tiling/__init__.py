@@ -1,0 +1,1 @@
+"""How products are cut into tiles, what each tile costs, and what stays on chip."""
