@@ -192,7 +192,9 @@ def _plugins(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:
     found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=f"sparsefx.{kind}"):
         if point.name in _TABLE[kind]:
-            logger.warning("%s takes the built-in name %r", _origin(point), point.name)
+            logger.warning(
+                "%s takes the built-in name %r, and is left out", _origin(point), point.name
+            )
             continue
         # A package that stands twice on the path gives the same entry twice.
         found.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)

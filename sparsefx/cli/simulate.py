@@ -46,8 +46,9 @@ def command(
         ),
     ] = 1.0,
     pattern: Annotated[
-        str, typer.Option(help="With --ratio: random, balanced, n-of-m or block zeros.")
-    ] = "balanced",
+        str | None,
+        typer.Option(help="With --ratio: random, balanced (default), n-of-m or block zeros."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report page.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace for Perfetto.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line for each operation.")] = None,
@@ -70,7 +71,7 @@ def command(
         return
     names = compare or (arch,)
     archs = _to_simulate(model, names)
-    drawn = _Drawn(ratio, _zeros(pattern))
+    drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
     _print_outcomes(names, runs)
     if not runs:
@@ -108,6 +109,7 @@ class _Drawn:
 
     ratio: float
     zeros: Zeros
+    is_pattern_given: bool
 
 
 def _zeros(pattern: str) -> Zeros:
@@ -238,9 +240,12 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
 
     if model in SIZES and not Path(model).exists():
         size, ratio, zeros = SIZES[model], drawn.ratio, drawn.zeros
+        if ratio == 1 and drawn.is_pattern_given:
+            stderr.print("--pattern says where zeros are, and there are none: give --ratio too")
         return encoder_workload(size, batch=batch, tokens=seq, ratio=ratio, zeros=zeros)
-    if drawn.ratio != 1:
-        stderr.print("--ratio is for bert-base and bert-large; the model's own zeros are used")
+    given = {"--ratio": drawn.ratio != 1, "--pattern": drawn.is_pattern_given}
+    for option in (option for option, is_given in given.items() if is_given):
+        stderr.print(f"{option} is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
     check_length(program.config, seq)
     check_rows(program, program.signature.example({"batch": 1, "sequence": seq}))

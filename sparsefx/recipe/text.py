@@ -66,9 +66,9 @@ def read_yaml(text: str, who: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(
-            f"not YAML: {getattr(error, 'problem', None) or error}", who=who, where=where
-        ) from error
+        problem = str(getattr(error, "problem", None) or error)
+        quotes = "a pass with options stands in quotes inside [...]" if "'{'" in problem else ""
+        raise RecipeError(f"not YAML: {problem}", who=who, where=where, hint=quotes) from error
     if isinstance(found, dict):
         return found
     raise RecipeError(

@@ -119,9 +119,11 @@ def test_simulate_takes_a_float_model_without_masks(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["simulate", str(place / "model"), "--seq", "8"])
+        main(["simulate", str(place / "model"), "--seq", "8", "--pattern", "block"])
     assert ended.value.code == 0
-    assert "cycles" in capsys.readouterr().out
+    out, told = capsys.readouterr()
+    assert "cycles" in out
+    assert "--pattern is for bert-base and bert-large; the model's own zeros" in told
 
 
 def test_simulate_refuses_more_tokens_than_a_table_of_positions_has(

@@ -72,6 +72,10 @@ class Machine:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{frame.filename}:{frame.lineno}"
             raise TargetError(f"{type(error).__name__}: {error}", who=who, where=place) from error
+        if not isinstance(timing, Timing):
+            raise TargetError(
+                f"run() returned {timing!r}", who=who, hint="return Timing(cycles, macs)"
+            )
         if timing.cycles * self.engine.peak < timing.macs:
             raise TargetError(
                 f"{timing.macs:,} multiplications in {timing.cycles:,} cycles are more than the "

@@ -175,6 +175,9 @@ def test_an_engine_that_fails_or_lies_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(TargetError, match=r"engine LockStep, product %x.*ZeroDivisionError") as e:
         machine.timed(("x",), lambda: Gemm(2, 3, 4))
     assert str(e.value.where).startswith(__file__)
+    monkeypatch.setattr(LockStep, "run", lambda self, gemm: None)
+    with pytest.raises(TargetError, match=r"run\(\) returned None\n  hint: return Timing"):
+        machine.timed(("x",), lambda: Gemm(2, 3, 4))
     monkeypatch.setattr(LockStep, "run", lambda self, gemm: Timing(0, 24))
     with pytest.raises(TargetError, match=r"24 multiplications in 0 cycles"):
         machine.timed(("x",), lambda: Gemm(2, 3, 4))

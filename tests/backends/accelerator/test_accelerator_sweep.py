@@ -24,6 +24,13 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sweep.SIZES, "bert-base", small)
 
 
+def test_a_pattern_without_zeros_to_draw_is_told() -> None:
+    arguments = ["simulate", "bert-base", "--seq", "8", "--arch", "tpu-v4-like"]
+    run = CliRunner().invoke(app, [*arguments, "--pattern", "block"])
+    assert "--pattern says where zeros are, and there are none" in run.stderr
+    assert CliRunner().invoke(app, arguments).stderr == ""
+
+
 def test_a_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
