@@ -82,7 +82,7 @@ REFUSED = [
     ("name: a\nname: b", "line 2, column 1", "stands here twice", ""),
     ("name: [", "line 1, column 8", "not YAML", ""),
     (stages("pipeline: [simplify, fixpoint{passes=simplify}]"),
-     "line 3, column 42", "not YAML", "in quotes inside"),
+     "line 3, column 42", "not YAML", "a pass with options stands in quotes inside [...]"),
     ("- a", "", "it holds a list; expected keys with values", EXAMPLES),
     ("3", "", "it holds a number; expected keys with values", EXAMPLES),
     ("words alone", "", "it holds a text; expected keys with values", EXAMPLES),
