@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +14,10 @@ from rich.table import Table
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, SparsefxError
+from sparsefx.storage.files import write_json
+
+if TYPE_CHECKING:
+    from sparsefx.instruments.timing import Latency
 
 __all__ = ["command", "parse_shape"]
 
@@ -28,6 +34,9 @@ def command(
     threads: Annotated[
         int, typer.Option(min=0, max=1024, help="torch threads; 0 keeps the default.")
     ] = 0,
+    to_json: Annotated[
+        Path | None, typer.Option("--json", help="Write the milliseconds to this file too.")
+    ] = None,
 ) -> None:
     """Time targets side by side: interleaved, median and spread, on random tokens."""
     import torch
@@ -39,7 +48,10 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     targets = {text: registry.parse_target(text) for text in target or ["reference", "onnxruntime"]}
+    sizes = {text: parse_shape(text, who="bench") for text in shape or ["1x128"]}
     model = open_program(program).eval()
+    for _, tokens in sizes.values():
+        check_length(model.config, tokens)
     compiled: dict[str, Callable[..., object]] = {}
     for text, known in targets.items():
         try:
@@ -51,18 +63,25 @@ def command(
             stderr.print(f"{text}: {reason}", markup=False)
     if not compiled:
         raise DataError("no target is left to time", who="bench")
-    table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)
-    for text in shape or ["1x128"]:
-        rows, tokens = parse_shape(text, who="bench")
-        check_length(model.config, tokens)
-        batch = random_batch(model, rows, tokens)
-        figures = time_in_turns(compiled, batch, runs=runs)
-        first = next(iter(figures.values())).median
-        for name, found in figures.items():
-            spread = (f"{found.median:.2f}", f"{found.low:.2f}", f"{found.high:.2f}")
-            table.add_row(text, name, *spread, f"{first / found.median:.2f}x")
-    stdout.print(table)
+    figures: dict[str, dict[str, Latency]] = {}
+    for text, size in sizes.items():
+        figures[text] = time_in_turns(compiled, random_batch(model, *size), runs=runs)
+    stdout.print(_table(figures))
     stdout.print(f"{machine()}, {runs} runs in turns", markup=False)
+    if to_json is not None:
+        shapes = {at: {name: asdict(ms) for name, ms in row.items()} for at, row in figures.items()}
+        write_json(to_json, {"machine": machine(), "unit": "ms", "shapes": shapes})
+
+
+def _table(figures: Mapping[str, Mapping[str, Latency]]) -> Table:
+    """Return the times by shape and target."""
+    table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)
+    for shape, timed in figures.items():
+        first = next(iter(timed.values())).median
+        for name, found in timed.items():
+            spread = (f"{found.median:.2f}", f"{found.low:.2f}", f"{found.high:.2f}")
+            table.add_row(shape, name, *spread, f"{first / found.median:.2f}x")
+    return table
 
 
 def parse_shape(text: str, *, who: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_bench_refuses_unknown_targets_before_it_times(
     assert "there is no target 'nowhere'" in shown.err
     assert "left out" not in shown.err
     assert not shown.out
+
+
+def test_bench_writes_its_figures(saved: str, tmp_path: Path) -> None:
+    place = tmp_path / "new" / "bench.json"
+    sizes = ("--shape", "1x4", "--shape", "2x4")
+    assert run("bench", saved, "-t", "reference", *sizes, "--runs", "3", "--json", str(place)) == 0
+    found = json.loads(place.read_text(encoding="utf-8"))
+    assert found["unit"] == "ms"
+    assert "torch" in found["machine"]
+    assert [*found["shapes"]] == ["1x4", "2x4"]
+    timed = found["shapes"]["2x4"]["reference"]
+    assert 0 < timed["low"] <= timed["median"] <= timed["high"]
+    assert timed["runs"] == 3
 
 
 def test_bench_leaves_out_targets_that_cannot_take_the_model(
