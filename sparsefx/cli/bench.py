@@ -51,7 +51,7 @@ def command(
     sizes = {text: parse_shape(text, who="bench") for text in shape or ["1x128"]}
     model = open_program(program).eval()
     for _, tokens in sizes.values():
-        check_length(model.config, tokens)
+        check_length(model.config, tokens, "tokens in --shape")
     compiled: dict[str, Callable[..., object]] = {}
     for text, known in targets.items():
         try:

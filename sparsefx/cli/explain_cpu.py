@@ -39,7 +39,7 @@ def command(
             f"{target!r} is not the cpu target", who="explain-cpu", hint="e.g. -t cpu{isa='avx2'}"
         )
     model = open_program(program).eval()
-    check_length(model.config, tokens)
+    check_length(model.config, tokens, "tokens in --shape")
     compiled = chosen.compile(model)
     found = compiled.explain(batch, tokens, timed=timed)
     stdout.print(str(found) if every else found.summary(), markup=False, end="")

@@ -247,7 +247,7 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
     for option in (option for option, is_given in given.items() if is_given):
         stderr.print(f"{option} is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
-    check_length(program.config, seq)
+    check_length(program.config, seq, "--seq")
     check_rows(program, program.signature.example({"batch": 1, "sequence": seq}))
     if integers and is_float(program):
         stderr.print(

@@ -23,12 +23,13 @@ def most_tokens(config: Mapping[str, Any]) -> int | None:
     return limit - int(config.get("pad_token_id") or 0) - 1 if offset else limit
 
 
-def check_length(config: Mapping[str, Any], tokens: int) -> None:
+def check_length(config: Mapping[str, Any], tokens: int, option: str = "max_length") -> None:
     """Refuse sequences that are longer than the model has positions for.
 
     Args:
         config: Hugging Face configuration; an empty one allows any length.
         tokens: Length of the longest sequence.
+        option: What to shorten it by, for the hint.
 
     Raises:
         DataError: ``tokens`` is more than the model has.
@@ -38,5 +39,5 @@ def check_length(config: Mapping[str, Any], tokens: int) -> None:
         raise DataError(
             f"a sequence of {tokens} tokens; the model has positions for {limit}",
             who="tokens",
-            hint=f"shorten it: max_length {limit} or less",
+            hint=f"shorten it: {option} {limit} or less",
         )

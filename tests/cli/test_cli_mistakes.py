@@ -72,7 +72,7 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data data.csv --task MPRC", "did you mean 'MRPC'?"),
         ("evaluate data.onnx --data data.csv", "there is no such file"),
         ("evaluate run --data data.csv", "finished by now: run/stages/1-dense/program"),
-        ("bench model -t reference --shape 1x99", "the model has positions for 16"),
+        ("bench model -t reference --shape 1x99", "shorten it: tokens in --shape 16 or less"),
         ("bench model -t reference --shape 1x4 --shape 1x4x4", "'1x4x4' is not BATCHxTOKENS"),
         ("bench model -t reference --shape \u00b2x4", "two whole numbers above 0"),
         ("bench model -t cpu{threads=9999}", "threads=9999: expected 0 to 1024"),
