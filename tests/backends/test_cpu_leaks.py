@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 from benchmarks.cpu_leaks import grown_bytes
@@ -18,8 +17,8 @@ def test_compiling_again_starts_no_threads() -> None:
     tasks = Path("/proc/self/task")
     program = captured("bert-cls")
     CpuTarget(threads=2).compile(program)
-    before = len(list(tasks.iterdir()))
+    before = {task.name for task in tasks.iterdir()}
     for _ in range(5):
         CpuTarget(threads=2).compile(program)
-    gc.collect()
-    assert len(list(tasks.iterdir())) == before
+    # Threads of what earlier tests left may end meanwhile: what counts is that none is new.
+    assert {task.name for task in tasks.iterdir()} <= before
