@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import Source
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -42,26 +41,12 @@ class ShapeFact:
 class _Symbols(ShapeEnv):
     """Symbols that do not note which line of a program asked for them.
 
-    To find that line torch imports 400 modules, its compilers among them, which takes longer than
-    the inference of a whole encoder.
+    To find that line torch imports hundreds of modules more, which takes longer than the inference
+    of a whole encoder.
     """
 
     def _get_user_frame(self) -> None:
         return None
-
-
-@dataclass(frozen=True)
-class _Size(Source):
-    """Where the size of a dynamic dimension comes from: its name, and no line of a program.
-
-    Sources that torch has for this import its compilers, which takes longer than all of sparsefx.
-    """
-
-    dim: str
-
-    @property
-    def _name_template(self) -> str:
-        return self.dim
 
 
 class Shapes:
@@ -117,7 +102,10 @@ class Shapes:
         return inputs
 
     def _symbol(self, name: str, hint: int) -> torch.SymInt:
-        source = _Size(name)
+        # It brings torch's compilers, as ShapeEnv does: seconds for who infers no shapes.
+        from torch._dynamo.source import ConstantSource
+
+        source = ConstantSource(name)
         symbol = self._environment.create_symbol(hint, source, DimDynamic.DYNAMIC)
         found: Any = self._environment.create_symintnode(symbol, hint=hint, source=source)
         return found  # type: ignore[no-any-return]
