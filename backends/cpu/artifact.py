@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsefx
-from sparsefx.arithmetic import names_in
 from sparsefx.backends.cpu.analyses.axes import Layout, arranged
 from sparsefx.backends.cpu.codegen.driver import driver_text
 from sparsefx.backends.cpu.codegen.engine import shared_engine
@@ -38,7 +37,7 @@ from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
-from sparsefx.inputs.conditions import holds
+from sparsefx.inputs.conditions import broken
 from sparsefx.storage.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.storage.places import told_place
 
@@ -167,8 +166,7 @@ def _check_sizes(interface: Interface, shape: tuple[int, ...]) -> None:
     dims = [*zip(places, interface.dims, shape, strict=True)]
     sizes |= {dim: size for _, dim, size in dims if isinstance(dim, str)}
     fixed = (f"{place} == {dim}" for place, dim, _ in dims if isinstance(dim, int))
-    known = (c for c in interface.conditions if names_in(c) <= sizes.keys())
-    missed = next((c for c in (*fixed, *known) if not holds(c, sizes)), None)
+    missed = broken((*fixed, *interface.conditions), sizes)
     if missed is not None:
         raise ProgramError(
             f"inputs of shape [batch, sequence] {shape}, but the model holds for {missed} alone",

@@ -73,8 +73,10 @@ def _numbered(table: Table, label: str, outputs: int | None, who: str) -> tuple[
     Raises:
         DataError: The labels are names, and nobody knows which output is which.
     """
+    from sparsefx.train.data.labels import as_number
+
     found = {str(cell).strip() for cell in table.column(label)} - {"", "None"}
-    values = [_number(name) for name in found]
+    values = [as_number(name) for name in found]
     if None in values:
         listed = ", ".join(sorted(found)[:5])
         raise DataError(
@@ -86,10 +88,3 @@ def _numbered(table: Table, label: str, outputs: int | None, who: str) -> tuple[
         )
     whole = all(value is not None and value.is_integer() for value in values)
     return tuple(map(str, range(outputs))) if whole and outputs else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -11,11 +11,11 @@ a file.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sparsefx.arithmetic import compute, names_in, parsed
 
-__all__ = ["check_condition", "holds", "is_same"]
+__all__ = ["broken", "check_condition", "holds", "is_same"]
 
 
 def holds(condition: str, sizes: Mapping[str, int]) -> bool:
@@ -24,6 +24,16 @@ def holds(condition: str, sizes: Mapping[str, int]) -> bool:
         return bool(compute(condition, sizes.__getitem__))
     except ArithmeticError:
         return False
+
+
+def broken(conditions: Iterable[str], sizes: Mapping[str, int]) -> str | None:
+    """Return the first condition that does not hold, of those on dimensions with a size here.
+
+    >>> broken(["n < 9", "n % 4 == 0", "m == 1"], {"n": 6})
+    'n % 4 == 0'
+    """
+    known = (each for each in conditions if names_in(each) <= sizes.keys())
+    return next((each for each in known if not holds(each, sizes)), None)
 
 
 def check_condition(condition: str) -> None:

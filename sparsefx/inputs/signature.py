@@ -10,7 +10,7 @@ import torch
 
 from sparsefx.arithmetic import names_in
 from sparsefx.errors import ProgramError, did_you_mean
-from sparsefx.inputs.conditions import check_condition, holds
+from sparsefx.inputs.conditions import broken, check_condition
 
 __all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
 
@@ -81,17 +81,17 @@ class Signature:
         sizes: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             _check_input(spec, batch[spec.name], sizes)
-        for condition in self.conditions:
-            self._check_condition(condition, {dim: size for dim, (size, _) in sizes.items()})
+        found = {dim: size for dim, (size, _) in sizes.items()}
+        condition = broken(self.conditions, found)  # an input that had a dimension may be gone
+        if condition is not None:
+            raise self._refused(condition, found)
 
     def admits(self, sizes: Mapping[str, int]) -> bool:
         """Whether the conditions on these dimensions hold for their sizes."""
-        return all(holds(c, sizes) for c in self.conditions if names_in(c) <= sizes.keys())
+        return broken(self.conditions, sizes) is None
 
-    def _check_condition(self, condition: str, sizes: Mapping[str, int]) -> None:
+    def _refused(self, condition: str, sizes: Mapping[str, int]) -> ProgramError:
         names = names_in(condition)
-        if not names <= sizes.keys() or holds(condition, sizes):
-            return  # the input that had the dimension may be gone
         places = [
             (spec.name, place, dim)
             for spec in self.inputs
@@ -100,7 +100,7 @@ class Signature:
         ]
         told = {dim: f"dimension {place} of {name} ({dim})" for name, place, dim in places[::-1]}
         given = " and ".join(f"{told[dim]} is {sizes[dim]}" for dim in sorted(told))
-        raise ProgramError(
+        return ProgramError(
             f"{given}, and the graph holds for {condition} alone",
             who="program",
             where=places[0][0],

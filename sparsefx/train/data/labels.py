@@ -11,6 +11,7 @@ from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [
     "Kind",
+    "as_number",
     "check_classes",
     "class_names",
     "guess_kind",
@@ -28,7 +29,7 @@ def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
 
     Labels that are 0.0 or 1.0 alone are two classes, as pandas writes them beside a missing one.
     """
-    values = {_number(cell) for cell in cells}
+    values = {as_number(cell) for cell in cells}
     if classes or None in values or values <= {0.0, 1.0}:
         return "classification"
     fractions = any(value is not None and not value.is_integer() for value in values)
@@ -36,7 +37,8 @@ def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
     return "regression" if fractions or pointed else "classification"
 
 
-def _number(cell: Cell) -> float | None:
+def as_number(cell: Cell) -> float | None:
+    """Return the number that a cell holds, None where it holds none."""
     try:
         return float(str(cell))
     except ValueError:
@@ -62,7 +64,7 @@ def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) ->
     indices = {name: index for index, name in enumerate(classes)}
     labels: list[float] = []
     for row, cell in enumerate(cells):
-        value = _number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
+        value = as_number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
         if value is None or not math.isfinite(value):
             raise _no_label(table, row, label, cell, classes, kind)
         labels.append(value)
