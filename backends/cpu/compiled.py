@@ -121,8 +121,8 @@ class CpuCompiled:
         """Why a batch runs in PyTorch, "" if it does not."""
         padding = self._lowered.padding
         if padding is not None and self._lowered.marks:
-            values = batch[padding].detach().numpy()
-            if not np.array_equal(values, values != 0):
+            values = batch[padding]
+            if not torch.equal(values, values.ne(0).to(values.dtype)):
                 return _NO_MARKS.format(padding)
         return _FIRST_IS_PADDING if self._reads_first and not mask[:, 0].all() else ""
 
@@ -182,7 +182,7 @@ class CpuCompiled:
         """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
         if self._lowered.padding is None:
             return np.ones(self._shape(batch), np.bool_)
-        mask: NDArray[np.bool_] = np.not_equal(batch[self._lowered.padding].detach().numpy(), 0)
+        mask: NDArray[np.bool_] = batch[self._lowered.padding].ne(0).numpy()
         if not mask.all():
             mask[~mask.any(1)] = True
         return mask

@@ -141,6 +141,15 @@ def test_masks_of_other_types(
     np.testing.assert_array_equal(found, compiled(**batch)["logits"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_models_of_masks_of_other_types(dtype: torch.dtype) -> None:
+    batch = example_batch()
+    batch["attention_mask"] = batch["attention_mask"].to(dtype)
+    program = capture(tiny("bert-cls"), batch).eval()
+    found = CpuTarget(rates="built-in").lower(program)(**batch)["logits"]
+    torch.testing.assert_close(found, program(**batch)["logits"], rtol=0, atol=1e-6)
+
+
 def test_int32_ids(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch) -> None:
     other = {name: value.int() for name, value in batch.items()}
     with pytest.raises(ProgramError, match=r"expected input_ids: int64.*got int32"):
