@@ -13,7 +13,7 @@ from sparsefx.backends.cpu.artifact import load
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.errors import ProgramError
 
-VOCABULARY, SIZE, SEPARATOR = 50, 16, 7
+VOCABULARY, SIZE, SEPARATOR = 3000, 16, 13
 
 
 class Encoder(nn.Module):
@@ -54,6 +54,35 @@ class WithoutTwoTokens(Encoder):
     def forward(self, input_ids: Tensor) -> Tensor:
         seen = (input_ids != 0) & (input_ids != SEPARATOR)
         return self.attention(input_ids, seen[:, None, :])
+
+
+class BySegmentAlone(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        segment = (input_ids == SEPARATOR).cumsum(1)
+        same = segment[:, :, None] == segment[:, None, :]
+        return self.attention(input_ids, (input_ids != 0)[:, None, :] & same)
+
+
+class UpToTheSecondOfAToken(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        seen = (input_ids != 0) & ((input_ids == SEPARATOR).cumsum(1) < 2)
+        return self.attention(input_ids, seen[:, None, :])
+
+
+class MeanWithoutOneToken(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.attention(input_ids, (input_ids != 0)[:, None, :])
+        weights = ((input_ids != 0) & (input_ids != SEPARATOR)).float()[:, :, None]
+        mean: Tensor = (x * weights).sum(1) / weights.sum(1)
+        return mean[:, None, :].expand(x.shape)
+
+
+class BlankAtOneToken(Encoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.attention(input_ids, (input_ids != 0)[:, None, :])
+        weights = ((input_ids != 0) & (input_ids != SEPARATOR)).float()[:, :, None]
+        found: Tensor = self.value(x * weights)
+        return found
 
 
 class WithoutTwoOfAnotherType(WithoutTwoTokens):
@@ -210,7 +239,7 @@ def batch(model: nn.Module, size: int, length: int) -> dict[str, Tensor]:
     """Random tokens, of which the last two are padding."""
     generator = torch.Generator().manual_seed(size)
     tokens = torch.randint(1, VOCABULARY, (size, length), generator=generator)
-    tokens[:, length // 2] = SEPARATOR
+    tokens[:, [0, length // 2]] = SEPARATOR
     tokens[:, -2:] = 0
     every = {
         "input_ids": tokens,
@@ -235,7 +264,8 @@ def largest_difference(model: nn.Module) -> tuple[float, str]:
 @pytest.mark.parametrize(
     "model",
     [
-        *(ByType, BySegment, WithoutOneToken, WithoutTwoTokens),
+        *(ByType, BySegment, BySegmentAlone, WithoutOneToken, WithoutTwoTokens),
+        UpToTheSecondOfAToken,
         *(WithoutTwoOfAnotherType, WithoutTwoInAnotherShape, WithoutOneOfBuckets),
     ],
 )
@@ -243,6 +273,13 @@ def test_a_mask_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> None
     difference, outside = largest_difference(model())
     assert difference < 1e-5
     assert "its mask depends on more than padding" in outside
+
+
+@pytest.mark.parametrize("model", [MeanWithoutOneToken, BlankAtOneToken])
+def test_a_factor_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> None:
+    difference, outside = largest_difference(model())
+    assert difference < 1e-5
+    assert "a factor that is not a number" in outside
 
 
 @pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand, CountingPositions])

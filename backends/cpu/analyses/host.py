@@ -6,7 +6,8 @@ from model to model, so they run as they are; the plan takes over at the first e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,9 +18,12 @@ from sparsefx.graph.effects import may_alias, shared_with_writes, writes
 from sparsefx.inputs.signature import Dim
 from sparsefx.program import Program
 
-__all__ = ["Host", "at_longest", "attempt"]
+__all__ = ["TRIALS", "Host", "at_longest", "attempt"]
 
 T = TypeVar("T")
+
+TRIALS = ((3, 7), (2, 12), (3, 7), (2, 12))
+"""Sequences of trials, and their length, where a Program takes any."""
 
 aten = torch.ops.aten
 _EMBEDDING = aten.embedding.default
@@ -41,6 +45,9 @@ _FORM_ALONE = {
 """Operators that read size or type alone of one argument, and which."""
 _ANY_SIZE = 3
 _NEAR = 64
+_FEW = 4
+_AT_ONCE = 1024
+"""Sequences of a trial of all that an input may hold."""
 _COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
 
 
@@ -216,12 +223,24 @@ class Host:
         known = [node for node in inputs if self.vocabulary(node) is not None]
         return known[0] if len(inputs) == len(known) == 1 else None
 
-    def marked(self, source: fx.Node, real: Tensor, generator: torch.Generator) -> Tensor:
-        """Values for an input that is 0 where `real` is, and any other elsewhere."""
+    def trials(self, source: fx.Node) -> Iterator[Tensor]:
+        """Values of an input that is 0 at padding: each that it may have, most of them twice."""
         count = self.vocabulary(source)
         assert count is not None, source
-        others = torch.randint(1, count, real.shape, generator=generator)
-        return (real * others).to(source.meta["val"].dtype)
+        generator = torch.Generator().manual_seed(0)
+        for number, (batch, length) in enumerate(sizes := self.sizes(TRIALS)):
+            chosen = torch.randint(0, 2, (batch, length), generator=generator)
+            if number < 2:  # nothing is padding; all but the first token is
+                chosen[:] = 1 - number
+            chosen[:, 0] = 1
+            few = min(count, _FEW if number % 2 else count)  # few: some are often equal
+            yield chosen * torch.randint(1, few, (batch, length), generator=generator)
+        batch = self.dims[0] if isinstance(self.dims[0], int) else _AT_ONCE
+        length = max(each for _, each in sizes)
+        shape = (batch, (length + 1) // 2)
+        for first in range(1, count if count > 2 else 1, math.prod(shape)):
+            values = torch.arange(first, first + math.prod(shape)).clamp(max=count - 1)
+            yield values.reshape(shape).repeat(1, 2)[:, :length]
 
     @staticmethod
     def _reached(

@@ -12,8 +12,6 @@ outer half of the distances, as with buckets and windows, it is taken to go on s
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.by_distance import constant_from, cut, rows_by_distance
-from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
+from sparsefx.backends.cpu.analyses.host import TRIALS, Host, at_longest, attempt
 from sparsefx.backends.cpu.analyses.values import Mask
 from sparsefx.backends.cpu.kernels.distances import EDGE, FAR, HIDDEN
 
@@ -36,10 +34,6 @@ _UNTRIED = "its mask takes none of the sizes that are tried"
 _LONGEST = 2048
 _MOST_VALUES = 1 << 22
 """Values of the largest mask that is tried."""
-_FREE = ((3, 7), (2, 12), (3, 7), (2, 12))
-_FEW = 4
-_AT_ONCE = 1024
-"""Sequences of a trial of all tokens of a vocabulary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +131,7 @@ class _Sum:
     def __init__(self, host: Host, masks: tuple[Mask, ...]) -> None:
         self._host, self._masks = host, masks
         self._inputs = host.placeholders(mask.node for mask in masks)
-        self._sizes = host.sizes(_FREE)
+        self._sizes = list(dict.fromkeys(host.sizes(TRIALS)))
 
     def _of(self, known: dict[fx.Node, Tensor], batch: int, length: int) -> Tensor | None:
         """fp32 [batch, heads, queries, keys], -inf for hidden keys; None if it is no such thing."""
@@ -151,7 +145,7 @@ class _Sum:
 
     def rows(self) -> Tensor | None:
         """What it adds by distance where nothing is padding, [heads, 2 length - 1]; see `_rows`."""
-        found = [self._unpadded(*size) for size in dict.fromkeys(self._sizes)]
+        found = [self._unpadded(*size) for size in self._sizes]
         known = [rows for rows in found if rows is not None]
         longest = max(known, key=lambda rows: rows.shape[1], default=None)
         if longest is None or len(known) < len(found):
@@ -177,10 +171,9 @@ class _Sum:
             return not read
         if not read <= {source}:
             return False
-        vocabulary = self._host.vocabulary(source)
-        if vocabulary is None:
+        if self._host.vocabulary(source) is None:
             return False
-        for given in self._trials(vocabulary):
+        for given in self._host.trials(source):
             batch, length = given.shape
             known = self._host.sample(self._inputs, batch, length)
             known[source] = given.to(known[source].dtype)
@@ -193,22 +186,6 @@ class _Sum:
             if not bool(((found == expected) | ~asked).all()):
                 return False
         return True
-
-    def _trials(self, vocabulary: int) -> Iterator[Tensor]:
-        """Values [batch, length] of the input that is 0 at padding: each token once, at least."""
-        generator = torch.Generator().manual_seed(0)
-        for number, (batch, length) in enumerate(self._sizes):
-            chosen = torch.randint(0, 2, (batch, length), generator=generator)
-            if number < 2:  # nothing hidden; all but the first token hidden
-                chosen[:] = 1 - number
-            chosen[:, 0] = 1
-            few = min(vocabulary, _FEW if number % 2 else vocabulary)  # few: some are often equal
-            yield chosen * torch.randint(1, few, (batch, length), generator=generator)
-        fixed = self._host.dims[0]
-        shape = (fixed if isinstance(fixed, int) else _AT_ONCE, max(s for _, s in self._sizes))
-        count = math.prod(shape)
-        for first in range(1, vocabulary if vocabulary > 2 else 1, count):
-            yield torch.arange(first, first + count).clamp(max=vocabulary - 1).reshape(shape)
 
     def far(self, rows: Tensor, longest: int) -> Tensor | None:
         """The same rows for the longest sequence that the model admits, `longest` at most."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ __all__ = ["ONLY_MEANS", "PoolingLowering"]
 
 aten = torch.ops.aten
 _OUTSIDE = "its input is computed outside the plan"
-_TRIALS = ((3, 7), (2, 12), (4, 5))
 ONLY_MEANS = "of poolings only the mean of all real tokens has a kernel"
 
 
@@ -44,7 +42,7 @@ class PoolingLowering:
         if not isinstance(mask, fx.Node) or mask not in walk.host.nodes or not by_token:
             return False
         assert isinstance(states, fx.Node)
-        source = self._same(mask, lambda real: real.float()[:, :, None])
+        source = self._marks(mask)
         if source is None or walk.conflicts(source):
             return False
         walk.padding.append(source)
@@ -120,23 +118,20 @@ class PoolingLowering:
         walk.own(node, target)
         return None
 
-    def _same(self, node: fx.Node, expected: Callable[[Tensor], Tensor]) -> str | None:
-        """The input that is 0 at padding, if a node is this function of which tokens are real."""
+    def _marks(self, node: fx.Node) -> str | None:
+        """The input that is 0 at padding, if a node is 1 at real tokens and 0 at padding."""
         host = self._walk.host
         source = host.only_mask(host.placeholders([node]))
         if source is None:
             return None
-        generator = torch.Generator().manual_seed(0)
-        for batch, length in host.sizes(_TRIALS):
-            real = torch.randint(0, 2, (batch, length), generator=generator)
-            real[:, 0] = 1
-            known = {source: host.marked(source, real, generator)}
+        for given in host.trials(source):
+            known = {source: given.to(source.meta["val"].dtype)}
             value = (attempt(partial(host.evaluate, [node], known)) or {}).get(node)
-            wanted = expected(real)
-            if not isinstance(value, Tensor) or value.dim() != wanted.dim():
+            real = (given != 0).float()[:, :, None]
+            if not isinstance(value, Tensor) or value.dim() != 3:
                 return None
-            if value.shape[:-1] != wanted.shape[:-1]:
+            if value.shape[:2] != given.shape:
                 return None
-            if not torch.equal(value.float(), wanted.expand_as(value)):
+            if not torch.equal(value.float(), real.expand_as(value)):
                 return None
         return str(source.target)
