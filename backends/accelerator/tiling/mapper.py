@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from sparsefx.backends.accelerator.engines.base import Gemm, ceil_div
-from sparsefx.backends.accelerator.hardware.architecture import Operand
+from sparsefx.backends.accelerator.hardware.architecture import Operand, Sram
 from sparsefx.backends.accelerator.hardware.machine import Machine, Mapping
 from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.errors import TargetError
@@ -82,9 +82,10 @@ def choose_mapping(op: MatmulOp, machine: Machine, *, streamed: bool = False) ->
 
 
 def _too_small(op: MatmulOp, machine: Machine) -> TargetError:
-    smallest = (1, min(op.n, machine.engine.row_step), _depths(op, machine)[-1])
-    needed = sum(_footprint(op, machine, smallest))
-    level = machine.architecture.innermost("weights")
+    rows, groups = _steps(op.m, machine.engine.column_step), _row_tiles(op, machine)
+    smallest = rows[-1], groups[-1], _depths(op, machine)[-1]
+    needs = _needs(op, machine, smallest)
+    level, needed = next((at, size) for at, size in needs if size > machine.per_core(at))
     return TargetError(
         f"the smallest tile, {smallest[0]} x {smallest[1]} x {smallest[2]}, needs "
         f"{needed:,.0f} bytes; a core has {machine.per_core(level):,.0f} in {level.name!r}",
@@ -140,14 +141,19 @@ def _footprint(
     )
 
 
-def fits(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> bool:
-    """Whether the memory of a core holds a tile, `(tile_m, tile_n, tile_k)`."""
+def _needs(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> list[tuple[Sram, float]]:
+    """The memories that hold a tile, with the bytes that each holds of it."""
     weights, active, accumulators = _footprint(op, machine, tile)
     near_w = machine.architecture.innermost("weights")
     near_a = machine.architecture.innermost("activations")
     if near_w is near_a:
-        return weights + active + accumulators <= machine.per_core(near_w)
-    return weights <= machine.per_core(near_w) and active + accumulators <= machine.per_core(near_a)
+        return [(near_w, weights + active + accumulators)]
+    return [(near_w, weights), (near_a, active + accumulators)]
+
+
+def fits(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> bool:
+    """Whether the memory of a core holds a tile, `(tile_m, tile_n, tile_k)`."""
+    return all(size <= machine.per_core(level) for level, size in _needs(op, machine, tile))
 
 
 def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Mapping | None:
@@ -168,10 +174,15 @@ def _estimate(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> Map
 
 
 def _rounds(op: MatmulOp, machine: Machine, tile: tuple[int, int, int]) -> int:
-    """Tiles that one core computes: it sums up those along k itself, the others are shared out."""
+    """Tiles that one core computes, one after the other.
+
+    It sums up those along k itself. Row groups are shared out, and so are the copies of a product,
+    each of them whole, or else its rows of activations.
+    """
     tile_m, tile_n, tile_k = tile
-    shared = op.copies * ceil_div(op.m, tile_m) * ceil_div(op.n, tile_n)
-    return ceil_div(shared, machine.cores) * ceil_div(op.k, tile_k)
+    groups, along_m = ceil_div(op.n, tile_n), ceil_div(op.m, tile_m)
+    shared, own = (op.copies, along_m) if op.copies > 1 else (along_m, 1)
+    return ceil_div(groups * shared, machine.cores) * own * ceil_div(op.k, tile_k)
 
 
 def _priced(op: MatmulOp, machine: Machine, mapping: Mapping, streamed: bool) -> Mapping:

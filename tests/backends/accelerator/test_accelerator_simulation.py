@@ -216,10 +216,18 @@ def test_a_fully_pruned_layer_takes_no_products_and_is_named() -> None:
     assert any("all weights are zero in dead" in note for note in run.notes)
 
 
-def test_an_architecture_that_cannot_hold_a_tile_is_refused() -> None:
-    tiny = perturbed(load_architecture("anton"), "sram.0.capacity", 1e-3)
-    with pytest.raises(TargetError, match=r"the smallest tile, 1 x 64 x 64, needs .* bytes"):
-        simulate(encoder_workload(SMALL), tiny)
+@pytest.mark.parametrize(
+    ("preset", "share", "smallest"),
+    [("anton", 1e-3, "8 x 64 x 64"), ("tensor-core-int8", 1 / 16, "64 x 64 x 64")],
+)
+def test_an_architecture_that_cannot_hold_a_tile_is_refused(
+    preset: str, share: float, smallest: str
+) -> None:
+    tiny = perturbed(load_architecture(preset), "sram.0.capacity", share)
+    with pytest.raises(TargetError, match=f"the smallest tile, {smallest}, needs") as caught:
+        simulate(encoder_workload(SMALL, tokens=64), tiny)
+    needed, there = re.findall(r"needs ([\d,]+) bytes; a core has ([\d,]+)", str(caught.value))[0]
+    assert int(needed.replace(",", "")) > int(there.replace(",", ""))
 
 
 def test_masks_that_do_not_match_weights_are_refused() -> None:
@@ -284,6 +292,15 @@ def test_the_mapper_prices_a_product_as_the_tiles_are_priced(preset: str) -> Non
             tasks = op.copies * len(plan.rows) * (op.m // mapping.tile_m)
             if op.n % mapping.tile_n == op.m % mapping.tile_m == op.k % mapping.tile_k == 0:
                 assert mapping.cycles == pytest.approx(-(-tasks // machine.cores) * tile)
+
+
+def test_attention_is_priced_as_its_copies_are_shared_out() -> None:
+    workload, arch = encoder_workload(SMALL, tokens=16), load_architecture("scalesim-compat")
+    two, eight = (simulate(workload, perturbed(arch, "cores", count)) for count in (2, 8))
+    assert eight.cycles <= two.cycles
+    for op in eight.ops:
+        if op.name in ("layer0.scores", "layer0.context"):
+            assert f"about {op.busy / 2:,.0f} cycles" in op.mapping  # two heads, a core each
 
 
 @pytest.mark.parametrize("preset", ["eie-64", "lock-step-32", "moffett-s4-like"])
