@@ -175,8 +175,8 @@ class CpuCompiled:
         return DropIn(self, self._program.signature, model)
 
     def _shape(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
-        first = next(t for t in batch.values() if t.dim() == 2)
-        return int(first.shape[0]), int(first.shape[1])
+        rows, tokens = batch[self._lowered.host.tokens.name].shape
+        return rows, tokens
 
     def _mask(self, batch: Mapping[str, Tensor]) -> NDArray[np.bool_]:
         """True for real tokens; a sequence without any keeps all, as no softmax is empty."""
@@ -267,8 +267,8 @@ class CpuCompiled:
 
     def _seconds_outside(self, rows: int, tokens: int) -> float:
         """What PyTorch takes for the part that no kernel computes, the least of three runs."""
-        specs = self._program.signature.inputs
-        batch = {s.name: torch.ones((rows, tokens)[: len(s.dims)], dtype=s.dtype) for s in specs}
+        sample = self._lowered.host.sample(set(self._inputs.values()), rows, tokens)
+        batch = {str(node.target): value for node, value in sample.items()}
         known, found = self._planned(batch, self._mask(batch)), []
         for _ in range(3):
             start = time.perf_counter()

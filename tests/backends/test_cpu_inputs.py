@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsefx import Program, capture
 from sparsefx.backends.cpu.artifact import LoadedModel, load
@@ -163,3 +163,29 @@ def test_another_device(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch
         compiled(**away)
     with pytest.raises(ProgramError, match="expected arrays of integers"):
         loaded(**away)
+
+
+class WithFeatures(nn.Module):
+    """Numbers of each text, such as its age, beside its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(50, 16), nn.Linear(16, 16)
+        self.widen = nn.Linear(10, 16)
+
+    def forward(self, features: Tensor, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.linear(self.table(input_ids)) + self.widen(features)[:, None]
+        return found
+
+
+def test_an_input_of_another_shape_may_come_before_the_tokens() -> None:
+    model = WithFeatures().eval()
+    tokens = torch.randint(1, 50, (3, 13))
+    example = {"features": torch.randn(2, 10), "input_ids": tokens[:2, :8]}
+    compiled = CpuTarget(rates="built-in").compile(capture(model, example))
+    given = {"features": torch.randn(3, 10), "input_ids": tokens}
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**given)["output"], model(**given))
+    apart = compiled.explain(2, 8, timed=True).apart
+    assert apart is not None
+    assert apart > 0

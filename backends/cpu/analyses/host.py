@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import rank, shape_of
 from sparsefx.graph.effects import may_alias, shared_with_writes, writes
-from sparsefx.inputs.signature import Dim
+from sparsefx.inputs.signature import Dim, InputSpec
 from sparsefx.program import Program
 
 __all__ = ["TRIALS", "Host", "at_longest", "attempt"]
@@ -77,11 +78,22 @@ class Host:
         outside = self._shared - self.nodes
         self.written = tuple(sorted(outside, key=self.places.__getitem__))
 
+    @cached_property
+    def tokens(self) -> InputSpec:
+        """An input that is [batch, sequence]: one that tables are read by rather than another."""
+        tables = self._program.graph.find_nodes(op="call_function", target=_EMBEDDING)
+        reading = {str(node.target) for node in self.contents(table.args[1] for table in tables)}
+
+        def unlikely(spec: InputSpec) -> tuple[bool, int]:
+            return spec.name not in reading, sum(isinstance(dim, int) for dim in spec.dims)
+
+        return min((s for s in self._program.signature.inputs if len(s.dims) == 2), key=unlikely)
+
     @property
     def dims(self) -> tuple[Dim, Dim]:
         """Batch and sequence as the signature has them: a name stands for any size."""
-        dims = next(s.dims for s in self._program.signature.inputs if len(s.dims) == 2)
-        return dims[0], dims[1]
+        batch, sequence = self.tokens.dims
+        return batch, sequence
 
     @property
     def admitted(self) -> int:
@@ -140,8 +152,9 @@ class Host:
     def is_per_token(self, node: fx.Node) -> bool:
         """Whether a node has one value for each token: [batch or 1, sequence] or [sequence]."""
         # Export may give each input symbols of its own; the signature makes their sizes equal.
+        same = {s.name for s in self._program.signature.inputs if s.dims == self.dims}
         inputs = self._program.graph.find_nodes(op="placeholder")
-        known = [shape_of(n) for n in inputs if rank(n) == 2]
+        known = [shape_of(n) for n in inputs if n.target in same]
         return any(
             shape_of(node) in ((batch, sequence), (1, sequence), (sequence,))
             for batch, sequence in known
