@@ -21,6 +21,8 @@ __all__ = [
 
 _WHO = "task"
 _HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan"})
+_MOST_CLASSES = 1000
+"""Of fewer texts than classes; a higher number is hardly an index."""
 Kind = Literal["classification", "regression", "text"]
 
 
@@ -46,12 +48,24 @@ def as_number(cell: Cell) -> float | None:
 
 
 def class_names(table: Table, label: str) -> tuple[str, ...]:
-    """Return the class names found in a column: indices count from 0, names are sorted."""
+    """Return the class names found in a column: indices count from 0, names are sorted.
+
+    Raises:
+        DataError: One is a number that is too high for an index, such as a date.
+    """
     found = {str(cell).strip() for cell in table.column(label)}
     numbers = {name.removesuffix(".0") for name in found}
-    if not all(number.lstrip("-").isdigit() for number in numbers):
-        return tuple(sorted(found - {"", "None"}))
-    return tuple(str(index) for index in range(max(map(int, numbers)) + 1))
+    if not all(number.removeprefix("-").isdecimal() for number in numbers):
+        return tuple(sorted(found - {"", "None", "nan"}))
+    highest = max(map(int, numbers))
+    if highest >= max(_MOST_CLASSES, len(table)):
+        raise DataError(
+            f"column {label!r} holds {highest}; classes count from 0, that would be {highest + 1}",
+            who=_WHO,
+            where=table.origin,
+            hint="name the column of the labels, or write classes as names",
+        )
+    return tuple(str(index) for index in range(highest + 1))
 
 
 def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:
@@ -101,7 +115,7 @@ def _class(name: str, indices: Mapping[str, int]) -> int | None:
     if name in indices:
         return indices[name]
     plain = name.removesuffix(".0")
-    return int(plain) if plain.isdigit() and int(plain) < len(indices) else None
+    return int(plain) if plain.isdecimal() and int(plain) < len(indices) else None
 
 
 def _no_label(

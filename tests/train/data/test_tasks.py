@@ -45,6 +45,22 @@ def test_classes_may_end_like_numbers(tmp_path: Path) -> None:
     assert load_task({"train": train, "dev": train}).classes == ("v1.0", "v2.0")
 
 
+def test_a_cell_without_a_label_is_no_class(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\na\tgood\nb\tbad\nc\tnan\n")
+    with pytest.raises(DataError, match="'nan', which is none of the 2 classes") as caught:
+        load_task({"train": train, "dev": train})
+    assert caught.value.hint == "1 of 3 rows have no label: take them out, or label them"
+
+
+def test_numbers_that_are_no_index_are_refused(tmp_path: Path) -> None:
+    dates = _file(tmp_path, "text\tlabel\na\t20240131\nb\t20240201\n")
+    with pytest.raises(DataError, match=r"holds 20240201; .* would be 20240202") as caught:
+        load_task({"train": dates, "dev": dates})
+    assert caught.value.where == str(dates)
+    squares = _file(tmp_path, "text\tlabel\na\t\u00b2\nb\t1\n", "squares.tsv")
+    assert load_task({"train": squares, "dev": squares}).classes == ("1", "\u00b2")
+
+
 def test_a_pair_of_one_column_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("a,b,label\none,two,x\nthree,four,y\n")
