@@ -12,6 +12,7 @@ from rich.progress import track
 
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import tokenizer_of
 from sparsefx.errors import DataError
@@ -39,6 +40,7 @@ def command(
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Masked words in a batch.")] = 32,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write every row, then its variants; other columns, such as the label, stay.
 
@@ -53,6 +55,7 @@ def command(
 
     if out.suffix != ".jsonl":
         raise DataError("expected a file that ends in .jsonl", who="augment", where=str(out))
+    check_new({"--out": out}, who="augment", overwrite=overwrite)
     settings = Augmentation(copies, probability, candidates, seed)
     table = read_table(data)
     names = text_columns(text) or find_text(table.columns, table.origin)

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, SparsefxError
 from sparsefx.storage.files import write_json
@@ -37,6 +38,7 @@ def command(
     to_json: Annotated[
         Path | None, typer.Option("--json", help="Write the milliseconds to this file too.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Time targets side by side: interleaved, median and spread, on random tokens."""
     import torch
@@ -48,6 +50,7 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     targets = {text: registry.parse_target(text) for text in target or ["reference", "onnxruntime"]}
+    check_new({"--json": to_json}, who="bench", overwrite=overwrite)
     sizes = {text: parse_shape(text, who="bench") for text in shape or ["1x128"]}
     model = open_program(program).eval()
     for _, tokens in sizes.values():

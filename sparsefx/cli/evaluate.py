@@ -11,6 +11,7 @@ import typer
 from sparsefx.cli.classes import given_classes, head_classes
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stdout
+from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.saved import Made, Saved, check_one_label, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.storage.files import write_json
@@ -70,6 +71,7 @@ def command(
     to_json: Annotated[
         Path | None, typer.Option("--json", help="Write the score to this file too.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
     from sparsefx.huggingface import load_tokenizer
@@ -78,6 +80,7 @@ def command(
 
     if metric is not None:
         check_metric(metric)
+    check_new({"--json": to_json}, who="evaluate", overwrite=overwrite)
     made = made_by(model)
     saved = open_saved(model, target)
     if made is None or made.kind == "text":  # else the run tells what the head was trained for

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sparsefx.cli.console import stdout
-from sparsefx.errors import RecipeError
+from sparsefx.cli.outputs import Overwrite, check_new
+from sparsefx.storage.files import write_text
 
 __all__ = ["command"]
 
@@ -19,21 +20,14 @@ def command(
         typer.Argument(help="SparseML recipe, or Neural Compressor or Prune OFA configuration."),
     ],
     out: Annotated[Path, typer.Option(help="Where the recipe is written (.yaml).")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file there.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a recipe of another tool into one of sparsefx; list what it cannot hold."""
     from sparsefx.importers.files import import_recipe
 
     found = import_recipe(file)
-    if out.exists() and not overwrite:
-        raise RecipeError(
-            "it is a folder" if out.is_dir() else "there is a file already",
-            who="import",
-            where=str(out),
-            hint="choose another --out" + ("" if out.is_dir() else ", or give --overwrite"),
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(found.recipe.to_yaml(), encoding="utf-8")
+    check_new({"--out": out}, who="import", overwrite=overwrite)
+    write_text(out, found.recipe.to_yaml())
     stages = ", ".join(stage.name for stage in found.recipe.stages)
     stdout.print(f"{out}: stages {stages}", markup=False)
     stdout.print(f"carried over ({len(found.carried)}):")

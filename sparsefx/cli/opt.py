@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stdout
+from sparsefx.cli.outputs import Overwrite, check_new, check_new_program
 from sparsefx.cli.programs import open_program, save
 from sparsefx.errors import SpecError
 
@@ -33,15 +34,17 @@ def command(
     dump_dir: Annotated[
         Path | None, typer.Option(help="Write the graph after each pass to this folder.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run passes on a Program and print the graph before and after."""
     from sparsefx.instruments import DumpDir, Timing
     from sparsefx.pipeline import Instrument, Pipeline
-    from sparsefx.storage.programs import check_free
 
     pipeline = Pipeline.parse(passes)
     if out is not None:
-        check_free(out)
+        check_new_program(out, who="opt", overwrite=overwrite)
+    if dump_dir is not None:
+        check_new({"--dump-dir": dump_dir / "00-input.txt"}, who="opt", overwrite=overwrite)
     opened = open_program(program)
     old, digests = opened.dump(facts=facts), opened.digests()
     begun = len(opened.history)

@@ -14,6 +14,7 @@ from rich.table import Table
 from sparsefx.cli.classes import given_classes, head_classes
 from sparsefx.cli.compress import text_columns
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import Made, check_one_label, class_names, made_by, tokenizer_of
 from sparsefx.errors import DataError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _LEVELS = "0.5,0.7,0.8,0.9,0.95"
+_CURVES, _INT8, _PAGE = "curves.json", "int8.json", "sensitivity.html"
 
 
 def command(
@@ -53,6 +55,7 @@ def command(
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 32,
+    overwrite: Overwrite = False,
 ) -> None:
     """Prune and quantize each linear alone, and show what the loss does.
 
@@ -61,6 +64,9 @@ def command(
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode, evaluation_batches
 
+    files = [out / name for name in (_CURVES, _INT8, _PAGE)]
+    check_new({"--out": next(filter(Path.exists, files), None)}, who="sensitivity",
+              overwrite=overwrite)  # fmt: skip
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()
     check_one_label(program.config, who="sensitivity", where=model)
@@ -180,8 +186,8 @@ def _write(found: Sensitivity, levels: tuple[float, ...], on: str, out: Path) ->
     """Write all that was measured; return where the curves are, and the page."""
     from sparsefx.passes.prune.loss_curves import write_loss_curves
 
-    curves, page = write_loss_curves(found.curves, out / "curves.json"), out / "sensitivity.html"
-    write_json(out / "int8.json", found.int8)
+    curves, page = write_loss_curves(found.curves, out / _CURVES), out / _PAGE
+    write_json(out / _INT8, found.int8)
     write_text(page, _page(found, levels, on).render())
     return curves, page
 

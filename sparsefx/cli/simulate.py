@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import TargetError, did_you_mean
 
@@ -64,11 +65,14 @@ def command(
     layer: Annotated[
         str, typer.Option(help="Time one product element by element, without memory.")
     ] = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
     if arch == "list" and not compare:
         stdout.print(_presets())
         return
+    files = {"--html": html, "--trace": trace, "--csv": csv, "--json": json}
+    check_new(files, who="simulate", overwrite=overwrite)
     names = compare or (arch,)
     archs = _to_simulate(model, names)
     drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)

@@ -73,7 +73,7 @@ def test_interrupted_it_leaves_the_older_results_whole(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fx.Interpreter, "run", interrupt)
-    assert run(*command, "--levels", "0.9") == 130
+    assert run(*command, "--levels", "0.9", "--overwrite") == 130
     assert capsys.readouterr().err.strip().endswith("the same command begins anew")
     assert {path: path.read_bytes() for path in out.iterdir()} == older
 
@@ -113,6 +113,6 @@ def test_names_of_classes_in_an_unknown_order_are_refused(
     model.save_pretrained(place / "model")
     losses = set()
     for order in ("up,down", "down,up"):
-        assert run(*command, "--levels", "0.5", "--classes", order) == 0
+        assert run(*command, "--levels", "0.5", "--classes", order, "--overwrite") == 0
         losses.add(capsys.readouterr().out.rpartition("untouched model ")[2].partition(";")[0])
     assert len(losses) == 2

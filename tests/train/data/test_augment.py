@@ -150,7 +150,7 @@ def test_the_command(
     older = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     monkeypatch.setattr(Augmenter, "variants", interrupt)
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--out", str(out)])
+        main([*command, "--out", str(out), "--overwrite"])
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip().endswith("the same command begins anew")
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == older
