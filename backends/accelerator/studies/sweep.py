@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -309,20 +310,46 @@ def _curves(results: list[Result]) -> str:
     for result in results:
         name = f"{result.point.arch}, {result.point.pattern}"
         lines.setdefault(name, []).append((result.point.ratio, result.sequences_per_second))
-    canvas = Canvas(900, max(380, 40 + 18 * len(lines)), "throughput against compression")
+    canvas = Canvas(900, max(380, 58 + 18 * len(lines)), "throughput against compression")
     values = [v for points in lines.values() for _, v in points]
     most = max(x for points in lines.values() for x, _ in points)
     x = Axis(0, most * 1.05, 80, 640)
     y = Axis(min(values) / 1.5, max(values) * 1.5, 330, 15, log=True)
     canvas.axes(x, y, "dense over remaining weights", "sequences a second")
-    for row, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        canvas.line([(x(a), y(b)) for a, b in sorted(points)], colour)
+    groups, row = _coinciding(lines), 0
+    for number, names in enumerate(groups):
+        colour, told = COLOURS[number % len(COLOURS)], {name: dict(lines[name]) for name in names}
+        points = sorted(told[names[0]].items())
+        canvas.line([(x(a), y(b)) for a, b in points], colour)
         for a, b in points:
-            canvas.dot(x(a), y(b), colour, f"{name}: {a:g}x, {b:,.1f}")
-        canvas.rect(660, 20 + 18 * row, 11, 11, colour)
-        canvas.text(677, 30 + 18 * row, name)
+            tip = "\n".join(f"{name}: {a:g}x, {found[a]:,.1f}" for name, found in told.items())
+            canvas.dot(x(a), y(b), colour, tip)
+        canvas.rect(660, 20 + 18 * row, 11, 18 * len(names) - 7, colour)
+        for name in names:
+            canvas.text(677, 30 + 18 * row, name)
+            row += 1
+    if len(groups) < len(lines):
+        canvas.text(660, 34 + 18 * row, "beside one bar: equal within 1 %")
     return canvas.render()
+
+
+def _coinciding(lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[list[str]]:
+    """The names, those together whose lines would hide one another."""
+    found: list[list[str]] = []
+    for name, points in lines.items():
+        group = next((names for names in found if _is_hidden(lines[names[0]], points)), None)
+        if group is None:
+            found.append([name])
+        else:
+            group.append(name)
+    return found
+
+
+def _is_hidden(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> bool:
+    """Whether all points of two lines differ by less than what is seen, a pixel."""
+    pairs = [*zip(sorted(first), sorted(second), strict=False)]
+    near = all(a == c and math.isclose(b, d, rel_tol=0.01) for (a, b), (c, d) in pairs)
+    return near and len(first) == len(second)
 
 
 def _bars(results: list[Result]) -> str:

@@ -58,6 +58,18 @@ def test_a_stopped_sweep_goes_on_where_it_was(
     assert "Throughput against compression" in page.read_text()
 
 
+def test_lines_that_coincide_are_told_as_one(tmp_path: Path) -> None:
+    """A dense machine takes as long with whatever zeros; one in lock step does not."""
+    archs = ["tpu-v4-like", "lock-step-32"]
+    points = grid(archs, [1, 8], ["random", "balanced"], tokens=16)
+    _, page = write_sweep(run_sweep(points, tmp_path), tmp_path)
+    text = page.read_text()
+    assert text.count("<polyline") - text.count('stroke="#e6e9ed"') == 3
+    assert "<title>tpu-v4-like, random: 8x, " in text
+    assert "\ntpu-v4-like, balanced: 8x, " in text
+    assert "beside one bar: equal within 1 %" in text
+
+
 def test_balanced_zeros_are_faster_than_random_ones_in_lock_step(tmp_path: Path) -> None:
     points = grid(["lock-step-32"], [8], ["random", "balanced"], tokens=16)
     random, balanced = run_sweep(points, tmp_path)
