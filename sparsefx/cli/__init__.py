@@ -8,7 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["main", "one_message"]
+__all__ = ["LEADS", "main", "one_message"]
+
+LEADS = os.environ.get("RANK", "0") == "0"
+"""Whether this is the process that reports; torchrun and accelerate number those they start."""
 
 _INTERRUPTED = 130  # also what Typer makes of Ctrl-C
 _GO_ON = ("compress", "demo", "sweep")
@@ -41,35 +44,40 @@ def one_message(*, goes_on: bool = True) -> Iterator[None]:
     Raises:
         SystemExit: In place of an error that is the user's or the machine's.
     """
-    from rich.console import Console
-
-    from sparsefx.cli.console import LEADS
-    from sparsefx.errors import SparsefxError, TrainingInterruptedError
-
     try:
         yield
-    except SparsefxError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        interrupted = isinstance(error, TrainingInterruptedError)
-        if LEADS or not interrupted:
-            console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
-            console.print(str(error), markup=False)
-        sys.exit(_INTERRUPTED if interrupted else 2)
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
             raise
         if LEADS:
-            console = Console(stderr=True, soft_wrap=True, highlight=False)
-            console.print(_KEPT if goes_on else _ANEW, markup=False)
+            print(_KEPT if goes_on else _ANEW, file=sys.stderr)
         sys.exit(_INTERRUPTED)
     except Exception as error:
-        told = _of_the_machine(error)
-        if told is None:
+        status = _told(error)
+        if status is None:
             raise
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
-        console.print("[bold red]error[/]", end=" ")
-        console.print(told, markup=False)
-        sys.exit(2)
+        sys.exit(status)
+
+
+def _told(error: Exception) -> int | None:
+    """Print an error that is the user's or the machine's; None for any other."""
+    from rich.console import Console
+
+    from sparsefx.errors import SparsefxError, TrainingInterruptedError
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if isinstance(error, SparsefxError):
+        interrupted = isinstance(error, TrainingInterruptedError)
+        if LEADS or not interrupted:
+            console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
+            console.print(str(error), markup=False)
+        return _INTERRUPTED if interrupted else 2
+    told = _of_the_machine(error)
+    if told is None:
+        return None
+    console.print("[bold red]error[/]", end=" ")
+    console.print(told, markup=False)
+    return 2
 
 
 def _of_the_machine(error: BaseException) -> str | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rich.console import Console
 
-__all__ = ["LEADS", "format_bytes", "format_count", "stderr", "stdout"]
+from sparsefx.cli import LEADS
 
-LEADS = os.environ.get("RANK", "0") == "0"
-"""Whether this is the process that reports; torchrun and accelerate number those they start."""
+__all__ = ["format_bytes", "format_count", "stderr", "stdout"]
 
 # Files and pipes have no width of their own, and a table should not lose its names there.
 _WIDE = 160

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
-from sparsefx.cli.console import LEADS, stderr, stdout
+from sparsefx.cli import LEADS
+from sparsefx.cli.console import stderr, stdout
 from sparsefx.errors import ArtifactError, SparsefxError, UnrepresentableError
 from sparsefx.extras import need
 

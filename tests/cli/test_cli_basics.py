@@ -243,6 +243,22 @@ def test_an_interrupt_is_told(
     )
 
 
+@pytest.mark.parametrize("module", ["rich.console", "typer", "sparsefx.cli.app"])
+def test_an_interrupt_of_an_import_is_told(module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from sparsefx.cli import main\n"
+        "main(['passes'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted; no file is cut, and the same command begins anew\n"
+
+
 def test_an_interrupt_of_what_goes_on_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, one_message():
         raise KeyboardInterrupt
