@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sparsefx.cli.interrupts import INTERRUPTED, imports_end
+
 __all__ = ["LEADS", "main", "one_message"]
 
 LEADS = os.environ.get("RANK", "0") == "0"
 """Whether this is the process that reports; torchrun and accelerate number those they start."""
 
-_INTERRUPTED = 130  # also what Typer makes of Ctrl-C
 _GO_ON = ("compress", "demo", "sweep")
 _KEPT = "interrupted; run the same command again: what is finished is kept, and no file is cut"
 _ANEW = "interrupted; no file is cut, and the same command begins anew"
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     name = next((each for each in given if not each.startswith("-")), "")
-    with one_message(goes_on=name in _GO_ON):
+    goes_on = name in _GO_ON
+    with imports_end(_interrupted(goes_on)), one_message(goes_on=goes_on):
         from sparsefx.cli.app import app
 
         app(args=arguments, prog_name="sparsefx")
@@ -47,16 +49,21 @@ def one_message(*, goes_on: bool = True) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
-        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
-        if LEADS:
-            print(_KEPT if goes_on else _ANEW, file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.stderr.write(_interrupted(goes_on))
+        sys.exit(INTERRUPTED)
     except Exception as error:
         status = _told(error)
         if status is None:
             raise
         sys.exit(status)
+
+
+def _interrupted(goes_on: bool) -> str:
+    """The line that says what an interrupt leaves; "" where another process says it."""
+    told = _KEPT if goes_on else _ANEW
+    return f"{told}\n" if LEADS else ""
 
 
 def _told(error: Exception) -> int | None:
@@ -71,7 +78,7 @@ def _told(error: Exception) -> int | None:
         if LEADS or not interrupted:
             console.print(f"[bold red]error[/] {type(error).__name__}", end=": ")
             console.print(str(error), markup=False)
-        return _INTERRUPTED if interrupted else 2
+        return INTERRUPTED if interrupted else 2
     told = _of_the_machine(error)
     if told is None:
         return None
