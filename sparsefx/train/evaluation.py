@@ -21,6 +21,7 @@ from sparsefx.train.data.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
+from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
 
 __all__ = [
     "SessionData",
@@ -258,8 +259,7 @@ def _drawn_batches(
     program: Program, count: int, batch_size: int, seed: int
 ) -> list[NDArray[np.int64]]:
     order = np.random.default_rng(seed).permutation(count)
-    sizes = (s.dims[0] for s in program.signature.inputs if s.dims)
-    fixed = next((size for size in sizes if isinstance(size, int)), None)
+    fixed = fixed_batch(program)
     size = fixed or min(batch_size, max(4, count // (2 * LEAST_BATCHES)))
     found = [order[start : start + size] for start in range(0, count, size)]
     whole = [rows for rows in found if fixed is None or len(rows) == fixed]
@@ -282,6 +282,9 @@ def predict(
 ) -> NDArray[np.float32]:
     """Return the logits for all examples, in fp32 and evaluation mode.
 
+    A Program that was captured with a fixed batch gets batches of that size, the last one filled
+    with texts that come again and are not looked at.
+
     Args:
         program: The model.
         data: The examples.
@@ -291,7 +294,13 @@ def predict(
 
     Returns:
         Of shape (examples, outputs), in the order of ``data``.
+
+    Raises:
+        TrainingError: The Program does not take batches of such sizes.
     """
+    fixed = fixed_batch(program)
+    sizes = {fixed} if fixed else batch_sizes(len(data), batch_size)
+    check_sizes(program, data, sizes, where="prediction")
     run, inputs = predictor(program)
     if compiled is not None:
         output, inputs = logits_name(program), program.signature.input_names
@@ -306,11 +315,11 @@ def predict(
 
     cast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with program.evaluating(), cast:
-        return predict_by(moved, inputs, data, batch_size)
+        return predict_by(moved, inputs, data, fixed or batch_size, filled=fixed is not None)
 
 
 def predict_by(
-    run: Predictor, inputs: Sequence[str], data: Encoded, batch_size: int
+    run: Predictor, inputs: Sequence[str], data: Encoded, batch_size: int, *, filled: bool = False
 ) -> NDArray[np.float32]:
     """Return what ``run`` gives for all examples, as :func:`predict` does.
 
@@ -319,10 +328,11 @@ def predict_by(
         inputs: Names of what it takes.
         data: The examples.
         batch_size: Examples in a batch.
+        filled: Whether it takes batches of that size alone.
     """
     results: list[tuple[NDArray[np.int64], Tensor]] = []
-    for rows, batch in evaluation_batches(data, batch_size):
-        results.append((rows, run(_chosen(inputs, batch)).float().cpu()))
+    for rows, batch in evaluation_batches(data, batch_size, filled=filled):
+        results.append((rows, run(_chosen(inputs, batch)).float().cpu()[: len(rows)]))
     first = results[0][1]
     logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
     for rows, found in results:

@@ -19,10 +19,12 @@ from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.data.tasks import Task
-from sparsefx.train.evaluation import head_outputs
+from sparsefx.train.evaluation import TokenData, head_outputs
+from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
+from sparsefx.train.step.parts import part_sizes
 from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
-__all__ = ["StageChecks", "check_folders", "check_parts", "within"]
+__all__ = ["StageChecks", "check_batches", "check_folders", "check_parts", "within"]
 
 
 @contextmanager
@@ -73,6 +75,23 @@ def check_parts(recipe: Recipe, processes: int) -> None:
                 where=f"stages[{index}].training",
                 hint="batch_size is that of all processes together; give a larger one",
             )
+
+
+def check_batches(recipe: Recipe, model: Program, data: TokenData, processes: int) -> None:
+    """Refuse batches of sizes that the model of a run does not take, in its stages or its scores.
+
+    Raises:
+        TrainingError: Names the stage, the size, and what the model takes.
+    """
+    for stage in recipe.stages:
+        if (training := stage.training) is None:
+            continue
+        texts = data.of(training)
+        sizes = batch_sizes(len(texts), training.batch_size or recipe.data.batch_size)
+        parts = part_sizes(sizes, processes * training.accumulate)
+        check_sizes(model, texts, parts, where=f"stage {stage.name}")
+    scored = fixed_batch(model) or recipe.data.eval_batch_size
+    check_sizes(model, data.test, {scored}, where="test")
 
 
 @dataclass

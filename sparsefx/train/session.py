@@ -56,7 +56,13 @@ from sparsefx.train.events import (
     StageStarted,
 )
 from sparsefx.train.metrics import evaluate
-from sparsefx.train.precheck import StageChecks, check_folders, check_parts, within
+from sparsefx.train.precheck import (
+    StageChecks,
+    check_batches,
+    check_folders,
+    check_parts,
+    within,
+)
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder, StopRequest
@@ -186,6 +192,7 @@ class Session:
         begin = partial(begin_folder, model=model)
         load = partial(open_folder, inputs=self._inputs)
         task, tokenizer = self._source.task, self._source.tokenizer
+        check_batches(self.recipe, model, self._data, self._processes.count)
         StageChecks(self.recipe, model, steps, load, begin, task, tokenizer).check()
 
     @cached_property

@@ -25,6 +25,7 @@ from sparsefx.program import Program
 from sparsefx.storage.files import take_blocks
 from sparsefx.train.data.batches import Encoded, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
+from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
 
 __all__ = ["takes_taught", "with_teacher"]
 
@@ -65,12 +66,14 @@ def with_teacher(
     run = _several(teacher, nodes)
     kept = {name: _room(teacher, node, data, place / name) for name, node in nodes.items()}
     device = next(iter(teacher.named_tensors().values())).device
+    fixed = fixed_batch(teacher)
+    check_sizes(teacher, data, [fixed] if fixed else batch_sizes(len(data), size), where="teacher")
     with teacher.evaluating(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for rows, batch in evaluation_batches(data, size):
+        for rows, batch in evaluation_batches(data, fixed or size, filled=fixed is not None):
             inputs = inputs_for(teacher, batch)
             found = run({name: value.to(device) for name, value in inputs.items()})
             for name, value in found.items():
-                _keep(kept[name], rows, value.float().cpu(), name)
+                _keep(kept[name], rows, value.float().cpu()[: len(rows)], name)
     return replace(data, more=kept)
 
 

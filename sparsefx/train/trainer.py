@@ -22,10 +22,11 @@ from sparsefx.train.data.batches import Batches, Encoded
 from sparsefx.train.data.labels import Kind
 from sparsefx.train.events import StepDone
 from sparsefx.train.precheck import within
+from sparsefx.train.sizes import batch_sizes, check_sizes
 from sparsefx.train.step.counts import find_draws
 from sparsefx.train.step.loss import BatchLoss
 from sparsefx.train.step.optimization import flush_tiny, freeze, make_optimizer, trained_parameters
-from sparsefx.train.step.parts import PartedBatch, find_ranges
+from sparsefx.train.step.parts import PartedBatch, find_ranges, part_sizes
 from sparsefx.train.step.processes import Processes
 
 __all__ = ["StageTrainer"]
@@ -64,7 +65,8 @@ class StageTrainer:
         seed: Of data order and dropout.
 
     Raises:
-        TrainingError: Nothing is left to train, or there is nothing to minimise.
+        TrainingError: Nothing is left to train, there is nothing to minimise, or some batch has a
+            size that the Program does not take.
     """
 
     def __init__(
@@ -89,6 +91,9 @@ class StageTrainer:
         self.done = 0
         self.seconds = 0.0
         self._session_start = (0, 0.0)
+        sizes = batch_sizes(len(data), self._batches.batch_size)
+        parts = part_sizes(sizes, processes.count * settings.accumulate)
+        check_sizes(program, data, parts, where=f"stage {name}")
         loss = BatchLoss(name, settings, program, data, kind)
         self._device = loss.device
         self._frozen = freeze(program, settings.freeze)

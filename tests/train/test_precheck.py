@@ -309,3 +309,25 @@ def test_a_cached_teacher_cannot_know_what_is_hidden_from_it(tmp_path: Path) -> 
     text = text.replace("strip-distillation", "strip-masked-lm,strip-distillation")
     with pytest.raises(TrainingError, match="tokens are hidden anew in each step"):
         run(Recipe.parse(text), tmp_path / "run")
+
+
+def test_batches_that_the_model_does_not_take_are_told_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    batch = tiny_run.example_inputs(tiny_run.data())
+    batch = {name: torch.cat([value, value]) for name, value in batch.items()}
+    of_four = capture(tiny_run.model(), batch, dynamic={n: {1: "sequence"} for n in batch})
+    recipe = Recipe.parse(tiny_run.DENSE.replace("batch_size: 8", "batch_size: 4"))
+    events: list[Event] = []
+    with pytest.raises(TrainingError) as raised:
+        Session(
+            recipe, of_four, tiny_run.data(62), tmp_path / "a", device="cpu",
+            listeners=[events.append],
+        ).run()  # fmt: skip
+    assert "at stage dense: there are batches of 2 texts" in str(raised.value)
+    assert "holds for batch == 4 alone\n  hint: capture it with a dynamic batch" in str(
+        raised.value
+    )
+    assert not events
+    result = Session(recipe, of_four, tiny_run.data(20), tmp_path / "b", device="cpu").run()
+    assert result.stage("dense").score is not None

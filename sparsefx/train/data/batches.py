@@ -288,12 +288,17 @@ class Batches:
         return [order[place] for place in generator.permutation(len(order))]
 
 
-def evaluation_batches(data: Encoded, batch_size: int) -> Iterator[tuple[Ints, Batch]]:
-    """Yield (rows, batch) over all examples once, from short to long."""
+def evaluation_batches(
+    data: Encoded, batch_size: int, *, filled: bool = False
+) -> Iterator[tuple[Ints, Batch]]:
+    """Yield (rows, batch) over all examples once, from short to long.
+
+    ``filled``: the last batch is as large as the others; behind its rows some come again.
+    """
     order = np.argsort(data.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield rows, data.collate(rows)
+        yield rows, data.collate(np.resize(rows, batch_size) if filled else rows)
 
 
 def _arrays(sequences: Sequence[Sequence[int]]) -> tuple[Ints, ...]:

@@ -21,7 +21,7 @@ within this step are, in each part, by what this part has seen.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -35,7 +35,7 @@ from sparsefx.train.step.counts import Counts
 from sparsefx.train.step.loss import LABELS, BatchLoss
 from sparsefx.train.step.processes import Processes
 
-__all__ = ["PartedBatch", "Ranges", "bounds", "find_ranges"]
+__all__ = ["PartedBatch", "Ranges", "bounds", "find_ranges", "part_sizes"]
 
 
 class PartedBatch:
@@ -139,6 +139,15 @@ def bounds(rows: int, parts: int) -> list[tuple[int, int]]:
     """
     edges = [rows * place // parts for place in range(parts + 1)]
     return list(pairwise(edges))
+
+
+def part_sizes(sizes: Collection[int], parts: int) -> set[int]:
+    """Return the sizes of the parts of batches.
+
+    >>> part_sizes({8, 6}, 4)
+    {1, 2}
+    """
+    return {last - first for rows in sizes for first, last in bounds(rows, parts)} - {0}
 
 
 def find_ranges(program: Program) -> list[tuple[str, str]]:
