@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import sparsefx
 from sparsefx import Program
 from sparsefx.backends.cpu.artifact import load
+from sparsefx.backends.cpu.codegen.engine import shared_engine
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.machine.private import cache_folder
 from sparsefx.backends.cpu.target import CpuTarget
@@ -66,12 +67,33 @@ def test_it_runs_without_torch_and_compiles_nothing(
     # The process has the user's key, but no objects of its own: the code comes from the folder.
     cache = tmp_path / "cache" / "sparsefx" / "cpu"
     cache.mkdir(parents=True)
-    shutil.copy(cache_folder() / "key", cache / "key")
+    folder = cache_folder()
+    assert folder is not None
+    shutil.copy(folder / "key", cache / "key")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     subprocess.run(command, check=True, env=environment)
     found = np.load(tmp_path / "out.npz")["logits"]
     np.testing.assert_array_equal(found, compiled(**batch)["logits"].numpy())
+
+
+def test_a_user_without_a_home_compiles_each_time(
+    program: Program, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    batch = padded_batch(program, 2, 9)
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    expected = load(saved)(**arrays)["logits"]
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    shared_engine.cache_clear()  # as in a process of its own
+    try:
+        np.testing.assert_array_equal(load(saved)(**arrays)["logits"], expected)
+        assert cache_folder() is None
+    finally:
+        shared_engine.cache_clear()
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "distilbert", "electra", "bert-tok"])

@@ -78,8 +78,9 @@ def _self_check(isa: Isa) -> str:
         until = now + seconds
         if seconds:
             write_private(folder, name, json.dumps([why, until]).encode())
-    is_kept = until > now and (folder / name).exists()
-    return f"{why} (kept in {folder / name})" if why and is_kept else why
+    if folder is None or not why or until <= now or not (folder / name).exists():
+        return why
+    return f"{why} (kept in {folder / name})"
 
 
 def child_verdict(isa: Isa) -> tuple[str, float]:

@@ -19,9 +19,15 @@ __all__ = ["cache_folder", "read_private", "sign", "write_private"]
 _KEY = "key"
 
 
-def cache_folder() -> Path:
-    """Where compiled objects are kept: `$XDG_CACHE_HOME/sparsefx/cpu`, private to the user."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder() -> Path | None:
+    """Where compiled objects are kept: `$XDG_CACHE_HOME/sparsefx/cpu`, private to the user.
+
+    None where neither that nor a home is known, as for a user of a container by number alone.
+    """
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(base) / "sparsefx" / "cpu"
 
 
