@@ -101,6 +101,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Killed in between, what was at `path` is still there; what was written beside it goes when the
     same path is next written. A device or pipe is written as it is: a file must not take its place.
+
+    Raises:
+        OSError: It cannot be written; its file is `path`.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -108,12 +111,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     for left in path.parent.glob(f".{glob.escape(path.name)}-*{_PART}"):
         _remove_if_left(left)
     beside = path.with_name(f".{path.name}-{os.getpid()}{_PART}")
-    with _held(beside):
+    with _named(path, beside), _held(beside):
         try:
             yield beside
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path, beside: Path) -> Iterator[None]:
+    """Name in an error the file that was asked for, not the one that is written beside it."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename) != str(beside):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

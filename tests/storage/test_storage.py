@@ -123,6 +123,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "file.json"
+    with pytest.raises(FileNotFoundError) as caught, whole_file(path):
+        pytest.fail("its folder does not exist")
+    assert caught.value.filename == str(path)
+
+
 WRITER = """
 import pathlib, sys
 from sparsefx.storage.files import whole_file
