@@ -90,7 +90,7 @@ def capture(
     )
     with no_collection():
         exported = _export(model, inputs, dims)
-        program = _to_program(exported, specs, _config_of(model), bounds=False)
+        program = _to_program(exported, specs, _config_of(model), given=False)
     _require(program, check_agreement(model, program, inputs))
     return program.train(model.training)
 
@@ -249,7 +249,7 @@ def _from_exported(exported: ExportedProgram) -> Program:
         )
         for name, value in values.items()
     )
-    return _to_program(exported, specs, {}, bounds=True).eval()
+    return _to_program(exported, specs, {}, given=True).eval()
 
 
 def _names_of_symbols(values: Mapping[str, Tensor]) -> dict[str, str]:
@@ -282,22 +282,23 @@ def _to_program(
     specs: tuple[InputSpec, ...],
     config: dict[str, Any],
     *,
-    bounds: bool,
+    given: bool,
 ) -> Program:
+    """Make the Program; ``given``: the user exported it, in whatever mode."""
     flat = exported.module(check_guards=False)
     results = next(n for n in flat.graph.nodes if n.op == "output").args[0]
     structured = pytree.tree_unflatten(list(results), exported.call_spec.out_spec)
     outputs = dict(named_outputs(structured, fx.Node))
     if not outputs:
         raise CaptureError("the model returns no tensor", who="capture", where="forward")
-    module, ties = clean_graph(flat, [spec.name for spec in specs], outputs)
+    module, ties = clean_graph(flat, [s.name for s in specs], outputs, training=not given)
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     values = {s.name: n.meta["val"] for s, n in zip(specs, placeholders, strict=True)}
     signature = Signature(tuple(_as_found(s, values[s.name]) for s in specs), tuple(outputs))
     shapes = Shapes.of_export(signature, values)
     shapes.infer(module, missing=True)
     program = Program(module, signature, config=config, ties=ties, shapes=shapes)
-    conditions, unknown = exported_conditions(exported, signature.inputs, values, bounds=bounds)
+    conditions, unknown = exported_conditions(exported, signature.inputs, values, bounds=given)
     for guard in unknown:
         logger.warning("capture: the graph is wrong where this is not so, unchecked: %s", guard)
     _require(program, conditions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -41,7 +41,7 @@ _ASSERTIONS = {
 
 
 def clean_graph(
-    flat: fx.GraphModule, inputs: Sequence[str], outputs: Mapping[str, fx.Node]
+    flat: fx.GraphModule, inputs: Sequence[str], outputs: Mapping[str, fx.Node], *, training: bool
 ) -> tuple[fx.GraphModule, tuple[tuple[str, ...], ...]]:
     """Return the module of a Program, and its groups of tied names.
 
@@ -49,9 +49,11 @@ def clean_graph(
         flat: ``ExportedProgram.module()``.
         inputs: Names for its placeholders, in order.
         outputs: Name and node of every output.
+        training: Whether it was surely exported in training mode.
     """
     ties = _tied_names(flat)
-    copier = _Copier(flat, {name: group[0] for group in ties for name in group})
+    training = training or any(_flag(node) for node in _nodes(flat))
+    copier = _Copier(flat, {name: group[0] for group in ties for name in group}, training)
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, inputs, strict=True):
         new = copier.graph.placeholder(name, default_value=None)
@@ -80,12 +82,13 @@ def _compute_out_of_place(graph: fx.Graph, values: Mapping[fx.Node, object]) -> 
 class _Copier:
     """Copies the graph of an exported module, node by node, into a new graph."""
 
-    def __init__(self, root: fx.GraphModule, canonical: Mapping[str, str]) -> None:
+    def __init__(self, root: fx.GraphModule, canonical: Mapping[str, str], training: bool) -> None:
         self.graph = fx.Graph()
         self.copied: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, object] = {}
         self._root = root
         self._canonical = canonical
+        self._in_training = training
         self._tensors: dict[str, fx.Node] = {}
 
     def start(self) -> None:
@@ -136,12 +139,32 @@ class _Copier:
             source, index = self.copied[node.all_input_nodes[0]], node.args[1]
             if isinstance(source, tuple):  # the results of an inlined region
                 return source[cast("int", index)]
+        # What is off although the model trained follows no mode: the model says so.
+        is_off = self._in_training and _flag(node) is False
+        if is_off and node.target in _DROPOUTS:
+            return self.copied[node.all_input_nodes[0]]
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
         self.values[new] = new.meta.get("val")
-        _follow_mode(self.graph, new, self._training)
+        if not is_off:
+            _follow_mode(self.graph, new, self._training)
         _narrow_fill(new)
         return new
+
+
+def _nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """Yield all nodes, also those of regions."""
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from part.graph.nodes
+
+
+def _flag(node: fx.Node) -> bool | None:
+    """Return what a dropout, or a batch norm with statistics, was told: whether it trains."""
+    if node.target in _DROPOUTS:
+        return bool(node.args[2])
+    is_norm = node.target is aten.batch_norm.default and node.args[3] is not None
+    return bool(node.args[5]) if is_norm else None
 
 
 def _unknown(node: fx.Node) -> CaptureError:
@@ -193,7 +216,7 @@ def _follow_mode(graph: fx.Graph, node: fx.Node, training: fx.Node) -> None:
             rate = graph.call_function(dropout_rate, (node.args[4], training))
             rate.meta = {key: text for key, text in node.meta.items() if key != "val"}
         node.args = (*node.args[:4], rate, *node.args[5:])
-    elif node.target is aten.batch_norm.default and node.args[3] is not None:  # it has statistics
+    elif _flag(node) is not None:
         node.args = (*node.args[:5], training, *node.args[6:])
 
 

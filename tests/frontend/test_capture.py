@@ -243,6 +243,41 @@ def test_dropout_in_place_is_seen_through_views(is_seen: bool, operator: str) ->
     assert torch.equal(program.eval()(x=x)["output"], model.eval()(x))
 
 
+class Off(nn.Module):
+    """Drops out where it trains, and norms and drops out where it says that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.norm(x), 0.5, self.training)
+        x = nn.functional.dropout(x * 2, 0.5, training=False, inplace=True)
+        return nn.functional.batch_norm(x, self.norm.running_mean, self.norm.running_var)
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_what_a_model_switches_off_stays_off_in_training(exported: bool) -> None:
+    model, x = Off().train(), torch.randn(4, 8)
+    given = torch.export.export(model, (x,)) if exported else model
+    program = sparsefx.capture(given, {"x": x}).train()
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(program(x=x)["output"], expected)
+    assert torch.equal(program.eval()(x=x)["output"], model.eval()(x))
+
+
+def test_dropout_alone_that_is_off_is_nothing() -> None:
+    class Nothing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(x, 0.5, training=False) * 2
+
+    program = sparsefx.capture(Nothing().train(), {"x": torch.ones(2, 8)})
+    assert torch.equal(program(x=torch.ones(3, 8))["output"], torch.full((3, 8), 2.0))
+    assert "dropout" not in program.dump()
+
+
 class FixedLength(nn.Module):
     def __init__(self) -> None:
         super().__init__()
