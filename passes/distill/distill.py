@@ -318,7 +318,19 @@ class _Builder:
             return {name: self._cached_input(name, node) for name, node in logits.items()}
         theirs = outputs(self.teacher)
         names = match_heads(self.program, self.teacher, self.item.outputs)
-        return {name: joined(theirs[other]) for name, other in names.items()}
+        return {
+            name: self._shaped(joined(theirs[other]), theirs[other], logits[name])
+            for name, other in names.items()
+        }
+
+    def _shaped(self, copy: fx.Node, theirs: fx.Node, ours: fx.Node) -> fx.Node:
+        """Return the teacher's values as [batch] or [batch, 1], as the student's are."""
+        rank, wanted = theirs.meta["val"].dim(), ours.meta["val"].dim()
+        if rank == wanted:
+            return copy
+        aten = torch.ops.aten
+        shape = aten.squeeze.dim if rank > wanted else aten.unsqueeze.default
+        return self.ctx.rewriter.call(shape, copy, -1)
 
     def _cached_input(self, name: str, node: fx.Node) -> fx.Node:
         fact = self.program.shape_of(node)

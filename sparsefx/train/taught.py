@@ -64,7 +64,10 @@ def with_teacher(
     """
     nodes = _nodes(student, teacher)
     run = _several(teacher, nodes)
-    kept = {name: _room(teacher, node, data, place / name) for name, node in nodes.items()}
+    ranks = {spec.name: len(spec.dims) for spec in student.signature.inputs}
+    kept = {
+        name: _room(teacher, node, data, place / name, ranks[name]) for name, node in nodes.items()
+    }
     device = next(iter(teacher.named_tensors().values())).device
     fixed = fixed_batch(teacher)
     check_sizes(teacher, data, [fixed] if fixed else batch_sizes(len(data), size), where="teacher")
@@ -117,15 +120,20 @@ def _several(program: Program, nodes: Named) -> Callable[[Mapping[str, Tensor]],
     return run
 
 
-def _room(teacher: Program, node: fx.Node, data: Encoded, path: Path) -> Tensor | TokenValues:
-    """Return where a value goes: [examples], [examples, classes], or [all tokens, width]."""
-    fact = teacher.shape_of(node)
-    if fact is not None and len(fact.dims) == 1:
+def _room(
+    teacher: Program, node: fx.Node, data: Encoded, path: Path, rank: int
+) -> Tensor | TokenValues:
+    """Return where a value goes: [examples], [examples, classes], or [all tokens, width].
+
+    ``rank``: that of what the student takes, [batch] or [batch, 1] for the same value.
+    """
+    if rank == 1:
         return torch.zeros(len(data))
-    width: Any = fact.dims[-1] if fact else None
+    fact = teacher.shape_of(node)
+    width: Any = (1 if len(fact.dims) == 1 else fact.dims[-1]) if fact else None
     if fact is None or not isinstance(width, int):
         raise TrainingError(f"%{node.name} has no fixed width", who="session", where=path.name)
-    if len(fact.dims) == 2:
+    if rank == 2:
         return torch.zeros(len(data), width)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(data.lengths)])
     return TokenValues(_mapped(path, (int(starts[-1]), width)), starts)
@@ -149,7 +157,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
 
 def _keep(room: Tensor | TokenValues, rows: NDArray[np.int64], value: Tensor, name: str) -> None:
     if isinstance(room, Tensor):
-        room[torch.from_numpy(rows)] = value
+        room[torch.from_numpy(rows)] = value.view(len(rows), *room.shape[1:])
         return
     found = value.numpy().astype(np.float16)
     if not np.isfinite(found).all():

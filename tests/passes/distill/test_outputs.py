@@ -45,7 +45,7 @@ def test_an_output_that_is_not_there_is_named() -> None:
 
 
 class Scores(nn.Module):
-    """Says of a text a value [batch], and classes [batch, 5]."""
+    """Says of a text a value [batch] and the same [batch, 1], and classes [batch, 5]."""
 
     def __init__(self, seed: int, *names: str) -> None:
         super().__init__()
@@ -61,6 +61,7 @@ class Scores(nn.Module):
         mean = self.embedding(input_ids).mean(1)
         found = {
             "score": self.score(mean).squeeze(-1),
+            "column": self.score(mean),
             "logits": self.classes(mean),
             "best": self.classes(mean).argmax(-1),
         }
@@ -91,6 +92,24 @@ def test_values_without_a_last_dimension_are_compared(text: str, names: list[str
     assert "score: one value and no classes, so logits_loss is 'mse'" in program.history[-1].notes
     stripped = Pipeline.parse("strip-distillation").run(program)
     assert stripped.fingerprint() == scoring(0, *names).fingerprint()
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("score", "column"), ("column", "score")])
+@pytest.mark.parametrize("cached", [True, False])
+def test_values_are_compared_with_and_without_a_last_dimension(
+    student: str, teacher: str, cached: bool, tmp_path: Path
+) -> None:
+    mine, other = scoring(0, student), scoring(1, teacher).eval()
+    text = f"distill{{cached={cached}}}"
+    program = Pipeline.parse(text).run(mine, programs={"teacher": other}).eval()
+    data = Encoded(tuple(row.numpy() for row in IDS), None, None, pad=0)
+    if cached:
+        data = with_teacher(program, other, data, 2, tmp_path, bf16=False)
+    with torch.no_grad():
+        ours, theirs = (Scores(seed, "score")(IDS)["score"] for seed in (0, 1))
+        given = data.collate([0, 1, 2])
+        found = program(**{name: given[name] for name in program.signature.input_names})["loss"]
+    assert torch.allclose(found, (ours - theirs).square().mean())
 
 
 def test_values_are_held_to_labels_of_their_shape() -> None:
