@@ -125,7 +125,7 @@ class CompiledForAccelerator:
         self.program = program.copy().eval()
         self.architecture = architecture
         self.machine = Machine(architecture)
-        self.sizes = {"batch": batch, "sequence": sequence}
+        self.sizes = program.signature.sizes(batch, sequence)
         self._executor: StreamExecutor | None = None
         self._simulation: Simulation | None = None
         self.workload = self._workload()

@@ -205,8 +205,9 @@ class OnnxRuntimeCompiled:
     def cost(self) -> CostReport:
         """Measure the time of each node that ONNX Runtime runs, with its own profiler."""
         options = self._options
-        sizes = {"batch": options.batch, "sequence": options.sequence}
-        batch = self.program.signature.example(sizes)
+        signature = self.program.signature
+        asked = signature.taken(options.batch, options.sequence)
+        batch = signature.example(signature.sizes(*asked))
         with tempfile.TemporaryDirectory() as folder:
             prefix = os.path.join(folder, "profile")
             session = open_session(self.model, options, profile=prefix)
@@ -216,8 +217,8 @@ class OnnxRuntimeCompiled:
         rows = _rows(events, options.repeats)
         note = (
             f"ONNX Runtime {version('onnxruntime')} on {platform.machine()}, "
-            f"{options.threads or 'all'} threads, batch {options.batch}, "
-            f"sequence {options.sequence}, mean of {options.repeats} runs after a warm-up"
+            f"{options.threads or 'all'} threads, batch {asked[0]}, sequence {asked[1]}, "
+            f"mean of {options.repeats} runs after a warm-up"
         )
         return CostReport("measured", rows, (note,))
 

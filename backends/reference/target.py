@@ -116,8 +116,9 @@ class ReferenceCompiled:
 
     def cost(self) -> CostReport:
         """Measure the time of each node once, after one run to warm up."""
-        sizes = {"batch": self._options.batch, "sequence": self._options.sequence}
-        batch = self.program.signature.example(sizes)
+        signature = self.program.signature
+        asked = signature.taken(self._options.batch, self._options.sequence)
+        batch = signature.example(signature.sizes(*asked))
         self._run(batch)
         seconds = self._run(batch)[2]
         rows = tuple(
@@ -126,7 +127,7 @@ class ReferenceCompiled:
             if node.op == "call_function"
         )
         threads = torch.get_num_threads()
-        size = f"batch {self._options.batch}, sequence {self._options.sequence}"
+        size = f"batch {asked[0]}, sequence {asked[1]}"
         note = f"PyTorch {torch.__version__}, {threads} threads, {size}, one run after a warm-up"
         return CostReport("measured", rows, (note,))
 

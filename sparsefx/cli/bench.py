@@ -53,8 +53,9 @@ def command(
     check_new({"--json": to_json}, who="bench", overwrite=overwrite)
     sizes = {text: parse_shape(text, who="bench") for text in shape or ["1x128"]}
     model = open_program(program).eval()
-    for _, tokens in sizes.values():
+    for batch, tokens in sizes.values():
         check_length(model.config, tokens, "tokens in --shape")
+        model.signature.check_taken(batch, tokens)
     compiled: dict[str, Callable[..., object]] = {}
     for text, known in targets.items():
         try:

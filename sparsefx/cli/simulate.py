@@ -252,7 +252,8 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
         stderr.print(f"{option} is for bert-base and bert-large; the model's own zeros are used")
     program = open_program(model)
     check_length(program.config, seq, "--seq")
-    check_rows(program, program.signature.example({"batch": 1, "sequence": seq}))
+    program.signature.check_taken(batch, seq)
+    check_rows(program, program.signature.example(program.signature.sizes(batch, seq)))
     if integers and is_float(program):
         stderr.print(
             "the model is float: its weights are quantized here, for the timing; "

@@ -55,6 +55,38 @@ class Signature:
         """The names of the inputs."""
         return tuple(spec.name for spec in self.inputs)
 
+    @property
+    def tokens(self) -> InputSpec | None:
+        """The integers [batch, sequence], which numbers of each text are not; None without any."""
+        pairs = (spec for spec in self.inputs if len(spec.dims) == 2)
+        whole = (spec for spec in pairs if not spec.dtype.is_floating_point)
+        return min(whole, key=lambda spec: sum(isinstance(d, int) for d in spec.dims), default=None)
+
+    def taken(self, batch: int, tokens: int) -> tuple[int, int]:
+        """So many sequences of so many tokens, or its own sizes where they are fixed."""
+        rows, length = self.tokens.dims if self.tokens else ("batch", "sequence")
+        batch = rows if isinstance(rows, int) else batch
+        return batch, length if isinstance(length, int) else tokens
+
+    def sizes(self, batch: int, tokens: int) -> dict[str, int]:
+        """The size of each dynamic dimension for so many sequences of so many tokens."""
+        dims = self.tokens.dims if self.tokens else ("batch", "sequence")
+        named = zip(dims, (batch, tokens), strict=True)
+        return {dim: size for dim, size in named if isinstance(dim, str)}
+
+    def check_taken(self, batch: int, tokens: int) -> None:
+        """Raise ProgramError if it does not take so many sequences of so many tokens."""
+        taken = self.taken(batch, tokens)
+        if taken != (batch, tokens):
+            raise ProgramError(
+                f"it takes {taken[0]} x {taken[1]} tokens alone, not {batch} x {tokens}",
+                who="program",
+                where="inputs",
+                hint="ask for that size, or capture the model with dynamic sizes",
+            )
+        if self.tokens is not None:
+            self._check_conditions(self.sizes(batch, tokens))
+
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise ProgramError unless ``batch`` has exactly the inputs, each of dtype and shape.
 
@@ -81,16 +113,16 @@ class Signature:
         sizes: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             _check_input(spec, batch[spec.name], sizes)
-        found = {dim: size for dim, (size, _) in sizes.items()}
-        condition = broken(self.conditions, found)  # an input that had a dimension may be gone
-        if condition is not None:
-            raise self._refused(condition, found)
+        self._check_conditions({dim: size for dim, (size, _) in sizes.items()})
 
     def admits(self, sizes: Mapping[str, int]) -> bool:
         """Whether the conditions on these dimensions hold for their sizes."""
         return broken(self.conditions, sizes) is None
 
-    def _refused(self, condition: str, sizes: Mapping[str, int]) -> ProgramError:
+    def _check_conditions(self, sizes: Mapping[str, int]) -> None:
+        condition = broken(self.conditions, sizes)  # an input that had a dimension may be gone
+        if condition is None:
+            return
         names = names_in(condition)
         places = [
             (spec.name, place, dim)
@@ -100,7 +132,7 @@ class Signature:
         ]
         told = {dim: f"dimension {place} of {name} ({dim})" for name, place, dim in places[::-1]}
         given = " and ".join(f"{told[dim]} is {sizes[dim]}" for dim in sorted(told))
-        return ProgramError(
+        raise ProgramError(
             f"{given}, and the graph holds for {condition} alone",
             who="program",
             where=places[0][0],

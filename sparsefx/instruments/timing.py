@@ -56,9 +56,9 @@ def time_in_turns(
 
 
 def random_batch(program: Program, batch: int, tokens: int) -> dict[str, Tensor]:
-    """Return inputs of the given size: random tokens, masks of ones, zeros for the rest."""
+    """Return inputs of the given size, or of the Program's own: random tokens, masks of ones."""
     vocabulary = int(program.config.get("vocab_size", 100))
-    sizes = {"batch": batch, "sequence": tokens}
+    sizes = program.signature.sizes(batch, tokens)
     found = {}
     for spec in program.signature.inputs:
         dims = [sizes.get(dim, tokens) if isinstance(dim, str) else dim for dim in spec.dims]

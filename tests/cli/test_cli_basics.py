@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sparsefx
 from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.cli import main, one_message
 from sparsefx.errors import TargetError
@@ -129,6 +130,24 @@ def test_bench_writes_its_figures(saved: str, tmp_path: Path) -> None:
     timed = found["shapes"]["2x4"]["reference"]
     assert 0 < timed["low"] <= timed["median"] <= timed["high"]
     assert timed["runs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (["bench", "-t", "reference", "--shape", "1x4", "--shape", "2x4"], "alone, not 2 x 4"),
+        (["simulate", "--seq", "4", "--batch", "8"], "alone, not 8 x 4"),
+    ],
+)
+def test_sizes_that_a_model_does_not_take_are_refused(
+    asked: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = {"input": torch.ones(1, 4, dtype=torch.long)}
+    sparsefx.capture(torch.nn.Embedding(10, 8), tokens, dynamic=False).save(tmp_path / "fixed")
+    assert run(asked[0], str(tmp_path / "fixed"), *asked[1:]) == 2
+    shown = capsys.readouterr()
+    assert f"it takes 1 x 4 tokens {expected}" in shown.err
+    assert not shown.out
 
 
 def test_bench_leaves_out_targets_that_cannot_take_the_model(

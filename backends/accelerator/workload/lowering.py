@@ -140,8 +140,9 @@ class _Lowerer:
             op = self.op(node, unit, inputs)
             ops.append(op)
             self.source[node] = (op.name,)
-        batch = self.how.sizes.get("batch", 1)
-        tokens = self.how.sizes.get("sequence", 1)
+        spec = self.program.signature.tokens
+        dims = spec.dims if spec else ("batch", "sequence")
+        batch, tokens = (d if isinstance(d, int) else self.how.sizes.get(d, 1) for d in dims)
         name = f"{self.program.config.get('model_type', 'program')}, {batch} x {tokens} tokens"
         return Workload(name, tuple(ops), batch, tokens, self.program.fingerprint())
 

@@ -36,13 +36,16 @@ def workload_of(program: Program, *, integers: bool, batch: int, tokens: int) ->
         tokens: Tokens of a sequence.
 
     Raises:
+        ProgramError: When it takes other sizes alone.
         TargetError: When something stays float that an int8 machine needs as integers.
     """
+    program.signature.check_taken(batch, tokens)
     program = program.copy().eval()
     if integers and is_float(program):
         program = _quantized(program, min(tokens, _CALIBRATION_TOKENS))
     ready = legalise(integers).run(program)
-    return lower_program(ready, Lowering({"batch": batch, "sequence": tokens}, integers, {}))
+    sizes = program.signature.sizes(batch, tokens)
+    return lower_program(ready, Lowering(sizes, integers, {}))
 
 
 def _quantized(program: Program, tokens: int) -> Program:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -78,16 +77,11 @@ class Host:
         outside = self._shared - self.nodes
         self.written = tuple(sorted(outside, key=self.places.__getitem__))
 
-    @cached_property
+    @property
     def tokens(self) -> InputSpec:
-        """An input that is [batch, sequence]: one that tables are read by rather than another."""
-        tables = self._program.graph.find_nodes(op="call_function", target=_EMBEDDING)
-        reading = {str(node.target) for node in self.contents(table.args[1] for table in tables)}
-
-        def unlikely(spec: InputSpec) -> tuple[bool, int]:
-            return spec.name not in reading, sum(isinstance(dim, int) for dim in spec.dims)
-
-        return min((s for s in self._program.signature.inputs if len(s.dims) == 2), key=unlikely)
+        """The input that is [batch, sequence], or else the first of two dimensions."""
+        signature = self._program.signature
+        return signature.tokens or next(s for s in signature.inputs if len(s.dims) == 2)
 
     @property
     def dims(self) -> tuple[Dim, Dim]:

@@ -265,6 +265,14 @@ def test_an_empty_layer_is_refused() -> None:
         workload_of(program, integers=False, batch=2, tokens=1)
 
 
+def test_a_program_of_fixed_sizes_is_timed_for_those() -> None:
+    tokens = {"input": torch.ones(4, 6).long()}
+    program = sparsefx.capture(torch.nn.Embedding(10, 8), tokens, dynamic=False)
+    found = Accelerator(arch="a100-fp16", batch=1, sequence=128).lower(program)
+    assert (found.workload.batch, found.workload.tokens) == (4, 6)
+    assert found.simulation.throughput == pytest.approx(4 / found.simulation.seconds)
+
+
 def test_a_linear_that_stays_float_is_listed_with_the_reason() -> None:
     # The decoder of masked-language modelling shares the embedding's table.
     target, program = Accelerator(arch="anton", sequence=16), int8("bert-mlm")
