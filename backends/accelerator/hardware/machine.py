@@ -76,6 +76,15 @@ class Machine:
             raise TargetError(
                 f"run() returned {timing!r}", who=who, hint="return Timing(cycles, macs)"
             )
+        needed = gemm.macs(self.engine.skips)
+        if not needed <= timing.macs <= gemm.dense_macs:
+            skipped = " and ".join(sorted(self.engine.skips)) or "nothing"
+            raise TargetError(
+                f"it counts {timing.macs:,} multiplications; without the zeros that it skips "
+                f"({skipped}) the product has {needed:,}, with all {gemm.dense_macs:,}",
+                who=who,
+                hint="return Timing(cycles, gemm.macs(self.skips)), and say in skips what it skips",
+            )
         if timing.cycles * self.engine.peak < timing.macs:
             raise TargetError(
                 f"{timing.macs:,} multiplications in {timing.cycles:,} cycles are more than the "

@@ -181,3 +181,8 @@ def test_an_engine_that_fails_or_lies_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(LockStep, "run", lambda self, gemm: Timing(0, 24))
     with pytest.raises(TargetError, match=r"24 multiplications in 0 cycles"):
         machine.timed(("x",), lambda: Gemm(2, 3, 4))
+    half = np.arange(12).reshape(3, 4) % 2 == 0
+    for macs in (11, 25):  # 12 without the zeros of the weights, 24 with all
+        monkeypatch.setattr(LockStep, "run", lambda self, gemm, macs=macs: Timing(100, macs))
+        with pytest.raises(TargetError, match=rf"it counts {macs} .*\(weight\) .* has 12"):
+            machine.timed(("x",), lambda: Gemm(2, 3, 4, half))
