@@ -111,7 +111,7 @@ def _imbalance(run: Simulation) -> str:
 def _remedies(engine: Engine, products: list[MatmulOp]) -> list[str]:
     """What fills the slots of the array, tried on the products that lose the most."""
     told = []
-    if pruned := next((op for op in products if op.nonzero is not None), None):
+    if pruned := next((op for op in products if 0 < op.density < 1), None):
         gemm = pruned.gemm
         even = balanced_mask(gemm.n, gemm.k, 1 / pruned.density, np.random.default_rng(0))
         less = engine.run(replace(gemm, weight=even)).cycles / engine.run(gemm).cycles

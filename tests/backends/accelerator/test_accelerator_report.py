@@ -87,6 +87,10 @@ def test_remedies_of_imbalance_are_those_that_help() -> None:
     assert "with four times as many %short would take 26% of its cycles" in text
     text = told(MatmulOp("scores", 16, 16, 64, ("",), copies=4, stationary=False))
     assert "%scores is too small for the array: longer sequences fill it." in text
+    dead = MatmulOp("dead", 8, 64, 64, ("",), mask=np.zeros((64, 64), bool))
+    text = told(dead, "tensor-core-int8")  # runs it dense
+    assert "the most in %dead" in text
+    assert "even rows" not in text
 
 
 def _run(ops: tuple[MatmulOp, ...], preset: str) -> Simulation:
