@@ -192,7 +192,7 @@ def head_outputs(program: Program) -> int | None:
             who="model",
             where=name,
             hint="give a model with a classification or regression head, which says one thing of a "
-            "text",
+            "text; this one learns on text alone (docs/recipes.md), or in your own loop",
         )
     if len(dims) == 1:
         return 1  # [batch], a value for each text

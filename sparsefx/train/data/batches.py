@@ -142,11 +142,12 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         max_length: Longest sequence, special tokens included.
 
     Raises:
-        DataError: There are no examples, the tokenizer has no padding token, or ``max_length``
-            leaves no token of a text.
+        DataError: There are no examples, the tokenizer is none of transformers or has no padding
+            token, or ``max_length`` leaves no token of a text.
     """
     if not len(examples):
         raise DataError("there are no examples", who="encode", where=examples.origin)
+    _check_tokenizer(tokenizer)
     if tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token", who="encode", where=examples.origin)
     added = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
@@ -172,6 +173,19 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         labels=_label_tensor(examples.labels),
         pad=int(tokenizer.pad_token_id),
     )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    wanted = ("__call__", "pad_token_id", "num_special_tokens_to_add", "save_pretrained")
+    lacking = [name for name in wanted if not hasattr(tokenizer, name)]
+    if lacking:
+        raise DataError(
+            f"{type(tokenizer).__name__} is no tokenizer of transformers: it has no {lacking[0]}",
+            who="encode",
+            where="tokenizer",
+            hint="PreTrainedTokenizerFast(tokenizer_object=...) makes one of any table of words, "
+            "as docs/recipes.md does; ids of your own train in your own loop",
+        )
 
 
 def check_tokens(data: Encoded, config: Mapping[str, Any]) -> None:

@@ -6,10 +6,19 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from sparsefx.errors import DataError
 
-__all__ = ["Examples", "hold_back", "text_key"]
+__all__ = ["ONE_LABEL", "Examples", "hold_back", "text_key"]
+
+_WHO = "task"
+_WORDS = "words that are split already are joined by spaces, for a tokenizer that splits there"
+ONE_LABEL = (
+    "a task has one label for each text; with several, or one for each token, train in a loop of "
+    "your own, or from a teacher on text alone (docs/recipes.md)"
+)
+"""What to do with labels that are no single class or value."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,36 @@ class Examples:
         texts: The first (or only) sentence of every example.
         pairs: The second sentence of every example, or None.
         labels: Class indices (int) or target values (float), or None for unlabelled texts.
+
+    Raises:
+        DataError: A text is none, a label is no number, or there are more of one than of another.
     """
 
     origin: str
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None = None
     labels: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what was given by hand: encoding and training would fail later, or not at all."""
+        self._check("texts", self.texts, str, "a text", _WORDS)
+        if self.pairs is not None:
+            self._check("pairs", self.pairs, str, "a text", _WORDS)
+        if self.labels is not None:
+            self._check("labels", self.labels, Real, "a number", ONE_LABEL)
+
+    def _check(
+        self, name: str, given: Sequence[object], kind: type, expected: str, hint: str
+    ) -> None:
+        if isinstance(given, str):
+            raise DataError(f"{name} is one text", who=_WHO, where=self.origin, hint="give a tuple")
+        wrong = next((row for row, each in enumerate(given) if not isinstance(each, kind)), None)
+        if wrong is not None:
+            told = f"{name}[{wrong}] is {given[wrong]!r}, not {expected}"
+            raise DataError(told, who=_WHO, where=self.origin, hint=hint)
+        if len(given) != len(self.texts):
+            told = f"{len(given)} {name} for {len(self.texts)} texts"
+            raise DataError(told, who=_WHO, where=self.origin, hint="give one for each text")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -60,7 +93,7 @@ def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, 
     if not 0 < count < len(seen):
         raise DataError(
             f"{count} of {len(seen)} different examples cannot be held back",
-            who="task",
+            who=_WHO,
             where=examples.origin,
             hint="give a test file, or a test_share between 0 and 1",
         )

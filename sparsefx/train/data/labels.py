@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.data.examples import ONE_LABEL
 from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [
@@ -79,7 +80,7 @@ def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) ->
     labels: list[float] = []
     for row, cell in enumerate(cells):
         value = as_number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
-        if value is None or not math.isfinite(value):
+        if value is None or _is_several(cell) or not math.isfinite(value):
             raise _no_label(table, row, label, cell, classes, kind)
         labels.append(value)
     return tuple(labels)
@@ -118,9 +119,17 @@ def _class(name: str, indices: Mapping[str, int]) -> int | None:
     return int(plain) if plain.isdecimal() and int(plain) < len(indices) else None
 
 
+def _is_several(cell: object) -> bool:
+    """Whether a cell of JSON or parquet holds a list or an object, whose text is no name."""
+    return isinstance(cell, Collection) and not isinstance(cell, str)
+
+
 def _no_label(
     table: Table, row: int, label: str, cell: Cell, classes: Sequence[str], kind: Kind
 ) -> DataError:
+    if _is_several(cell):
+        told = f"column {label!r} holds {cell!r}, not one label"
+        return DataError(told, who=_WHO, where=table.where(row), hint=ONE_LABEL)
     if kind == "regression":
         return DataError(
             f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
@@ -129,6 +138,8 @@ def _no_label(
     if str(cell).strip() in _HIDDEN:
         count = sum(str(each).strip() in _HIDDEN for each in table.column(label))
         hint = f"{count} of {len(table)} rows have no label: take them out, or label them"
+        if str(cell).strip().startswith("-1"):
+            hint += "; -1 stands for a hidden label, so give a class of that name another one"
     elif tuple(classes) != tuple(map(str, range(len(classes)))):
         hint += f"; or as numbers, 0 to {len(classes) - 1}"
     return DataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,10 @@ def _text(path: Path) -> str:
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
+        if 4 * text.count("\0") < len(text):  # of UTF-16 without a mark they are every second byte
+            hint = "remove it, e.g. `tr -d '\\000' < OLD > NEW`"
+        else:
+            hint = hint.replace(encoding, "utf-16le")
         raise DataError("it holds a NUL byte", who=_READER, where=f"{path}, line {line}", hint=hint)
     return text
 
@@ -191,6 +196,7 @@ def _read_csv(path: Path, header: Sequence[str] | None) -> Table:
             yield start, fields
             start = reader.line_num + 1
 
+    limit = csv.field_size_limit(sys.maxsize)  # a text may be a book
     try:
         return _from_rows(path, rows(), header)
     except csv.Error as error:
@@ -200,6 +206,8 @@ def _read_csv(path: Path, header: Sequence[str] | None) -> Table:
             where=f"{path}, line {reader.line_num}",
             hint="a quote inside a quoted field is written twice; files without quoting are .tsv",
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _read_jsonl(path: Path, header: Sequence[str] | None) -> Table:

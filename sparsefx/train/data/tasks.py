@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -347,14 +347,24 @@ def _sentences(
     return _text_column(table, first), _text_column(table, second)
 
 
+def _no_text(cell: object) -> str:
+    """Return what to do about a cell that is no text; nothing if it is one."""
+    if isinstance(cell, Collection) and not isinstance(cell, str):
+        return "fields inside of it are not read: write the text as a field of its own"
+    if not isinstance(cell, str) or not cell.strip():
+        return "fill the row or remove it"
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        return f"{half!r} is half of a character: mend or remove it"
+    return ""
+
+
 def _text_column(table: Table, name: str) -> tuple[str, ...]:
     cells = table.column(name)
     for row, cell in enumerate(cells):
-        if not isinstance(cell, str) or not cell.strip():
-            raise DataError(
-                f"column {name!r} holds {cell!r}, not a text",
-                who=_WHO,
-                where=table.where(row),
-                hint="fill the row or remove it",
-            )
+        if hint := _no_text(cell):
+            told = f"column {name!r} holds {cell!r}, not a text"
+            raise DataError(told, who=_WHO, where=table.where(row), hint=hint)
     return tuple(map(str, cells))

@@ -102,6 +102,19 @@ def test_unlabelled_text_joins_labelled() -> None:
     assert both.shape == (6,)
 
 
+def test_a_tokenizer_of_ones_own_is_named() -> None:
+    class Words:
+        pad_token_id = 0
+
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+
+    with pytest.raises(
+        DataError, match=r"Words is no tokenizer of transformers: .*\n  hint: PreTr"
+    ):
+        encode(Words(), Examples("o", ("a b",)), 8)
+
+
 def test_errors(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="there are no examples"):
         encode(tokenizer, Examples("o", ()), 16)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ BAD = {
         "a.tsv, line 3: byte 0xe9 is not valid UTF-8",
     ),
     "NUL": ("a.csv", b"text,label\nfine,1\nx\x00,0\n", "a.csv, line 3: it holds a NUL byte"),
+    "a single NUL": ("a.csv", b"text,label\nfi\x00ne,1\n", "hint: remove it, e.g. `tr -d"),
+    "UTF-16 without a mark": ("a.csv", "text\nfine\n".encode("utf-16le"), "iconv -f utf-16le"),
     "UTF-16": ("a.csv", "text\ncaf\xe9\n".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
     "empty csv row": ("a.csv", b"text,label\nx,1\n\ny,0\n", "a.csv, line 3: the row is empty"),
     "empty jsonl row": ("a.jsonl", b'{"a": 1}\n\n{"a": 2}\n', "a.jsonl, line 2: the row is empty"),
@@ -96,6 +99,14 @@ def test_bad_files_are_named(tmp_path: Path, name: str, data: bytes, message: st
     with pytest.raises(DataError) as caught:
         read_table(_write(tmp_path, name, data))
     assert message in str(caught.value)
+
+
+def test_a_field_may_hold_a_book(tmp_path: Path) -> None:
+    limit = csv.field_size_limit()
+    book = "word " * 50_000
+    path = _write(tmp_path, "a.csv", f'text,label\n"{book}",1\n'.encode())
+    assert read_table(path).column("text") == [book]
+    assert csv.field_size_limit() == limit
 
 
 def test_missing_file_and_column(tmp_path: Path) -> None:

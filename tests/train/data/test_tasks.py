@@ -52,6 +52,12 @@ def test_a_cell_without_a_label_is_no_class(tmp_path: Path) -> None:
     assert caught.value.hint == "1 of 3 rows have no label: take them out, or label them"
 
 
+def test_a_class_called_as_a_hidden_label_is_told(tmp_path: Path) -> None:
+    train = _file(tmp_path, "text\tlabel\na\t1\nb\t-1\n")
+    with pytest.raises(DataError, match="-1 stands for a hidden label"):
+        load_task({"train": train, "dev": train})
+
+
 def test_numbers_that_are_no_index_are_refused(tmp_path: Path) -> None:
     dates = _file(tmp_path, "text\tlabel\na\t20240131\nb\t20240201\n")
     with pytest.raises(DataError, match=r"holds 20240201; .* would be 20240202") as caught:
@@ -121,6 +127,34 @@ def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         load_task({"train": train, "test": train})
     assert message in str(caught.value)
+
+
+def test_several_labels_and_fields_inside_of_fields_are_refused(tmp_path: Path) -> None:
+    rows = '{"text": "a", "label": ["x"]}\n{"text": "b", "label": ["x", "y"]}\n'
+    with pytest.raises(DataError, match=r"line 1: .*\['x'\], not one label\n.*text alone"):
+        load_task({"train": _file(tmp_path, rows, "a.jsonl")})
+    nested = _file(tmp_path, '{"text": {"en": "a"}, "label": 1}\n', "b.jsonl")
+    with pytest.raises(DataError, match="not a text\n  hint: fields inside of it are not read"):
+        load_task({"train": nested})
+    half = _file(tmp_path, '{"text": "a \\ud83d", "label": 1}\n', "c.jsonl")
+    with pytest.raises(DataError, match=r"line 1: .*\n.* is half of a character"):
+        load_task({"train": half})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"texts": ("a", "b"), "labels": (1,)}, "task at by hand: 1 labels for 2 texts"),
+        ({"texts": ("a", "b"), "pairs": ("c",)}, "1 pairs for 2 texts"),
+        ({"texts": "ab", "labels": (0, 1)}, "texts is one text"),
+        ({"texts": ("a", None)}, r"texts\[1\] is None, not a text"),
+        ({"texts": (["a", "b"],)}, r"not a text\n  hint: words that are split already are joined"),
+        ({"texts": ("a",), "labels": ([0, 1],)}, r"labels\[0\] is \[0, 1\], .*\n.*text alone"),
+    ],
+)
+def test_examples_made_by_hand_are_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Examples("by hand", **given)
 
 
 def test_labels_outside_classes_and_head(tmp_path: Path) -> None:
