@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsefx.errors import ArtifactError, CaptureError, UnrepresentableError, first_line
 from sparsefx.frontend.capture import capture
 from sparsefx.graph.ops import dequantize
+from sparsefx.huggingface.agreement import check_agreement
 from sparsefx.huggingface.model_folder import (
     check_place,
     check_weight_files,
@@ -215,7 +216,8 @@ def save_pretrained(
     """Write a folder that transformers loads with ``from_pretrained``, without sparsefx.
 
     Zeros stay zeros; integer weights are written as the floats they stand for. Activation
-    quantization has no place in such a folder and is left out. Weights that the captured graph does
+    quantization has no place in such a folder and is left out. What the folder computes is
+    compared with the Program on random tokens. Weights that the captured graph does
     not use, such as a pooler that nothing reads, are left out with a warning. Of a Program that
     returns sentence embeddings (``pool-sentences``), sentence-transformers loads the folder too.
 
@@ -226,7 +228,8 @@ def save_pretrained(
 
     Raises:
         ArtifactError: When the Program did not come from a model of transformers.
-        UnrepresentableError: Its tensors have other shapes than a model of its configuration.
+        UnrepresentableError: Its tensors have other shapes than a model of its configuration, or
+            that model computes something else, as after a pass that replaces an activation.
     """
     if not program.config:
         raise ArtifactError(
@@ -238,6 +241,7 @@ def save_pretrained(
     expected = _expected_shapes(program.config)
     _refuse_other_shapes(weights, expected)
     _refuse_other_linears(weights, expected)
+    check_agreement(program, lambda: _of_configuration(program.config), weights)
     missing = sorted(expected.keys() - weights.keys())
     if missing:
         logger.warning(
@@ -297,6 +301,12 @@ def _refuse_other_linears(
 
 
 def _expected_shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        model = _of_configuration(config)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _of_configuration(config: dict[str, Any]) -> nn.Module:
     import transformers
 
     name = (config.get("architectures") or ["(none)"])[0]
@@ -305,9 +315,8 @@ def _expected_shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
         raise ArtifactError(
             f"transformers has no model class {name!r}", who="save_pretrained", where="config"
         )
-    with torch.device("meta"):
-        model = cls(cls.config_class.from_dict(config))
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found: nn.Module = cls(cls.config_class.from_dict(config))
+    return found
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -6,17 +6,21 @@ Nothing of sentence-transformers is imported; the files are its own plain JSON.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsefx.spec import parse_specs
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sparsefx.program import Program
 
-__all__ = ["write_sentence_modules"]
+__all__ = ["sentence_vectors", "write_sentence_modules"]
 
 _PASS = "pool-sentences"
+_OUTPUT = "sentence_embedding"
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -30,10 +34,9 @@ def write_sentence_modules(program: Program, folder: Path) -> bool:
     Returns:
         Whether it does.
     """
-    specs = [entry.spec for entry in program.history if entry.spec.startswith(_PASS)]
-    if not specs:
+    options = _options(program)
+    if options is None:
         return False
-    options = parse_specs(specs[-1])[0].options
     mean = options.get("pooling", "mean") == "mean"
     width = program.config.get("hidden_size") or program.config.get("dim")
     pooling = {
@@ -54,6 +57,29 @@ def write_sentence_modules(program: Program, folder: Path) -> bool:
     length = program.config.get("max_position_embeddings", 512)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
     return True
+
+
+def sentence_vectors(program: Program, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what these modules make of the last hidden states of a batch without padding.
+
+    Args:
+        program: Any; one on which ``pool-sentences`` did not run has none.
+        outputs: Of the model of transformers.
+    """
+    options = _options(program)
+    states = outputs.get("last_hidden_state")
+    if options is None or states is None:
+        return {}
+    mean = options.get("pooling", "mean") == "mean"
+    pooled = states.mean(dim=1) if mean else states[:, 0]
+    if options.get("normalise", True):
+        pooled = pooled / pooled.norm(dim=-1, keepdim=True)
+    return {_OUTPUT: pooled}
+
+
+def _options(program: Program) -> Mapping[str, Any] | None:
+    specs = [entry.spec for entry in program.history if entry.spec.startswith(_PASS)]
+    return parse_specs(specs[-1])[0].options if specs else None
 
 
 def _write(path: Path, value: Any) -> None:
