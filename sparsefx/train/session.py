@@ -74,6 +74,7 @@ from sparsefx.train.trainer import StageTrainer
 __all__ = ["Session"]
 
 _TAUGHT = "taught"
+_FINISHED = "the run was interrupted; this stage is finished and saved"
 
 
 class Session:
@@ -135,7 +136,7 @@ class Session:
             RecipeError: The recipe is wrong; found before anything runs.
             TrainingError: The folder holds another run, the loss is not finite, or another process
                 ended or differs.
-            TrainingInterruptedError: SIGINT or SIGTERM came; a checkpoint was saved.
+            TrainingInterruptedError: SIGINT or SIGTERM came; what was done is saved.
         """
         given = self._model.properties if isinstance(self._model, Program) else ()
         self.recipe.check(given, who=self.recipe.name)
@@ -158,10 +159,14 @@ class Session:
             folder.save_tokenizer()
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
+                if stop.asked and self._processes.count == 1:  # others wait for a next stage
+                    raise _interrupted(_FINISHED, names[index])
             result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))
             result.save({**folder.machine, "processes": self._processes.count})
             self._processes.announce(None)
             self._emit(RunFinished(result))
+        if stop.asked:
+            raise _interrupted(_FINISHED, names[-1])
         return result
 
     def _follow(self) -> RunResult:
@@ -324,7 +329,9 @@ class Session:
             if stop:
                 # Whoever started the processes may kill all of them when the first one ends.
                 self._processes.wait()
-                raise _interrupted(trainer)
+                at = f"step {trainer.done} of {trainer.steps}"
+                what = "training was interrupted; a checkpoint was saved"
+                raise _interrupted(what, trainer.name, at)
 
     def _evaluate_between(self, trainer: StageTrainer, every: int) -> None:
         """Evaluate before a step, and so not after the last one and not when asked to stop."""
@@ -381,10 +388,6 @@ class Session:
         return result
 
 
-def _interrupted(trainer: StageTrainer) -> TrainingInterruptedError:
-    return TrainingInterruptedError(
-        "training was interrupted; a checkpoint was saved",
-        who=f"stage {trainer.name}",
-        where=f"step {trainer.done} of {trainer.steps}",
-        hint="run the same command again to go on from there",
-    )
+def _interrupted(what: str, stage: str, where: str = "") -> TrainingInterruptedError:
+    hint = "run the same command again to go on from there"
+    return TrainingInterruptedError(what, who=f"stage {stage}", where=where, hint=hint)

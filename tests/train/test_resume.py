@@ -21,7 +21,7 @@ from sparsefx.errors import ArtifactError, TrainingInterruptedError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
-from sparsefx.train.events import Event, RunStarted, StageStarted
+from sparsefx.train.events import Evaluated, Event, RunStarted, StageStarted
 from sparsefx.train.runfolder import StopRequest, differences
 from sparsefx.train.session import Session
 from tests.train import tiny_run
@@ -160,6 +160,23 @@ def test_interrupted_run_goes_on(tmp_path: Path, whole: Path) -> None:
     assert isinstance(first, RunStarted)
     assert first.finished == ("one",)
     assert next(e for e in events if isinstance(e, StageStarted)).done == 4
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_an_interrupt_behind_the_last_step_of_a_stage_ends_the_run(
+    tmp_path: Path, whole: Path, stage: str
+) -> None:
+    def interrupt(event: Event) -> None:
+        last = {"one": 12, "two": 6}[stage]
+        if isinstance(event, Evaluated) and (event.stage, event.step) == (stage, last):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterruptedError, match=f"stage {stage}: the run was interrupted"):
+        session(tmp_path / "run", listeners=[interrupt], checkpoint_seconds=1e9).run()
+    names = [place.parent.name for place in tmp_path.glob("run/stages/*/result.json")]
+    assert sorted(names) == (["1-one"] if stage == "one" else ["1-one", "2-two"])
+    session(tmp_path / "run").run()
     assert_same_run(tmp_path / "run", whole)
 
 
