@@ -85,6 +85,21 @@ class BlankAtOneToken(Encoder):
         return found
 
 
+class MeanOfTheFirst(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.attention(input_ids, (attention_mask != 0)[:, None, :])
+        weights = attention_mask[:, :, None].float() * (torch.arange(x.shape[1])[:, None] < 20)
+        return (x * weights).sum(1) / weights.sum(1)
+
+
+class BlankBehindTheFirst(Encoder):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.attention(input_ids, (attention_mask != 0)[:, None, :])
+        weights = attention_mask[:, :, None].float() * (torch.arange(x.shape[1])[:, None] < 20)
+        found: Tensor = self.value(x * weights)
+        return found.sum(1)
+
+
 class WithoutTwoOfAnotherType(WithoutTwoTokens):
     def forward(self, input_ids: Tensor) -> Tensor:
         found: Tensor = super().forward(input_ids.to(torch.int32).long())
@@ -280,6 +295,16 @@ def test_a_factor_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> No
     difference, outside = largest_difference(model())
     assert difference < 1e-5
     assert "a factor that is not a number" in outside
+
+
+@pytest.mark.parametrize("form", [MeanOfTheFirst, BlankBehindTheFirst])
+def test_a_factor_that_long_sequences_show_runs_in_pytorch(form: type[Encoder]) -> None:
+    model = form().eval()
+    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, 8)))
+    given = batch(model, 3, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**given)["output"], model(**given))
+    assert "a factor that is not a number" in " ".join(map(str, compiled.outside))
 
 
 @pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand, CountingPositions])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +47,7 @@ _FORM_ALONE = {
 _ANY_SIZE = 3
 _NEAR = 64
 _FEW = 4
+_LONGEST = 2048
 _AT_ONCE = 1024
 """Sequences of a trial of all that an input may hold."""
 _COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
@@ -248,6 +250,27 @@ class Host:
         for first in range(1, count if count > 2 else 1, math.prod(shape)):
             values = torch.arange(first, first + math.prod(shape)).clamp(max=count - 1)
             yield values.reshape(shape).repeat(1, 2)[:, :length]
+
+    def holds(self, source: fx.Node, check: Callable[[Tensor], bool]) -> bool:
+        """Whether a check of the values of an input holds in all trials, and in a long one."""
+        if not all(attempt(partial(check, given)) for given in self.trials(source)):
+            return False
+        fixed = self.dims[1]
+        longest = fixed if isinstance(fixed, int) else min(self.admitted or _LONGEST, _LONGEST)
+        return at_longest(lambda length: check(self._long(source, length)), longest) is not False
+
+    def _long(self, source: fx.Node, length: int) -> Tensor:
+        """Values of one sequence without padding, and of one that is padding in half its places."""
+        (sizes,) = self.sizes([(2, length)])
+        signature = self._program.signature
+        if not signature.admits(signature.sizes(*sizes)):
+            raise IndexError(f"the model takes no {length} tokens")
+        generator = torch.Generator().manual_seed(0)
+        real = torch.randint(0, 2, sizes, generator=generator)
+        real[0], real[:, 0] = 1, 1
+        count = self.vocabulary(source)
+        assert count is not None, source
+        return real * torch.randint(1, count, sizes, generator=generator)
 
     @staticmethod
     def _reached(

@@ -11,13 +11,12 @@ not 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import shape_of
-from sparsefx.backends.cpu.analyses.host import Host, attempt
+from sparsefx.backends.cpu.analyses.host import Host
 from sparsefx.backends.cpu.analyses.regions import Region, Regions
 from sparsefx.program import Program
 
@@ -104,15 +103,15 @@ def _padding(region: Region, channels: int) -> str | None:
     mask = region.host.only_mask(region.inputs)
     if mask is None:
         return None
-    generator = torch.Generator().manual_seed(0)
-    for given in region.host.trials(mask):
+
+    def is_mean(given: Tensor) -> bool:
         real = (given != 0).long()
+        generator = torch.Generator().manual_seed(0)
         states = torch.rand(*given.shape, channels, generator=generator) - 0.5
-        known = {mask: given.to(mask.meta["val"].dtype)}
-        found = attempt(partial(region.run, states, known))
+        found = region.run(states, {mask: given.to(mask.meta["val"].dtype)})
         expected = (states * real[:, :, None]).sum(1) / real.sum(1, keepdim=True)
         if not isinstance(found, Tensor) or found.numel() != expected.numel():
-            return None
-        if not torch.allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5):
-            return None
-    return str(mask.target)
+            return False
+        return torch.allclose(found.reshape(expected.shape), expected, rtol=0, atol=1e-5)
+
+    return str(mask.target) if region.host.holds(mask, is_mean) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.axes import BATCH, SEQUENCE
 from sparsefx.backends.cpu.analyses.graphs import shape_of
-from sparsefx.backends.cpu.analyses.host import attempt
 from sparsefx.backends.cpu.analyses.means import Mean
 from sparsefx.backends.cpu.analyses.values import Length, Rows
 from sparsefx.backends.cpu.plan import catalog
@@ -124,14 +122,14 @@ class PoolingLowering:
         source = host.only_mask(host.placeholders([node]))
         if source is None:
             return None
-        for given in host.trials(source):
-            known = {source: given.to(source.meta["val"].dtype)}
-            value = (attempt(partial(host.evaluate, [node], known)) or {}).get(node)
-            real = (given != 0).float()[:, :, None]
+
+        def is_mark(given: Tensor) -> bool:
+            value = host.evaluate([node], {source: given.to(source.meta["val"].dtype)})[node]
             if not isinstance(value, Tensor) or value.dim() != 3:
-                return None
-            if value.shape[:2] != given.shape:
-                return None
-            if not torch.equal(value.float(), real.expand_as(value)):
-                return None
-        return str(source.target)
+                return False
+            real = (given != 0).float()[:, :, None]
+            return value.shape[:2] == given.shape and torch.equal(
+                value.float(), real.expand_as(value)
+            )
+
+        return str(source.target) if host.holds(source, is_mark) else None
