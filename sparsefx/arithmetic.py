@@ -54,7 +54,10 @@ def compute(text: str, value_of: Callable[[str], Any]) -> Any:
         ValueError: It is something else, or computes with what is no number.
         ArithmeticError: A division by zero, or a number that is too large.
     """
-    return _value(parsed(text), value_of)
+    try:
+        return _value(parsed(text), value_of)
+    except RecursionError as error:
+        raise ValueError(f"{text[:40]!r}... is nested too deeply") from error
 
 
 @cache
@@ -80,6 +83,8 @@ def parsed(text: str) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"{text!r} is no expression") from error
+    except (MemoryError, RecursionError) as error:
+        raise ValueError(f"{text[:40]!r}... is nested too deeply") from error
 
 
 def _value(node: ast.expr, value_of: Callable[[str], Any]) -> Any:

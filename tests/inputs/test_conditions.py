@@ -194,6 +194,12 @@ def test_what_is_no_condition_is_refused(condition: str) -> None:
         Signature((), (), (condition,))
 
 
+@pytest.mark.parametrize("depth", [700, 2000, 9000])
+def test_what_is_nested_too_deeply_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=r"condition on sizes: .* is nested too deeply"):
+        Signature((), (), ("-" * depth + "n",))
+
+
 def test_a_model_without_conditions_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         program = sparsefx.capture(nn.Softmax(-1), {"input": torch.ones(2, 3)})
