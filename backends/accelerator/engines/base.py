@@ -154,6 +154,11 @@ class Engine(ABC):
         """Columns that belong together, as a bank or group; tiles do not cut through them."""
         return 1
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns `N:M` outside of which it skips no zeros; none where it skips any."""
+        return ()
+
     def overhead(self, m: int, n: int, k: int) -> int:
         """Cycles of a dense tile in which the array fills and drains, for the mapper."""
         return 0

@@ -38,6 +38,11 @@ class SystolicNM(Systolic):
         """Columns of a group."""
         return self.group
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The fullest pattern that is faster than dense weights."""
+        return (f"{self.slots or self.group - 1}:{self.group}",)
+
     def run(self, gemm: Gemm) -> Timing:
         """Time the GEMM at the pattern that its weights fit."""
         fullest = fullest_group(gemm, self.group)

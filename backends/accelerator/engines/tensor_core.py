@@ -81,6 +81,11 @@ class TensorCore(Engine):
         """Columns that are whole groups, whatever the pattern."""
         return math.lcm(*self.groups)
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Each of `groups` with `slots` non-zeros."""
+        return tuple(f"{self.slots}:{group}" for group in self.groups)
+
     def fitting(self, gemm: Gemm) -> tuple[int, ...]:
         """The groups in which at most `slots` weights are non-zero; 0, dense, always fits."""
         if gemm.weight is None:

@@ -49,7 +49,7 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] | None = None) -> Page
     page.section(
         "Why it is not faster",
         paragraph(against_dense(run)),
-        *(paragraph(text) for text in reasons(run)),
+        *(paragraph(text) for text in reasons(run) if not text.startswith("zeros")),
     )
     page.section(
         "Where the cycles go",

@@ -34,13 +34,8 @@ def against_dense(run: Simulation) -> str:
     """What the zeros save: fewer multiplications, and how much of that becomes time."""
     executed = sum(op.macs.executed for op in run.ops if op.macs)
     dense = run.workload.dense_macs
-    if "weight" not in run.machine.engine.skips:
-        return "This engine skips no zeros."
-    if unfit := _unfit(run):
-        return (
-            f"{len(unfit)} products have zeros in no pattern that this engine skips, and run "
-            f"dense, as %{unfit[0]} does. Prune to its pattern."
-        )
+    if unused := _unused(run):
+        return f"{unused[0].upper()}{unused[1:]}."
     if executed == dense:
         return "There are no zeros to skip."
     if not executed:
@@ -50,6 +45,24 @@ def against_dense(run: Simulation) -> str:
         f"Zeros leave {short(executed)} of {short(dense)} multiplications: {dense / executed:.2f} "
         f"times fewer. The run is {faster:.2f} times faster than without zeros."
     )
+
+
+def _unused(run: Simulation) -> str:
+    """Which zeros take no multiplication away, and what would; "" where all do."""
+    engine = run.machine.engine
+    if "weight" not in engine.skips:
+        return f"this engine skips no zeros{', and the weights have some' * bool(_unfit(run))}"
+    if not (unfit := _unfit(run)):
+        return ""
+    told = f"{len(unfit)} products have zeros in no pattern that this engine skips"
+    if engine.patterns:
+        told += f" ({', '.join(engine.patterns)})"
+    told += f", and run dense, as %{unfit[0]} does"
+    if engine.patterns:
+        slots, group = map(int, engine.patterns[0].split(":"))
+        options = f"pattern='{slots}:{group}',sparsity={1 - slots / group:g}"
+        told += f": magnitude-prune{{{options}}} makes one"
+    return told
 
 
 def _unfit(run: Simulation) -> list[str]:
@@ -73,13 +86,17 @@ def _without_zeros(workload: Workload) -> Workload:
 def reasons(run: Simulation) -> tuple[str, ...]:
     """One sentence or more for each cause that takes cycles, the largest first.
 
-    The multiplications themselves ("ideal") are told of where nothing takes more.
+    The multiplications themselves ("ideal") are told of where nothing takes more; where something
+    does, zeros of weights that save none are told of last.
     """
     shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
     told = sorted((c for c in _TOLD if shares.get(c, 0) >= _LEAST), key=lambda c: -shares[c])
     if told and told[0] != "ideal":
         told = [cause for cause in told if cause != "ideal"]
-    return tuple(f"{shares[cause]:.0%} {cause}: {_TOLD[cause](run)}" for cause in told)
+    found = [f"{shares[cause]:.0%} {cause}: {_TOLD[cause](run)}" for cause in told]
+    if "ideal" not in told and _unfit(run):
+        found.append(f"zeros: {_unused(run)}.")
+    return tuple(found)
 
 
 def _ideal(run: Simulation) -> str:
@@ -88,11 +105,8 @@ def _ideal(run: Simulation) -> str:
     text = f"the array works at its peak, on {short(executed)} multiplications"
     if "weight" not in run.machine.engine.skips:
         return f"{text}; this engine skips no zeros, so that pruning takes none of them away."
-    if unfit := _unfit(run):
-        return (
-            f"{text}; {len(unfit)} products have zeros in no pattern that this engine skips: "
-            "prune to its pattern."
-        )
+    if unused := _unused(run):
+        return f"{text}; {unused}."
     if executed == dense:
         return f"{text}, all there are, for no weight is zero: magnitude-prune leaves fewer."
     return f"{text} that zeros leave of {short(dense)}; more zeros leave fewer."

@@ -20,7 +20,12 @@ from sparsefx.backends.accelerator.report.tables import as_csv, as_tree
 from sparsefx.backends.accelerator.report.trace import trace_events, write_trace
 from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simulate
 from sparsefx.backends.accelerator.studies.sensitivity import Swing, sensitivity
-from sparsefx.backends.accelerator.workload.bert import EncoderSize, balanced_mask, encoder_workload
+from sparsefx.backends.accelerator.workload.bert import (
+    EncoderSize,
+    Zeros,
+    balanced_mask,
+    encoder_workload,
+)
 from sparsefx.backends.accelerator.workload.operations import MatmulOp, Workload
 from tests.accelerated import compiled
 
@@ -149,7 +154,11 @@ def test_reasons_name_what_takes_the_time() -> None:
     dense = simulate(encoder_workload(EncoderSize(1, 64, 128, 2), tokens=16), run.architecture)
     assert against_dense(dense) == "There are no zeros to skip."
     rigid = compiled("tensor-core-2-4").simulation
-    assert "12 products have zeros in no pattern" in against_dense(rigid)
+    unused = (
+        "12 products have zeros in no pattern that this engine skips (2:4), and run dense, as %"
+    )
+    assert against_dense(rigid).startswith(unused)
+    assert against_dense(rigid).endswith("magnitude-prune{pattern='2:4',sparsity=0.5} makes one.")
     assert "no zeros" in against_dense(compiled("scalesim-compat").simulation)
     executed = sum(op.macs.executed for op in run.ops if op.macs)
     fewer = f"{run.workload.dense_macs / executed:.2f} times fewer"
@@ -172,6 +181,25 @@ def test_a_run_that_is_bound_by_its_multipliers_is_told_so() -> None:
     assert told("lock-step-32").endswith("no weight is zero: magnitude-prune leaves fewer.")
     assert told("lock-step-32", 2).endswith("; more zeros leave fewer.")
     assert "; this engine skips no zeros" in told("tensor-core-int8")
+
+
+@pytest.mark.parametrize(("arch", "pattern", "unused"), [
+    ("a100-fp16", "random", "zeros: this engine skips no zeros, and the weights have some."),
+    ("a100-2-4", "random", "zeros: 6 products have zeros in no pattern that this engine skips (2:"),
+    ("a100-2-4", "n-of-m", ""),
+    ("dstc", "random", ""),
+])  # fmt: skip
+def test_zeros_that_save_nothing_are_told_of_where_launches_take_the_time(
+    arch: str, pattern: Zeros, unused: str
+) -> None:
+    size = EncoderSize(1, 64, 128, 2)
+    for ratio in (2.0, 1.0):
+        workload = encoder_workload(size, tokens=16, ratio=ratio, zeros=pattern)
+        told = reasons(simulate(workload, load_architecture(arch)))
+        assert "launch and host" in told[0]
+        zeros = [text for text in told if text.startswith("zeros: ")]
+        assert len(zeros) == bool(unused and ratio > 1)
+        assert all(text.startswith(unused) for text in zeros)
 
 
 def test_sensitivity_orders_the_assumptions() -> None:
