@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,13 +193,17 @@ def _plugins(kind: Kind) -> dict[str, tuple[EntryPoint, ...]]:
     found: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in entry_points(group=f"sparsefx.{kind}"):
         if point.name in _TABLE[kind]:
-            logger.warning(
-                "%s takes the built-in name %r, and is left out", _origin(point), point.name
-            )
+            _tell_left_out(_origin(point), point.name)
             continue
         # A package that stands twice on the path gives the same entry twice.
         found.setdefault(point.name, {}).setdefault((_distribution(point), point.value), point)
     return {name: tuple(points.values()) for name, points in sorted(found.items())}
+
+
+@cache
+def _tell_left_out(origin: str, name: str) -> None:
+    """Warn once in a process, which asks for the plug-ins again for each name that it meets."""
+    logger.warning("%s takes the built-in name %r, and is left out", origin, name)
 
 
 def _distribution(point: EntryPoint) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -159,10 +160,13 @@ class RunFolder:
         program.save(self.path / CAPTURED)
 
     def save_tokenizer(self) -> None:
-        """Save the tokenizer, unless it is there."""
-        place = self.path / "tokenizer"
-        if not place.exists():
-            self._data.tokenizer.save_pretrained(place)
+        """Save the tokenizer, unless it is there; whole, as what is there is never mended."""
+        place, work = self.path / "tokenizer", self.path / ".tokenizer"
+        if place.exists():
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        self._data.tokenizer.save_pretrained(work)
+        os.replace(work, place)
 
     def load_model(self) -> Program:
         """Load the model that the run starts from."""

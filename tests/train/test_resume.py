@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from sparsefx.errors import ArtifactError, TrainingInterruptedError
+from sparsefx.huggingface import load_tokenizer
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Evaluated, Event, RunStarted, StageStarted
-from sparsefx.train.runfolder import StopRequest, differences
+from sparsefx.train.runfolder import RunFolder, StopRequest, differences
 from sparsefx.train.session import Session
 from tests.train import tiny_run
 
@@ -205,6 +206,28 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path: Path, whole
     assert not any("metric" in line for line in lines(tmp_path / "run"))
     session(tmp_path / "run").run()
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_half_a_tokenizer_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tiny_run.data()
+
+    def cut(folder: Path) -> None:
+        Path(folder).mkdir()
+        (Path(folder) / "tokenizer.json").write_text("{", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    folder = RunFolder(tmp_path, Recipe.parse(RECIPE), given)
+    with monkeypatch.context() as patched:
+        patched.setattr(given.tokenizer, "save_pretrained", cut)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save_tokenizer()
+    assert not (tmp_path / "tokenizer").exists()
+    folder.save_tokenizer()
+    again = load_tokenizer(str(tmp_path / "tokenizer"))
+    assert again.get_vocab() == given.tokenizer.get_vocab()
+    assert [each.name for each in tmp_path.iterdir()] == ["tokenizer"]
 
 
 def test_only_cut_checkpoints_are_an_error(tmp_path: Path) -> None:
