@@ -49,7 +49,7 @@ def scored(tmp_path: Path) -> Scored:
 
     def run(model: Path, *options: object) -> dict[str, float]:
         out = tmp_path / "new" / "score.json"
-        words = ["evaluate", str(model), *map(str, options), "--json", str(out)]
+        words = ["evaluate", str(model), *map(str, options), "--json", str(out), "--overwrite"]
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == 0
