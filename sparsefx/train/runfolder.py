@@ -47,6 +47,7 @@ class RunFolder:
     Raises:
         TrainingError: It is the folder of another run or of a model, or another process works on
             it.
+        ArtifactError: It holds stages and nothing that says of which recipe and data.
     """
 
     def __init__(self, path: Path, recipe: Recipe, data: SessionData) -> None:
@@ -116,6 +117,13 @@ class RunFolder:
                     who="session",
                     where=str(self.path),
                     hint="choose another",
+                )
+            if any((self.path / "stages").glob("*/*")):
+                raise ArtifactError(
+                    "it is missing, and it says of which recipe and data the stages here are",
+                    who="resume",
+                    where=str(path),
+                    hint="choose another folder, or remove this one to begin anew",
                 )
             self._write(wanted)
             return

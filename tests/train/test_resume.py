@@ -238,6 +238,15 @@ def test_only_cut_checkpoints_are_an_error(tmp_path: Path) -> None:
         session(tmp_path / "run").run()
 
 
+def test_stages_of_an_unknown_recipe_are_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path, at=3)
+    (tmp_path / "run.json").unlink()
+    other = RECIPE.replace("frequency=2}", "frequency=2,scope=global}")
+    with pytest.raises(ArtifactError, match=r"run\.json: it is missing.*of which recipe"):
+        session(tmp_path, other).run()
+    assert len(list(tmp_path.glob("stages/1-one/checkpoints/*"))) == 2
+
+
 def test_checkpoints_keep_two_and_hold_exactly(tmp_path: Path) -> None:
     store = Checkpoints(tmp_path / "c")
     assert store.latest() is None
