@@ -39,7 +39,7 @@ def test_every_row_has_its_own_scale_and_zeros_stay() -> None:
         weight[3] *= 1000.0
         weight[8] = 0.0
     small = Pipeline.parse("quantize-embeddings").run(program)
-    error = (plain_weights(small)["weight"] - weight).abs().amax(1)
+    error = (plain_weights(small)["weight"] - weight).detach().abs().amax(1)
     assert bool((error <= small.tensor("weight_scale") * 0.501).all())
     assert float(error[3]) > 100 * float(error[0])
     assert int(small.tensor("weight")[8].count_nonzero()) == 0
