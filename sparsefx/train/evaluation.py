@@ -21,7 +21,7 @@ from sparsefx.train.data.batches import Encoded, encode, evaluation_batches
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
-from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
+from sparsefx.train.sizes import check_sizes, fixed_batch, scored_sizes
 
 __all__ = [
     "SessionData",
@@ -299,8 +299,7 @@ def predict(
         TrainingError: The Program does not take batches of such sizes.
     """
     fixed = fixed_batch(program)
-    sizes = {fixed} if fixed else batch_sizes(len(data), batch_size)
-    check_sizes(program, data, sizes, where="prediction")
+    check_sizes(program, data, scored_sizes(program, len(data), batch_size), where="prediction")
     run, inputs = predictor(program)
     if compiled is not None:
         output, inputs = logits_name(program), program.signature.input_names

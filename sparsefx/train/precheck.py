@@ -20,7 +20,7 @@ from sparsefx.recipe.passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import TokenData, head_outputs
-from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
+from sparsefx.train.sizes import batch_sizes, check_sizes, scored_sizes
 from sparsefx.train.step.parts import part_sizes
 from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
@@ -90,8 +90,8 @@ def check_batches(recipe: Recipe, model: Program, data: TokenData, processes: in
         sizes = batch_sizes(len(texts), training.batch_size or recipe.data.batch_size)
         parts = part_sizes(sizes, processes * training.accumulate)
         check_sizes(model, texts, parts, where=f"stage {stage.name}")
-    scored = fixed_batch(model) or recipe.data.eval_batch_size
-    check_sizes(model, data.test, {scored}, where="test")
+    scored = scored_sizes(model, len(data.test), recipe.data.eval_batch_size)
+    check_sizes(model, data.test, scored, where="test")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sparsefx.inputs.conditions import broken
 from sparsefx.program import Program
 from sparsefx.train.data.batches import Encoded
 
-__all__ = ["batch_sizes", "check_sizes", "fixed_batch"]
+__all__ = ["batch_sizes", "check_sizes", "fixed_batch", "scored_sizes"]
 
 _PLACES = ("batch", "sequence")
 
@@ -32,6 +32,15 @@ def batch_sizes(texts: int, size: int) -> set[int]:
     return {min(texts, size), texts % size} - {0}
 
 
+def scored_sizes(program: Program, texts: int, size: int) -> set[int]:
+    """Return the sizes of the batches in which so many texts are scored: the Program's own, or so.
+
+    A last batch of a fixed size is filled, others are as short as what is left.
+    """
+    fixed = fixed_batch(program)
+    return {fixed} if fixed else batch_sizes(texts, size)
+
+
 def check_sizes(program: Program, data: Encoded, sizes: Collection[int], *, where: str) -> None:
     """Refuse texts of which some batch would have a size that a Program does not take.
 
@@ -45,7 +54,7 @@ def check_sizes(program: Program, data: Encoded, sizes: Collection[int], *, wher
         TrainingError: Names a size, and what the Program takes.
     """
     signature = program.signature
-    dims = next((s.dims for s in signature.inputs if s.name == "input_ids"), ())
+    dims = signature.tokens.dims if signature.tokens else ()
     fixed = [f"{at} == {dim}" for at, dim in zip(_PLACES, dims, strict=False) if type(dim) is int]
     if not fixed and not signature.conditions:
         return

@@ -25,7 +25,7 @@ from sparsefx.program import Program
 from sparsefx.storage.files import take_blocks
 from sparsefx.train.data.batches import Encoded, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
-from sparsefx.train.sizes import batch_sizes, check_sizes, fixed_batch
+from sparsefx.train.sizes import check_sizes, fixed_batch, scored_sizes
 
 __all__ = ["takes_taught", "with_teacher"]
 
@@ -70,7 +70,7 @@ def with_teacher(
     }
     device = next(iter(teacher.named_tensors().values())).device
     fixed = fixed_batch(teacher)
-    check_sizes(teacher, data, [fixed] if fixed else batch_sizes(len(data), size), where="teacher")
+    check_sizes(teacher, data, scored_sizes(teacher, len(data), size), where="teacher")
     with teacher.evaluating(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for rows, batch in evaluation_batches(data, fixed or size, filled=fixed is not None):
             inputs = inputs_for(teacher, batch)

@@ -331,3 +331,13 @@ def test_batches_that_the_model_does_not_take_are_told_before_the_first_step(
     assert not events
     result = Session(recipe, of_four, tiny_run.data(20), tmp_path / "b", device="cpu").run()
     assert result.stage("dense").score is not None
+
+
+def test_a_last_batch_of_scoring_that_is_too_short_is_told_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    of_three = tiny_run.program().copy()
+    of_three.signature = replace(of_three.signature, conditions=("batch >= 3",))
+    recipe = tiny_run.DENSE.replace("batch_size: 8", "batch_size: 8, eval_batch_size: 13")
+    with pytest.raises(TrainingError, match=r"at test: there are batches of 1 texts"):
+        Session(Recipe.parse(recipe), of_three, tiny_run.data(), tmp_path, device="cpu").run()
