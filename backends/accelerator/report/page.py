@@ -7,7 +7,7 @@ from typing import Final
 
 from sparsefx.backends.accelerator.hardware.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
-from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
+from sparsefx.backends.accelerator.report.reasons import against_dense, causes
 from sparsefx.backends.accelerator.simulation.tile_level import OpResult, Simulation
 from sparsefx.backends.accelerator.studies.sensitivity import Swing
 from sparsefx.report.page import Page, paragraph, table
@@ -49,7 +49,7 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] | None = None) -> Page
     page.section(
         "Why it is not faster",
         paragraph(against_dense(run)),
-        *(paragraph(text) for text in reasons(run) if not text.startswith("zeros")),
+        *(paragraph(text) for text in causes(run)),
     )
     page.section(
         "Where the cycles go",

@@ -51,7 +51,8 @@ def _unused(run: Simulation) -> str:
     """Which zeros take no multiplication away, and what would; "" where all do."""
     engine = run.machine.engine
     if "weight" not in engine.skips:
-        return f"this engine skips no zeros{', and the weights have some' * bool(_unfit(run))}"
+        some = ", and the weights have some" if _unfit(run) else ""
+        return f"this engine skips no zeros{some}"
     if not (unfit := _unfit(run)):
         return ""
     told = f"{len(unfit)} products have zeros in no pattern that this engine skips"
@@ -84,19 +85,27 @@ def _without_zeros(workload: Workload) -> Workload:
 
 
 def reasons(run: Simulation) -> tuple[str, ...]:
-    """One sentence or more for each cause that takes cycles, the largest first.
+    """The :func:`causes`, and last of all zeros of weights that save nothing, if none tells it."""
+    if "ideal" in _shares(run) or not _unfit(run):
+        return causes(run)
+    return (*causes(run), f"zeros: {_unused(run)}.")
 
-    The multiplications themselves ("ideal") are told of where nothing takes more; where something
-    does, zeros of weights that save none are told of last.
+
+def causes(run: Simulation) -> tuple[str, ...]:
+    """One sentence or more for each cause that takes cycles, the largest first."""
+    return tuple(f"{share:.0%} {name}: {_TOLD[name](run)}" for name, share in _shares(run).items())
+
+
+def _shares(run: Simulation) -> dict[str, float]:
+    """The share of the cycles of each cause worth telling, the largest first.
+
+    The multiplications themselves ("ideal") are told of where nothing takes more.
     """
     shares = {cause: cycles / run.cycles for cause, cycles in run.waterfall.items()}
     told = sorted((c for c in _TOLD if shares.get(c, 0) >= _LEAST), key=lambda c: -shares[c])
     if told and told[0] != "ideal":
         told = [cause for cause in told if cause != "ideal"]
-    found = [f"{shares[cause]:.0%} {cause}: {_TOLD[cause](run)}" for cause in told]
-    if "ideal" not in told and _unfit(run):
-        found.append(f"zeros: {_unused(run)}.")
-    return tuple(found)
+    return {cause: shares[cause] for cause in told}
 
 
 def _ideal(run: Simulation) -> str:
