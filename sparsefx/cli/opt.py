@@ -43,14 +43,14 @@ def command(
     pipeline = Pipeline.parse(passes)
     if out is not None:
         check_new_program(out, who="opt", overwrite=overwrite)
-    if dump_dir is not None:
-        check_new({"--dump-dir": dump_dir / "00-input.txt"}, who="opt", overwrite=overwrite)
+    dump = DumpDir(dump_dir, facts) if dump_dir else None
+    check_new({"--dump-dir": dump.first if dump else None}, who="opt", overwrite=overwrite)
     opened = open_program(program)
     old, digests = opened.dump(facts=facts), opened.digests()
     begun = len(opened.history)
     others = _named(given or [])
     timing = Timing()
-    watchers: list[Instrument] = [timing, *([DumpDir(dump_dir, facts)] if dump_dir else [])]
+    watchers: list[Instrument] = [timing, *([dump] if dump else [])]
     after = pipeline.run(
         opened,
         programs={name: open_program(place) for name, place in others.items()},

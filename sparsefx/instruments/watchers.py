@@ -40,19 +40,24 @@ class DumpDir:
     folder: Path
     facts: bool = False
 
+    @property
+    def first(self) -> Path:
+        """The file of the text that the first pass sees."""
+        return self.folder / "00-input.txt"
+
     def before_pass(self, event: PassEvent) -> None:
         """Write the text that the first pass sees."""
         if event.index == 0:
-            self._write("00-input", event.program)
+            self._write(self.first, event.program)
 
     def after_pass(self, event: PassEvent) -> None:
         """Write the text that the pass left."""
         if event.error is None:
-            self._write(f"{event.index + 1:02d}-{event.item.name}", event.program)
+            name = f"{event.index + 1:02d}-{event.item.name}.txt"
+            self._write(self.folder / name, event.program)
 
-    def _write(self, name: str, program: Program) -> None:
+    def _write(self, path: Path, program: Program) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.txt"
         path.write_text(program.dump(facts=self.facts), encoding="utf-8")
 
 
