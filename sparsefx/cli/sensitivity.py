@@ -64,9 +64,8 @@ def command(
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode, evaluation_batches
 
-    files = [out / name for name in (_CURVES, _INT8, _PAGE)]
-    check_new({"--out": next(filter(Path.exists, files), None)}, who="sensitivity",
-              overwrite=overwrite)  # fmt: skip
+    for name in (_CURVES, _INT8, _PAGE):
+        check_new({"--out": out / name}, who="sensitivity", overwrite=overwrite)
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()
     check_one_label(program.config, who="sensitivity", where=model)
