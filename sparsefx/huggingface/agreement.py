@@ -65,20 +65,12 @@ def check_agreement(
 
 
 def _batch(program: Program) -> dict[str, Tensor] | None:
+    signature = program.signature
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tries = (random_batch(program, 2, tokens) for tokens in (8, 16, 12, 7, 64))
-        return next((each for each in tries if _admits(program, each)), None)
-
-
-def _admits(program: Program, batch: Mapping[str, Tensor]) -> bool:
-    pairs = [
-        (dim, size)
-        for spec in program.signature.inputs
-        for dim, size in zip(spec.dims, batch[spec.name].shape, strict=True)
-        if isinstance(dim, str)
-    ]
-    return program.signature.admits(dict(pairs))
+        sizes = ((2, tokens) for tokens in (8, 16, 12, 7, 64))
+        taken = (each for each in sizes if signature.admits(signature.sizes(*each)))
+        return next((random_batch(program, *each) for each in taken), None)
 
 
 def _of_transformers(
