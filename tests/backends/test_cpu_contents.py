@@ -276,6 +276,16 @@ def largest_difference(model: nn.Module) -> tuple[float, str]:
     return float(difference[real].abs().max()), " ".join(map(str, compiled.outside))
 
 
+def outside_of_equal(form: type[Encoder], *, captured: int, given: int) -> str:
+    """What runs in PyTorch of a model captured with so many tokens, that is equal with others."""
+    model = form().eval()
+    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, captured)))
+    tokens = batch(model, 3, given)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**tokens)["output"], model(**tokens))
+    return " ".join(map(str, compiled.outside))
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -299,12 +309,7 @@ def test_a_factor_by_what_tokens_are_runs_in_pytorch(model: type[Encoder]) -> No
 
 @pytest.mark.parametrize("form", [MeanOfTheFirst, BlankBehindTheFirst])
 def test_a_factor_that_long_sequences_show_runs_in_pytorch(form: type[Encoder]) -> None:
-    model = form().eval()
-    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, 8)))
-    given = batch(model, 3, 40)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(**given)["output"], model(**given))
-    assert "a factor that is not a number" in " ".join(map(str, compiled.outside))
+    assert "a factor that is not a number" in outside_of_equal(form, captured=8, given=40)
 
 
 @pytest.mark.parametrize("model", [WithoutPadding, OnesAtHand, CountingPositions])
@@ -316,12 +321,7 @@ def test_a_mask_of_padding_runs_in_kernels(model: type[Encoder]) -> None:
 
 @pytest.mark.parametrize("form", [GreatestOfFew, ScaledGreatest])
 def test_padding_that_counts_is_found_at_any_sizes_and_inputs(form: type[Encoder]) -> None:
-    model = form().eval()
-    compiled = CpuTarget().compile(sparsefx.capture(model, batch(model, 2, 6)))
-    given = batch(model, 3, 5)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(**given)["output"], model(**given))
-    assert "padding counts there" in " ".join(map(str, compiled.outside))
+    assert "padding counts there" in outside_of_equal(form, captured=6, given=5)
 
 
 @pytest.mark.parametrize(
