@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from sparsefx.analysis import Analysis
     from sparsefx.passbase import Pass, Skip
 
-__all__ = ["HistoryEntry", "Program"]
+__all__ = ["MULTI_LABEL", "HistoryEntry", "Program"]
+
+MULTI_LABEL = "multi_label_classification"
+"""What a configuration calls the problem of a model that gives a text any number of its classes."""
 
 T = TypeVar("T")
 
@@ -132,6 +135,11 @@ class Program:
                 yield
         finally:
             self.train(was_training)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the configuration says that a text has any number of the classes."""
+        return bool(self.config.get("problem_type") == MULTI_LABEL)
 
     @property
     def training(self) -> bool:

@@ -104,8 +104,10 @@ class Distill(Pass):
             k-th), ``skip-inner`` (the same without the last pair), ``last`` (the topmost),
             ``final`` (last with last alone), or pairs.
         temperature: T of the logits term.
-        logits_loss: ``kl``, ``soft-ce`` (same gradient), ``mse``, or ``cosine`` (for embeddings);
-            ``auto`` is ``kl``, and ``mse`` for a single value, which has no soft targets.
+        logits_loss: ``kl``, ``soft-ce`` (same gradient), ``bce`` (each class by itself), ``mse``,
+            or ``cosine`` (for embeddings); ``auto`` is ``kl``, but ``bce`` where the configuration
+            says that a text has any number of classes, and ``mse`` for a single value, which has no
+            soft targets.
         logits_mean: ``batch``: sum over classes; ``batch-and-classes``: mean (SparseBERT).
         probabilities_loss: ``kl`` or ``mse``.
         normalise_cls: Scale the vectors of the cls term to length 1.
@@ -137,7 +139,7 @@ class Distill(Pass):
     cosine: float = 0.0
     layers: LayerMap = "identity"
     temperature: float = 2.0
-    logits_loss: Literal["auto", "kl", "soft-ce", "mse", "cosine"] = "auto"
+    logits_loss: Literal["auto", "kl", "soft-ce", "bce", "mse", "cosine"] = "auto"
     logits_mean: Literal["batch", "batch-and-classes"] = "batch"
     probabilities_loss: Literal["kl", "mse"] = "kl"
     normalise_cls: bool = True
@@ -269,7 +271,7 @@ class _Builder:
         if (item.logits or item.labels) and not item.outputs:
             self._tell_left_out()
         if item.logits and item.logits_loss == "auto":
-            self._tell_values()
+            self._tell_auto()
         joined: Joined | None = None
         taught: Callable[[fx.Node], fx.Node] = _no_teacher
         if self.teacher is not None:
@@ -282,6 +284,7 @@ class _Builder:
             options=Options(
                 item.temperature,
                 item.logits_loss,
+                self.program.multi_label,
                 item.logits_mean,
                 item.probabilities_loss,
                 item.normalise_cls,
@@ -300,9 +303,11 @@ class _Builder:
         if names := left_out(self.program):
             self.notes.append(f"{', '.join(names)}: not compared; outputs=... chooses what is")
 
-    def _tell_values(self) -> None:
+    def _tell_auto(self) -> None:
         names = logits_outputs(self.program, self.item.outputs)
         values = [name for name in names if classes(self.program, name) == 1]
+        if self.program.multi_label and len(values) < len(names):
+            self.notes.append("a text has any number of classes, so logits_loss is 'bce'")
         if values:
             self.notes.append(
                 f"{', '.join(values)}: one value and no classes, so logits_loss is 'mse'"

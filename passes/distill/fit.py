@@ -111,6 +111,13 @@ def _check_soft_targets(item: Distill, student: Program) -> None:
 
 
 def _check_labels(item: Distill, student: Program) -> None:
+    if student.multi_label:
+        raise PassError(
+            "the labels term compares with one class, and a text has any number of them",
+            who="distill",
+            where="labels",
+            hint="leave the term out: label_weight in the training of the stage is for all labels",
+        )
     names = [spec.name for spec in label_inputs(student, item.outputs).values()]
     if len(set(names)) != len(names) or not names:
         raise PassError(

@@ -22,7 +22,8 @@ class Options:
     """What the terms need of the options of ``distill``; see there."""
 
     temperature: float
-    logits_loss: Literal["auto", "kl", "soft-ce", "mse", "cosine"]
+    logits_loss: Literal["auto", "kl", "soft-ce", "bce", "mse", "cosine"]
+    multi_label: bool
     logits_mean: Literal["batch", "batch-and-classes"]
     probabilities_loss: Literal["kl", "mse"]
     normalise_cls: bool

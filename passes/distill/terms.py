@@ -34,9 +34,11 @@ def logits(scope: Scope) -> fx.Node:
 
     kl       T^2 mean_rows sum_c p_t (log p_t - log p_s),   p = softmax(z / T)
     soft-ce  T^2 mean_rows sum_c -p_t log p_s
+    bce      T^2 mean_rows sum_c -q_t log q_s - (1 - q_t) log (1 - q_s),   q = sigmoid(z / T)
     mse      mean (z_s - z_t)^2
     cosine   mean_rows 1 - cos(z_s, z_t), for sentence embeddings
-    auto     mse for a value [B] or [B, 1], whose soft target would always be 1; else kl
+    auto     mse for a value [B] or [B, 1], whose soft target would always be 1; bce where a text
+             has any number of classes, as kl is the same for logits that are all moved; else kl
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
     SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
@@ -53,13 +55,15 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
     options, rw = scope.options, scope.rw
     loss = options.logits_loss
     if loss == "auto":
-        loss = "mse" if _is_value(ours) else "kl"
+        loss = "mse" if _is_value(ours) else "bce" if options.multi_label else "kl"
     if loss == "mse":
         return scope.squared_error(ours, theirs, [-1], weights)
     if loss == "cosine":
         return scope.mean(scope.distance(ours, theirs), weights)
     if loss == "kl":
         rows = scope.divergence(ours, theirs, options.temperature)
+    elif loss == "bce":
+        rows = _each_class(scope, ours, theirs)
     else:
         log_ours = scope.log_softmax(ours, options.temperature)
         cooled = scope.cooled(theirs, options.temperature)
@@ -72,6 +76,15 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
     if options.temperature == 1.0:
         return value
     return rw.call(aten.mul.Tensor, value, options.temperature**2)
+
+
+def _each_class(scope: Scope, ours: fx.Node, theirs: fx.Node) -> fx.Node:
+    """Return the cross-entropy of every class, yes or no, added up over the last dimension."""
+    rw, temperature = scope.rw, scope.options.temperature
+    soft = rw.call(aten.sigmoid.default, scope.cooled(theirs, temperature))
+    cooled = scope.cooled(ours, temperature)
+    loss = aten.binary_cross_entropy_with_logits.default
+    return rw.call(aten.sum.dim_IntList, rw.call(loss, cooled, soft, None, None, 0), [-1])
 
 
 def labels(scope: Scope) -> fx.Node:

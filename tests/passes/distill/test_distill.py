@@ -124,6 +124,24 @@ def test_regression_takes_squared_errors() -> None:
         distilled("distill{logits_loss='kl'}", student, teacher)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_any_number_of_classes_are_compared_one_by_one(temperature: float) -> None:
+    student, teacher = (program_of(seed).copy() for seed in (0, 1))
+    student.config["problem_type"] = "multi_label_classification"
+    program = distilled(f"distill{{temperature={temperature}}}", student, teacher).eval()
+    assert program.history[-1].notes == (
+        "a text has any number of classes, so logits_loss is 'bce'",
+    )
+    with torch.no_grad():
+        found = program(**batch())
+        theirs = teacher(**batch())["logits"] / temperature
+    ours = found["logits"] / temperature
+    each = nn.functional.binary_cross_entropy_with_logits(ours, theirs.sigmoid(), reduction="none")
+    assert torch.allclose(found["loss"], temperature**2 * each.sum(-1).mean())
+    with pytest.raises(PassError, match="the labels term compares with one class"):
+        distilled("distill{labels=1.0}", student, teacher)
+
+
 def test_an_example_without_a_value_does_not_count() -> None:
     program = distilled(
         "distill{labels=1.0}", program_of(num_labels=1), program_of(1, num_labels=1)

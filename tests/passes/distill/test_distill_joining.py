@@ -293,7 +293,7 @@ def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
         ("hidden=-1.0", "expected a weight of 0 or more"),
         ("hidden='much'", "expected a number"),
         ("temperature=0", "temperature=0: expected a number above 0"),
-        ("logits_loss=cross", "expected 'auto', 'kl', 'soft-ce', 'mse' or 'cosine'"),
+        ("logits_loss=cross", "expected 'auto', 'kl', 'soft-ce', 'bce', 'mse' or 'cosine'"),
         ("layers=every", "expected 'identity', 'skip', .*'final' or a list of"),
         ("layers=(1,2)", "or a list of"),
         ("teacher_inputs=3", "expected a text or a list of texts"),
