@@ -78,7 +78,8 @@ def read_stsb(glue: Path | None) -> tuple[tuple[str, ...], Pairs]:
         raise DataError("STS-B has no pairs", who="sentence_encoder", where=str(glue))
     seen = {text_key(text) for text in (*test.texts, *test.pairs)}
     found = dict.fromkeys(t for t in (*train.texts, *train.pairs) if text_key(t) not in seen)
-    return tuple(found), Pairs(test.texts, test.pairs, test.labels)
+    scores = tuple(float(score) for score in test.labels)  # type: ignore[arg-type]  # values
+    return tuple(found), Pairs(test.texts, test.pairs, scores)
 
 
 def wikipedia_sentences(path: Path, count: int) -> list[str]:

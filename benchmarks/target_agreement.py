@@ -43,8 +43,8 @@ def main(
     made = made_by(model)
     length = made.max_length if made else 128
     examples = encode(load_tokenizer(tokenizer_of(model)), split, length)
-    assert examples.labels is not None
-    labels = examples.labels.numpy()
+    labels = examples.scored_labels()
+    assert labels is not None
     names = dict.fromkeys(("reference", *target))
     predicted = {name: open_saved(model, name).predict(examples, batch_size) for name in names}
     wanted = predicted["reference"]

@@ -25,6 +25,7 @@ class OnnxFile:
     Attributes:
         inputs: Names of what it takes.
         classes: Size of the last dimension of its predictions; None when it is not fixed.
+        predicts_tokens: Whether it predicts for each token, not for each text.
 
     Raises:
         ArtifactError: There is no file, it is no ONNX, or it returns no predictions.
@@ -54,18 +55,12 @@ class OnnxFile:
                 where=str(path),
             )
         shape = outputs[self._output]
-        if len(shape or ()) > 2:
-            raise ArtifactError(
-                f"its output {self._output!r} of shape {shape} predicts something for each token",
-                who="open",
-                where=str(path),
-                hint="give a model with a classification or regression head",
-            )
+        self.predicts_tokens = len(shape or ()) > 2
         last = 1 if len(shape or ()) == 1 else (shape or [None])[-1]  # [batch]: a value each
         self.classes = last if isinstance(last, int) else None
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the predictions of a batch, float [rows, classes]."""
+        """Return the predictions of a batch, float [rows, classes], or of tokens."""
         try:
             return run_session(self._session, batch)[self._output]
         except ProgramError as error:

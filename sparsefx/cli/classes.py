@@ -1,47 +1,130 @@
-"""Which output of a saved model's head stands for which label of the data."""
+"""What a saved model's head says, and which output stands for which label of the data."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
+from sparsefx.program import MULTI_LABEL
 
 if TYPE_CHECKING:
     from sparsefx.cli.saved import Made
     from sparsefx.train.data.labels import Kind
     from sparsefx.train.data.tables import Table
 
-__all__ = ["given_classes", "head_classes"]
+__all__ = ["Head", "Labels", "given_classes", "labels_for"]
 
 
-def head_classes(
-    table: Table,
-    label: str,
-    outputs: int | None,
-    made: Made | None,
-    names: tuple[str, ...] | None,
-    *,
-    who: str,
-) -> tuple[Kind | None, tuple[str, ...] | None]:
-    """Return what the head computes, and its classes; None where the data say it.
+@dataclass(frozen=True)
+class Head:
+    """What is known of a model's head.
+
+    Attributes:
+        model: Where the model is, for messages.
+        outputs: How many there are for a text or a token, if that is known.
+        per_word: Whether they are for each token.
+        config: Hugging Face configuration of the model; may be empty.
+        made: What the run knows that made the model.
+        names: Names of the classes in the head's order, if somebody knows them.
+    """
+
+    model: str
+    outputs: int | None
+    per_word: bool
+    config: Mapping[str, Any]
+    made: Made | None
+    names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the labels of a table are read for a head; None where the table itself says it.
+
+    Attributes:
+        column: Their column, or a column for each class.
+        kind: What they are.
+        classes: In the order of the head.
+    """
+
+    column: str | tuple[str, ...]
+    kind: Kind | None
+    classes: tuple[str, ...] | None
+
+
+def labels_for(table: Table, column: str | tuple[str, ...] | None, head: Head, who: str) -> Labels:
+    """Return how the labels of a table are read for a head.
 
     Args:
         table: The data.
-        label: Its column of labels.
-        outputs: Outputs of the head, if that is known.
-        made: What the run knows that made the model.
-        names: Names of the classes in the head's order, if somebody knows them.
+        column: Of the labels, or one for each class; None: found by name.
+        head: Of the model.
         who: The command.
 
     Raises:
-        DataError: The labels are names, and nobody knows which output is which.
+        DataError: The labels are names, and nobody knows which output is which; or a text has one
+            label, and the head gives it any number of them; or columns are not the head's classes.
     """
-    if outputs == 1:
-        return "regression", None
-    if made is not None and made.kind == "classification":
-        return "classification", names
-    return None, _numbered(table, label, outputs, who) if names is None else names
+    from sparsefx.train.data.columns import find_label
+    from sparsefx.train.data.labels import is_list
+
+    made, names = head.made, head.names
+    kind = made.kind if made is not None and made.kind != "text" else None
+    if column is None and kind in (None, "multi-label") and names and {*names} <= {*table.columns}:
+        column = names
+    column = column or find_label(table.columns, table.origin)
+    if isinstance(column, tuple):
+        return Labels(_in_order(table, column, names, who), "multi-label", None)
+    if head.outputs == 1:
+        return Labels(column, "regression", None)
+    if kind is not None:
+        return Labels(column, kind, names)
+    lists = any(map(is_list, table.column(column)))
+    if head.per_word and not lists:
+        raise DataError(
+            "labels of texts cannot be compared with what the model predicts for each token",
+            who=who,
+            where=head.model,
+            hint="give a model with a classification or regression head; or in the data, lists of "
+            "words with lists of their labels, as jsonl or conll",
+        )
+    if not lists and head.config.get("problem_type") == MULTI_LABEL:
+        raise _gives_several(who, head.model)
+    if head.per_word or lists:
+        kind = "token-classification" if head.per_word else "multi-label"
+    return Labels(
+        column, kind, _numbered(table, column, head.outputs, who) if names is None else names
+    )
+
+
+def _in_order(
+    table: Table, columns: tuple[str, ...], names: tuple[str, ...] | None, who: str
+) -> tuple[str, ...]:
+    """Return the columns of classes in the order of the head's, where that is known."""
+    if names is None:
+        return columns
+    if {*columns} != {*names}:
+        raise DataError(
+            f"the label columns {', '.join(columns)} are not the model's classes",
+            who=who,
+            where=table.origin,
+            hint=f"give a column for each of {', '.join(names)}",
+        )
+    return names
+
+
+def _gives_several(who: str, model: str) -> DataError:
+    return DataError(
+        "each text has one label in the data, and this model was trained to give it any "
+        f"number of them (problem_type {MULTI_LABEL}): its largest output decides nothing",
+        who=who,
+        where=model,
+        hint="give lists of labels, or --label with a column of 0 and 1 for each class; if it does "
+        "tell one class from others, its config.json is wrong: set problem_type to "
+        "single_label_classification there",
+    )
 
 
 def given_classes(
@@ -73,9 +156,9 @@ def _numbered(table: Table, label: str, outputs: int | None, who: str) -> tuple[
     Raises:
         DataError: The labels are names, and nobody knows which output is which.
     """
-    from sparsefx.train.data.labels import as_number
+    from sparsefx.train.data.labels import as_number, found_labels
 
-    found = {str(cell).strip() for cell in table.column(label)} - {"", "None"}
+    found = found_labels(table, label) - {"", "None"}
     values = [as_number(name) for name in found]
     if None in values:
         listed = ", ".join(sorted(found)[:5])

@@ -14,12 +14,24 @@ if TYPE_CHECKING:
 
     from sparsefx.train.data.tasks import Task
 
-__all__ = ["DATA_HELP", "command", "name_classes", "read_task", "text_columns"]
+__all__ = [
+    "DATA_HELP",
+    "LABEL_HELP",
+    "command",
+    "label_columns",
+    "name_classes",
+    "read_task",
+    "text_columns",
+]
 
 _SPLITS = ("train", "test", "validation", "dev")
 DATA_HELP = (
-    "A csv, tsv, jsonl or parquet file; split=FILE for each of several (train, test); "
+    "A csv, tsv, jsonl, parquet or conll file; split=FILE for each of several (train, test); "
     "or the name of a Hugging Face dataset."
+)
+LABEL_HELP = (
+    "Label column, or several with commas, each 0 or 1 for the class of its name. Default: by its "
+    "name."
 )
 
 
@@ -31,7 +43,7 @@ def command(
         str | None,
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
+    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,8 +82,12 @@ def command(
         )
     show_classes(task)
     seed_everything(found.seed)
-    outputs = {"classification": len(task.classes), "regression": 1, "text": None}
-    network = load_pretrained(model, labels=outputs[task.kind])
+    network = load_pretrained(
+        model,
+        labels={"regression": 1, "text": None}.get(task.kind, len(task.classes)),
+        several=task.kind == "multi-label",
+        per_word=task.kind == "token-classification",
+    )
     name_classes(network, task)
     train_and_report(
         found,
@@ -90,10 +106,19 @@ def show_classes(task: Task) -> None:
 
     from sparsefx.cli.console import stderr
 
-    if task.classes:
-        counts = Counter(int(label) for label in task.split("train").labels or ())
-        listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
-        stderr.print(f"{len(task.classes)} classes, with their training examples: {listed}")
+    if not task.classes:
+        return
+    counts: Counter[int] = Counter()
+    for label in task.split("train").labels or ():
+        if not isinstance(label, tuple):
+            counts[int(label)] += 1
+        elif task.kind == "multi-label":
+            counts.update(place for place, has in enumerate(label) if has)
+        else:
+            counts.update(map(int, label))
+    listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
+    what = "words" if task.kind == "token-classification" else "examples"
+    stderr.print(f"{len(task.classes)} classes, with their training {what}: {listed}")
 
 
 def name_classes(model: nn.Module, task: Task) -> None:
@@ -113,7 +138,7 @@ def read_task(data: list[str], text: str | None, label: str | None) -> Task:
     from sparsefx.train.data.tasks import load_task
 
     if len(data) == 1 and "=" not in data[0]:
-        return load_task(data[0], text=text_columns(text), label=label)
+        return load_task(data[0], text=text_columns(text), label=label_columns(label))
     named = dict(item.split("=", 1) for item in data if "=" in item)
     if len(named) != len(data):
         raise DataError(
@@ -128,7 +153,7 @@ def read_task(data: list[str], text: str | None, label: str | None) -> Task:
             who="data",
             hint=f"the names are {', '.join(_SPLITS)}, and 'train' is needed",
         )
-    return load_task(named, text=text_columns(text), label=label)
+    return load_task(named, text=text_columns(text), label=label_columns(label))
 
 
 def text_columns(text: str | None) -> str | tuple[str, str] | None:
@@ -137,3 +162,10 @@ def text_columns(text: str | None) -> str | tuple[str, str] | None:
         return None
     first, comma, second = text.partition(",")
     return (first.strip(), second.strip()) if comma else first
+
+
+def label_columns(label: str | None) -> str | tuple[str, ...] | None:
+    """Return one column, or several that commas separate; None where nobody said."""
+    if label is None or "," not in label:
+        return label
+    return tuple(name.strip() for name in label.split(","))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsefx.cli.classes import given_classes, head_classes
-from sparsefx.cli.compress import text_columns
+from sparsefx.cli.classes import Head, given_classes, labels_for
+from sparsefx.cli.compress import LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stdout
 from sparsefx.cli.outputs import Overwrite, check_new
-from sparsefx.cli.saved import Made, Saved, check_one_label, made_by, open_saved, tokenizer_of
+from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.storage.files import write_json
 
@@ -50,7 +50,7 @@ def command(
         str | None,
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
+    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
     task: Annotated[
         str | None, typer.Option(help="A GLUE task: columns, classes and metric are its own.")
     ] = None,
@@ -83,16 +83,15 @@ def command(
     check_new({"--json": to_json}, who="evaluate", overwrite=overwrite)
     made = made_by(model)
     saved = open_saved(model, target)
-    if made is None or made.kind == "text":  # else the run tells what the head was trained for
-        check_one_label(saved.config, who="evaluate", where=model)
-    found = _read(_Asked(data, text, label, task, classes, metric), saved, made)
+    found = _read(model, _Asked(data, text, label, task, classes, metric), saved, made)
     length = max_length or (made.max_length if made else _LENGTH)
     examples = encode(load_tokenizer(tokenizer or tokenizer_of(model)), found.split("test"), length)
-    if examples.labels is None:
+    labels = examples.scored_labels()
+    if labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
     check_tokens(examples, saved.config)
     logits = saved.predict(examples, batch_size)
-    score = evaluate(found.metric, logits, examples.labels.numpy())  # type: ignore[arg-type]  # evaluate names unknown ones
+    score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones
     stdout.print(f"{score.metric} {score} on {score.count} examples, {saved.runs_on}", markup=False)
     for name, value in score.parts.items():
         if len(score.parts) > 1:  # else it is the score itself
@@ -101,9 +100,9 @@ def command(
         write_json(to_json, score.as_json())
 
 
-def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
+def _read(model: str, asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
-    from sparsefx.train.data.columns import find_label, find_text
+    from sparsefx.train.data.columns import find_text
     from sparsefx.train.data.tables import read_table
     from sparsefx.train.data.tasks import load_task
 
@@ -113,19 +112,20 @@ def _read(asked: _Asked, saved: Saved, made: Made | None) -> Task:
         table = table.with_header(layout.header)
     columns, origin = table.columns, table.origin
     text = text_columns(asked.text) or (layout.text if layout else find_text(columns, origin))
-    label = asked.label or (layout.label if layout else find_label(columns, origin))
+    label = label_columns(asked.label) or (layout.label if layout else None)
     names = _classes(asked, saved, made, layout)
+    head = Head(model, saved.outputs, saved.per_word, saved.config, made, names)
     try:
-        kind, classes = head_classes(table, label, saved.outputs, made, names, who="evaluate")
+        labels = labels_for(table, label, head, "evaluate")
     except DataError as error:
         error.hint += ", or --task for a task of GLUE"
         raise
     return load_task(
         {"test": table},
         text=text,
-        label=label,
-        kind=kind,
-        classes=classes,
+        label=labels.column,
+        kind=labels.kind,
+        classes=labels.classes,
         metric=_metric(asked, made, layout),  # type: ignore[arg-type]  # evaluate names unknown ones
     )
 

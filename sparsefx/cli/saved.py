@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Made",
     "Saved",
-    "check_one_label",
     "class_names",
     "made_by",
     "open_saved",
@@ -38,7 +37,7 @@ class Made:
     """What the run that made a model knows of its task.
 
     Attributes:
-        kind: Classification, regression or text.
+        kind: Of its labels.
         classes: Their names in the order of the head.
         metric: By which the run scored.
         max_length: Longest sequence in tokens.
@@ -55,8 +54,9 @@ class Saved:
     """A saved model.
 
     Attributes:
-        predict: From data and batch size to outputs [examples, classes].
+        predict: From data and batch size to outputs [examples, classes], or of words.
         outputs: Outputs of the head; None when the form does not tell.
+        per_word: Whether they are for each token.
         classes: Their names, if the model knows them.
         config: Hugging Face configuration, if the form holds it or it lies beside.
         runs_on: The target that it runs on.
@@ -64,6 +64,7 @@ class Saved:
 
     predict: Callable[[Encoded, int], NDArray[np.float32]]
     outputs: int | None
+    per_word: bool
     classes: tuple[str, ...] | None
     config: Mapping[str, Any]
     runs_on: str
@@ -78,12 +79,11 @@ def open_saved(model: str, target: str) -> Saved:
 
     Raises:
         ArtifactError: There is no model, or it cannot run on ``target``.
-        DataError: It predicts something for each token, not for a text.
     """
     if Path(model).suffix == ".onnx":
         return _onnx(model, target)
     from sparsefx import registry
-    from sparsefx.train.evaluation import head_outputs, predict
+    from sparsefx.train.evaluation import head_outputs, predict, predicts_tokens
 
     program = open_program(model).eval()
     compiled: Callable[..., Mapping[str, Tensor]] | None = None
@@ -95,6 +95,7 @@ def open_saved(model: str, target: str) -> Saved:
     return Saved(
         lambda data, size: predict(program, data, size, compiled),
         head_outputs(program),
+        predicts_tokens(program),
         class_names(program),
         program.config,
         target,
@@ -113,6 +114,7 @@ def _onnx(model: str, target: str) -> Saved:
     return Saved(
         lambda data, size: predict_by(file.predict, file.inputs, data, size),
         file.classes,
+        file.predicts_tokens,
         None,
         _config_beside(Path(model)),
         "onnxruntime",
@@ -142,29 +144,6 @@ def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
         return {name: torch.from_numpy(found) for name, found in loaded(**batch).items()}
 
     return run
-
-
-def check_one_label(config: Mapping[str, Any], *, who: str, where: str) -> None:
-    """Refuse a model that gives a text any number of labels: data name one label for each text.
-
-    Args:
-        config: Hugging Face configuration of the model; an empty one allows everything.
-        who: The command.
-        where: The model.
-
-    Raises:
-        DataError: Its configuration says so.
-    """
-    if config.get("problem_type") == "multi_label_classification":
-        raise DataError(
-            "each text has one label in the data, and this model was trained to give it any "
-            "number of them (problem_type multi_label_classification): its largest output decides "
-            "nothing",
-            who=who,
-            where=where,
-            hint="if it does tell one class from others, its config.json is wrong: set "
-            "problem_type to single_label_classification there",
-        )
 
 
 def class_names(program: Program) -> tuple[str, ...] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +10,12 @@ import typer
 from rich.progress import track
 from rich.table import Table
 
-from sparsefx.cli.classes import given_classes, head_classes
-from sparsefx.cli.compress import text_columns
+from sparsefx.cli.classes import Head, given_classes, labels_for
+from sparsefx.cli.compress import LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
-from sparsefx.cli.saved import Made, check_one_label, class_names, made_by, tokenizer_of
+from sparsefx.cli.saved import class_names, made_by, tokenizer_of
 from sparsefx.errors import DataError
 from sparsefx.storage.files import write_json, write_text
 
@@ -42,7 +41,7 @@ def command(
         str | None,
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column. Default: by its name.")] = None,
+    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
     classes: Annotated[
         str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
     ] = None,
@@ -68,14 +67,13 @@ def command(
         check_new({"--out": out / name}, who="sensitivity", overwrite=overwrite)
     wanted = _levels(levels, pattern)
     program = open_program(model).eval()
-    check_one_label(program.config, who="sensitivity", where=model)
-    outputs = _outputs(program, model)
-    task = _task(data, text, label, _Head(outputs, made_by(model), class_names(program), classes))
+    head = _head(program, model, classes)
+    task = _task(data, text, label, head)
     held = task.split("test")
     some = held.select(range(min(examples, len(held))))
     coded = encode(load_tokenizer(tokenizer or tokenizer_of(model)), some, max_length)
     check_tokens(coded, program.config)
-    task.check_head(outputs)
+    task.check_head(head.outputs or 0)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
     out.mkdir(parents=True, exist_ok=True)
     found = _measured(program, batches, task.kind, wanted, pattern)
@@ -87,30 +85,41 @@ def command(
                  markup=False)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What is known of the head: its outputs, its run, the model's names, those of the user."""
+def _head(program: Program, model: str, classes: str | None) -> Head:
+    """Return what is known of the head, with the classes that the user names, if any.
 
-    outputs: int
-    made: Made | None
-    names: tuple[str, ...] | None
-    asked: str | None
+    Raises:
+        DataError: The number of its outputs is not known, or not that of the names.
+    """
+    from sparsefx.train.evaluation import head_outputs, predicts_tokens
+
+    outputs, made = head_outputs(program), made_by(model)
+    if outputs is None:
+        raise DataError(
+            "how many values it predicts for a text is not known",
+            who="sensitivity",
+            where=model,
+            hint="give a model with a classification or regression head",
+        )
+    names = (made.classes if made else None) or class_names(program)
+    if classes is not None:
+        names = given_classes(classes, outputs, names, who="sensitivity")
+    return Head(model, outputs, predicts_tokens(program), program.config, made, names)
 
 
-def _task(data: str, text: str | None, label: str | None, head: _Head) -> Task:
+def _task(data: str, text: str | None, label: str | None, head: Head) -> Task:
     """Return the data as a task with the classes of the head."""
-    from sparsefx.train.data.columns import find_label
     from sparsefx.train.data.tables import read_table
     from sparsefx.train.data.tasks import load_task
 
     table = read_table(data)
-    label = label or find_label(table.columns, table.origin)
-    names = (head.made.classes if head.made else None) or head.names
-    if head.asked is not None:
-        names = given_classes(head.asked, head.outputs, names, who="sensitivity")
-    kind, names = head_classes(table, label, head.outputs, head.made, names, who="sensitivity")
+    labels = labels_for(table, label_columns(label), head, "sensitivity")
     return load_task(
-        {"test": table}, text=text_columns(text), label=label, kind=kind, classes=names
+        {"test": table},
+        text=text_columns(text),
+        label=labels.column,
+        kind=labels.kind,
+        classes=labels.classes,
     )
 
 
@@ -136,25 +145,6 @@ def _measured(
     watched = track(batches, "measuring", console=stderr, transient=True)
     inputs = (inputs_for(program, batch) for batch in watched)
     return measure_sensitivity(program, inputs, loss, levels=levels, pattern=pattern)
-
-
-def _outputs(program: Program, model: str) -> int:
-    """Return how many outputs the head has.
-
-    Raises:
-        DataError: That is not known, or it has some for each token.
-    """
-    from sparsefx.train.evaluation import head_outputs
-
-    found = head_outputs(program)
-    if found is None:
-        raise DataError(
-            "how many values it predicts for a text is not known",
-            who="sensitivity",
-            where=model,
-            hint="give a model with a classification or regression head",
-        )
-    return found
 
 
 def _levels(levels: str | None, pattern: str) -> tuple[float, ...]:

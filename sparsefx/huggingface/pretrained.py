@@ -28,7 +28,7 @@ from sparsefx.huggingface.model_folder import (
 )
 from sparsefx.huggingface.sentence_folder import write_sentence_modules
 from sparsefx.masks import find_masks
-from sparsefx.program import Program
+from sparsefx.program import MULTI_LABEL, Program
 from sparsefx.storage.files import saving
 
 __all__ = [
@@ -47,7 +47,6 @@ _NO_CONFIGURATION = (
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
     "writes any Program"
 )
-_SEVERAL = "multi_label_classification"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -61,7 +60,9 @@ _TOKENIZER_FILES = (
 )
 
 
-def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
+def load_pretrained(
+    place: str, *, labels: int | None = None, several: bool = False, per_word: bool = False
+) -> nn.Module:
     """Load an encoder by Hugging Face id or from a folder.
 
     Args:
@@ -69,6 +70,8 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
         labels: Load it with a fresh classification (or, for 1, regression) head of this size, if
             its own head differs; None keeps the architecture that the configuration names. What
             the configuration says of the head's problem follows: one class of several, or values.
+        several: A text has any number of the labels.
+        per_word: Each word has one of the labels, and the head predicts for tokens.
 
     Returns:
         The model in eval mode, with the fastest attention that export can see.
@@ -88,7 +91,7 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
                 "%s: its head of %d outputs is replaced by a new one of %d",
                 *(place, len(config.id2label), labels),
             )
-        if config.problem_type == _SEVERAL:
+        if config.problem_type == MULTI_LABEL and not several:
             logger.warning(
                 "%s: its head gave a text any number of labels; from here on it gives one of %d",
                 *(place, labels),
@@ -96,6 +99,11 @@ def load_pretrained(place: str, *, labels: int | None = None) -> nn.Module:
         config.num_labels = labels
         config.problem_type = "regression" if labels == 1 else "single_label_classification"
         cls: Any = transformers.AutoModelForSequenceClassification
+        if several:
+            config.problem_type = MULTI_LABEL
+        elif per_word:
+            config.problem_type = None  # it is of heads for texts
+            cls = transformers.AutoModelForTokenClassification
     else:
         names = config.architectures or []
         cls = getattr(transformers, names[0], None) if names else None

@@ -133,7 +133,9 @@ def report_rows(
         if stage.score.metric != "loss":
             logits, labels = stage.outputs()
             if first is not None:
-                difference = paired_difference(stage.score.metric, logits, first, labels)
+                difference = paired_difference(
+                    stage.score.metric, logits, first, labels, classes=result.classes
+                )
             first = logits if first is None else first
         latency = (latencies or {}).get(stage.name)
         size = Size.of(stage.program(), given)

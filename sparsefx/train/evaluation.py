@@ -17,9 +17,10 @@ from sparsefx.graph.effects import remove_dead_nodes
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.data.batches import Encoded, encode, evaluation_batches
+from sparsefx.train.data.batches import UNLABELLED, Encoded, encode, evaluation_batches
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
+from sparsefx.train.data.words import stacked
 from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
 from sparsefx.train.sizes import check_sizes, fixed_batch, scored_sizes
 
@@ -32,6 +33,7 @@ __all__ = [
     "losses",
     "predict",
     "predict_by",
+    "predicts_tokens",
 ]
 
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
@@ -77,14 +79,14 @@ class TokenData:
 
     @property
     def test_labels(self) -> NDArray[np.float64]:
-        """Labels of the test split, of shape (examples,).
+        """Labels of the test split, as :meth:`Encoded.scored_labels` gives them.
 
         Raises:
             TrainingError: It has none.
         """
-        if self.test.labels is None:
+        labels = self.test.scored_labels()
+        if labels is None:
             raise TrainingError("the test split has no labels", who="session", where=self.task.name)
-        labels: NDArray[np.float64] = self.test.labels.numpy().astype(np.float64)
         return labels
 
     def of(self, training: Training) -> Encoded:
@@ -119,7 +121,7 @@ class TokenData:
 
     def _encode(self, examples: Examples) -> Encoded:
         found = encode(self._source.tokenizer, examples, self._max_length)
-        if self.task.kind == "classification" and found.labels is not None:
+        if self.task.kind == "classification" and isinstance(found.labels, Tensor):
             return replace(found, labels=found.labels.long())
         return found
 
@@ -174,29 +176,53 @@ def logits_name(program: Program) -> str:
     )
 
 
-def head_outputs(program: Program) -> int | None:
-    """Return how many values are predicted for a text; None when that is not known.
+def head_outputs(program: Program, *, per_word: bool | None = None) -> int | None:
+    """Return how many values are predicted for a text, or for a token; None when not known.
+
+    Args:
+        program: The model.
+        per_word: Whether labels are those of words, if anybody knows.
 
     Raises:
         TrainingError: There is no output of predictions.
-        DataError: It has some for each token, as a head for masked tokens has.
+        DataError: It predicts for tokens and the labels are those of texts, or the reverse.
     """
-    name = logits_name(program)
-    nodes: Any = program.graph.output_node().args[0]
-    fact = program.shape_of(nodes[name])
-    dims = fact.dims if fact is not None else ()
-    if len(dims) > 2:
-        raise DataError(
-            "labels of texts cannot be compared with what is predicted for each token, the output "
-            f"{name!r} of shape [{', '.join(map(str, dims))}]",
-            who="model",
-            where=name,
-            hint="give a model with a classification or regression head, which says one thing of a "
-            "text; this one learns on text alone (docs/recipes.md), or in your own loop",
-        )
+    name, dims = _head_shape(program)
+    if dims and per_word is not None and per_word != (len(dims) > 2):
+        raise _other_head(name, ", ".join(map(str, dims)), per_word=per_word)
     if len(dims) == 1:
         return 1  # [batch], a value for each text
     return dims[-1] if dims and isinstance(dims[-1], int) else None
+
+
+def predicts_tokens(program: Program) -> bool:
+    """Whether something is predicted for each token, not for each text."""
+    return len(_head_shape(program)[1]) > 2
+
+
+def _head_shape(program: Program) -> tuple[str, tuple[Any, ...]]:
+    """Return the output of predictions and its shape; () when that is not known."""
+    name = logits_name(program)
+    nodes: Any = program.graph.output_node().args[0]
+    fact = program.shape_of(nodes[name])
+    return name, fact.dims if fact is not None else ()
+
+
+def _other_head(name: str, shape: str, *, per_word: bool) -> DataError:
+    labels, found = ("words", "a text") if per_word else ("texts", "each token")
+    hint = (
+        "give a model with a classification or regression head, which says one thing of a text; "
+        "this one learns from labels of words, or on text alone (docs/recipes.md)"
+    )
+    if per_word:
+        hint = "give a model that AutoModelForTokenClassification loads"
+    return DataError(
+        f"labels of {labels} cannot be compared with what is predicted for {found}, the output "
+        f"{name!r} of shape [{shape}]",
+        who="model",
+        where=name,
+        hint=hint,
+    )
 
 
 def predictor(program: Program) -> tuple[Predictor, tuple[str, ...]]:
@@ -293,7 +319,8 @@ def predict(
         bf16: Compute under autocast, as a stage with ``precision: bf16`` does.
 
     Returns:
-        Of shape (examples, outputs), in the order of ``data``.
+        Of shape (examples, outputs), in the order of ``data``; where words have labels, of shape
+        (examples, most words, outputs), those of an example first.
 
     Raises:
         TrainingError: The Program does not take batches of such sizes.
@@ -329,11 +356,11 @@ def predict_by(
         batch_size: Examples in a batch.
         filled: Whether it takes batches of that size alone.
     """
-    results: list[tuple[NDArray[np.int64], Tensor]] = []
+    results: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(data)
+    words = data.labels if isinstance(data.labels, tuple) else None
+    known = [each != UNLABELLED for each in words or ()]
     for rows, batch in evaluation_batches(data, batch_size, filled=filled):
-        results.append((rows, run(_chosen(inputs, batch)).float().cpu()[: len(rows)]))
-    first = results[0][1]
-    logits = np.zeros((len(data), *first.shape[1:]), dtype=np.float32)
-    for rows, found in results:
-        logits[rows] = found.numpy()
-    return logits
+        found = run(_chosen(inputs, batch)).float().cpu().numpy()
+        for row, logits in zip(rows, found, strict=False):  # behind them, some come again
+            results[row] = logits if words is None else logits[: len(known[row])][known[row]]
+    return np.stack(results) if words is None else stacked(results, 0.0)

@@ -1,4 +1,4 @@
-"""Metrics of sentence tasks, each with a confidence interval, and paired differences.
+"""Metrics of tasks, each with a confidence interval, and paired differences.
 
 All values are fractions (0.841, not 84.1), but for the mean loss on text, which is a loss.
 Intervals are two-sided at 95 %: Wilson's for accuracy, which is exact enough down to a few
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.counted import counts, is_counted, values_of
 
 __all__ = [
     "LEAST_BATCHES",
@@ -32,7 +33,16 @@ __all__ = [
     "wilson",
 ]
 
-MetricName = Literal["accuracy", "accuracy_f1", "f1", "matthews", "pearson_spearman"]
+MetricName = Literal[
+    "accuracy",
+    "accuracy_f1",
+    "f1",
+    "matthews",
+    "pearson_spearman",
+    "f1_micro",
+    "entity_f1",
+    "token_accuracy",
+]
 ScoreName = MetricName | Literal["loss"]
 Floats = NDArray[np.float64]
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
@@ -96,15 +106,23 @@ def check_metric(name: str) -> None:
         )
 
 
-def evaluate(metric: MetricName, outputs: Floats, labels: Floats, seed: int = 0) -> Score:
+def evaluate(
+    metric: MetricName,
+    outputs: Floats,
+    labels: Floats,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+) -> Score:
     """Score model outputs against labels.
 
     Args:
         metric: What to compute; the first entry of :func:`metric_values` is the headline.
         outputs: Logits of shape (examples, classes), or values of shape (examples,) or
-            (examples, 1) for ``pearson_spearman``.
-        labels: Class indices or target values, of shape (examples,).
+            (examples, 1) for ``pearson_spearman``; of words, (examples, words, classes).
+        labels: Class indices or target values, of shape (examples,); or 0 and 1, of shape
+            (examples, classes), or of words, (examples, words) with -100 behind the last.
         seed: Seed of the bootstrap.
+        classes: Their names, which ``entity_f1`` reads.
 
     Raises:
         DataError: There are no examples, the two lengths differ, or an output is not finite.
@@ -112,7 +130,7 @@ def evaluate(metric: MetricName, outputs: Floats, labels: Floats, seed: int = 0)
     >>> evaluate("accuracy", np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0.0, 0.0])).value
     0.5
     """
-    predicted = _predictions(metric, outputs, labels)
+    predicted = _predictions(metric, outputs, labels, classes)
     parts = metric_values(metric, predicted, labels)
     value = next(iter(parts.values()))
     count = len(labels)
@@ -157,7 +175,12 @@ def mean_loss(batches: Sequence[Mapping[str, float]], sizes: Sequence[int], seed
 
 
 def paired_difference(
-    metric: MetricName, outputs: Floats, reference: Floats, labels: Floats, seed: int = 0
+    metric: MetricName,
+    outputs: Floats,
+    reference: Floats,
+    labels: Floats,
+    seed: int = 0,
+    classes: Sequence[str] = (),
 ) -> Score:
     """Return score(outputs) - score(reference) with the bootstrap interval of paired examples.
 
@@ -165,10 +188,11 @@ def paired_difference(
         metric: What to compute.
         outputs: Outputs of the model in question; shapes as in :func:`evaluate`.
         reference: Outputs of the model it is compared with, for the same examples in order.
-        labels: Class indices or target values, of shape (examples,).
+        labels: As in :func:`evaluate`.
         seed: Seed of the bootstrap.
+        classes: Their names, which ``entity_f1`` reads.
     """
-    ours, theirs = (_predictions(metric, each, labels) for each in (outputs, reference))
+    ours, theirs = (_predictions(metric, each, labels, classes) for each in (outputs, reference))
 
     def difference(rows: NDArray[np.int64]) -> float:
         return _headline(metric, ours[rows], labels[rows]) - _headline(
@@ -188,12 +212,15 @@ def metric_values(metric: MetricName, predicted: Floats, labels: Floats) -> dict
 
     Args:
         metric: Name of the metric.
-        predicted: Predicted class indices, or values, of shape (examples,).
+        predicted: Predicted class indices, or values, of shape (examples,); for a metric of
+            :mod:`~sparsefx.train.counted` the counts of each example, which hold all it needs.
         labels: True class indices, or values, of shape (examples,).
 
     >>> metric_values("matthews", np.array([1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]))
     {'matthews': 0.5, 'accuracy': 0.6666666666666666}
     """
+    if is_counted(metric):
+        return values_of(metric, predicted)
     accuracy = float(np.mean(predicted == labels))
     if metric == "accuracy":
         return {"accuracy": accuracy}
@@ -226,7 +253,9 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:
+def _predictions(
+    metric: MetricName, outputs: Floats, labels: Floats, classes: Sequence[str]
+) -> Floats:
     if len(labels) == 0 or len(outputs) != len(labels):
         raise DataError(
             f"{len(outputs)} outputs cannot be scored against {len(labels)} labels", who="metrics"
@@ -238,6 +267,8 @@ def _predictions(metric: MetricName, outputs: Floats, labels: Floats) -> Floats:
             who="metrics",
             hint="sparsefx inspect names weights that are no numbers; else the training diverged",
         )
+    if is_counted(metric):
+        return counts(metric, outputs, labels, classes)
     if metric == "pearson_spearman":
         if np.size(outputs) != len(labels):
             raise DataError(

@@ -277,7 +277,7 @@ def _check_last_step(item: Pass, left: int) -> None:
 
 
 def _check_head(task: Task, model: Program) -> None:
-    outputs = head_outputs(model)
+    outputs = head_outputs(model, per_word=task.kind == "token-classification")
     if outputs is not None:
         task.check_head(outputs)
 

@@ -52,7 +52,7 @@ class StageResult:
         return Program.load(self.folder / "program")
 
     def outputs(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return logits (examples, outputs) and labels (examples,) of the test split.
+        """Return the logits and labels of the test split, as ``metrics.evaluate`` takes them.
 
         Two stages are compared by ``metrics.paired_difference`` on them.
 
@@ -124,11 +124,13 @@ class RunResult:
         name: Of the recipe.
         folder: See :mod:`sparsefx.train.session` for what it holds.
         stages: In order.
+        classes: Of the task, in the order of the head.
     """
 
     name: str
     folder: Path
     stages: tuple[StageResult, ...]
+    classes: tuple[str, ...] = ()
 
     @property
     def program(self) -> Program:
@@ -161,7 +163,7 @@ class RunResult:
             found = json.loads(path.read_text(encoding="utf-8"))
             places = [Path(folder) / place for place in found["folders"]]
             stages = tuple(stage for place in places if (stage := StageResult.read(place)))
-            return cls(found["name"], Path(folder), stages)
+            return cls(found["name"], Path(folder), stages, tuple(found.get("classes", ())))
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(
                 f"there is no finished run: {error}",
@@ -179,6 +181,7 @@ class RunResult:
                 "folders": [
                     stage.folder.relative_to(self.folder).as_posix() for stage in self.stages
                 ],
+                "classes": list(self.classes),
                 "stages": [stage.as_json() for stage in self.stages],
                 "machine": dict(machine),
             },

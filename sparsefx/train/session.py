@@ -161,7 +161,8 @@ class Session:
                 finished[names[index]] = self._run_stage(index, finished)
                 if stop.asked and self._processes.count == 1:  # others wait for a next stage
                     raise _interrupted(_FINISHED, names[index])
-            result = RunResult(self.recipe.name, self.folder, tuple(finished.values()))
+            stages, classes = tuple(finished.values()), self._source.task.classes
+            result = RunResult(self.recipe.name, self.folder, stages, classes)
             result.save({**folder.machine, "processes": self._processes.count})
             self._processes.announce(None)
             self._emit(RunFinished(result))
@@ -355,7 +356,8 @@ class Session:
             found = losses(program, self._test, size)
         else:
             logits = predict(program, self._data.test, size)
-            found = evaluate(metric, logits.astype(np.float64), self._data.test_labels)
+            labels, classes = self._data.test_labels, self._source.task.classes
+            found = evaluate(metric, logits.astype(np.float64), labels, classes=classes)
         event = Evaluated(stage, step, found, time.perf_counter() - began)
         self._emit(event)
         return event, logits

@@ -15,13 +15,13 @@ from sparsefx.frontend.capture import capture
 from sparsefx.graph.finite import not_finite, told
 from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
-from sparsefx.program import Program
+from sparsefx.program import MULTI_LABEL, Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.data.labels import Kind
-from sparsefx.train.evaluation import TokenData
+from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult
 from sparsefx.train.runfolder import RunFolder
@@ -127,7 +127,11 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
 
 def _of_problem(program: Program, kind: Kind) -> Program:
     """Return the Program with the problem that it is trained for, where it names another one."""
-    problems = {"classification": "single_label_classification", "regression": "regression"}
+    problems = {
+        "classification": "single_label_classification",
+        "multi-label": MULTI_LABEL,
+        "regression": "regression",
+    }
     named = program.config.get("problem_type")
     if named is None or problems.get(kind, named) == named:
         return program
@@ -175,7 +179,12 @@ def begin_folder(folder: str, model: Program) -> Program:
     if classes is None or (place / "manifest.json").exists():
         program = open_folder(folder)
     else:
-        network = load_pretrained(str(place), labels=len(classes))
+        network = load_pretrained(
+            str(place),
+            labels=len(classes),
+            several=model.multi_label,
+            per_word=predicts_tokens(model),
+        )
         program = capture_tokens(network, model.signature.input_names)
         names = ("id2label", "label2id")
         program.config.update({key: model.config[key] for key in names if key in model.config})

@@ -93,7 +93,7 @@ def data(count: int = 60, unlabelled: int = 0) -> SessionData:
     return SessionData(task, tokenizer(), extra)
 
 
-def model(outputs: int = 2, **changed: int) -> nn.Module:
+def model(outputs: int = 2, form: Any = BertForSequenceClassification, **changed: int) -> nn.Module:
     """A BERT of two layers of width 32."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -106,7 +106,7 @@ def model(outputs: int = 2, **changed: int) -> nn.Module:
         "num_labels": outputs,
         **changed,
     }
-    found: nn.Module = BertForSequenceClassification(BertConfig(**sizes))
+    found: nn.Module = form(BertConfig(**sizes))
     return found.eval()
 
 

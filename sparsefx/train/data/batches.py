@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
 from sparsefx.inputs.lengths import check_length
-from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.examples import Examples, Label
+from sparsefx.train.data.words import UNLABELLED, Ints, check_offsets, labels_of_tokens, stacked
 
 __all__ = [
     "UNLABELLED",
@@ -31,11 +32,7 @@ __all__ = [
     "known_labels",
 ]
 
-UNLABELLED = -100
-"""The class index that torch.nn.functional.cross_entropy ignores; a value that is not known is NaN.
-"""
 Batch = dict[str, torch.Tensor]
-Ints = NDArray[np.int64]
 _POOL = 50  # batches that are sorted by length together
 
 
@@ -68,7 +65,9 @@ class Encoded:
         tokens: Token ids of every example, each of shape (length,), int64.
         types: Token type ids of every example, likewise; None when the model takes none.
         labels: Of shape (examples,), int64 classes (``UNLABELLED`` where there is none) or
-            float32 values (NaN where there is none); None when no example has a label.
+            float32 values (NaN where there is none); of shape (examples, classes), float32, 0 or 1
+            for each class (NaN likewise); or of every token, as ``tokens``, the class of the word
+            that begins there, elsewhere ``UNLABELLED``. None when no example has a label.
         pad: Id of the padding token.
         more: Further inputs by name, such as outputs of a teacher: of shape (examples, ...), or
             values of tokens.
@@ -76,7 +75,7 @@ class Encoded:
 
     tokens: tuple[Ints, ...]
     types: tuple[Ints, ...] | None
-    labels: torch.Tensor | None
+    labels: torch.Tensor | tuple[Ints, ...] | None
     pad: int
     more: Mapping[str, torch.Tensor | TokenValues] = field(default_factory=dict)
 
@@ -96,24 +95,21 @@ class Encoded:
 
         Returns:
             ``input_ids``, ``attention_mask`` and, where the model takes them, ``token_type_ids``,
-            each int64 of shape (rows, longest); ``labels`` of shape (rows,) if there are any, and
-            what there is ``more``.
+            each int64 of shape (rows, longest); ``labels`` if there are any, of shape (rows,),
+            (rows, classes) or (rows, longest); and what there is ``more``.
         """
-        longest = max(len(self.tokens[row]) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.int64)
-        types = torch.zeros(len(rows), longest, dtype=torch.int64)
-        for place, row in enumerate(rows):
-            length = len(self.tokens[row])
-            ids[place, :length] = torch.from_numpy(self.tokens[row])
-            mask[place, :length] = 1
-            if self.types is not None:
-                types[place, :length] = torch.from_numpy(self.types[row])
-        batch = {"input_ids": ids, "attention_mask": mask}
+        lengths = torch.tensor([len(self.tokens[row]) for row in rows])
+        longest = int(lengths.max())
+        batch = {
+            "input_ids": _padded(self.tokens, rows, longest, self.pad),
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+        }
         if self.types is not None:
-            batch["token_type_ids"] = types
+            batch["token_type_ids"] = _padded(self.types, rows, longest, 0)
         chosen = torch.as_tensor(np.asarray(rows))
-        if self.labels is not None:
+        if isinstance(self.labels, tuple):
+            batch["labels"] = _padded(self.labels, rows, longest, UNLABELLED)
+        elif self.labels is not None:
             batch["labels"] = self.labels[chosen]
         for name, values in self.more.items():
             if isinstance(values, TokenValues):
@@ -121,6 +117,19 @@ class Encoded:
             else:
                 batch[name] = values[chosen]
         return batch
+
+    def scored_labels(self) -> NDArray[np.float64] | None:
+        """Return the labels that predictions are held against; None when there are none.
+
+        Of shape (examples,) or (examples, classes); or of words, (examples, most words), filled up
+        with ``UNLABELLED`` at the end of each example.
+        """
+        if self.labels is None:
+            return None
+        if isinstance(self.labels, tuple):
+            words = [each[each != UNLABELLED] for each in self.labels]
+            return stacked(words, UNLABELLED).astype(np.float64)
+        return self.labels.numpy().astype(np.float64)
 
     def joined(self, other: Encoded) -> Encoded:
         """Return both sets as one; examples without a label get ``UNLABELLED``, or NaN."""
@@ -143,7 +152,8 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
 
     Raises:
         DataError: There are no examples, the tokenizer is none of transformers or has no padding
-            token, or ``max_length`` leaves no token of a text.
+            token, or ``max_length`` leaves no token of a text. Words have labels, and the tokenizer
+            does not tell where a token comes from, or ``max_length`` leaves no word.
     """
     if not len(examples):
         raise DataError("there are no examples", who="encode", where=examples.origin)
@@ -159,18 +169,23 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
             where=examples.origin,
             hint=f"set max_length in the data of the recipe to {least} or more; 128 is usual",
         )
+    per_word = examples.per_word
+    if per_word:
+        check_offsets(tokenizer, examples)
     coded = tokenizer(
         list(examples.texts),
         None if examples.pairs is None else list(examples.pairs),
         padding=False,
         truncation=True,
         max_length=max_length,
+        return_offsets_mapping=per_word,
     )
     types = coded.get("token_type_ids")
+    offsets = coded.get("offset_mapping")
     return Encoded(
         tokens=_arrays(coded["input_ids"]),
         types=None if types is None else _arrays(types),
-        labels=_label_tensor(examples.labels),
+        labels=labels_of_tokens(examples, offsets) if per_word else _label_tensor(examples.labels),
         pad=int(tokenizer.pad_token_id),
     )
 
@@ -319,7 +334,16 @@ def _arrays(sequences: Sequence[Sequence[int]]) -> tuple[Ints, ...]:
     return tuple(np.asarray(each, dtype=np.int64) for each in sequences)
 
 
-def _label_tensor(labels: tuple[float, ...] | None) -> torch.Tensor | None:
+def _padded(
+    sequences: Sequence[Ints], rows: Sequence[int] | Ints, longest: int, fill: int
+) -> torch.Tensor:
+    found = torch.full((len(rows), longest), fill, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(sequences[row])] = torch.from_numpy(sequences[row])
+    return found
+
+
+def _label_tensor(labels: tuple[Label, ...] | None) -> torch.Tensor | None:
     if labels is None:
         return None
     kind = torch.int64 if all(isinstance(value, int) for value in labels) else torch.float32
@@ -327,17 +351,28 @@ def _label_tensor(labels: tuple[float, ...] | None) -> torch.Tensor | None:
 
 
 def known_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Return where examples have a label: bool, shaped as ``labels``."""
+    """Return where there is a label: bool, shaped as ``labels``."""
     return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
 
 
-def _joined_labels(first: Encoded, second: Encoded) -> torch.Tensor | None:
-    known = [each.labels for each in (first, second) if each.labels is not None]
-    if not known:
+def _joined_labels(first: Encoded, second: Encoded) -> torch.Tensor | tuple[Ints, ...] | None:
+    known = next((each.labels for each in (first, second) if each.labels is not None), None)
+    if known is None:
         return None
-    none = float("nan") if known[0].is_floating_point() else UNLABELLED
-    parts = [
-        known[0].new_full((len(each),), none) if each.labels is None else each.labels
-        for each in (first, second)
-    ]
-    return torch.cat(parts)
+    if isinstance(known, tuple):
+        parts = (each.labels or _unlabelled(each.tokens) for each in (first, second))
+        return tuple(row for part in parts for row in part)
+    none = float("nan") if known.is_floating_point() else UNLABELLED
+    blank = known.new_full((), none)
+    return torch.cat(
+        [
+            each.labels
+            if isinstance(each.labels, torch.Tensor)
+            else blank.expand(len(each), *known.shape[1:])
+            for each in (first, second)
+        ]
+    )
+
+
+def _unlabelled(tokens: Sequence[Ints]) -> tuple[Ints, ...]:
+    return tuple(np.full(len(each), UNLABELLED, dtype=np.int64) for each in tokens)

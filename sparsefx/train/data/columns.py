@@ -1,12 +1,16 @@
-"""Which columns of a table hold text and label, when nobody says so."""
+"""Which columns of a table hold text and label, when nobody says so, and the texts in them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from sparsefx.errors import DataError
+from sparsefx.train.data.labels import is_list
+from sparsefx.train.data.tables import Table
 
-__all__ = ["find_label", "find_text"]
+__all__ = ["find_label", "find_text", "holds_words", "read_texts"]
+
+_WHO = "task"
 
 _PAIRS = (
     ("sentence1", "sentence2"),
@@ -16,8 +20,17 @@ _PAIRS = (
     ("#1 String", "#2 String"),
     ("text1", "text2"),
 )
-_TEXTS = ("sentence", "review", "content")
-_LABELS = ("label", "gold_label", "Quality", "is_duplicate", "score", "labels")
+_TEXTS = ("sentence", "review", "content", "tokens", "words")
+_LABELS = (
+    "label",
+    "gold_label",
+    "Quality",
+    "is_duplicate",
+    "score",
+    "labels",
+    "ner_tags",
+    "tags",
+)
 
 
 def find_text(columns: Collection[str], origin: str) -> str | tuple[str, str]:
@@ -66,3 +79,57 @@ def _unknown(what: str, columns: Collection[str], origin: str, option: str) -> D
         where=origin,
         hint=f"give {option}; a file of GLUE without a header needs --task",
     )
+
+
+def holds_words(table: Table, text: str | tuple[str, str]) -> bool:
+    """Whether the texts of a column are lists of words."""
+    return isinstance(text, str) and any(map(is_list, table.column(text)))
+
+
+def read_texts(
+    table: Table, text: str | tuple[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the texts of a column, or of the two columns of pairs; words are joined by blanks.
+
+    Raises:
+        DataError: With file and line: a text that is empty or none, or a word with a blank in it.
+    """
+    if isinstance(text, str):
+        return _text_column(table, text), None
+    first, second = text
+    if first == second:
+        raise DataError(
+            f"the two texts of a pair are both of column {first!r}",
+            who=_WHO,
+            where=table.origin,
+            hint=f"--text {first} takes one text; a pair is of two columns",
+        )
+    return _text_column(table, first), _text_column(table, second)
+
+
+def _no_text(cell: object) -> str:
+    """Return what to do about a cell that is no text; nothing if it is one."""
+    if isinstance(cell, list | tuple) and cell and all(isinstance(word, str) for word in cell):
+        wrong = next((word for word in cell if not word or " " in word), None)
+        if wrong is None:
+            return _no_text(" ".join(cell))
+        return f"{wrong!r} is no word: a list holds the words of a text"
+    if isinstance(cell, Collection) and not isinstance(cell, str):
+        return "fields inside of it are not read: write the text as a field of its own"
+    if not isinstance(cell, str) or not cell.strip():
+        return "fill the row or remove it"
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        return f"{half!r} is half of a character: mend or remove it"
+    return ""
+
+
+def _text_column(table: Table, name: str) -> tuple[str, ...]:
+    cells = table.column(name)
+    for row, cell in enumerate(cells):
+        if hint := _no_text(cell):
+            told = f"column {name!r} holds {cell!r}, not a text"
+            raise DataError(told, who=_WHO, where=table.where(row), hint=hint)
+    return tuple(" ".join(cell) if is_list(cell) else str(cell) for cell in cells)  # type: ignore[arg-type]  # of words

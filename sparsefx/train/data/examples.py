@@ -6,19 +6,19 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 
 from sparsefx.errors import DataError
 
-__all__ = ["ONE_LABEL", "Examples", "hold_back", "text_key"]
+__all__ = ["Examples", "Label", "hold_back", "text_key"]
 
 _WHO = "task"
 _WORDS = "words that are split already are joined by spaces, for a tokenizer that splits there"
-ONE_LABEL = (
-    "a task has one label for each text; with several, or one for each token, train in a loop of "
-    "your own, or from a teacher on text alone (docs/recipes.md)"
+_LABELS = (
+    "a label is a class index (int) or a value (float), or a tuple: 0.0 or 1.0 for each class, or "
+    "the class index of each word"
 )
-"""What to do with labels that are no single class or value."""
+Label = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Examples:
         origin: Where they came from, for messages.
         texts: The first (or only) sentence of every example.
         pairs: The second sentence of every example, or None.
-        labels: Class indices (int) or target values (float), or None for unlabelled texts.
+        labels: Of each text its class index (int) or target value (float); or a tuple: for each
+            class 0.0 or 1.0 (float), where a text has any number of classes, or the class index
+            (int) of each word, where words are what one blank separates. None for texts without.
 
     Raises:
         DataError: A text is none, a label is no number, or there are more of one than of another.
@@ -38,7 +40,7 @@ class Examples:
     origin: str
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None = None
-    labels: tuple[float, ...] | None = None
+    labels: tuple[Label, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check what was given by hand: encoding and training would fail later, or not at all."""
@@ -46,10 +48,49 @@ class Examples:
         if self.pairs is not None:
             self._check("pairs", self.pairs, str, "a text", _WORDS)
         if self.labels is not None:
-            self._check("labels", self.labels, Real, "a number", ONE_LABEL)
+            self._check("labels", self.labels, (Real, tuple), "a number, or a tuple", _LABELS)
+            self._check_tuples(self.labels)
+
+    @property
+    def per_word(self) -> bool:
+        """Whether each word has a label."""
+        first = self.labels[0] if self.labels else None
+        return isinstance(first, tuple) and all(isinstance(each, Integral) for each in first)
+
+    def _check_tuples(self, labels: Sequence[Label]) -> None:
+        """Refuse labels of different forms, and more or fewer of them than classes or words."""
+        for row, label in enumerate(labels):
+            told = ""
+            if isinstance(label, tuple) != isinstance(labels[0], tuple):
+                told = f"labels[{row}] is {label!r}, and labels[0] is {labels[0]!r}"
+            elif not isinstance(label, tuple):
+                continue
+            elif not label or not all(isinstance(each, Real) for each in label):
+                told = f"labels[{row}] is {label!r}, not numbers"
+            elif self.per_word:
+                told = self._not_of_words(row, label)
+            elif not {*label} <= {0, 1}:
+                told = f"labels[{row}] is {label!r}, and each class is 0.0 or 1.0"
+            elif len(label) != len(labels[0]):  # type: ignore[arg-type]  # a tuple, as this one
+                told = f"labels[{row}] is {label!r}, of another length than labels[0]"
+            if told:
+                raise DataError(told, who=_WHO, where=self.origin, hint=_LABELS)
+
+    def _not_of_words(self, row: int, label: tuple[float, ...]) -> str:
+        if self.pairs is not None:
+            return "labels of words are for single texts, and these are pairs"
+        if not all(isinstance(each, Integral) for each in label):
+            return f"labels[{row}] is {label!r}, not class indices"
+        words = len(self.texts[row].split(" "))
+        return "" if words == len(label) else f"labels[{row}] are {len(label)} for {words} words"
 
     def _check(
-        self, name: str, given: Sequence[object], kind: type, expected: str, hint: str
+        self,
+        name: str,
+        given: Sequence[object],
+        kind: type | tuple[type, ...],
+        expected: str,
+        hint: str,
     ) -> None:
         if isinstance(given, str):
             raise DataError(f"{name} is one text", who=_WHO, where=self.origin, hint="give a tuple")
@@ -75,7 +116,9 @@ class Examples:
 
 
 def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """Split labelled examples into (rest, held back), stratified by class, fixed by ``seed``.
+    """Split examples into (rest, held back), fixed by ``seed``.
+
+    It is stratified by class, or by the whole numbers next to values, where a text has one.
 
     Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
     held-back text is also in the rest.
@@ -126,4 +169,5 @@ def _example_key(examples: Examples, row: int) -> str:
 
 
 def _stratum(examples: Examples, row: int) -> float:
-    return 0.0 if examples.labels is None else float(round(examples.labels[row]))
+    label = 0.0 if examples.labels is None else examples.labels[row]
+    return 0.0 if isinstance(label, tuple) else float(round(label))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.data.examples import ONE_LABEL
+from sparsefx.train.data.examples import Label
 from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
     "as_number",
     "check_classes",
     "class_names",
+    "found_labels",
     "guess_kind",
+    "is_list",
     "labels_are_hidden",
     "read_labels",
 ]
@@ -24,14 +26,25 @@ _WHO = "task"
 _HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan"})
 _MOST_CLASSES = 1000
 """Of fewer texts than classes; a higher number is hardly an index."""
-Kind = Literal["classification", "regression", "text"]
+_FORMS = (
+    "a label is a name, an index or a value; a list of them where a text has any number of "
+    "classes, or where the text is a list of words"
+)
+_MARKS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
+"""What a model learns of a text: its class, any number of classes, the class of each word, a value;
+or what passes put into the graph.
+"""
 
 
-def guess_kind(cells: Sequence[Cell], classes: Sequence[str]) -> Kind:
+def guess_kind(cells: Sequence[Cell], classes: Sequence[str], *, words: bool = False) -> Kind:
     """Return what a label column holds: numbers where one has a decimal point, else classes.
 
     Labels that are 0.0 or 1.0 alone are two classes, as pandas writes them beside a missing one.
+    Lists are the classes of each word if ``words``, as texts are lists too; else of a text.
     """
+    if any(map(is_list, cells)):
+        return "token-classification" if words else "multi-label"
     values = {as_number(cell) for cell in cells}
     if classes or None in values or values <= {0.0, 1.0}:
         return "classification"
@@ -48,13 +61,25 @@ def as_number(cell: Cell) -> float | None:
         return None
 
 
-def class_names(table: Table, label: str) -> tuple[str, ...]:
+def is_list(cell: object) -> bool:
+    """Whether a cell of JSON or parquet holds a list."""
+    return isinstance(cell, list | tuple)
+
+
+def class_names(table: Table, label: str | tuple[str, ...]) -> tuple[str, ...]:
     """Return the class names found in a column: indices count from 0, names are sorted.
 
+    Several columns, each of which says whether a text has a class, are classes by their names.
+
     Raises:
-        DataError: One is a number that is too high for an index, such as a date.
+        DataError: One is a number that is too high for an index, such as a date; or none is found.
     """
-    found = {str(cell).strip() for cell in table.column(label)}
+    if isinstance(label, tuple):
+        return label
+    found = found_labels(table, label)
+    if not found:
+        told = f"column {label!r} holds no label"
+        raise DataError(told, who=_WHO, where=table.origin, hint="every list of it is empty")
     numbers = {name.removesuffix(".0") for name in found}
     if not all(number.removeprefix("-").isdecimal() for number in numbers):
         return tuple(sorted(found - {"", "None", "nan"}))
@@ -69,14 +94,24 @@ def class_names(table: Table, label: str) -> tuple[str, ...]:
     return tuple(str(index) for index in range(highest + 1))
 
 
-def read_labels(table: Table, label: str, classes: Sequence[str], kind: Kind) -> tuple[float, ...]:
-    """Return the labels of a table: class indices, or values.
+def read_labels(
+    table: Table, label: str | tuple[str, ...], classes: Sequence[str], kind: Kind
+) -> tuple[Label, ...]:
+    """Return the labels of a table, as :class:`Examples` holds them.
 
     Raises:
-        DataError: With file and line: a label that is no class, or no number.
+        DataError: With file and line: a label that is no class, or no number, or no list.
     """
+    if isinstance(label, tuple):
+        columns = [[_mark(table, name, row) for row in range(len(table))] for name in label]
+        return tuple(zip(*columns, strict=True))
     cells = table.column(label)
     indices = {name: index for index, name in enumerate(classes)}
+    if kind in ("multi-label", "token-classification"):
+        lists = [_several(table, row, label, indices, kind) for row in range(len(table))]
+        if kind == "token-classification":
+            return tuple(lists)
+        return tuple(tuple(float(at in has) for at in range(len(classes))) for has in lists)
     labels: list[float] = []
     for row, cell in enumerate(cells):
         value = as_number(cell) if kind == "regression" else _class(str(cell).strip(), indices)
@@ -95,13 +130,17 @@ def labels_are_hidden(cells: Sequence[Cell]) -> bool:
     return {str(cell).strip() for cell in cells} <= _HIDDEN
 
 
-def check_classes(table: Table, label: str) -> None:
-    """Refuse a training table of which every row is of one class.
+def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
+    """Refuse a training table of which every row, or every word, is of one class.
 
     Raises:
         DataError: Names the class.
     """
-    found = {str(cell).strip() for cell in table.column(label)}
+    if isinstance(label, tuple):
+        for column in label:
+            check_classes(table, column)
+        return
+    found = found_labels(table, label)
     if len(found) == 1:
         raise DataError(
             f"column {label!r} holds {found.pop()!r} in every row: there is nothing to tell apart",
@@ -119,6 +158,40 @@ def _class(name: str, indices: Mapping[str, int]) -> int | None:
     return int(plain) if plain.isdecimal() and int(plain) < len(indices) else None
 
 
+def found_labels(table: Table, label: str) -> set[str]:
+    """Return the labels of a column as texts, also those inside of lists."""
+    cells = (each if is_list(each) else (each,) for each in table.column(label))
+    return {str(item).strip() for cell in cells for item in cell}  # type: ignore[union-attr]
+
+
+def _several(
+    table: Table, row: int, label: str, indices: Mapping[str, int], kind: Kind
+) -> tuple[int, ...]:
+    """Return the classes in a list of labels."""
+    cell: object = table.column(label)[row]
+    if not isinstance(cell, list | tuple):
+        told = f"column {label!r} holds {cell!r}, not a list of labels"
+        raise DataError(told, who=_WHO, where=table.where(row), hint=_FORMS)
+    found = [_class(str(item).strip(), indices) for item in cell]
+    if None in found:
+        raise _no_label(table, row, label, cell[found.index(None)], tuple(indices), kind)
+    return tuple(each for each in found if each is not None)
+
+
+def _mark(table: Table, name: str, row: int) -> float:
+    """Return whether a text has the class of a column: 0.0 or 1.0."""
+    cell = table.column(name)[row]
+    found = _MARKS.get(str(cell).strip().lower().removesuffix(".0"))
+    if found is None:
+        raise DataError(
+            f"column {name!r} holds {cell!r}, not 0 or 1",
+            who=_WHO,
+            where=table.where(row),
+            hint="each of several label columns says whether a text has that class",
+        )
+    return found
+
+
 def _is_several(cell: object) -> bool:
     """Whether a cell of JSON or parquet holds a list or an object, whose text is no name."""
     return isinstance(cell, Collection) and not isinstance(cell, str)
@@ -129,7 +202,7 @@ def _no_label(
 ) -> DataError:
     if _is_several(cell):
         told = f"column {label!r} holds {cell!r}, not one label"
-        return DataError(told, who=_WHO, where=table.where(row), hint=ONE_LABEL)
+        return DataError(told, who=_WHO, where=table.where(row), hint=_FORMS)
     if kind == "regression":
         return DataError(
             f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)

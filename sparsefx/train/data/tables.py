@@ -1,4 +1,4 @@
-"""Reading of data files (csv, tsv, jsonl, parquet, text) into columns with line numbers."""
+"""Reading of data files (csv, tsv, jsonl, parquet, text, conll) into columns with line numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsefx.errors import DataError, did_you_mean
 
 __all__ = ["FORMATS", "Table", "read_table"]
 
-Cell = str | int | float | bool | None
+Cell = str | int | float | bool | list[str] | None
 _READER = "data reader"
 
 
@@ -83,10 +83,12 @@ def read_table(path: Path | str, header: Sequence[str] | None = None) -> Table:
     """Read one data file; the suffix decides the format.
 
     ``.csv`` has quoted fields; ``.tsv`` has none (a quote is a letter, as in GLUE); ``.jsonl``
-    has one object a line; ``.txt`` has one text a line and yields the single column ``text``.
+    has one object a line; ``.txt`` has one text a line and yields the single column ``text``;
+    ``.conll`` has a word and its tag a line, an empty line behind each sentence, and yields the
+    columns ``tokens`` and ``tags``, lists of both.
 
     Args:
-        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet`` or ``.txt`` file, in UTF-8.
+        path: A ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.txt`` or ``.conll`` file, in UTF-8.
         header: Column names of a csv or tsv file that has no header line (CoLA).
 
     Raises:
@@ -264,6 +266,35 @@ def _read_txt(path: Path, header: Sequence[str] | None) -> Table:
     return Table(str(path), {"text": lines}, range(1, len(lines) + 1))
 
 
+def _read_conll(path: Path, header: Sequence[str] | None) -> Table:
+    """Read lines of a word, anything, and its tag; an empty line ends a sentence (CoNLL 2003)."""
+    _refuse_header(path, header)
+    words: list[list[str]] = []
+    tags: list[list[str]] = []
+    begins: list[int] = []
+    inside = False
+    for number, line in enumerate(_lines(path), start=1):
+        fields = line.split()
+        if not fields or fields[0] == "-DOCSTART-":
+            inside = False
+            continue
+        if len(fields) < 2:
+            raise DataError(
+                f"{line!r} is no word with a tag behind it",
+                who=_READER,
+                where=f"{path}, line {number}",
+                hint="write WORD TAG on each line, and an empty line behind each sentence",
+            )
+        if not inside:
+            words.append([])
+            tags.append([])
+            begins.append(number)
+            inside = True
+        words[-1].append(fields[0])
+        tags[-1].append(fields[-1])
+    return Table(str(path), {"tokens": words, "tags": tags}, begins)
+
+
 def _refuse_header(path: Path, header: Sequence[str] | None) -> None:
     if header is not None:
         raise DataError(
@@ -277,4 +308,5 @@ FORMATS: Mapping[str, Callable[[Path, Sequence[str] | None], Table]] = {
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
     ".txt": _read_txt,
+    ".conll": _read_conll,
 }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from sparsefx.errors import DataError, did_you_mean, first_line
-from sparsefx.train.data.columns import find_label, find_text
+from sparsefx.errors import DataError, did_you_mean
+from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
 from sparsefx.train.data.examples import Examples, hold_back
 from sparsefx.train.data.labels import (
     Kind,
@@ -19,15 +18,28 @@ from sparsefx.train.data.labels import (
     labels_are_hidden,
     read_labels,
 )
-from sparsefx.train.data.tables import FORMATS, Table, read_table
+from sparsefx.train.data.sources import Source, open_tables
+from sparsefx.train.data.tables import FORMATS, Table
 from sparsefx.train.metrics import MetricName, ScoreName, check_metric
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
-Source = str | Path | Table | Mapping[str, str | Path | Table]
 _TEST_TEXTS = 2000
+_FITTING: Mapping[Kind, tuple[MetricName, ...]] = {
+    "classification": ("accuracy", "matthews", "f1", "accuracy_f1"),
+    "multi-label": ("f1_micro",),
+    "token-classification": ("entity_f1", "token_accuracy"),
+    "regression": ("pearson_spearman",),
+}
+_MARKED = ("B-", "I-")
+_TOLD = {
+    "classification": "classes",
+    "multi-label": "any number of classes",
+    "token-classification": "classes of words",
+    "regression": "values",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,8 @@ class Task:
 
     Attributes:
         name: For reports.
-        kind: Classification into ``classes``, regression to one value, or text without labels.
+        kind: Classification into one or any number of ``classes``, or of each word; regression to
+            one value; or text without labels.
         classes: Names of the classes, in the order of the head's outputs; empty for the others.
         metric: The task's metric; of text it is the loss that passes put into the graph.
         splits: Split name -> examples; a trainable task has 'train' and 'test'.
@@ -79,8 +92,18 @@ class Task:
                     hint="load the model with num_labels=1",
                 )
             return
+        if self.kind != "classification":
+            if outputs != len(self.classes):
+                raise DataError(
+                    f"the model's head has {outputs} outputs, and the task {len(self.classes)} "
+                    "classes",
+                    who=_WHO,
+                    where=self.name,
+                    hint=f"load the model with num_labels={len(self.classes)}",
+                )
+            return
         for examples in self.splits.values():
-            largest = int(max(examples.labels or (0,)))
+            largest = int(max(examples.labels or (0,)))  # type: ignore[arg-type]  # no tuples
             if largest >= outputs:
                 raise DataError(
                     f"label {largest} is outside the range 0..{outputs - 1} of the model's head",
@@ -94,7 +117,7 @@ def load_task(
     source: Source,
     *,
     text: str | tuple[str, str] | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     kind: Kind | None = None,
     classes: Sequence[str] | None = None,
     metric: MetricName | None = None,
@@ -112,14 +135,18 @@ def load_task(
             a stratified ``test_share`` of 'train', or of the only split, is held back, and no text
             of it stays there.
         text: The text column, or the two columns of a sentence pair; by default found by the names
-            ``text``, ``sentence`` and those of GLUE.
-        label: The label column: class names, class indices from 0, or real numbers; by default
-            ``label``, or another name that GLUE uses.
-        kind: Classification or regression; by default regression when all labels are numbers and
-            one of them has a decimal point; 0.0 and 1.0 alone are two classes.
+            ``text``, ``sentence`` and those of GLUE. A text may be a list of words.
+        label: The label column: class names, class indices from 0, or real numbers; lists of
+            classes, one for each word where texts are lists of words, else as many as a text has;
+            by default ``label``, or another name that GLUE uses. Or several columns, each of
+            which says by 0 or 1 whether a text has the class of that name.
+        kind: By default regression when all labels are numbers and one of them has a decimal
+            point; 0.0 and 1.0 alone are two classes. Lists and several columns are as said above.
         classes: Names of the classes in the order of the head; by default the dataset's own, or
             the sorted names found in the training split.
-        metric: By default accuracy, or for regression Pearson's and Spearman's mean.
+        metric: By default accuracy; micro-averaged F1 for texts with any number of classes; F1 of
+            entities for words, or their accuracy where no class is named B- or I-; for regression
+            Pearson's and Spearman's mean.
         name: For reports; by default taken from ``source``.
         header: Column names of a csv or tsv file without a header line; not for tables.
         test_share: Share of the only split that is held back.
@@ -132,22 +159,25 @@ def load_task(
             or a training split of one class; a metric that the labels do not have, or splits of
             which none is known to be the one that is trained on.
     """
-    tables, declared = _tables(source, header)
+    tables, declared = open_tables(source, header)
     text, label = _columns(_main(tables), text, label)
     tables = _without_hidden(tables, label)
     main = _main(tables)
-    classes = tuple(classes) if classes is not None else declared
-    kind = kind or guess_kind(main.column(label), classes)
-    names = () if kind == "regression" else classes or class_names(main, label)
+    if isinstance(label, tuple):
+        kind = "multi-label"
+    else:
+        classes = classes if classes is not None else declared.get(label)
+        kind = kind or guess_kind(main.column(label), classes or (), words=holds_words(main, text))
+    names = () if kind == "regression" else tuple(classes or class_names(main, label))
     splits = {
         split: Examples(
-            table.origin, *_sentences(table, text), read_labels(table, label, names, kind)
+            table.origin, *read_texts(table, text), read_labels(table, label, names, kind)
         )
         for split, table in tables.items()
     }
-    if kind == "classification" and "train" in tables:
+    if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
-    metric = _metric(metric, kind, len(names))
+    metric = _metric(metric, kind, names)
     return _with_test(Task(name or _name(source), kind, names, metric, splits), test_share, seed)
 
 
@@ -167,12 +197,12 @@ def load_texts(
     pairs: list[str] = []
     origins: list[str] = []
     for each in (source,) if isinstance(source, str | Path | Table) else source:
-        tables, _ = _tables(each, None)
+        tables, _ = open_tables(each, None)
         table = _main(tables)
         wanted = text or find_text(table.columns, table.origin)
         if isinstance(text, str) and Path(table.origin).suffix == ".txt":
             (wanted,) = table.columns
-        first, second = _sentences(table, wanted)
+        first, second = read_texts(table, wanted)
         if origins and (second is None) == bool(pairs):
             why = f"texts and pairs of texts cannot be mixed, and {origins[-1]} has the others"
             hint = "name one column, or two: --text FIRST,SECOND"
@@ -223,13 +253,18 @@ def _with_test(task: Task, share: float, seed: int) -> Task:
     return replace(task, splits={**others, "train": rest, "test": held})
 
 
-def _without_hidden(tables: dict[str, Table], label: str) -> dict[str, Table]:
-    hidden = [name for name, table in tables.items() if labels_are_hidden(table.column(label))]
+def _without_hidden(tables: dict[str, Table], label: str | tuple[str, ...]) -> dict[str, Table]:
+    columns = (label,) if isinstance(label, str) else label
+    hidden = [
+        name
+        for name, table in tables.items()
+        if all(labels_are_hidden(table.column(column)) for column in columns)
+    ]
     for name in hidden:
         _LOG.warning("the labels of %s are hidden: it is left out", tables[name].origin)
     if len(hidden) == len(tables):
         raise DataError(
-            f"column {label!r} holds no label",
+            f"column {', '.join(map(repr, columns))} holds no label",
             who=_WHO,
             where=tables[hidden[0]].origin,
             hint="texts without labels are given as unlabelled texts",
@@ -242,34 +277,49 @@ def _main(tables: Mapping[str, Table]) -> Table:
     return tables["train"] if "train" in tables else next(iter(tables.values()))
 
 
-def _metric(given: MetricName | None, kind: Kind, classes: int) -> MetricName:
+def _metric(given: MetricName | None, kind: Kind, classes: Sequence[str]) -> MetricName:
     """Return the metric, by default that of the kind of labels.
 
     Raises:
         DataError: There is no such metric, or it says nothing about these labels.
     """
+    marked = any(name[:2] in _MARKED for name in classes)
+    fit = _FITTING[kind] if kind != "token-classification" or marked else ("token_accuracy",)
     if given is None:
-        return "pearson_spearman" if kind == "regression" else "accuracy"
+        return fit[0]
     check_metric(given)
     wrong = ""
-    if (given == "pearson_spearman") != (kind == "regression"):
-        wrong = f"is not for labels that are {'values' if kind == 'regression' else 'classes'}"
-    elif given in ("f1", "accuracy_f1") and classes > 2:
-        wrong = f"looks at class 1 alone, and there are {classes} classes"
+    if given not in fit:
+        wrong = f"is not for labels that are {_TOLD[kind]}"
+        if given == "entity_f1" and fit == ("token_accuracy",):
+            wrong += " without marks, as B-PER and I-PER have"
+    elif given in ("f1", "accuracy_f1") and len(classes) > 2:
+        wrong = f"looks at class 1 alone, and there are {len(classes)} classes"
+        fit = fit[:2]
     if wrong:
-        fit = "pearson_spearman" if kind == "regression" else "accuracy or matthews"
-        raise DataError(f"the metric {given!r} {wrong}", who=_WHO, hint=f"take {fit}")
+        raise DataError(f"the metric {given!r} {wrong}", who=_WHO, hint=f"take {' or '.join(fit)}")
     return given
 
 
 def _columns(
-    table: Table, text: str | tuple[str, str] | None, label: str | None
-) -> tuple[str | tuple[str, str], str]:
-    """Return the text and label columns, found by their names where nobody gave them."""
-    return (
-        text or find_text(table.columns, table.origin),
-        label or find_label(table.columns, table.origin),
-    )
+    table: Table, text: str | tuple[str, str] | None, label: str | Sequence[str] | None
+) -> tuple[str | tuple[str, str], str | tuple[str, ...]]:
+    """Return the text and label columns, found by their names where nobody gave them.
+
+    Raises:
+        DataError: None is known, or several label columns are named and one is twice.
+    """
+    text = text or find_text(table.columns, table.origin)
+    if label is None or isinstance(label, str):
+        return text, label or find_label(table.columns, table.origin)
+    if len(label) == 1 or len(set(label)) < len(label):
+        raise DataError(
+            f"{', '.join(map(repr, label))} are not several columns, one for each class",
+            who=_WHO,
+            where=table.origin,
+            hint="a column of classes is named alone",
+        )
+    return text, tuple(label)
 
 
 def _name(source: Source) -> str:
@@ -277,94 +327,3 @@ def _name(source: Source) -> str:
         source = next(iter(source.values()))
     text = source.origin if isinstance(source, Table) else str(source)
     return Path(text).stem if Path(text).suffix in FORMATS else text
-
-
-def _tables(
-    source: Source, header: Sequence[str] | None
-) -> tuple[dict[str, Table], tuple[str, ...]]:
-    """Return split -> table, and the class names that the source itself declares."""
-    if isinstance(source, Mapping):
-        if not source:
-            raise DataError("no data file is named", who=_WHO)
-        return {split: _table(each, header) for split, each in source.items()}, ()
-    if isinstance(source, Table):
-        return {"train": source}, ()
-    looks_like_file = isinstance(source, Path) or Path(source).suffix or Path(source).exists()
-    if looks_like_file:
-        return {"train": read_table(source, header)}, ()
-    return _hub_tables(str(source))
-
-
-def _table(source: str | Path | Table, header: Sequence[str] | None) -> Table:
-    return source if isinstance(source, Table) else read_table(source, header)
-
-
-def _hub_tables(source: str) -> tuple[dict[str, Table], tuple[str, ...]]:
-    import datasets
-
-    name, _, configuration = source.partition(":")
-    try:
-        loaded: Any = datasets.load_dataset(name, configuration or None)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"the Hugging Face dataset {source!r} cannot be loaded: {first_line(error)}",
-            who=_WHO,
-            hint="check the name and the network; a data file is named with its suffix",
-        ) from error
-    return from_dataset(source, loaded)
-
-
-def from_dataset(name: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Table], tuple[str, ...]]:
-    """Turn a ``datasets.DatasetDict`` into tables and the class names it declares.
-
-    Raises:
-        DataError: It holds no rows.
-    """
-    tables = {
-        str(split): Table(f"{name} [{split}]", part.to_dict(), range(1, part.num_rows + 1))
-        for split, part in loaded.items()
-    }
-    if not any(len(table) for table in tables.values()):
-        raise DataError("the dataset holds no rows", who=_WHO, where=name)
-    features = next(iter(loaded.values())).features.values()
-    declared = [tuple(f.names) for f in features if getattr(f, "names", None)]
-    return tables, declared[0] if len(declared) == 1 else ()
-
-
-def _sentences(
-    table: Table, text: str | tuple[str, str]
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    if isinstance(text, str):
-        return _text_column(table, text), None
-    first, second = text
-    if first == second:
-        raise DataError(
-            f"the two texts of a pair are both of column {first!r}",
-            who=_WHO,
-            where=table.origin,
-            hint=f"--text {first} takes one text; a pair is of two columns",
-        )
-    return _text_column(table, first), _text_column(table, second)
-
-
-def _no_text(cell: object) -> str:
-    """Return what to do about a cell that is no text; nothing if it is one."""
-    if isinstance(cell, Collection) and not isinstance(cell, str):
-        return "fields inside of it are not read: write the text as a field of its own"
-    if not isinstance(cell, str) or not cell.strip():
-        return "fill the row or remove it"
-    try:
-        cell.encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        return f"{half!r} is half of a character: mend or remove it"
-    return ""
-
-
-def _text_column(table: Table, name: str) -> tuple[str, ...]:
-    cells = table.column(name)
-    for row, cell in enumerate(cells):
-        if hint := _no_text(cell):
-            told = f"column {name!r} holds {cell!r}, not a text"
-            raise DataError(told, who=_WHO, where=table.where(row), hint=hint)
-    return tuple(map(str, cells))

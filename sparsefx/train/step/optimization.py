@@ -21,21 +21,30 @@ _TINY = {"exp_avg": 1e-30, "exp_avg_sq": 1e-36}
 
 
 def label_loss(kind: Kind, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss over the labelled examples of a batch, in fp32; 0 when there are none.
+    """Return the mean loss over the labels of a batch, in fp32; 0 when there are none.
 
     Args:
-        kind: Cross-entropy for classification, squared error for regression.
-        logits: Of shape (batch, outputs).
-        labels: Of shape (batch,): classes, or values; see :func:`known_labels`.
+        kind: Cross-entropy for classification, of texts or of words; of each class by itself for
+            multi-label; squared error for regression.
+        logits: Of shape (batch, outputs), or (batch, tokens, outputs) where words have labels.
+        labels: Of shape (batch,): classes, or values; (batch, outputs): 0 or 1; or (batch,
+            tokens): classes. See :func:`known_labels`.
     """
     known = known_labels(labels)
+    if kind == "multi-label":
+        # Zero where nothing is known: with NaN, the gradient would be NaN in spite of the weight.
+        total = F.binary_cross_entropy_with_logits(
+            logits.float(), labels.nan_to_num(), weight=known.float(), reduction="sum"
+        )
+        return total / known.sum().clamp(min=1)
     if kind == "regression":
         values = logits.float().reshape(-1)
         # Its own value is the target of what has none: with NaN, its gradient would be NaN too.
         targets = torch.where(known, labels.float(), values)
         total = F.mse_loss(values, targets, reduction="sum")
     else:
-        total = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+        rows = logits.float().flatten(0, -2)
+        total = F.cross_entropy(rows, labels.flatten(), ignore_index=UNLABELLED, reduction="sum")
     return total / known.sum().clamp(min=1)
 
 

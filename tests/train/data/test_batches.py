@@ -90,15 +90,15 @@ def test_evaluation_covers_all_rows() -> None:
 def test_unlabelled_text_joins_labelled() -> None:
     labelled, texts = _data(3), Encoded((np.arange(4),), None, None, pad=0)
     joined = labelled.joined(texts).labels
-    assert joined is not None
+    assert isinstance(joined, torch.Tensor)
     assert joined.tolist() == [0, 1, 2, UNLABELLED]
     scores = Encoded(labelled.tokens, None, torch.rand(3), pad=0)
     values = scores.joined(texts).labels
-    assert values is not None
+    assert isinstance(values, torch.Tensor)
     assert known_labels(values).tolist() == [True, True, True, False]
     assert texts.joined(texts).labels is None
     both = scores.joined(scores).labels
-    assert both is not None
+    assert isinstance(both, torch.Tensor)
     assert both.shape == (6,)
 
 

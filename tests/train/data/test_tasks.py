@@ -93,7 +93,7 @@ def test_one_file_is_split_without_leaks(tmp_path: Path) -> None:
     task = load_task(_file(tmp_path, "text\tlabel\n" + "\n".join(rows)), test_share=0.2)
     train, test = task.split("train"), task.split("test")
     assert (len(train), len(test)) == (80, 20)
-    assert sum(test.labels or ()) == 10
+    assert (test.labels or ()).count(1) == 10
     assert not {text_key(t) for t in train.texts} & {text_key(t) for t in test.texts}
     again = load_task(tmp_path / "a.tsv", test_share=0.2)
     assert again.split("test") == test
@@ -129,9 +129,9 @@ def test_bad_rows_are_named(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_several_labels_and_fields_inside_of_fields_are_refused(tmp_path: Path) -> None:
-    rows = '{"text": "a", "label": ["x"]}\n{"text": "b", "label": ["x", "y"]}\n'
-    with pytest.raises(DataError, match=r"line 1: .*\['x'\], not one label\n.*text alone"):
+def test_fields_inside_of_fields_are_refused(tmp_path: Path) -> None:
+    rows = '{"text": "a", "label": {"x": 1}}\n{"text": "b", "label": {"x": 2}}\n'
+    with pytest.raises(DataError, match=r"line 1: .*\{'x': 1\}, not one label\n.*a list of them"):
         load_task({"train": _file(tmp_path, rows, "a.jsonl")})
     nested = _file(tmp_path, '{"text": {"en": "a"}, "label": 1}\n', "b.jsonl")
     with pytest.raises(DataError, match="not a text\n  hint: fields inside of it are not read"):
@@ -149,7 +149,7 @@ def test_several_labels_and_fields_inside_of_fields_are_refused(tmp_path: Path) 
         ({"texts": "ab", "labels": (0, 1)}, "texts is one text"),
         ({"texts": ("a", None)}, r"texts\[1\] is None, not a text"),
         ({"texts": (["a", "b"],)}, r"not a text\n  hint: words that are split already are joined"),
-        ({"texts": ("a",), "labels": ([0, 1],)}, r"labels\[0\] is \[0, 1\], .*\n.*text alone"),
+        ({"texts": ("a",), "labels": ([0, 1],)}, r"labels\[0\] is \[0, 1\], .*\n.*or a tuple"),
     ],
 )
 def test_examples_made_by_hand_are_checked(given: dict[str, Any], message: str) -> None:
@@ -322,13 +322,13 @@ def test_glue_layouts(tmp_path: Path) -> None:
 def test_columns_are_found_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sentence,score\nA film,0.5\nA play,1.5\nA book,1\nA song,2\n")
     (tmp_path / "b.txt").write_text("One more\nAnother\n")
-    (tmp_path / "c.tsv").write_text("words\tof\nA third\tit\n")
+    (tmp_path / "c.tsv").write_text("word\tof\nA third\tit\n")
     (tmp_path / "d.tsv").write_text("sentence1\tsentence2\nA\tB\n")
     task = load_task(tmp_path / "a.csv", test_share=0.25)
     assert (task.kind, len(task.split("train"))) == ("regression", 3)
     assert len(load_texts([tmp_path / "a.csv", tmp_path / "b.txt"])) == 6
-    assert load_texts([tmp_path / "b.txt", tmp_path / "c.tsv"], "words").texts[2] == "A third"
-    with pytest.raises(DataError, match="none of the columns 'words', 'of' is known"):
+    assert load_texts([tmp_path / "b.txt", tmp_path / "c.tsv"], "word").texts[2] == "A third"
+    with pytest.raises(DataError, match="none of the columns 'word', 'of' is known"):
         load_texts(tmp_path / "c.tsv")
     with pytest.raises(DataError, match=r"cannot be mixed, and .*b\.txt has the others"):
         load_texts([tmp_path / "b.txt", tmp_path / "d.tsv"])

@@ -1,0 +1,118 @@
+"""compress, evaluate and sensitivity on labels of words and on any number of labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparsefx.cli import main
+from tests.train import tiny_run
+from tests.train.test_kinds import TAGS, marks, tags
+
+RECIPE = """
+name: short
+data: {max_length: 16, batch_size: 8}
+stages:
+- name: dense
+  training: {steps: 3, precision: fp32}
+"""
+Ended = Callable[..., str]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A model, a recipe, and texts with labels of both kinds."""
+    made = tiny_run.model()
+    made.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    tiny_run.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "short.yaml").write_text(RECIPE)
+    texts = tiny_run.texts(40, 0)
+    sentences = (
+        "".join(f"{word} {TAGS[tag]}\n" for word, tag in zip(text.split(), tags(text), strict=True))
+        for text in texts
+    )
+    (tmp_path / "words.conll").write_text("\n".join(sentences))
+    columns = ("text,a,b,c", *(f"{text},{','.join(map(str, marks(text)))}" for text in texts))
+    (tmp_path / "marks.csv").write_text("\n".join(columns))
+    lists = (
+        {
+            "text": text,
+            "labels": [name for name, has in zip("abc", marks(text), strict=True) if has],
+        }
+        for text in texts
+    )
+    (tmp_path / "lists.jsonl").write_text("\n".join(map(json.dumps, lists)))
+    return tmp_path
+
+
+@pytest.fixture
+def ended(capsys: pytest.CaptureFixture[str]) -> Ended:
+    """Return a function that runs a command and returns what it printed."""
+
+    def run(*words: object, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        shown = capsys.readouterr()
+        assert stopped.value.code == code, shown.err
+        return shown.out + shown.err
+
+    return run
+
+
+def compress(place: Path, data: str, *more: object) -> tuple[object, ...]:
+    where = ("--model", place / "model", "--data", place / data, "--folder", place / "run")
+    return "compress", place / "short.yaml", *where, *more
+
+
+def score(place: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((place / "score.json").read_text())["parts"]
+    return found
+
+
+def test_words_all_the_way(place: Path, ended: Ended) -> None:
+    told = ended(*compress(place, "words.conll"))
+    assert "3 classes, with their training words: B-V (" in told
+    forms = (place / "run", place / "run" / "model.onnx", place / "run" / "huggingface")
+    scores = []
+    for form in forms:
+        to = ("--json", place / "score.json", "--overwrite")
+        told = ended("evaluate", form, "--data", place / "words.conll", *to)
+        assert told.startswith("entity_f1 ")
+        scores.append(score(place))
+    assert scores[0] == scores[1] == scores[2]
+    config = json.loads((place / "run" / "huggingface" / "config.json").read_text())
+    assert config["architectures"] == ["BertForTokenClassification"]
+    out = ("--out", place / "out", "--levels", "0.5")
+    assert "loss of the untouched model" in ended(
+        "sensitivity", place / "run", "--data", place / "words.conll", *out
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "more"), [("lists.jsonl", ()), ("marks.csv", ("--label", "a,b,c"))]
+)
+def test_any_number_of_labels_all_the_way(
+    data: str, more: tuple[str, ...], place: Path, ended: Ended
+) -> None:
+    told = ended(*compress(place, data, *more))
+    assert "3 classes, with their training examples: a (" in told
+    scores = []
+    folder = place / "run" / "huggingface"
+    to = ("--json", place / "score.json", "--overwrite")
+    for given in (("lists.jsonl",), ("marks.csv",), ("marks.csv", "--label", "c,a,b")):
+        name, *options = given
+        told = ended("evaluate", folder, "--data", place / name, *options, *to)
+        assert told.startswith("f1_micro ")
+        scores.append(score(place))
+    assert scores[0] == scores[1] == scores[2]
+    wrong = ("--data", place / "marks.csv", "--label", "a,b")
+    told = ended("evaluate", folder, *wrong, code=2)
+    assert "the label columns a, b are not the model's classes" in told
+    assert "give a column for each of a, b, c" in told
+    out = ("--out", place / "out", "--levels", "0.5")
+    assert "loss of the untouched model" in ended(
+        "sensitivity", folder, "--data", place / "marks.csv", *out
+    )

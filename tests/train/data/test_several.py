@@ -1,0 +1,127 @@
+"""Data whose texts have any number of labels, or one for each word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsefx.errors import DataError
+from sparsefx.train.data.sources import from_dataset
+from sparsefx.train.data.tables import read_table
+from sparsefx.train.data.tasks import load_task
+
+CONLL = "-DOCSTART- -X- O\n\nAnn NNP B-PER\nLee NNP I-PER\nran VB O\n\n\nRome NNP B-LOC\n"
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    place = folder / "a.jsonl"
+    place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def load(place: Path, **options: Any) -> Any:
+    return load_task({"train": place, "test": place}, **options)
+
+
+def test_conll_files_hold_words_and_tags(tmp_path: Path) -> None:
+    place = tmp_path / "a.conll"
+    place.write_text(CONLL)
+    table = read_table(place)
+    assert list(table.lines) == [3, 8]
+    task = load(place)
+    assert (task.kind, task.metric) == ("token-classification", "entity_f1")
+    assert task.classes == ("B-LOC", "B-PER", "I-PER", "O")
+    assert task.split("train").texts == ("Ann Lee ran", "Rome")
+    assert task.split("train").labels == ((1, 2, 3), (0,))
+    task.check_head(4)
+    with pytest.raises(DataError, match="head has 5 outputs, and the task 4 classes"):
+        task.check_head(5)
+    place.write_text("Ann B-PER\nLee\n")
+    with pytest.raises(DataError, match=r"line 2: 'Lee' is no word with a tag behind it"):
+        read_table(place)
+
+
+def test_lists_of_words_and_their_indices(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b"], "ner_tags": [0, 2]}, {"tokens": ["c"], "ner_tags": [1]}]
+    task = load(jsonl(tmp_path, rows))
+    assert (task.kind, task.metric, task.classes) == (
+        "token-classification",
+        "token_accuracy",  # no class has a mark
+        ("0", "1", "2"),
+    )
+    with pytest.raises(DataError, match="without marks, as B-PER and I-PER have"):
+        load(jsonl(tmp_path, rows), metric="entity_f1")
+    with pytest.raises(DataError, match=r"labels\[1\] are 2 for 1 words"):
+        load(jsonl(tmp_path, [rows[0], {"tokens": ["c"], "ner_tags": [1, 1]}]))
+
+
+def test_lists_of_labels(tmp_path: Path) -> None:
+    rows = [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}]
+    task = load(jsonl(tmp_path, rows))
+    assert (task.kind, task.metric, task.classes) == ("multi-label", "f1_micro", ("x", "y"))
+    assert task.split("test").labels == ((1.0, 1.0), (0.0, 0.0))
+    with pytest.raises(DataError, match="is not for labels that are any number of classes\n"):
+        load(jsonl(tmp_path, rows), metric="accuracy")
+    with pytest.raises(DataError, match=r"line 1: column 'labels' holds 'y', which is none of"):
+        load(jsonl(tmp_path, rows), classes=("x", "z"))
+    with pytest.raises(DataError, match=r"line 2: column 'labels' holds None, not a list"):
+        load(jsonl(tmp_path, [rows[0], {"text": "b", "labels": None}]))
+
+
+def test_a_column_for_each_class(tmp_path: Path) -> None:
+    place = tmp_path / "a.csv"
+    place.write_text("text,toxic,rude\na,0,1\nb,True,false\nc,1.0,0\n")
+    task = load(place, label=("toxic", "rude"))
+    assert (task.kind, task.classes) == ("multi-label", ("toxic", "rude"))
+    assert task.split("train").labels == ((0.0, 1.0), (1.0, 0.0), (1.0, 0.0))
+    with pytest.raises(DataError, match="'toxic', 'toxic' are not several columns"):
+        load(place, label=("toxic", "toxic"))
+    place.write_text("text,toxic,rude\na,0,1\nb,2,0\n")
+    with pytest.raises(DataError, match="line 3: column 'toxic' holds '2', not 0 or 1"):
+        load(place, label=("toxic", "rude"))
+    place.write_text("text,toxic,rude\na,0,1\nb,0,0\n")
+    with pytest.raises(DataError, match="column 'toxic' holds '0' in every row"):
+        load(place, label=("toxic", "rude"))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["New York"], "'New York' is no word"),
+        (["a", ""], "'' is no word"),
+        (["a", 1], "fields inside of it are not read"),
+        ([], "fields inside of it are not read"),
+        ([["a"]], "fields inside of it are not read"),
+    ],
+)
+def test_lists_that_are_no_words_are_refused(words: Any, told: str, tmp_path: Path) -> None:
+    rows = [{"tokens": ["a"], "tags": ["X"]}, {"tokens": words, "tags": ["O"] * len(words)}]
+    with pytest.raises(DataError, match=f"line 2: (.|\n)*{told}"):
+        load(jsonl(tmp_path, rows))
+
+
+def test_lists_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"column 'labels' holds no label\n.*every list"):
+        load(jsonl(tmp_path, [{"text": "a", "labels": []}, {"text": "b", "labels": []}]))
+
+
+def test_a_dataset_declares_the_classes_of_each_column() -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["O", "B-X"])
+    features = datasets.Features(
+        {
+            "tokens": datasets.Sequence(datasets.Value("string")),
+            "pos_tags": datasets.Sequence(datasets.ClassLabel(names=["NN", "VB"])),
+            "ner_tags": datasets.Sequence(names),
+        }
+    )
+    rows = {"tokens": [["a", "b"]], "pos_tags": [[0, 1]], "ner_tags": [[1, 0]]}
+    made = datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)})
+    tables, declared = from_dataset("made", made)
+    assert declared == {"pos_tags": ("NN", "VB"), "ner_tags": ("O", "B-X")}
+    task = load_task({"train": tables["train"], "test": tables["train"]}, classes=["O", "B-X"])
+    assert task.split("train").labels == ((1, 0),)
