@@ -25,6 +25,7 @@ class OnnxFile:
     Attributes:
         inputs: Names of what it takes.
         classes: Size of the last dimension of its predictions; None when it is not fixed.
+        batch: Size of the batches that it takes; None for any.
         predicts_tokens: Whether it predicts for each token, not for each text.
 
     Raises:
@@ -45,7 +46,10 @@ class OnnxFile:
             raise ArtifactError(
                 f"ONNX Runtime cannot load it: {error}", who="open", where=str(path)
             ) from error
-        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        taken = {value.name: value.shape for value in self._session.get_inputs()}
+        self.inputs = tuple(taken)
+        sizes = {shape[0] for shape in taken.values() if shape and isinstance(shape[0], int)}
+        self.batch: int | None = max(sizes, default=None)
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         self._output = "logits" if "logits" in outputs else next(iter(outputs))
         if "logits" not in outputs and len(outputs) > 1:

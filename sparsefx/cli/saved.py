@@ -111,8 +111,11 @@ def _onnx(model: str, target: str) -> Saved:
             f"an ONNX file runs on onnxruntime, not on {target}", who="open", where=model
         )
     file = OnnxFile(model)
+    fixed = file.batch is not None
     return Saved(
-        lambda data, size: predict_by(file.predict, file.inputs, data, size),
+        lambda data, size: predict_by(
+            file.predict, file.inputs, data, file.batch or size, filled=fixed
+        ),
         file.classes,
         file.predicts_tokens,
         None,

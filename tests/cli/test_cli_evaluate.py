@@ -11,6 +11,7 @@ import pytest
 
 from sparsefx import registry
 from sparsefx.cli import main
+from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.train.data.batches import encode
@@ -155,6 +156,17 @@ def test_other_names_than_the_model_has_are_warned_of(
     assert "taken for early, late; the model was saved with late, early" in capsys.readouterr().err
 
 
+def test_a_fixed_batch_is_filled_on_onnxruntime(place: Path, scored: Scored) -> None:
+    batch = tiny_run.example_inputs(tiny_run.data())  # of two texts
+    dynamic = {name: {1: "sequence"} for name in batch}
+    of_two = capture(tiny_run.model(), batch, dynamic=dynamic)
+    registry.parse_target("onnxruntime").compile(of_two).save(place / "two.onnx")
+    rows = [f"{text}\t{n}" for text, n in zip(TEXTS[:5], labels(place), strict=False)]
+    options = ("--data", write(place, "five.tsv", ["text\tlabel", *rows]))
+    tokenizer = ("--tokenizer", place / "model" / "tokenizer")
+    assert scored(place / "two.onnx", *options, *tokenizer) == scored(place / "model", *options)
+
+
 @pytest.mark.parametrize("form", ["tokens", "tokens.onnx"])
 def test_a_head_for_each_token_is_told(
     form: str, place: Path, program: Program, capsys: pytest.CaptureFixture[str]
@@ -189,7 +201,6 @@ def test_a_model_of_any_number_of_labels_is_refused(
 
 
 def test_a_head_with_one_output_is_a_regression(place: Path, scored: Scored) -> None:
-    from sparsefx.frontend.capture import capture
 
     regressor = capture(tiny_run.model(1), tiny_run.example_inputs(tiny_run.data()))
     regressor.save(place / "regressor")
