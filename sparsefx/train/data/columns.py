@@ -17,14 +17,14 @@ _PAIRS = (
     ("question", "sentence"),
     ("question1", "question2"),
     ("premise", "hypothesis"),
-    ("#1 String", "#2 String"),
+    ("#1 string", "#2 string"),
     ("text1", "text2"),
 )
 _TEXTS = ("sentence", "review", "content", "tokens", "words")
 _LABELS = (
     "label",
     "gold_label",
-    "Quality",
+    "quality",
     "is_duplicate",
     "score",
     "labels",
@@ -34,25 +34,25 @@ _LABELS = (
 
 
 def find_text(columns: Collection[str], origin: str) -> str | tuple[str, str]:
-    """Return the text column, or the two of a pair: by the names that GLUE's files have.
+    """Return the text column, or the two of a pair: by names that GLUE's files have, in any case.
 
     >>> find_text(["index", "question", "sentence", "label"], "dev.tsv")
     ('question', 'sentence')
-    >>> find_text(["text", "label"], "train.csv"), find_text(["sentence"], "more.csv")
-    ('text', 'sentence')
+    >>> find_text(["Text", "Label"], "train.csv"), find_text(["sentence"], "more.csv")
+    ('Text', 'sentence')
 
     Raises:
         DataError: None of the names is known.
     """
-    names = set(columns)
-    if "text" in names or (len(names) == 1 and not names & set(_TEXTS)):
-        return "text"  # a single one may be several that were not told apart
-    for pair in _PAIRS:
-        if names >= set(pair):
-            return pair
+    known = _in_any_case(columns)
+    if "text" in known or (len(known) == 1 and not known.keys() & set(_TEXTS)):
+        return known.get("text", "text")  # a single one may be several that were not told apart
+    for first, second in _PAIRS:
+        if known.keys() >= {first, second}:
+            return known[first], known[second]
     for name in _TEXTS:
-        if name in names:
-            return name
+        if name in known:
+            return known[name]
     raise _unknown("text", columns, origin, "--text COLUMN, or --text FIRST,SECOND")
 
 
@@ -65,10 +65,17 @@ def find_label(columns: Collection[str], origin: str) -> str:
     Raises:
         DataError: None of the names is known.
     """
+    known = _in_any_case(columns)
     for name in _LABELS:
-        if name in columns or len(columns) == 1:  # then the text column is looked for first
-            return name
+        if name in known or len(columns) == 1:  # then the text column is looked for first
+            return known.get(name, name)
     raise _unknown("labels", columns, origin, "--label COLUMN")
+
+
+def _in_any_case(columns: Collection[str]) -> dict[str, str]:
+    """Return name in lower case -> name; one that is written so goes before others."""
+    lower = {name: name for name in columns if name == name.lower()}
+    return {name.lower(): name for name in columns} | lower
 
 
 def _unknown(what: str, columns: Collection[str], origin: str, option: str) -> DataError:
