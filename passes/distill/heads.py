@@ -80,7 +80,8 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
     """Return the teacher's output for each of the student's; a single one matches any name.
 
     Raises:
-        PassError: The student has no output to compare, or the teacher has another head.
+        PassError: The student has no output to compare, or the teacher has another head, or one
+            that counts the same classes in another order.
     """
     ours = logits_outputs(student, only)
     theirs = logits_outputs(teacher, only) or logits_outputs(teacher)
@@ -107,7 +108,26 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
                 hint=did_you_mean(name, theirs),
             )
         _check_shapes(name, student, teacher, other)
+    _check_order(student, teacher)
     return matched
+
+
+def _check_order(student: Program, teacher: Program) -> None:
+    mine, theirs = (_class_names(program) for program in (student, teacher))
+    if mine != theirs and sorted(mine) == sorted(theirs):
+        raise PassError(
+            f"the teacher's outputs are {', '.join(theirs)}, the student's {', '.join(mine)}",
+            who="distill",
+            where="id2label",
+            hint="give both models the classes in one order, or set logits=0 and use the hidden "
+            "term",
+        )
+
+
+def _class_names(program: Program) -> list[str]:
+    """Return the names of the classes in the order of the head; none where nobody gave them."""
+    named = program.config.get("id2label") or {}
+    return [str(named[key]) for key in sorted(named, key=int)]
 
 
 def _no_output(name: str, student: Program) -> PassError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def command(
     found = Recipe.load(recipe)
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     if data:
-        task = read_task(data, text, label)
+        task = in_order_of_head(read_task(data, text, label), model)
     elif more is not None:
         task, more = text_task(more), None
     else:
@@ -100,11 +101,31 @@ def command(
     )
 
 
+def in_order_of_head(task: Task, model: str) -> Task:
+    """Return the task with the classes of the model's own head, if that has all of its names.
+
+    Such a head goes on with what it knows, where sorted names would give its outputs other ones.
+    """
+    from sparsefx.cli.saved import class_names
+    from sparsefx.huggingface.model_folder import read_config
+
+    config: Any = read_config(model)
+    names = class_names({"id2label": config.id2label})
+    kind = "Token" if task.kind == "token-classification" else "Sequence"
+    ends = any(each.endswith(f"For{kind}Classification") for each in config.architectures or ())
+    if not task.classes or names is None or not ends or names == task.classes:
+        return task
+    if {*task.classes} <= {*names}:
+        return task.with_classes(names)
+    if len(names) == len(task.classes):
+        told = f"{', '.join(names)}; from here on they stand for {', '.join(task.classes)}"
+        stderr.print(f"warning: the outputs of {model} were {told}", markup=False)
+    return task
+
+
 def show_classes(task: Task) -> None:
     """Print each class with its number of training examples: a stray label is one too."""
     from collections import Counter
-
-    from sparsefx.cli.console import stderr
 
     if not task.classes:
         return

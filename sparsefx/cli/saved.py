@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from sparsefx.program import Program
     from sparsefx.train.data.batches import Encoded
     from sparsefx.train.data.labels import Kind
 
@@ -96,7 +95,7 @@ def open_saved(model: str, target: str) -> Saved:
         lambda data, size: predict(program, data, size, compiled),
         head_outputs(program),
         predicts_tokens(program),
-        class_names(program),
+        class_names(program.config),
         program.config,
         target,
     )
@@ -149,9 +148,9 @@ def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
     return run
 
 
-def class_names(program: Program) -> tuple[str, ...] | None:
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the names of the classes in the order of the head, if the model knows them."""
-    names = program.config.get("id2label") or {}
+    names = config.get("id2label") or {}
     found = tuple(str(names[key]) for key in sorted(names, key=int))
     return None if not found or all(name.startswith("LABEL_") for name in found) else found
 

@@ -101,7 +101,7 @@ def _head(program: Program, model: str, classes: str | None) -> Head:
             where=model,
             hint="give a model with a classification or regression head",
         )
-    names = (made.classes if made else None) or class_names(program)
+    names = (made.classes if made else None) or class_names(program.config)
     if classes is not None:
         names = given_classes(classes, outputs, names, who="sensitivity")
     return Head(model, outputs, predicts_tokens(program), program.config, made, names)

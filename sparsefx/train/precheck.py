@@ -277,6 +277,7 @@ def _check_last_step(item: Pass, left: int) -> None:
 
 
 def _check_head(task: Task, model: Program) -> None:
+    task.check_order(model.config, "the model's head")
     outputs = head_outputs(model, per_word=task.kind == "token-classification")
     if outputs is not None:
         task.check_head(outputs)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import BertForTokenClassification
 
 from sparsefx.cli import main
 from tests.train import tiny_run
@@ -63,7 +65,8 @@ def ended(capsys: pytest.CaptureFixture[str]) -> Ended:
 
 
 def compress(place: Path, data: str, *more: object) -> tuple[object, ...]:
-    where = ("--model", place / "model", "--data", place / data, "--folder", place / "run")
+    data = data if "=" in data else str(place / data)
+    where = ("--model", place / "model", "--data", data, "--folder", place / "run")
     return "compress", place / "short.yaml", *where, *more
 
 
@@ -116,3 +119,29 @@ def test_any_number_of_labels_all_the_way(
     assert "loss of the untouched model" in ended(
         "sensitivity", folder, "--data", place / "marks.csv", *out
     )
+
+
+def test_a_head_keeps_the_order_of_its_classes(place: Path, ended: Ended) -> None:
+    made: Any = tiny_run.model(4, BertForTokenClassification)
+    # Not sorted, and one that the data lack.
+    made.config.id2label = dict(enumerate(("O", "I-V", "B-V", "B-X")))
+    made.save_pretrained(place / "model")
+    stage = "{name: same, pipeline: decompose-attention}"
+    (place / "short.yaml").write_text(f"name: same\ndata: {{max_length: 16}}\nstages: [{stage}]\n")
+    words = place / "words.conll"
+    told = ended(*compress(place, f"train={words}", "--data", f"test={words}"))
+    assert "4 classes, with their training words: O (" in told
+    assert "B-X (0)" in told
+    found = []
+    for form in (place / "model", place / "run", place / "run" / "huggingface"):
+        ended("evaluate", form, "--data", words, "--json", place / "score.json", "--overwrite")
+        found.append(score(place))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_head_whose_classes_get_other_names_is_told(place: Path, ended: Ended) -> None:
+    made: Any = tiny_run.model(3, BertForTokenClassification)
+    made.config.id2label = {0: "O", 1: "B-NP", 2: "I-NP"}
+    made.save_pretrained(place / "model")
+    told = " ".join(ended(*compress(place, "words.conll")).split())
+    assert "were O, B-NP, I-NP; from here on they stand for B-V, I-V, O" in told

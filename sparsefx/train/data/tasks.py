@@ -6,10 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
-from sparsefx.train.data.examples import Examples, hold_back
+from sparsefx.train.data.examples import Examples, Label, hold_back
 from sparsefx.train.data.labels import (
     Kind,
     check_classes,
@@ -74,6 +75,58 @@ class Task:
             who=_WHO,
             hint=did_you_mean(name, self.splits),
         )
+
+    def with_classes(self, classes: Sequence[str]) -> Task:
+        """Return the task with the classes of a head in its order; some may have no example.
+
+        Raises:
+            DataError: One of the task's classes is not among them.
+        """
+        lacking = [name for name in self.classes if name not in classes]
+        if lacking:
+            raise DataError(
+                f"the class {lacking[0]!r} is none of {', '.join(classes)}",
+                who=_WHO,
+                where=self.name,
+                hint="name every class of the task",
+            )
+        places = [tuple(classes).index(name) for name in self.classes]
+
+        def moved(label: Label) -> Label:
+            if not isinstance(label, tuple):
+                return places[int(label)]
+            if self.kind == "token-classification":
+                return tuple(places[int(word)] for word in label)
+            has = {place for place, marked in zip(places, label, strict=True) if marked}
+            return tuple(float(place in has) for place in range(len(classes)))
+
+        splits = {
+            name: replace(each, labels=each.labels and tuple(map(moved, each.labels)))
+            for name, each in self.splits.items()
+        }
+        return replace(self, classes=tuple(classes), splits=splits)
+
+    def check_order(self, config: Mapping[str, Any], where: str) -> None:
+        """Refuse a head that has the classes of this task in another order.
+
+        Args:
+            config: Hugging Face configuration of the model.
+            where: The model, for messages.
+
+        Raises:
+            DataError: Its outputs would be taken for those of other classes.
+        """
+        named = config.get("id2label") or {}
+        names = tuple(str(named[key]) for key in sorted(named, key=int))
+        if names != self.classes and sorted(names) == sorted(self.classes):
+            raise DataError(
+                f"its outputs are {', '.join(names)}, and the task counts its classes as "
+                f"{', '.join(self.classes)}",
+                who=_WHO,
+                where=where,
+                hint=f"load the task with classes={names!r}, or write id2label of the model's "
+                "config.json in the order of the task if that is what its head tells",
+            )
 
     def check_head(self, outputs: int) -> None:
         """Check the labels against the number of outputs of a model's head.

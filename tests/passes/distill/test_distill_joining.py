@@ -225,6 +225,15 @@ def test_teachers_that_do_not_fit(text: str, changed: dict[str, Any], message: s
         distilled(text, teacher=program_of(1, **changed))
 
 
+def test_a_teacher_with_the_classes_in_another_order_is_refused() -> None:
+    student, teacher = program_of(0), program_of(1)
+    student.config["id2label"] = {"0": "a", "1": "b", "2": "c"}
+    teacher.config["id2label"] = {"2": "a", "0": "b", "1": "c"}
+    with pytest.raises(PassError, match="teacher's outputs are b, c, a, the student's a, b"):
+        distilled("distill", student, teacher)
+    distilled("distill{logits=0,hidden=1}", student, teacher)
+
+
 def test_everything_that_does_not_fit_is_told_at_once() -> None:
     with pytest.raises(PassError) as caught:
         distilled("distill", without_segments(0), program_of(1, num_labels=2, vocab_size=120))

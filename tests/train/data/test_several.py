@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from sparsefx.errors import DataError
+from sparsefx.train.data.examples import Examples, Label
+from sparsefx.train.data.labels import Kind
 from sparsefx.train.data.sources import from_dataset
 from sparsefx.train.data.tables import read_table
-from sparsefx.train.data.tasks import load_task
+from sparsefx.train.data.tasks import Task, load_task
 
 CONLL = "-DOCSTART- -X- O\n\nAnn NNP B-PER\nLee NNP I-PER\nran VB O\n\n\nRome NNP B-LOC\n"
 
@@ -125,3 +127,28 @@ def test_a_dataset_declares_the_classes_of_each_column() -> None:
     assert declared == {"pos_tags": ("NN", "VB"), "ner_tags": ("O", "B-X")}
     task = load_task({"train": tables["train"], "test": tables["train"]}, classes=["O", "B-X"])
     assert task.split("train").labels == ((1, 0),)
+
+
+def test_a_task_follows_the_order_of_a_head() -> None:
+    forms: dict[Kind, tuple[Label, Label]] = {
+        "classification": (1, 2),
+        "multi-label": ((0.0, 1.0), (0.0, 0.0, 1.0)),
+        "token-classification": ((1, 0), (2, 1)),
+    }
+    for kind, (before, after) in forms.items():
+        examples = Examples("by hand", ("one two",), labels=(before,))
+        task = Task("t", kind, ("a", "b"), "accuracy", {"train": examples})
+        moved = task.with_classes(("c", "a", "b"))
+        assert moved.classes == ("c", "a", "b")
+        assert moved.split("train").labels == (after,)
+        with pytest.raises(DataError, match="the class 'b' is none of a, c"):
+            task.with_classes(("a", "c"))
+
+
+def test_a_head_with_the_same_classes_in_another_order_is_refused() -> None:
+    task = Task("t", "classification", ("a", "b"), "accuracy", {})
+    task.check_order({"id2label": {"0": "a", "1": "b"}}, "model")
+    task.check_order({"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, "model")
+    task.check_order({}, "model")
+    with pytest.raises(DataError, match=r"model: its outputs are b, a, and the task .* as a, b"):
+        task.check_order({"id2label": {"1": "a", "0": "b"}}, "model")
