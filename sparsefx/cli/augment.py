@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import track
 
-from sparsefx.cli.compress import text_columns
+from sparsefx.cli.compress import FILE_HELP, text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
@@ -27,7 +27,7 @@ __all__ = ["command"]
 
 def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
-    data: Annotated[Path, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
+    data: Annotated[Path, typer.Option(help=FILE_HELP)],
     out: Annotated[Path, typer.Option(help="The jsonl file to write.")],
     text: Annotated[
         str | None,
@@ -90,5 +90,8 @@ def _forms(augmenter: Augmenter, examples: Examples, row: int) -> Iterator[tuple
 
 
 def _line(cells: Mapping[str, object], columns: Sequence[str], texts: Sequence[str | None]) -> str:
-    new = {**cells, **dict(zip(columns, texts, strict=False))}
+    new = dict(cells)
+    for name, text in zip(columns, texts, strict=False):  # of a single text the second is None
+        words = text is not None and isinstance(cells[name], list)
+        new[name] = str(text).split(" ") if words else text  # labels of words stand beside words
     return json.dumps(new, ensure_ascii=False) + "\n"

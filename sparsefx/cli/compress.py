@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATA_HELP",
+    "FILE_HELP",
     "LABEL_HELP",
     "command",
     "label_columns",
@@ -26,8 +27,9 @@ __all__ = [
 ]
 
 _SPLITS = ("train", "test", "validation", "dev")
+FILE_HELP = "A csv, tsv, jsonl, parquet or conll file."
 DATA_HELP = (
-    "A csv, tsv, jsonl, parquet or conll file; split=FILE for each of several (train, test); "
+    f"{FILE_HELP[:-1]}; split=FILE for each of several (train, test); "
     "or the name of a Hugging Face dataset."
 )
 LABEL_HELP = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.compress import LABEL_HELP, label_columns, text_columns
+from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
@@ -45,7 +45,7 @@ def command(
             help="Run folder, Program, Hugging Face model, ONNX file, or folder compiled for cpu."
         ),
     ],
-    data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
+    data: Annotated[str, typer.Option(help=FILE_HELP)],
     text: Annotated[
         str | None,
         typer.Option(help="Text column, or two: first,second. Default: by their names."),

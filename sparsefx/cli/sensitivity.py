@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.compress import LABEL_HELP, label_columns, text_columns
+from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
@@ -35,7 +35,7 @@ _CURVES, _INT8, _PAGE = "curves.json", "int8.json", "sensitivity.html"
 
 def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
-    data: Annotated[str, typer.Option(help="A csv, tsv, jsonl or parquet file.")],
+    data: Annotated[str, typer.Option(help=FILE_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sensitivity"),
     text: Annotated[
         str | None,

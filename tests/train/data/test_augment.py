@@ -19,6 +19,7 @@ from sparsefx.cli import main
 from sparsefx.errors import DataError
 from sparsefx.train.data.augment import Augmentation, Augmenter
 from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tables import read_table
 
 WORDS = ("cat", "dog", "bird", "sees", "eats", "likes", "the", "un", "##real", "7")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -140,6 +141,15 @@ def test_the_command(
     assert len(rows) > 4
     told = " ".join(capsys.readouterr().out.split())
     assert f"2 rows became {len(rows)} by a head for masked tokens" in told
+    (tmp_path / "words.conll").write_text("the O\ncat B-X\nsees O\n")
+    with pytest.raises(SystemExit) as ended:
+        main([*command[:-1], str(tmp_path / "words.conll"), "--out", str(tmp_path / "w.jsonl")])
+    assert ended.value.code == 0
+    found = read_table(tmp_path / "w.jsonl")
+    assert found.column("tokens")[0] == ["the", "cat", "sees"]
+    assert len(found) > 1
+    assert {len(words) for words in found.column("tokens")} == {3}  # type: ignore[arg-type]  # lists
+    capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         main([*command, "--out", str(tmp_path / "more.csv")])
     assert ended.value.code == 2
