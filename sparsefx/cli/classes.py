@@ -29,6 +29,7 @@ class Head:
         config: Hugging Face configuration of the model; may be empty.
         made: What the run knows that made the model.
         names: Names of the classes in the head's order, if somebody knows them.
+        naming: How the user gives them to the command.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Head:
     config: Mapping[str, Any]
     made: Made | None
     names: tuple[str, ...] | None
+    naming: str = "give --classes in the order of the head"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def labels_for(table: Table, column: str | tuple[str, ...] | None, head: Head, w
         who: The command.
 
     Raises:
-        DataError: The labels are names, and nobody knows which output is which; or a text has one
-            label, and the head gives it any number of them; or columns are not the head's classes.
+        DataError: The labels are names, and nobody knows which output is which; or labels are of
+            another form than what the head predicts; or columns are not the head's classes.
     """
     from sparsefx.train.data.columns import find_label
     from sparsefx.train.data.labels import is_list
@@ -75,28 +77,47 @@ def labels_for(table: Table, column: str | tuple[str, ...] | None, head: Head, w
     if column is None and kind in (None, "multi-label") and names and {*names} <= {*table.columns}:
         column = names
     column = column or find_label(table.columns, table.origin)
+    lists = isinstance(column, str) and any(map(is_list, table.column(column)))
+    if head.per_word and not lists:
+        raise _predicts_tokens(who, head.model)
+    several = isinstance(column, tuple) or (lists and not head.per_word)
+    if kind is None:  # else the run tells what the head was trained for
+        _check_problem(head, who, several=several)
     if isinstance(column, tuple):
         return Labels(_in_order(table, column, names, who), "multi-label", None)
-    if head.outputs == 1:
+    if head.outputs == 1 and not lists:
         return Labels(column, "regression", None)
     if kind is not None:
         return Labels(column, kind, names)
-    lists = any(map(is_list, table.column(column)))
-    if head.per_word and not lists:
+    if lists:
+        kind = "token-classification" if head.per_word else "multi-label"
+    return Labels(column, kind, _numbered(table, column, head, who) if names is None else names)
+
+
+def _predicts_tokens(who: str, model: str) -> DataError:
+    return DataError(
+        "labels of texts cannot be compared with what the model predicts for each token",
+        who=who,
+        where=model,
+        hint="give a model with a classification or regression head; or in the data, lists of "
+        "words with lists of their labels, as jsonl or conll",
+    )
+
+
+def _check_problem(head: Head, who: str, *, several: bool) -> None:
+    """Refuse any number of labels for a head that was trained to choose one, or the reverse."""
+    problem = head.config.get("problem_type")
+    if problem == MULTI_LABEL and not several and not head.per_word:
+        raise _gives_several(who, head.model)
+    if problem == "single_label_classification" and several:
         raise DataError(
-            "labels of texts cannot be compared with what the model predicts for each token",
+            "a text has any number of labels in the data, and this model was trained to choose one "
+            f"(problem_type {problem}): whether an output is above 0 decides nothing",
             who=who,
             where=head.model,
-            hint="give a model with a classification or regression head; or in the data, lists of "
-            "words with lists of their labels, as jsonl or conll",
+            hint="give a label column with one class for each text; if the model does give any "
+            f"number of them, its config.json is wrong: set problem_type to {MULTI_LABEL} there",
         )
-    if not lists and head.config.get("problem_type") == MULTI_LABEL:
-        raise _gives_several(who, head.model)
-    if head.per_word or lists:
-        kind = "token-classification" if head.per_word else "multi-label"
-    return Labels(
-        column, kind, _numbered(table, column, head.outputs, who) if names is None else names
-    )
 
 
 def _in_order(
@@ -150,7 +171,7 @@ def given_classes(
     return found
 
 
-def _numbered(table: Table, label: str, outputs: int | None, who: str) -> tuple[str, ...] | None:
+def _numbered(table: Table, label: str, head: Head, who: str) -> tuple[str, ...] | None:
     """Return the numbers of the classes, where the labels are such; None leaves it to the data.
 
     Raises:
@@ -167,7 +188,7 @@ def _numbered(table: Table, label: str, outputs: int | None, who: str) -> tuple[
             f"outputs is which",
             who=who,
             where=table.origin,
-            hint="give --classes in the order of the head",
+            hint=head.naming,
         )
     whole = all(value is not None and value.is_integer() for value in values)
-    return tuple(map(str, range(outputs))) if whole and outputs else None
+    return tuple(map(str, range(head.outputs))) if whole and head.outputs else None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _LENGTH = 128
+_NAMING = "give --classes in the order of the head, or --task for a task of GLUE"
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,8 @@ def _read(model: str, asked: _Asked, saved: Saved, made: Made | None) -> Task:
     text = text_columns(asked.text) or (layout.text if layout else find_text(columns, origin))
     label = label_columns(asked.label) or (layout.label if layout else None)
     names = _classes(asked, saved, made, layout)
-    head = Head(model, saved.outputs, saved.per_word, saved.config, made, names)
-    try:
-        labels = labels_for(table, label, head, "evaluate")
-    except DataError as error:
-        error.hint += ", or --task for a task of GLUE"
-        raise
+    head = Head(model, saved.outputs, saved.per_word, saved.config, made, names, _NAMING)
+    labels = labels_for(table, label, head, "evaluate")
     return load_task(
         {"test": table},
         text=text,
