@@ -40,7 +40,7 @@ def counts(metric: CountedName, outputs: Floats, labels: Floats, classes: Sequen
         classes: Names of the classes; for ``entity_f1`` with marks, as B-PER and I-PER.
 
     Raises:
-        DataError: The shapes do not fit each other.
+        DataError: The shapes do not fit each other, a label has no output, or an output no name.
     """
     wanted = outputs.shape if metric == "f1_micro" else outputs.shape[:-1]
     if outputs.ndim != (2 if metric == "f1_micro" else 3) or labels.shape != wanted:
@@ -52,6 +52,14 @@ def counts(metric: CountedName, outputs: Floats, labels: Floats, classes: Sequen
         )
     if metric == "f1_micro":
         return _of_texts(outputs > 0, labels > 0)
+    most = outputs.shape[-1]
+    if labels.max() >= most or (metric == "entity_f1" and len(classes) != most):
+        raise DataError(
+            f"{most} outputs for each word cannot be scored by {metric} against labels up to "
+            f"{labels.max():.0f}, with {len(classes)} named classes",
+            who="metrics",
+            hint="give the name of each output as classes, in the order of the head",
+        )
     answers = outputs.argmax(axis=-1)
     return np.array(
         [

@@ -105,3 +105,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         evaluate("token_accuracy", np.zeros((3, 2)), np.zeros(3))
     with pytest.raises(DataError, match="one output for each class of the data"):
         evaluate("entity_f1", np.zeros((3, 2, 5)), np.zeros((3, 4)), classes=CLASSES)
+    with pytest.raises(DataError, match=r"5 outputs for each word .*, with 0 named classes"):
+        evaluate("entity_f1", np.zeros((3, 2, 5)), np.zeros((3, 2)))
+    with pytest.raises(DataError, match=r"5 outputs for each word .* against labels up to 5"):
+        evaluate("token_accuracy", np.zeros((3, 2, 5)), np.full((3, 2), 5))
