@@ -126,17 +126,22 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
 
 
 def _of_problem(program: Program, kind: Kind) -> Program:
-    """Return the Program with the problem that it is trained for, where it names another one."""
+    """Return the Program with the problem that it is trained for.
+
+    One that names none is left so, as transformers does, but for any number of labels: ``distill``
+    and the exported model have nothing else to tell it from one label by.
+    """
     problems = {
         "classification": "single_label_classification",
         "multi-label": MULTI_LABEL,
         "regression": "regression",
     }
     named = program.config.get("problem_type")
-    if named is None or problems.get(kind, named) == named:
+    wanted = problems.get(kind, named) if named or kind == "multi-label" else None
+    if named == wanted:
         return program
     found = program.copy()
-    found.config["problem_type"] = problems[kind]
+    found.config["problem_type"] = wanted
     return found
 
 

@@ -124,9 +124,12 @@ def test_a_term_for_one_label_is_refused(tmp_path: Path) -> None:
         ).run()
 
 
-def test_a_model_that_names_another_problem_is_trained_for_this_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [None, "single_label_classification"])
+def test_a_model_is_trained_for_any_number_of_labels_whatever_it_names(
+    named: str | None, tmp_path: Path
+) -> None:
     model: Any = tiny_run.model(3)
-    model.config.problem_type = "single_label_classification"
+    model.config.problem_type = named
     short = RECIPE.replace("epochs: 10", "steps: 1").replace("epochs: 2", "steps: 2")
     result = Session(Recipe.parse(short), model, data("multi-label"), tmp_path, device="cpu").run()
     assert result.program.multi_label
