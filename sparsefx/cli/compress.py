@@ -13,6 +13,7 @@ from sparsefx.errors import DataError
 if TYPE_CHECKING:
     from torch import nn
 
+    from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
 __all__ = [
@@ -67,22 +68,11 @@ def command(
     from sparsefx.cli.runs import train_and_report
     from sparsefx.huggingface import load_pretrained, load_tokenizer
     from sparsefx.recipe import Recipe
-    from sparsefx.train.data.tasks import load_texts, text_task
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.randomness import seed_everything
 
     found = Recipe.load(recipe)
-    more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
-    if data:
-        task = in_order_of_head(read_task(data, text, label), model)
-    elif more is not None:
-        task, more = text_task(more), None
-    else:
-        raise DataError(
-            "there is nothing to train on",
-            who="data",
-            hint="give --data FILE, or for a recipe that needs no labels --unlabelled FILE",
-        )
+    task, more = _read(data, unlabelled, text, label, model)
     show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
@@ -125,6 +115,32 @@ def in_order_of_head(task: Task, model: str) -> Task:
     return task
 
 
+def _read(
+    data: list[str] | None,
+    unlabelled: list[str] | None,
+    text: str | None,
+    label: str | None,
+    model: str,
+) -> tuple[Task, Examples | None]:
+    """Return the task of a model, and the texts without labels beside it.
+
+    Raises:
+        DataError: There are neither data nor texts, or a file cannot be used.
+    """
+    from sparsefx.train.data.tasks import load_texts, text_task
+
+    more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
+    if data:
+        return in_order_of_head(read_task(data, text, label), model), more
+    if more is not None:
+        return text_task(more), None
+    raise DataError(
+        "there is nothing to train on",
+        who="data",
+        hint="give --data FILE, or for a recipe that needs no labels --unlabelled FILE",
+    )
+
+
 def show_classes(task: Task) -> None:
     """Print each class with its number of training examples: a stray label is one too."""
     from collections import Counter
@@ -141,7 +157,8 @@ def show_classes(task: Task) -> None:
             counts.update(map(int, label))
     listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
     what = "words" if task.kind == "token-classification" else "examples"
-    stderr.print(f"{len(task.classes)} classes, with their training {what}: {listed}")
+    told = f"{len(task.classes)} classes, with their training {what}: {listed}"
+    stderr.print(told, markup=False)  # a name may stand in brackets
 
 
 def name_classes(model: nn.Module, task: Task) -> None:
