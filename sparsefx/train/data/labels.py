@@ -14,6 +14,7 @@ __all__ = [
     "Kind",
     "as_number",
     "check_classes",
+    "check_words",
     "class_names",
     "found_labels",
     "guess_kind",
@@ -141,13 +142,34 @@ def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
             check_classes(table, column)
         return
     found = found_labels(table, label)
-    if len(found) == 1:
-        raise DataError(
-            f"column {label!r} holds {found.pop()!r} in every row: there is nothing to tell apart",
-            who=_WHO,
-            where=table.origin,
-            hint="give examples of each class, or check that this is the label column",
-        )
+    if len(found) != 1:
+        return
+    lists = any(map(is_list, table.column(label)))
+    where = "alone in its lists" if lists else "in every row"
+    more = "; whether a text has one class is told by a label of 0 or 1" if lists else ""
+    raise DataError(
+        f"column {label!r} holds {found.pop()!r} {where}: there is nothing to tell apart",
+        who=_WHO,
+        where=table.origin,
+        hint="give examples of each class, or check that this is the label column" + more,
+    )
+
+
+def check_words(table: Table, texts: Sequence[str], labels: Sequence[Label]) -> None:
+    """Refuse more or fewer labels than a text has words, which one blank separates.
+
+    Raises:
+        DataError: With file and line.
+    """
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        words, held = len(text.split(" ")), len(label) if isinstance(label, tuple) else 1
+        if words != held:
+            raise DataError(
+                f"{held} labels stand beside {words} words",
+                who=_WHO,
+                where=table.where(row),
+                hint="give a list of words, and a list of as many labels",
+            )
 
 
 def _class(name: str, indices: Mapping[str, int]) -> int | None:

@@ -14,6 +14,7 @@ from sparsefx.train.data.examples import Examples, Label, hold_back
 from sparsefx.train.data.labels import (
     Kind,
     check_classes,
+    check_words,
     class_names,
     guess_kind,
     labels_are_hidden,
@@ -215,23 +216,60 @@ def load_task(
     tables, declared = open_tables(source, header)
     text, label = _columns(_main(tables), text, label)
     tables = _without_hidden(tables, label)
-    main = _main(tables)
-    if isinstance(label, tuple):
-        kind = "multi-label"
-    else:
-        classes = classes if classes is not None else declared.get(label)
-        kind = kind or guess_kind(main.column(label), classes or (), words=holds_words(main, text))
-    names = () if kind == "regression" else tuple(classes or class_names(main, label))
-    splits = {
-        split: Examples(
-            table.origin, *read_texts(table, text), read_labels(table, label, names, kind)
-        )
-        for split, table in tables.items()
-    }
+    if classes is None and isinstance(label, str):
+        classes = declared.get(label)
+    kind, names = _kind_and_classes(_main(tables), text, label, kind, tuple(classes or ()))
+    splits = {name: _examples(table, text, label, names, kind) for name, table in tables.items()}
     if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
     metric = _metric(metric, kind, names)
     return _with_test(Task(name or _name(source), kind, names, metric, splits), test_share, seed)
+
+
+def _kind_and_classes(
+    table: Table,
+    text: str | tuple[str, str],
+    label: str | tuple[str, ...],
+    kind: Kind | None,
+    classes: tuple[str, ...],
+) -> tuple[Kind, tuple[str, ...]]:
+    """Return what the labels are, and the names of their classes, where nobody gave them.
+
+    Raises:
+        DataError: Several label columns are said to be something else.
+    """
+    if isinstance(label, str):
+        words = holds_words(table, text)
+        kind = kind or guess_kind(table.column(label), classes, words=words)
+        return kind, () if kind == "regression" else classes or class_names(table, label)
+    if kind in (None, "multi-label") and (classes or label) == label:
+        return "multi-label", label
+    raise DataError(
+        f"{', '.join(map(repr, label))} say whether a text has the class of that name, and "
+        f"kind={kind!r}, classes={classes!r} say otherwise",
+        who=_WHO,
+        where=table.origin,
+        hint="leave kind and classes out, or name one label column",
+    )
+
+
+def _examples(
+    table: Table,
+    text: str | tuple[str, str],
+    label: str | tuple[str, ...],
+    classes: Sequence[str],
+    kind: Kind,
+) -> Examples:
+    """Return what a table holds.
+
+    Raises:
+        DataError: With file and line: a text or a label that cannot be used, or words without one.
+    """
+    texts, pairs = read_texts(table, text)
+    labels = read_labels(table, label, classes, kind)
+    if kind == "token-classification":
+        check_words(table, texts, labels)
+    return Examples(table.origin, texts, pairs, labels)
 
 
 def load_texts(
@@ -360,14 +398,15 @@ def _columns(
     """Return the text and label columns, found by their names where nobody gave them.
 
     Raises:
-        DataError: None is known, or several label columns are named and one is twice.
+        DataError: None is known, or several label columns are named but are one, or one twice.
     """
     text = text or find_text(table.columns, table.origin)
     if label is None or isinstance(label, str):
         return text, label or find_label(table.columns, table.origin)
-    if len(label) == 1 or len(set(label)) < len(label):
+    if len(label) < 2 or len(set(label)) < len(label):
         raise DataError(
-            f"{', '.join(map(repr, label))} are not several columns, one for each class",
+            f"{', '.join(map(repr, label)) or 'no names'} are not several columns, one for each "
+            "class",
             who=_WHO,
             where=table.origin,
             hint="a column of classes is named alone",

@@ -56,7 +56,7 @@ def test_lists_of_words_and_their_indices(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="without marks, as B-PER and I-PER have"):
         load(jsonl(tmp_path, rows), metric="entity_f1")
-    with pytest.raises(DataError, match=r"labels\[1\] are 2 for 1 words"):
+    with pytest.raises(DataError, match=r"line 2: 2 labels stand beside 1 words"):
         load(jsonl(tmp_path, [rows[0], {"tokens": ["c"], "ner_tags": [1, 1]}]))
 
 
@@ -79,8 +79,12 @@ def test_a_column_for_each_class(tmp_path: Path) -> None:
     task = load(place, label=("toxic", "rude"))
     assert (task.kind, task.classes) == ("multi-label", ("toxic", "rude"))
     assert task.split("train").labels == ((0.0, 1.0), (1.0, 0.0), (1.0, 0.0))
-    with pytest.raises(DataError, match="'toxic', 'toxic' are not several columns"):
-        load(place, label=("toxic", "toxic"))
+    for names in (("toxic", "toxic"), ("toxic",), ()):
+        with pytest.raises(DataError, match="are not several columns, one for each class"):
+            load(place, label=names)
+    for wrong in ({"kind": "classification"}, {"classes": ("rude", "toxic")}):
+        with pytest.raises(DataError, match=r"'toxic', 'rude' say whether(.|\n)*say otherwise"):
+            load(place, label=("toxic", "rude"), **wrong)
     place.write_text("text,toxic,rude\na,0,1\nb,2,0\n")
     with pytest.raises(DataError, match="line 3: column 'toxic' holds '2', not 0 or 1"):
         load(place, label=("toxic", "rude"))
@@ -108,6 +112,11 @@ def test_lists_that_are_no_words_are_refused(words: Any, told: str, tmp_path: Pa
 def test_lists_that_are_all_empty_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"column 'labels' holds no label\n.*every list"):
         load(jsonl(tmp_path, [{"text": "a", "labels": []}, {"text": "b", "labels": []}]))
+
+
+def test_lists_of_one_label_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds 'x' alone in its lists(.|\n)*label of 0 or 1"):
+        load(jsonl(tmp_path, [{"text": "a", "labels": []}, {"text": "b", "labels": ["x"]}]))
 
 
 def test_a_dataset_declares_the_classes_of_each_column() -> None:
