@@ -11,6 +11,7 @@ from typing import Any
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
 from sparsefx.train.data.examples import Examples, Label, hold_back
+from sparsefx.train.data.fitting import metric_for
 from sparsefx.train.data.labels import (
     Kind,
     check_classes,
@@ -22,26 +23,13 @@ from sparsefx.train.data.labels import (
 )
 from sparsefx.train.data.sources import Source, open_tables
 from sparsefx.train.data.tables import FORMATS, Table
-from sparsefx.train.metrics import MetricName, ScoreName, check_metric
+from sparsefx.train.metrics import MetricName, ScoreName
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
 _TEST_TEXTS = 2000
-_FITTING: Mapping[Kind, tuple[MetricName, ...]] = {
-    "classification": ("accuracy", "matthews", "f1", "accuracy_f1"),
-    "multi-label": ("f1_micro",),
-    "token-classification": ("entity_f1", "token_accuracy"),
-    "regression": ("pearson_spearman",),
-}
-_MARKED = ("B-", "I-")
-_TOLD = {
-    "classification": "classes",
-    "multi-label": "any number of classes",
-    "token-classification": "classes of words",
-    "regression": "values",
-}
 
 
 @dataclass(frozen=True)
@@ -222,7 +210,7 @@ def load_task(
     splits = {name: _examples(table, text, label, names, kind) for name, table in tables.items()}
     if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
-    metric = _metric(metric, kind, names)
+    metric = metric_for(kind, names, metric)
     return _with_test(Task(name or _name(source), kind, names, metric, splits), test_share, seed)
 
 
@@ -249,7 +237,7 @@ def _kind_and_classes(
         f"kind={kind!r}, classes={classes!r} say otherwise",
         who=_WHO,
         where=table.origin,
-        hint="leave kind and classes out, or name one label column",
+        hint="leave kind and classes out: the columns are the classes, in their order",
     )
 
 
@@ -366,30 +354,6 @@ def _without_hidden(tables: dict[str, Table], label: str | tuple[str, ...]) -> d
 def _main(tables: Mapping[str, Table]) -> Table:
     """Return the table that says what the columns and classes of all are."""
     return tables["train"] if "train" in tables else next(iter(tables.values()))
-
-
-def _metric(given: MetricName | None, kind: Kind, classes: Sequence[str]) -> MetricName:
-    """Return the metric, by default that of the kind of labels.
-
-    Raises:
-        DataError: There is no such metric, or it says nothing about these labels.
-    """
-    marked = any(name[:2] in _MARKED for name in classes)
-    fit = _FITTING[kind] if kind != "token-classification" or marked else ("token_accuracy",)
-    if given is None:
-        return fit[0]
-    check_metric(given)
-    wrong = ""
-    if given not in fit:
-        wrong = f"is not for labels that are {_TOLD[kind]}"
-        if given == "entity_f1" and fit == ("token_accuracy",):
-            wrong += " without marks, as B-PER and I-PER have"
-    elif given in ("f1", "accuracy_f1") and len(classes) > 2:
-        wrong = f"looks at class 1 alone, and there are {len(classes)} classes"
-        fit = fit[:2]
-    if wrong:
-        raise DataError(f"the metric {given!r} {wrong}", who=_WHO, hint=f"take {' or '.join(fit)}")
-    return given
 
 
 def _columns(
