@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsefx.cli.classes import given_classes
 from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
 
@@ -48,6 +50,10 @@ def command(
         typer.Option(help="Text column, or two: first,second. Default: by their names."),
     ] = None,
     label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Names of the classes whose numbers the data hold, with commas."),
+    ] = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,7 +78,7 @@ def command(
     from sparsefx.train.randomness import seed_everything
 
     found = Recipe.load(recipe)
-    task, more = _read(data, unlabelled, text, label, model)
+    task, more = _read(data, unlabelled, text, label, classes, model)
     show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
@@ -120,6 +126,7 @@ def _read(
     unlabelled: list[str] | None,
     text: str | None,
     label: str | None,
+    classes: str | None,
     model: str,
 ) -> tuple[Task, Examples | None]:
     """Return the task of a model, and the texts without labels beside it.
@@ -131,7 +138,7 @@ def _read(
 
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     if data:
-        return in_order_of_head(read_task(data, text, label), model), more
+        return in_order_of_head(read_task(data, text, label, classes), model), more
     if more is not None:
         return text_task(more), None
     raise DataError(
@@ -169,7 +176,9 @@ def name_classes(model: nn.Module, task: Task) -> None:
         config.label2id = {name: index for index, name in enumerate(task.classes)}
 
 
-def read_task(data: list[str], text: str | None, label: str | None) -> Task:
+def read_task(
+    data: list[str], text: str | None, label: str | None, classes: str | None = None
+) -> Task:
     """Return the task that the options name.
 
     Raises:
@@ -177,8 +186,10 @@ def read_task(data: list[str], text: str | None, label: str | None) -> Task:
     """
     from sparsefx.train.data.tasks import load_task
 
+    names = None if classes is None else given_classes(classes, None, None, who="compress")
+    load = partial(load_task, text=text_columns(text), label=label_columns(label), classes=names)
     if len(data) == 1 and "=" not in data[0]:
-        return load_task(data[0], text=text_columns(text), label=label_columns(label))
+        return load(data[0])
     named = dict(item.split("=", 1) for item in data if "=" in item)
     if len(named) != len(data):
         raise DataError(
@@ -193,7 +204,7 @@ def read_task(data: list[str], text: str | None, label: str | None) -> Task:
             who="data",
             hint=f"the names are {', '.join(_SPLITS)}, and 'train' is needed",
         )
-    return load_task(named, text=text_columns(text), label=label_columns(label))
+    return load(named)
 
 
 def text_columns(text: str | None) -> str | tuple[str, str] | None:

@@ -145,3 +145,12 @@ def test_a_head_whose_classes_get_other_names_is_told(place: Path, ended: Ended)
     made.save_pretrained(place / "model")
     told = " ".join(ended(*compress(place, "words.conll")).split())
     assert "were O, B-NP, I-NP; from here on they stand for B-V, I-V, O" in told
+
+
+def test_numbers_of_classes_get_the_names_that_are_given(place: Path, ended: Ended) -> None:
+    rows = ({"tokens": text.split(), "tags": tags(text)} for text in tiny_run.texts(20, 0))
+    (place / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ("--classes", ",".join(TAGS))
+    told = ended(*compress(place, "numbers.jsonl", *given))
+    assert "3 classes, with their training words: B-V (" in told
+    assert json.loads((place / "run" / "run.json").read_text())["data"]["metric"] == "entity_f1"

@@ -121,7 +121,7 @@ def _no_text(cell: object) -> str:
         if wrong is None:
             return _no_text(" ".join(cell))
         return f"{wrong!r} is no word: a list holds the words of a text"
-    if isinstance(cell, Collection) and not isinstance(cell, str):
+    if isinstance(cell, Collection) and cell and not isinstance(cell, str):
         return "fields inside of it are not read: write the text as a field of its own"
     if not isinstance(cell, str) or not cell.strip():
         return "fill the row or remove it"

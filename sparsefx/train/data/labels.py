@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
@@ -32,6 +33,7 @@ _FORMS = (
     "classes, or where the text is a list of words"
 )
 _MARKS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
+_WRITTEN = re.compile(r"\[\s*(['\"\d].*)?\]", re.DOTALL)
 Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
 """What a model learns of a text: its class, any number of classes, the class of each word, a value;
 or what passes put into the graph.
@@ -78,6 +80,7 @@ def class_names(table: Table, label: str | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(label, tuple):
         return label
     found = found_labels(table, label)
+    _refuse_written_lists(table, label)
     if not found:
         told = f"column {label!r} holds no label"
         raise DataError(told, who=_WHO, where=table.origin, hint="every list of it is empty")
@@ -127,8 +130,11 @@ def labels_are_hidden(cells: Sequence[Cell]) -> bool:
 
     >>> labels_are_hidden([-1, -1]), labels_are_hidden(["", None]), labels_are_hidden([-1, 0])
     (True, True, False)
+    >>> labels_are_hidden([[-1, -1], [-1]]), labels_are_hidden([[], []])
+    (True, False)
     """
-    return {str(cell).strip() for cell in cells} <= _HIDDEN
+    found = _items(cells)
+    return bool(found) and found <= _HIDDEN
 
 
 def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
@@ -172,6 +178,18 @@ def check_words(table: Table, texts: Sequence[str], labels: Sequence[Label]) -> 
             )
 
 
+def _refuse_written_lists(table: Table, label: str) -> None:
+    """Refuse texts such as "['a', 'b']", as pandas writes lists to csv: each would be a class."""
+    for row, cell in enumerate(table.column(label)):
+        if isinstance(cell, str) and _WRITTEN.fullmatch(cell.strip()):
+            raise DataError(
+                f"column {label!r} holds {cell!r}, the text of a list",
+                who=_WHO,
+                where=table.where(row),
+                hint="write lists as jsonl or parquet, or a column of 0 and 1 for each class",
+            )
+
+
 def _class(name: str, indices: Mapping[str, int]) -> int | None:
     """Return the index of a class given by name, or by index (as datasets or pandas store it)."""
     if name in indices:
@@ -182,8 +200,12 @@ def _class(name: str, indices: Mapping[str, int]) -> int | None:
 
 def found_labels(table: Table, label: str) -> set[str]:
     """Return the labels of a column as texts, also those inside of lists."""
-    cells = (each if is_list(each) else (each,) for each in table.column(label))
-    return {str(item).strip() for cell in cells for item in cell}  # type: ignore[union-attr]
+    return _items(table.column(label))
+
+
+def _items(cells: Sequence[Cell]) -> set[str]:
+    lists = (each if is_list(each) else (each,) for each in cells)
+    return {str(item).strip() for cell in lists for item in cell}  # type: ignore[union-attr]
 
 
 def _several(
@@ -197,6 +219,14 @@ def _several(
     found = [_class(str(item).strip(), indices) for item in cell]
     if None in found:
         raise _no_label(table, row, label, cell[found.index(None)], tuple(indices), kind)
+    if kind == "multi-label" and len({*found}) < len(found):
+        raise DataError(
+            f"column {label!r} holds {cell!r}, which names a class twice",
+            who=_WHO,
+            where=table.where(row),
+            hint="a list names the classes that a text has; 0 and 1 for each class are a column "
+            "each: --label FIRST,SECOND",
+        )
     return tuple(each for each in found if each is not None)
 
 
@@ -231,7 +261,7 @@ def _no_label(
         )
     hint = did_you_mean(str(cell), classes)
     if str(cell).strip() in _HIDDEN:
-        count = sum(str(each).strip() in _HIDDEN for each in table.column(label))
+        count = sum(bool(_items([each]) & _HIDDEN) for each in table.column(label))
         hint = f"{count} of {len(table)} rows have no label: take them out, or label them"
         if str(cell).strip().startswith("-1"):
             hint += "; -1 stands for a hidden label, so give a class of that name another one"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -274,7 +275,7 @@ def _read_conll(path: Path, header: Sequence[str] | None) -> Table:
     begins: list[int] = []
     inside = False
     for number, line in enumerate(_lines(path), start=1):
-        fields = line.split()
+        fields = [field for field in re.split(r"[ \t]+", line) if field]  # U+00A0 is of a word
         if not fields or fields[0] == "-DOCSTART-":
             inside = False
             continue

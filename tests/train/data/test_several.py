@@ -99,7 +99,7 @@ def test_a_column_for_each_class(tmp_path: Path) -> None:
         (["New York"], "'New York' is no word"),
         (["a", ""], "'' is no word"),
         (["a", 1], "fields inside of it are not read"),
-        ([], "fields inside of it are not read"),
+        ([], "fill the row or remove it"),
         ([["a"]], "fields inside of it are not read"),
     ],
 )
@@ -161,3 +161,38 @@ def test_a_head_with_the_same_classes_in_another_order_is_refused() -> None:
     task.check_order({}, "model")
     with pytest.raises(DataError, match=r"model: its outputs are b, a, and the task .* as a, b"):
         task.check_order({"id2label": {"1": "a", "0": "b"}}, "model")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": "b", "labels": [0, 1, 0]}, r"line 2: .*\[0, 1, 0\], which names a class twice"),
+        ({"text": "b", "labels": [None]}, r"holds None, (.|\n)*1 of 2 rows have no label"),
+    ],
+)
+def test_lists_that_name_no_classes_are_refused(
+    row: dict[str, Any], told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=told):
+        load(jsonl(tmp_path, [{"text": "a", "labels": [0, 1]}, row]))
+
+
+def test_lists_as_texts_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "a.csv"
+    place.write_text("text,labels\na,\"['x', 'y']\"\nb,[]\n")
+    with pytest.raises(DataError, match=r"line 2: column 'labels' .*, the text of a list"):
+        load(place)
+
+
+def test_a_split_whose_words_have_hidden_labels_is_left_out(tmp_path: Path) -> None:
+    place = jsonl(tmp_path, [{"tokens": [f"a{i}", "b"], "tags": [0, 1]} for i in range(20)])
+    hidden = tmp_path / "hidden.jsonl"
+    hidden.write_text('{"tokens": ["a", "b"], "tags": [-1, -1]}\n')
+    task = load_task({"train": place, "test": hidden})
+    assert len(task.split("test")) == 3
+
+
+def test_other_blanks_are_part_of_a_word_in_conll(tmp_path: Path) -> None:
+    place = tmp_path / "a.conll"
+    place.write_text("1\u00a0000 B-N\nran\tO\n")
+    assert load(place).split("train").texts == ("1\u00a0000 ran",)
