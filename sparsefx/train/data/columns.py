@@ -20,7 +20,8 @@ _PAIRS = (
     ("#1 string", "#2 string"),
     ("text1", "text2"),
 )
-_TEXTS = ("sentence", "review", "content", "tokens", "words")
+_WORDS, _OF_WORDS = ("tokens", "words"), ("ner_tags", "tags")
+_TEXTS = ("sentence", "review", "content", *_WORDS)
 _LABELS = (
     "label",
     "gold_label",
@@ -28,8 +29,7 @@ _LABELS = (
     "is_duplicate",
     "score",
     "labels",
-    "ner_tags",
-    "tags",
+    *_OF_WORDS,
 )
 
 
@@ -40,11 +40,17 @@ def find_text(columns: Collection[str], origin: str) -> str | tuple[str, str]:
     ('question', 'sentence')
     >>> find_text(["Text", "Label"], "train.csv"), find_text(["sentence"], "more.csv")
     ('Text', 'sentence')
+    >>> find_text(["text", "tokens", "ner_tags"], "train.jsonl")
+    'tokens'
 
     Raises:
         DataError: None of the names is known.
     """
     known = _in_any_case(columns)
+    label = next((name for name in _LABELS if name in known), None)
+    words = next((name for name in _WORDS if name in known), None)
+    if label in _OF_WORDS and words is not None:
+        return known[words]  # though the text stands beside them as a whole
     if "text" in known or (len(known) == 1 and not known.keys() & set(_TEXTS)):
         return known.get("text", "text")  # a single one may be several that were not told apart
     for first, second in _PAIRS:
