@@ -7,8 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
 from sparsefx.errors import DataError
+
+if TYPE_CHECKING:
+    from sparsefx.train.data.labels import Kind
 
 __all__ = ["Examples", "Label", "hold_back", "text_key"]
 
@@ -30,8 +34,9 @@ class Examples:
         texts: The first (or only) sentence of every example.
         pairs: The second sentence of every example, or None.
         labels: Of each text its class index (int) or target value (float); or a tuple: for each
-            class 0.0 or 1.0 (float), where a text has any number of classes, or the class index
-            (int) of each word, where words are what one blank separates. None for texts without.
+            class 0.0 or 1.0 (float, or bool), where a text has any number of classes, or the class
+            index (int) of each word, where words are what one blank separates. None for texts
+            without.
 
     Raises:
         DataError: A text is none, a label is no number, or there are more of one than of another.
@@ -55,7 +60,30 @@ class Examples:
     def per_word(self) -> bool:
         """Whether each word has a label."""
         first = self.labels[0] if self.labels else None
-        return isinstance(first, tuple) and all(isinstance(each, Integral) for each in first)
+        return isinstance(first, tuple) and all(map(_is_index, first))
+
+    def check_kind(self, kind: Kind, classes: int) -> None:
+        """Hold the labels to what a task says they are: here their types alone tell it.
+
+        Args:
+            kind: Of the task.
+            classes: How many it has.
+
+        Raises:
+            DataError: They are of another kind, or of more or fewer classes.
+        """
+        if not self.labels or kind == "text":
+            return
+        first, told = self.labels[0], ""
+        if self.per_word != (kind == "token-classification"):
+            told = f"{'' if self.per_word else 'not '}the class index (int) of each word"
+        elif isinstance(first, tuple) != (kind in ("multi-label", "token-classification")):
+            told = f"{'' if isinstance(first, tuple) else 'not '}a tuple"
+        elif kind == "multi-label" and len(first) != classes:  # type: ignore[arg-type]  # a tuple
+            told = f"of another length than the {classes} classes"
+        if told:
+            why = f"the task is {kind}, and labels[0] is {first!r}, {told}"
+            raise DataError(why, who=_WHO, where=self.origin, hint=_LABELS)
 
     def _check_tuples(self, labels: Sequence[Label]) -> None:
         """Refuse labels of different forms, and more or fewer of them than classes or words."""
@@ -79,7 +107,7 @@ class Examples:
     def _not_of_words(self, row: int, label: tuple[float, ...]) -> str:
         if self.pairs is not None:
             return "labels of words are for single texts, and these are pairs"
-        if not all(isinstance(each, Integral) for each in label):
+        if not all(map(_is_index, label)):
             return f"labels[{row}] is {label!r}, not class indices"
         words = len(self.texts[row].split(" "))
         return "" if words == len(label) else f"labels[{row}] are {len(label)} for {words} words"
@@ -152,6 +180,11 @@ def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, 
         held += rows[:take]
         rest += rows[take:]
     return examples.select(sorted(rest)), examples.select(sorted(held))
+
+
+def _is_index(label: float) -> bool:
+    """Whether a label is a class index; True and False say whether a text has a class."""
+    return isinstance(label, Integral) and not isinstance(label, bool)
 
 
 def text_key(text: str) -> str:

@@ -43,6 +43,9 @@ class Task:
         classes: Names of the classes, in the order of the head's outputs; empty for the others.
         metric: The task's metric; of text it is the loss that passes put into the graph.
         splits: Split name -> examples; a trainable task has 'train' and 'test'.
+
+    Raises:
+        DataError: Labels are of another kind, or of more or fewer classes.
     """
 
     name: str
@@ -50,6 +53,10 @@ class Task:
     classes: tuple[str, ...]
     metric: ScoreName
     splits: Mapping[str, Examples]
+
+    def __post_init__(self) -> None:
+        for examples in self.splits.values():
+            examples.check_kind(self.kind, len(self.classes))
 
     def split(self, name: str) -> Examples:
         """Return a split.

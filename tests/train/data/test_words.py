@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from sparsefx.errors import DataError
 from sparsefx.train.data.batches import encode
 from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.tasks import Task
 from sparsefx.train.data.words import UNLABELLED
 from tests.train import tiny_run
 
@@ -119,6 +120,32 @@ def test_a_tokenizer_that_tells_no_characters_is_refused() -> None:
 def test_labels_of_other_forms_are_refused(labels: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Examples("by hand", ("a b c",) * len(labels), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "told"),
+    [
+        ("multi-label", (0, 1), r"the class index \(int\) of each word"),
+        ("token-classification", (0.0, 1.0), r"not the class index \(int\) of each word"),
+        ("token-classification", 1, "not the class index"),
+        ("classification", (0.0, 1.0), "a tuple"),
+        ("regression", (0.0, 1.0), "a tuple"),
+        ("multi-label", 1, "not a tuple"),
+        ("multi-label", (0.0, 1.0, 0.0), "of another length than the 2 classes"),
+    ],
+)
+def test_labels_of_another_kind_than_the_task_are_refused(kind: Any, label: Any, told: str) -> None:
+    found = Examples("by hand", ("a b",), labels=(label,))
+    with pytest.raises(DataError, match=f"the task is {kind}, and labels.* {told}"):
+        Task("task", kind, ("x", "y"), "accuracy", {"train": found})
+
+
+def test_truth_values_say_which_classes_a_text_has() -> None:
+    found = Examples("by hand", ("a b",), labels=((True, False),))
+    Task("task", "multi-label", ("x", "y"), "f1_micro", {"train": found})
+    coded = encode(tiny_run.tokenizer(), found, 8)
+    assert isinstance(coded.labels, torch.Tensor)
+    assert coded.labels.tolist() == [[1.0, 0.0]]
 
 
 def test_pairs_have_no_labels_of_words() -> None:
