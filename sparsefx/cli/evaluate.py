@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsefx.train.data.glue import GlueLayout
     from sparsefx.train.data.tables import Table
     from sparsefx.train.data.tasks import Task
+    from sparsefx.train.metrics import Score
 
 __all__ = ["command"]
 
@@ -93,12 +94,16 @@ def command(
     check_tokens(examples, saved.config)
     logits = saved.predict(examples, batch_size)
     score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones
-    stdout.print(f"{score.metric} {score} on {score.count} examples, {saved.runs_on}", markup=False)
+    _show(score, saved.runs_on)
+    if to_json is not None:
+        write_json(to_json, score.as_json())
+
+
+def _show(score: Score, runs_on: str) -> None:
+    stdout.print(f"{score.metric} {score} on {score.count} examples, {runs_on}", markup=False)
     for name, value in score.parts.items():
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")
-    if to_json is not None:
-        write_json(to_json, score.as_json())
 
 
 def _read(model: str, asked: _Asked, saved: Saved, made: Made | None) -> Task:
