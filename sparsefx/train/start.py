@@ -173,8 +173,9 @@ def begin_folder(folder: str, model: Program) -> Program:
     """Return the Program in the folder that a stage starts from.
 
     Of a Hugging Face model the encoder is taken, with a new head as large as that of ``model`` if
-    its own differs; classes have the names that ``model`` gives them. Nothing is kept between the
-    check of a run and its stage: a new head is drawn from the seed of the stage.
+    its own differs; classes have the names that ``model`` gives them. A Program stays as it is, but
+    is trained for the problem that ``model`` names. Nothing is kept between the check of a run and
+    its stage: a new head is drawn from the seed of the stage.
 
     Raises:
         TrainingError: It has another vocabulary than ``model``.
@@ -193,6 +194,8 @@ def begin_folder(folder: str, model: Program) -> Program:
         program = capture_tokens(network, model.signature.input_names)
         names = ("id2label", "label2id")
         program.config.update({key: model.config[key] for key in names if key in model.config})
+    if problem := model.config.get("problem_type"):
+        program.config["problem_type"] = problem
     sizes = [each.config.get("vocab_size") for each in (program, model)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise TrainingError(

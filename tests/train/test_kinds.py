@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import BertForTokenClassification
 
 from sparsefx.errors import DataError, SparsefxError
+from sparsefx.frontend.capture import capture
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
 from sparsefx.train.data.batches import UNLABELLED
@@ -20,6 +21,7 @@ from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
+from sparsefx.train.start import begin_folder
 from sparsefx.train.step.optimization import label_loss
 from tests.train import tiny_run
 
@@ -133,6 +135,14 @@ def test_a_model_is_trained_for_any_number_of_labels_whatever_it_names(
     short = RECIPE.replace("epochs: 10", "steps: 1").replace("epochs: 2", "steps: 2")
     result = Session(Recipe.parse(short), model, data("multi-label"), tmp_path, device="cpu").run()
     assert result.program.multi_label
+
+
+def test_a_program_to_start_from_is_trained_for_the_problem_of_the_run(tmp_path: Path) -> None:
+    inputs = tiny_run.example_inputs(tiny_run.data())
+    model, plain = (capture(each, inputs) for each in (several_model(), tiny_run.model(3)))
+    plain.save(tmp_path / "start")
+    assert not plain.multi_label
+    assert begin_folder(str(tmp_path / "start"), model).multi_label
 
 
 def test_losses_of_several_labels_and_of_words() -> None:
