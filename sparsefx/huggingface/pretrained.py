@@ -34,6 +34,7 @@ from sparsefx.storage.files import saving
 __all__ = [
     "capture_pretrained",
     "capture_tokens",
+    "from_transformers",
     "load_pretrained",
     "load_tokenizer",
     "plain_weights",
@@ -218,6 +219,11 @@ def plain_weights(program: Program) -> dict[str, Tensor]:
     return found
 
 
+def from_transformers(program: Program) -> bool:
+    """Whether a Program has the configuration of a model; a run writes its problem into any."""
+    return bool(program.config.keys() - {"problem_type"})
+
+
 def save_pretrained(
     program: Program, folder: str | Path, *, tokenizer: str | Path | None = None
 ) -> Path:
@@ -239,7 +245,7 @@ def save_pretrained(
         UnrepresentableError: Its tensors have other shapes than a model of its configuration, or
             that model computes something else, as after a pass that replaces an activation.
     """
-    if not program.config:
+    if not from_transformers(program):
         raise ArtifactError(
             "the Program was not captured from a Hugging Face model", who="save_pretrained"
         )

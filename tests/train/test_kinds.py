@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 from transformers import BertForTokenClassification
 
-from sparsefx.errors import DataError, SparsefxError
+from sparsefx.errors import ArtifactError, DataError, SparsefxError
 from sparsefx.frontend.capture import capture
+from sparsefx.huggingface import save_pretrained
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
 from sparsefx.train.data.batches import UNLABELLED
@@ -143,6 +144,14 @@ def test_a_program_to_start_from_is_trained_for_the_problem_of_the_run(tmp_path:
     plain.save(tmp_path / "start")
     assert not plain.multi_label
     assert begin_folder(str(tmp_path / "start"), model).multi_label
+
+
+def test_a_problem_alone_makes_no_hugging_face_model(tmp_path: Path) -> None:
+    program = tiny_run.program().copy()
+    program.config.clear()
+    program.config["problem_type"] = "multi_label_classification"
+    with pytest.raises(ArtifactError, match="was not captured from a Hugging Face model"):
+        save_pretrained(program, tmp_path)
 
 
 def test_losses_of_several_labels_and_of_words() -> None:

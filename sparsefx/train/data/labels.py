@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "read_labels",
 ]
 
+_LOG = logging.getLogger(__name__)
 _WHO = "task"
 _HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan"})
 _MOST_CLASSES = 1000
@@ -140,13 +142,19 @@ def labels_are_hidden(cells: Sequence[Cell]) -> bool:
 def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
     """Refuse a training table of which every row, or every word, is of one class.
 
+    Of several columns one may say the same of every text, which is told: a sample may lack a class.
+
     Raises:
         DataError: Names the class.
     """
     if isinstance(label, tuple):
-        for column in label:
-            check_classes(table, column)
-        return
+        alike = [column for column in label if len(found_labels(table, column)) == 1]
+        if alike != list(label):
+            for column in alike:
+                same = found_labels(table, column).pop()
+                _LOG.warning("%s: column %r holds %r in every row", table.origin, column, same)
+            return
+        label = label[0]
     found = found_labels(table, label)
     if len(found) != 1:
         return

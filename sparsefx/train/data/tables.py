@@ -273,7 +273,7 @@ def _read_conll(path: Path, header: Sequence[str] | None) -> Table:
     words: list[list[str]] = []
     tags: list[list[str]] = []
     begins: list[int] = []
-    inside = False
+    inside, width = False, 0
     for number, line in enumerate(_lines(path), start=1):
         fields = [field for field in re.split(r"[ \t]+", line) if field]  # U+00A0 is of a word
         if not fields or fields[0] == "-DOCSTART-":
@@ -285,6 +285,14 @@ def _read_conll(path: Path, header: Sequence[str] | None) -> Table:
                 who=_READER,
                 where=f"{path}, line {number}",
                 hint="write WORD TAG on each line, and an empty line behind each sentence",
+            )
+        width = width or len(fields)
+        if len(fields) != width:
+            raise DataError(
+                f"{line!r} has {len(fields)} fields, and the lines before it {width}",
+                who=_READER,
+                where=f"{path}, line {number}",
+                hint="the tag is the last of as many fields in every line; take comments out",
             )
         if not inside:
             words.append([])

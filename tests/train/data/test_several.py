@@ -41,6 +41,9 @@ def test_conll_files_hold_words_and_tags(tmp_path: Path) -> None:
     task.check_head(4)
     with pytest.raises(DataError, match="head has 5 outputs, and the task 4 classes"):
         task.check_head(5)
+    place.write_text("Ann NNP B-PER\n# id domain = en\n")
+    with pytest.raises(DataError, match=r"line 2: .* has 5 fields, and the lines before it 3"):
+        read_table(place)
     place.write_text("Ann B-PER\nLee\n")
     with pytest.raises(DataError, match=r"line 2: 'Lee' is no word with a tag behind it"):
         read_table(place)
@@ -73,7 +76,7 @@ def test_lists_of_labels(tmp_path: Path) -> None:
         load(jsonl(tmp_path, [rows[0], {"text": "b", "labels": None}]))
 
 
-def test_a_column_for_each_class(tmp_path: Path) -> None:
+def test_a_column_for_each_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = tmp_path / "a.csv"
     place.write_text("text,toxic,rude\na,0,1\nb,True,false\nc,1.0,0\n")
     task = load(place, label=("toxic", "rude"))
@@ -89,6 +92,9 @@ def test_a_column_for_each_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 3: column 'toxic' holds '2', not 0 or 1"):
         load(place, label=("toxic", "rude"))
     place.write_text("text,toxic,rude\na,0,1\nb,0,0\n")
+    load(place, label=("toxic", "rude"))
+    assert "column 'toxic' holds '0' in every row" in caplog.text
+    place.write_text("text,toxic,rude\na,0,1\nb,0,1\n")
     with pytest.raises(DataError, match="column 'toxic' holds '0' in every row"):
         load(place, label=("toxic", "rude"))
 
