@@ -12,7 +12,7 @@ from sparsefx.program import MULTI_LABEL
 
 if TYPE_CHECKING:
     from sparsefx.cli.saved import Made
-    from sparsefx.train.data.labels import Kind
+    from sparsefx.train.data.examples import Kind
     from sparsefx.train.data.tables import Table
 
 __all__ = ["Head", "Labels", "given_classes", "labels_for"]

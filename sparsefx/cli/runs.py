@@ -163,7 +163,7 @@ def _without_masks(program: Program) -> Program:
 
 
 def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
-    from sparsefx.huggingface.pretrained import from_transformers, save_pretrained
+    from sparsefx.huggingface import from_transformers, save_pretrained
 
     if not from_transformers(program):
         stderr.print("no Hugging Face folder: the model did not come from Hugging Face")

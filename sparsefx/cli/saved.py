@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsefx.train.data.batches import Encoded
-    from sparsefx.train.data.labels import Kind
+    from sparsefx.train.data.examples import Kind
 
 __all__ = [
     "Made",

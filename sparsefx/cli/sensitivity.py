@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
-    from sparsefx.train.data.labels import Kind
+    from sparsefx.train.data.examples import Kind
     from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]

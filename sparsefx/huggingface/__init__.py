@@ -3,6 +3,7 @@
 from sparsefx.huggingface.pretrained import (
     capture_pretrained,
     capture_tokens,
+    from_transformers,
     load_pretrained,
     load_tokenizer,
     plain_weights,
@@ -12,6 +13,7 @@ from sparsefx.huggingface.pretrained import (
 __all__ = [
     "capture_pretrained",
     "capture_tokens",
+    "from_transformers",
     "load_pretrained",
     "load_tokenizer",
     "plain_weights",

@@ -20,7 +20,7 @@ from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train.data.batches import check_tokens
-from sparsefx.train.data.labels import Kind
+from sparsefx.train.data.examples import Kind
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult

@@ -19,7 +19,7 @@ from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.checkpoints import Checkpoint
 from sparsefx.train.data.batches import Batches, Encoded
-from sparsefx.train.data.labels import Kind
+from sparsefx.train.data.examples import Kind
 from sparsefx.train.events import StepDone
 from sparsefx.train.precheck import within
 from sparsefx.train.sizes import batch_sizes, check_sizes

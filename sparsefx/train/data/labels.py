@@ -6,14 +6,12 @@ import logging
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.data.examples import Label
+from sparsefx.train.data.examples import Kind, Label
 from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [
-    "Kind",
     "as_number",
     "check_classes",
     "check_words",
@@ -36,10 +34,6 @@ _FORMS = (
 )
 _MARKS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
 _WRITTEN = re.compile(r"\[\s*(['\"\d].*)?\]", re.DOTALL)
-Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
-"""What a model learns of a text: its class, any number of classes, the class of each word, a value;
-or what passes put into the graph.
-"""
 
 
 def guess_kind(cells: Sequence[Cell], classes: Sequence[str], *, words: bool = False) -> Kind:

@@ -10,10 +10,9 @@ from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
-from sparsefx.train.data.examples import Examples, Label, hold_back
+from sparsefx.train.data.examples import Examples, Kind, Label, hold_back
 from sparsefx.train.data.fitting import metric_for
 from sparsefx.train.data.labels import (
-    Kind,
     check_classes,
     check_words,
     class_names,

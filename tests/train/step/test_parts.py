@@ -9,7 +9,7 @@ from sparsefx.frontend.capture import capture
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.data.batches import encode
-from sparsefx.train.data.labels import Kind
+from sparsefx.train.data.examples import Kind
 from sparsefx.train.step.loss import BatchLoss
 from sparsefx.train.step.parts import PartedBatch
 from sparsefx.train.step.processes import Processes
