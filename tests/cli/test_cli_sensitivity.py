@@ -45,7 +45,7 @@ def test_outputs_for_each_token_are_no_head(
     BertForMaskedLM(config).save_pretrained(place / "model")
     assert run("sensitivity", place / "model", "--data", place / "data.csv") == 2
     said = capsys.readouterr().err
-    assert "predicted for each token, the output 'logits' of shape [batch, sequence" in said
+    assert "what the model predicts for each token" in said
     assert "give a model with a classification or regression head" in said
 
 
