@@ -226,7 +226,7 @@ def test_teachers_that_do_not_fit(text: str, changed: dict[str, Any], message: s
 
 
 def test_a_teacher_with_the_classes_in_another_order_is_refused() -> None:
-    student, teacher = program_of(0), program_of(1)
+    student, teacher = program_of(0).copy(), program_of(1).copy()
     student.config["id2label"] = {"0": "a", "1": "b", "2": "c"}
     teacher.config["id2label"] = {"2": "a", "0": "b", "1": "c"}
     with pytest.raises(PassError, match="teacher's outputs are b, c, a, the student's a, b"):
