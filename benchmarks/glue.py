@@ -7,7 +7,7 @@ again. ``benchmarks/glue_table.py`` prints the table. Data: ``../shared/data/glu
 folder with one folder a task (``--data``). Model: all-MiniLM-L6-v2 from PyPI, or ``--model``.
 Stages that train on unlabelled texts get training texts of other tasks, without their labels, as
 many as ``--transfer`` says. ``--budget-of sparsebert-small`` trains another recipe for as many
-steps as that one: see ``benchmarks/budget.py``.
+steps as that one, ``--sparsity 0.85`` prunes to that share: see ``benchmarks/variants.py``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sparsefx.train.session import Session
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks.budget import with_budget  # noqa: E402  # its folder is on the path only now
+from benchmarks.variants import with_budget, with_sparsity  # noqa: E402  # its folder is on the path only now
 
 ARCHIVE = HERE.parent.parent / "shared" / "data" / "glue.tar.xz"
 TRANSFER = {
@@ -220,6 +220,9 @@ def main(
     budget_of: Annotated[
         str | None, typer.Option(help="Recipe whose number of steps this one gets too.")
     ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of zeros in place of the recipe's.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Checkpoints; may be deleted.")] = Path("runs/glue"),
     out: Annotated[Path, typer.Option(help="Where the JSON goes.")] = HERE / "results" / "glue",
 ) -> None:
@@ -228,6 +231,8 @@ def main(
     label = Path(place).name if model else "all-MiniLM-L6-v2"
     folder = glue_folder(data)
     base = Recipe.load(recipe)
+    if sparsity is not None:
+        base = with_sparsity(base, sparsity)
     budget = Recipe.load(budget_of) if budget_of else None
     method = f"{base.name}-at-{budget.name}" if budget else base.name
     runs = [

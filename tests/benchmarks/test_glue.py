@@ -12,6 +12,7 @@ import pytest
 from benchmarks import glue
 from benchmarks.glue import curve, finished, main, unpack
 from benchmarks.glue_table import RESULTS
+from benchmarks.variants import with_sparsity
 from sparsefx.cli import one_message
 from sparsefx.errors import DataError
 from sparsefx.recipe import Recipe
@@ -47,12 +48,20 @@ def test_results_with_other_unlabelled_texts_are_not_taken_for_this_run(tmp_path
             finished(path, 40)
 
 
+def recipe_of(name: str) -> Recipe:
+    """The recipe that results are of: a shipped one, or one at another sparsity."""
+    method, _, percent = name.rpartition("-")
+    if method and percent.isdigit() and name not in Recipe.names():
+        return with_sparsity(Recipe.shipped(method), int(percent) / 100)
+    return Recipe.shipped(name)
+
+
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_the_committed_results_are_found_again(path: Path) -> None:
     run = json.loads(path.read_text(encoding="utf-8"))
-    shipped = Recipe.shipped(run["recipe"]["name"])
-    rest = f"-{run['model']}-{run['task']}-{run['seed']}"
     name = run["recipe"]["name"]
+    shipped = recipe_of(name)
+    rest = f"-{run['model']}-{run['task']}-{run['seed']}"
     assert path.stem.endswith(rest)
     assert path.stem.removesuffix(rest).partition("-at-")[0] == name  # at the budget of another
     assert finished(path, 8000, None if "-at-" in path.stem else shipped)
@@ -76,9 +85,9 @@ def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFix
         ({"tasks": "RTX"}, "did you mean 'RTE'?"),
     ):
         given = {"tasks": "RTE", "seeds": "0", "data": tmp_path, "transfer": 0, **options}
-        rest = {"model": "m", "budget_of": None, "work": tmp_path, "out": tmp_path}
+        rest = {"model": "m", "budget_of": None, "sparsity": None}
         with pytest.raises(SystemExit) as ended, one_message():
-            main("fine-tune", **given, **rest)  # type: ignore[arg-type]  # by name
+            main("fine-tune", work=tmp_path, out=tmp_path, **given, **rest)  # type: ignore[arg-type]
         assert ended.value.code == 2
         assert told in capsys.readouterr().err
 

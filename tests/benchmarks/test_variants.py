@@ -1,10 +1,10 @@
-"""A recipe gets the budget of another one."""
+"""A recipe gets the budget of another one, or another sparsity."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks.budget import with_budget
+from benchmarks.variants import with_budget, with_sparsity
 from sparsefx.errors import RecipeError
 from sparsefx.recipe import Recipe
 
@@ -47,3 +47,25 @@ def test_a_model_recipe_without_a_dense_stage_is_refused() -> None:
     text = "name: a\nstages:\n- {name: only, training: {steps: 3}}\n"
     with pytest.raises(RecipeError, match="a: no stage is named dense or teacher or predecessor"):
         with_budget(Recipe.shipped("minilm"), Recipe.parse(text), 10, 0)
+
+
+def test_another_sparsity_changes_nothing_else() -> None:
+    shipped = Recipe.shipped("sparsebert-small")
+    found = with_sparsity(shipped, 0.85)
+    assert found.name == "sparsebert-small-85"
+    assert found.stage("sparse").pipeline == (
+        "set-dropout",
+        "magnitude-prune{sparsity=0.85,end=40%,frequency=1%}",
+        "distill{logits=0.05,hidden=1,temperature=1.0}",
+    )
+    assert found.stage("dense") == shipped.stage("dense")
+    assert found.stage("int8") == shipped.stage("int8")
+    with_start = with_sparsity(Recipe.shipped("obert"), 0.8).stage("sparse").pipeline[0]
+    assert with_start.startswith("obert-prune{sparsity=0.8,initial_sparsity=0.7,")
+
+
+def test_a_sparsity_without_effect_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no pass of a pipeline has the option sparsity"):
+        with_sparsity(Recipe.shipped("fine-tune"), 0.85)
+    with pytest.raises(RecipeError, match="85 is no share of zeros"):
+        with_sparsity(Recipe.shipped("sparsebert-small"), 85)

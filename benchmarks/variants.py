@@ -1,12 +1,47 @@
-"""Gives a recipe the training budget of another one, so that their scores can be compared."""
+"""Recipes changed for a comparison: trained as long as another one, or pruned further or less."""
 
 from __future__ import annotations
+
+import re
 
 from benchmarks.glue_table import DENSE
 from sparsefx.errors import RecipeError
 from sparsefx.recipe import Recipe, Stage, Training
 
-__all__ = ["with_budget"]
+__all__ = ["with_budget", "with_sparsity"]
+
+
+def with_sparsity(recipe: Recipe, sparsity: float) -> Recipe:
+    """Return ``recipe`` pruned to ``sparsity``; its name says so, such as ``sparsebert-small-85``.
+
+    Args:
+        recipe: Its passes that have the option ``sparsity`` get this one, all else stays.
+        sparsity: Share of zeros, in (0, 1).
+
+    Raises:
+        RecipeError: When no pass of ``recipe`` has the option, or the share is none.
+    """
+    if not 0 < sparsity < 1:
+        raise RecipeError(
+            f"{sparsity} is no share of zeros", who=recipe.name, hint="such as 0.85 for 85 %"
+        )
+    stages = tuple(
+        stage.model_copy(
+            update={"pipeline": tuple(_OPTION.sub(f"={sparsity:g}", p) for p in stage.pipeline)}
+        )
+        for stage in recipe.stages
+    )
+    if not any(_OPTION.search(p) for stage in stages for p in stage.pipeline):
+        raise RecipeError(
+            "no pass of a pipeline has the option sparsity",
+            who=recipe.name,
+            hint="take a recipe that prunes",
+        )
+    name = f"{recipe.name}-{100 * sparsity:g}"
+    return recipe.model_copy(update={"name": name, "stages": stages})
+
+
+_OPTION = re.compile(r"(?<=[{,]sparsity)=[0-9.]+")
 
 
 def with_budget(recipe: Recipe, model: Recipe, labelled: int, unlabelled: int) -> Recipe:
