@@ -20,15 +20,15 @@ from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.hooks import active_passes, calling
 from sparsefx.inputs.failures import explained
 from sparsefx.inputs.signature import Signature, format_type
+from sparsefx.problem import MULTI_LABEL
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
     from sparsefx.analysis import Analysis
     from sparsefx.passbase import Pass, Skip
 
-__all__ = ["MULTI_LABEL", "HistoryEntry", "Program"]
+__all__ = ["HistoryEntry", "Program"]
 
-MULTI_LABEL = "multi_label_classification"
 """What a configuration calls the problem of a model that gives a text any number of its classes."""
 
 T = TypeVar("T")

@@ -9,6 +9,7 @@ from torch import fx
 
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.inputs.signature import InputSpec, format_type
+from sparsefx.problem import head_classes
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -113,7 +114,7 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
 
 
 def _check_order(student: Program, teacher: Program) -> None:
-    mine, theirs = (_class_names(program) for program in (student, teacher))
+    mine, theirs = (head_classes(program.config) for program in (student, teacher))
     if mine != theirs and sorted(mine) == sorted(theirs):
         raise PassError(
             f"the teacher's outputs are {', '.join(theirs)}, the student's {', '.join(mine)}",
@@ -122,12 +123,6 @@ def _check_order(student: Program, teacher: Program) -> None:
             hint="give both models the classes in one order, or set logits=0 and use the hidden "
             "term",
         )
-
-
-def _class_names(program: Program) -> list[str]:
-    """Return the names of the classes in the order of the head; none where nobody gave them."""
-    named = program.config.get("id2label") or {}
-    return [str(named[key]) for key in sorted(named, key=int)]
 
 
 def _no_output(name: str, student: Program) -> PassError:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
-from sparsefx.program import MULTI_LABEL
+from sparsefx.problem import MULTI_LABEL, SINGLE_LABEL, Kind
 
 if TYPE_CHECKING:
     from sparsefx.cli.saved import Made
-    from sparsefx.train.data.examples import Kind
     from sparsefx.train.data.tables import Table
 
 __all__ = ["Head", "Labels", "given_classes", "labels_for"]
@@ -109,7 +108,7 @@ def _check_problem(head: Head, who: str, *, several: bool) -> None:
     problem = head.config.get("problem_type")
     if problem == MULTI_LABEL and not several and not head.per_word:
         raise _gives_several(who, head.model)
-    if problem == "single_label_classification" and several:
+    if problem == SINGLE_LABEL and several:
         raise DataError(
             "a text has any number of labels in the data, and this model was trained to choose one "
             f"(problem_type {problem}): whether an output is above 0 decides nothing",
@@ -144,7 +143,7 @@ def _gives_several(who: str, model: str) -> DataError:
         where=model,
         hint="give lists of labels, or --label with a column of 0 and 1 for each class; if it does "
         "tell one class from others, its config.json is wrong: set problem_type to "
-        "single_label_classification there",
+        f"{SINGLE_LABEL} there",
     )
 
 

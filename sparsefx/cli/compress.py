@@ -11,6 +11,7 @@ import typer
 from sparsefx.cli.classes import given_classes
 from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
+from sparsefx.problem import named_classes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,8 +85,7 @@ def command(
     network = load_pretrained(
         model,
         labels={"regression": 1, "text": None}.get(task.kind, len(task.classes)),
-        several=task.kind == "multi-label",
-        per_word=task.kind == "token-classification",
+        kind=task.kind,
     )
     name_classes(network, task)
     train_and_report(
@@ -104,11 +104,10 @@ def in_order_of_head(task: Task, model: str) -> Task:
 
     Such a head goes on with what it knows, where sorted names would give its outputs other ones.
     """
-    from sparsefx.cli.saved import class_names
     from sparsefx.huggingface.model_folder import read_config
 
     config: Any = read_config(model)
-    names = class_names({"id2label": config.id2label})
+    names = named_classes({"id2label": config.id2label})
     kind = "Token" if task.kind == "token-classification" else "Sequence"
     ends = any(each.endswith(f"For{kind}Classification") for each in config.architectures or ())
     if not task.classes or names is None or not ends or names == task.classes:

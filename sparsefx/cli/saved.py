@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import ArtifactError, DataError
+from sparsefx.problem import Kind, named_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,12 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsefx.train.data.batches import Encoded
-    from sparsefx.train.data.examples import Kind
 
 __all__ = [
     "Made",
     "Saved",
-    "class_names",
     "made_by",
     "open_saved",
     "tokenizer_of",
@@ -95,7 +94,7 @@ def open_saved(model: str, target: str) -> Saved:
         lambda data, size: predict(program, data, size, compiled),
         head_outputs(program),
         predicts_tokens(program),
-        class_names(program.config),
+        named_classes(program.config),
         program.config,
         target,
     )
@@ -146,13 +145,6 @@ def _from_artifact(folder: str) -> Callable[..., Mapping[str, Tensor]]:
         return {name: torch.from_numpy(found) for name, found in loaded(**batch).items()}
 
     return run
-
-
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the names of the classes in the order of the head, if the model knows them."""
-    names = config.get("id2label") or {}
-    found = tuple(str(names[key]) for key in sorted(names, key=int))
-    return None if not found or all(name.startswith("LABEL_") for name in found) else found
 
 
 def made_by(model: str) -> Made | None:

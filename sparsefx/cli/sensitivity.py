@@ -15,8 +15,9 @@ from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_col
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
-from sparsefx.cli.saved import class_names, made_by, tokenizer_of
+from sparsefx.cli.saved import made_by, tokenizer_of
 from sparsefx.errors import DataError
+from sparsefx.problem import Kind, named_classes
 from sparsefx.storage.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
-    from sparsefx.train.data.examples import Kind
     from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
@@ -101,7 +101,7 @@ def _head(program: Program, model: str, classes: str | None) -> Head:
             where=model,
             hint="give a model with a classification or regression head",
         )
-    names = (made.classes if made else None) or class_names(program.config)
+    names = (made.classes if made else None) or named_classes(program.config)
     if classes is not None:
         names = given_classes(classes, outputs, names, who="sensitivity")
     return Head(model, outputs, predicts_tokens(program), program.config, made, names)

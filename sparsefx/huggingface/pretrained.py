@@ -28,7 +28,8 @@ from sparsefx.huggingface.model_folder import (
 )
 from sparsefx.huggingface.sentence_folder import write_sentence_modules
 from sparsefx.masks import find_masks
-from sparsefx.program import MULTI_LABEL, Program
+from sparsefx.problem import MULTI_LABEL, PROBLEM_TYPES, Kind
+from sparsefx.program import Program
 from sparsefx.storage.files import saving
 
 __all__ = [
@@ -62,17 +63,16 @@ _TOKENIZER_FILES = (
 
 
 def load_pretrained(
-    place: str, *, labels: int | None = None, several: bool = False, per_word: bool = False
+    place: str, *, labels: int | None = None, kind: Kind | None = None
 ) -> nn.Module:
     """Load an encoder by Hugging Face id or from a folder.
 
     Args:
         place: Id or folder.
-        labels: Load it with a fresh classification (or, for 1, regression) head of this size, if
-            its own head differs; None keeps the architecture that the configuration names. What
-            the configuration says of the head's problem follows: one class of several, or values.
-        several: A text has any number of the labels.
-        per_word: Each word has one of the labels, and the head predicts for tokens.
+        labels: Load it with a fresh head of this size, if its own head differs; None keeps the
+            architecture that the configuration names.
+        kind: What such a head is for, which the configuration then names too; by default
+            regression for one output, else classification.
 
     Returns:
         The model in eval mode, with the fastest attention that export can see.
@@ -87,24 +87,12 @@ def load_pretrained(
     check_weight_files(place)
     _check_vocabulary(config, (config.architectures or [type(config).__name__])[0])
     if labels is not None:
-        if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
-            logger.warning(
-                "%s: its head of %d outputs is replaced by a new one of %d",
-                *(place, len(config.id2label), labels),
-            )
-        if config.problem_type == MULTI_LABEL and not several:
-            logger.warning(
-                "%s: its head gave a text any number of labels; from here on it gives one of %d",
-                *(place, labels),
-            )
-        config.num_labels = labels
-        config.problem_type = "regression" if labels == 1 else "single_label_classification"
-        cls: Any = transformers.AutoModelForSequenceClassification
-        if several:
-            config.problem_type = MULTI_LABEL
-        elif per_word:
-            config.problem_type = None  # it is of heads for texts
-            cls = transformers.AutoModelForTokenClassification
+        kind = kind or ("regression" if labels == 1 else "classification")
+        _set_head(config, place, labels, kind)
+        of_words = kind == "token-classification"
+        cls: Any = getattr(
+            transformers, f"AutoModelFor{'Token' if of_words else 'Sequence'}Classification"
+        )
     else:
         names = config.architectures or []
         cls = getattr(transformers, names[0], None) if names else None
@@ -119,6 +107,22 @@ def load_pretrained(
         )
     found: nn.Module = model.eval()
     return found
+
+
+def _set_head(config: Any, place: str, labels: int, kind: Kind) -> None:
+    """Write the head into the configuration, and tell what it was before."""
+    if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
+        logger.warning(
+            "%s: its head of %d outputs is replaced by a new one of %d",
+            *(place, len(config.id2label), labels),
+        )
+    if config.problem_type == MULTI_LABEL and kind != "multi-label":
+        logger.warning(
+            "%s: its head gave a text any number of labels; from here on it gives one of %d",
+            *(place, labels),
+        )
+    config.num_labels = labels
+    config.problem_type = PROBLEM_TYPES.get(kind)
 
 
 def _load_weights(cls: Any, place: str, config: Any, *, resize: bool) -> tuple[Any, list[str]]:

@@ -15,12 +15,12 @@ from sparsefx.frontend.capture import capture
 from sparsefx.graph.finite import not_finite, told
 from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
-from sparsefx.program import MULTI_LABEL, Program
+from sparsefx.problem import PROBLEM_TYPES, Kind
+from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train.data.batches import check_tokens
-from sparsefx.train.data.examples import Kind
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult
@@ -131,13 +131,8 @@ def _of_problem(program: Program, kind: Kind) -> Program:
     One that names none is left so, as transformers does, but for any number of labels: ``distill``
     and the exported model have nothing else to tell it from one label by.
     """
-    problems = {
-        "classification": "single_label_classification",
-        "multi-label": MULTI_LABEL,
-        "regression": "regression",
-    }
     named = program.config.get("problem_type")
-    wanted = problems.get(kind, named) if named or kind == "multi-label" else None
+    wanted = PROBLEM_TYPES.get(kind, named) if named or kind == "multi-label" else None
     if named == wanted:
         return program
     found = program.copy()
@@ -185,12 +180,7 @@ def begin_folder(folder: str, model: Program) -> Program:
     if classes is None or (place / "manifest.json").exists():
         program = open_folder(folder)
     else:
-        network = load_pretrained(
-            str(place),
-            labels=len(classes),
-            several=model.multi_label,
-            per_word=predicts_tokens(model),
-        )
+        network = load_pretrained(str(place), labels=len(classes), kind=_kind_of(model))
         program = capture_tokens(network, model.signature.input_names)
         names = ("id2label", "label2id")
         program.config.update({key: model.config[key] for key in names if key in model.config})
@@ -204,6 +194,13 @@ def begin_folder(folder: str, model: Program) -> Program:
             hint="start from a model with the same tokenizer",
         )
     return program
+
+
+def _kind_of(model: Program) -> Kind | None:
+    """What the head of a model is of, where it tells; else the number of its outputs does."""
+    if predicts_tokens(model):
+        return "token-classification"
+    return "multi-label" if model.multi_label else None
 
 
 def _config_of(model: nn.Module) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from sparsefx import registry
 from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.masks import find_masks
+from sparsefx.problem import Kind
 from sparsefx.program import Program, tensor_digest
 from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.checkpoints import Checkpoint
 from sparsefx.train.data.batches import Batches, Encoded
-from sparsefx.train.data.examples import Kind
 from sparsefx.train.events import StepDone
 from sparsefx.train.precheck import within
 from sparsefx.train.sizes import batch_sizes, check_sizes

@@ -13,10 +13,11 @@ from transformers import BertForTokenClassification
 from sparsefx.errors import ArtifactError, DataError, SparsefxError
 from sparsefx.frontend.capture import capture
 from sparsefx.huggingface import save_pretrained
+from sparsefx.problem import Kind
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
 from sparsefx.train.data.batches import UNLABELLED
-from sparsefx.train.data.examples import Examples, Kind
+from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import RunResult

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Literal
 
 from sparsefx.errors import DataError
+from sparsefx.problem import Kind
 
-__all__ = ["Examples", "Kind", "Label", "hold_back", "text_key"]
+__all__ = ["Examples", "Label", "hold_back", "text_key"]
 
 _WHO = "task"
 _WORDS = "words that are split already are joined by spaces, for a tokenizer that splits there"
@@ -20,10 +20,6 @@ _LABELS = (
     "the class index of each word"
 )
 Label = float | tuple[float, ...]
-Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
-"""What a model learns of a text: its class, any number of classes, the class of each word, a value;
-or what passes put into the graph.
-"""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sparsefx.errors import DataError
-from sparsefx.train.data.examples import Kind
+from sparsefx.problem import Kind
 from sparsefx.train.metrics import MetricName, check_metric
 
 __all__ = ["metric_for"]

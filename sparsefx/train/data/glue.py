@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.data.examples import Kind
+from sparsefx.problem import Kind
 from sparsefx.train.data.tasks import Task, load_task
 from sparsefx.train.metrics import MetricName
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from sparsefx.errors import DataError, did_you_mean
-from sparsefx.train.data.examples import Kind, Label
+from sparsefx.problem import Kind
+from sparsefx.train.data.examples import Label
 from sparsefx.train.data.tables import Cell, Table
 
 __all__ = [

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.problem import Kind, head_classes
 from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
-from sparsefx.train.data.examples import Examples, Kind, Label, hold_back
+from sparsefx.train.data.examples import Examples, Label, hold_back
 from sparsefx.train.data.fitting import metric_for
 from sparsefx.train.data.labels import (
     check_classes,
@@ -111,8 +112,7 @@ class Task:
         Raises:
             DataError: Its outputs would be taken for those of other classes.
         """
-        named = config.get("id2label") or {}
-        names = tuple(str(named[key]) for key in sorted(named, key=int))
+        names = head_classes(config)
         if names != self.classes and sorted(names) == sorted(self.classes):
             raise DataError(
                 f"its outputs are {', '.join(names)}, and the task counts its classes as "

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import TrainingError
+from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.data.batches import Encoded, known_labels
-from sparsefx.train.data.examples import Kind
 from sparsefx.train.evaluation import inputs_for, logits_name
 from sparsefx.train.step.optimization import label_loss
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import TrainingError, did_you_mean
+from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.data.batches import UNLABELLED, known_labels
-from sparsefx.train.data.examples import Kind
 
 __all__ = ["flush_tiny", "freeze", "label_loss", "make_optimizer", "trained_parameters"]
 

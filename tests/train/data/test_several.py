@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparsefx.errors import DataError
-from sparsefx.train.data.examples import Examples, Kind, Label
+from sparsefx.problem import Kind
+from sparsefx.train.data.examples import Examples, Label
 from sparsefx.train.data.sources import from_dataset
 from sparsefx.train.data.tables import read_table
 from sparsefx.train.data.tasks import Task, load_task

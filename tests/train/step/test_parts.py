@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sparsefx.frontend.capture import capture
+from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.data.batches import encode
-from sparsefx.train.data.examples import Kind
 from sparsefx.train.step.loss import BatchLoss
 from sparsefx.train.step.parts import PartedBatch
 from sparsefx.train.step.processes import Processes

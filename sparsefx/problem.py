@@ -1,0 +1,40 @@
+"""What a model tells of a text, and where the configuration of a Hugging Face model says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+__all__ = ["MULTI_LABEL", "PROBLEM_TYPES", "SINGLE_LABEL", "Kind", "head_classes", "named_classes"]
+
+Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
+"""What a model learns of a text: its class, any number of classes, the class of each word, a value;
+or what passes put into the graph.
+"""
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES: Mapping[Kind, str] = {
+    "classification": SINGLE_LABEL,
+    "multi-label": MULTI_LABEL,
+    "regression": "regression",
+}
+"""Kind -> ``problem_type`` of a configuration, which knows heads for whole texts alone."""
+
+
+def head_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes in the order of the head's outputs; () without any.
+
+    >>> head_classes({"id2label": {"1": "good", "0": "bad"}})
+    ('bad', 'good')
+    """
+    names = config.get("id2label") or {}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def named_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return :func:`head_classes` where somebody named them; transformers numbers all others.
+
+    >>> named_classes({"id2label": {0: "LABEL_0", 1: "LABEL_1"}})
+    """
+    found = head_classes(config)
+    return None if all(name.startswith("LABEL_") for name in found) else found
