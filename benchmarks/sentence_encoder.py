@@ -37,8 +37,9 @@ from sparsefx.recipe import Recipe
 from sparsefx.storage.files import write_json
 from sparsefx.train.data.assets import minilm_folder, split_sentences
 from sparsefx.train.data.batches import encode, evaluation_batches
-from sparsefx.train.data.examples import Examples, text_key
+from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.glue import load_glue
+from sparsefx.train.data.splits import text_key
 from sparsefx.train.data.tasks import text_task
 from sparsefx.train.evaluation import SessionData, inputs_for
 from sparsefx.train.results import RunResult

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsefx.errors import ArtifactError, DataError
-from sparsefx.train.data.examples import Examples, hold_back, text_key
+from sparsefx.train.data.examples import Examples
+from sparsefx.train.data.splits import hold_back, text_key
 from sparsefx.train.data.tasks import Task
 
 __all__ = ["DemoData", "cache_folder", "demo_data", "fetch_reviews", "minilm_folder"]

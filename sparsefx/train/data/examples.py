@@ -1,9 +1,7 @@
-"""Texts with labels or without, what of them is held back, and which texts count as the same."""
+"""Texts with labels or without."""
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -11,7 +9,7 @@ from numbers import Integral, Real
 from sparsefx.errors import DataError
 from sparsefx.problem import Kind
 
-__all__ = ["Examples", "Label", "hold_back", "text_key"]
+__all__ = ["Examples", "Label"]
 
 _WHO = "task"
 _WORDS = "words that are split already are joined by spaces, for a tokenizer that splits there"
@@ -140,64 +138,6 @@ class Examples:
         )
 
 
-def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
-    """Split examples into (rest, held back), fixed by ``seed``.
-
-    It is stratified by class, or by the whole numbers next to values, where a text has one.
-
-    Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
-    held-back text is also in the rest.
-
-    Raises:
-        DataError: ``count`` leaves no example on one of the two sides.
-    """
-    seen: set[str] = set()
-    groups: dict[float, list[int]] = {}
-    for row in range(len(examples)):
-        key = _example_key(examples, row)
-        if key not in seen:
-            seen.add(key)
-            groups.setdefault(_stratum(examples, row), []).append(row)
-    if not 0 < count < len(seen):
-        raise DataError(
-            f"{count} of {len(seen)} different examples cannot be held back",
-            who=_WHO,
-            where=examples.origin,
-            hint="give a test file, or a test_share between 0 and 1",
-        )
-    held: list[int] = []
-    rest: list[int] = []
-    generator = random.Random(seed)
-    left, wanted = len(seen), count
-    for stratum in sorted(groups):
-        rows = groups[stratum]
-        generator.shuffle(rows)
-        take = round(wanted * len(rows) / left)
-        left, wanted = left - len(rows), wanted - take
-        held += rows[:take]
-        rest += rows[take:]
-    return examples.select(sorted(rest)), examples.select(sorted(held))
-
-
 def _is_index(label: float) -> bool:
     """Whether a label is a class index; True and False say whether a text has a class."""
     return isinstance(label, Integral) and not isinstance(label, bool)
-
-
-def text_key(text: str) -> str:
-    """Return what two texts must share to count as the same: letters and digits, in lower case.
-
-    >>> text_key("A  gorgeous , witty film .")
-    'a gorgeous witty film'
-    """
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _example_key(examples: Examples, row: int) -> str:
-    second = "" if examples.pairs is None else examples.pairs[row]
-    return f"{text_key(examples.texts[row])}\t{text_key(second)}"
-
-
-def _stratum(examples: Examples, row: int) -> float:
-    label = 0.0 if examples.labels is None else examples.labels[row]
-    return 0.0 if isinstance(label, tuple) else float(round(label))

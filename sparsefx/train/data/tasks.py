@@ -11,7 +11,7 @@ from typing import Any
 from sparsefx.errors import DataError, did_you_mean
 from sparsefx.problem import Kind, head_classes
 from sparsefx.train.data.columns import find_label, find_text, holds_words, read_texts
-from sparsefx.train.data.examples import Examples, Label, hold_back
+from sparsefx.train.data.examples import Examples, Label
 from sparsefx.train.data.fitting import metric_for
 from sparsefx.train.data.labels import (
     check_classes,
@@ -22,6 +22,7 @@ from sparsefx.train.data.labels import (
     read_labels,
 )
 from sparsefx.train.data.sources import Source, open_tables
+from sparsefx.train.data.splits import hold_back, with_test
 from sparsefx.train.data.tables import FORMATS, Table
 from sparsefx.train.metrics import MetricName, ScoreName
 
@@ -217,7 +218,8 @@ def load_task(
     if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
     metric = metric_for(kind, names, metric)
-    return _with_test(Task(name or _name(source), kind, names, metric, splits), test_share, seed)
+    name = name or _name(source)
+    return Task(name, kind, names, metric, with_test(splits, test_share, seed, where=name))
 
 
 def _kind_and_classes(
@@ -316,26 +318,6 @@ def text_task(
     count = min(_TEST_TEXTS, max(1, round(test_share * len(plain))))
     train, test = hold_back(plain, count, seed)
     return Task(name, "text", (), "loss", {"train": train, "test": test})
-
-
-def _with_test(task: Task, share: float, seed: int) -> Task:
-    """Name the split that is scored 'test', or hold one back from the only split."""
-    if "test" in task.splits:
-        return task
-    for other in ("validation", "dev", "validation_matched"):
-        if other in task.splits:
-            return replace(task, splits={**task.splits, "test": task.splits[other]})
-    if "train" not in task.splits and len(task.splits) > 1:
-        raise DataError(
-            f"none of the splits {', '.join(map(repr, task.splits))} is 'train' or 'test'",
-            who=_WHO,
-            where=task.name,
-            hint="name the one to train on 'train', and the one to score on 'test'",
-        )
-    train = task.splits.get("train") or next(iter(task.splits.values()))
-    rest, held = hold_back(train, round(share * len(train)), seed)
-    others = {name: split for name, split in task.splits.items() if split is not train}
-    return replace(task, splits={**others, "train": rest, "test": held})
 
 
 def _without_hidden(tables: dict[str, Table], label: str | tuple[str, ...]) -> dict[str, Table]:

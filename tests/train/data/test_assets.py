@@ -11,7 +11,7 @@ import pytest
 
 from sparsefx.errors import ArtifactError, DataError
 from sparsefx.train.data import assets
-from sparsefx.train.data.examples import text_key
+from sparsefx.train.data.splits import text_key
 
 
 def _wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

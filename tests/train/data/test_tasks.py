@@ -9,8 +9,9 @@ import pytest
 
 from sparsefx.errors import DataError
 from sparsefx.train.data import tasks
-from sparsefx.train.data.examples import Examples, hold_back, text_key
+from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.glue import GLUE, load_glue
+from sparsefx.train.data.splits import hold_back, text_key
 from sparsefx.train.data.tasks import load_task, load_texts
 
 
