@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sparsefx.errors import DataError
+from sparsefx.errors import DataError, did_you_mean
 from sparsefx.problem import Kind
-from sparsefx.train.metrics import MetricName, check_metric
+from sparsefx.train.metrics import MetricName, ScoreName, check_metric
 
 __all__ = ["metric_for"]
 
@@ -26,7 +26,7 @@ _TOLD = {
 }
 
 
-def metric_for(kind: Kind, classes: Sequence[str], given: MetricName | None = None) -> MetricName:
+def metric_for(kind: Kind, classes: Sequence[str], given: ScoreName | None = None) -> ScoreName:
     """Return the metric of a task, by default the first that fits its labels.
 
     Args:
@@ -35,8 +35,13 @@ def metric_for(kind: Kind, classes: Sequence[str], given: MetricName | None = No
         given: The metric that somebody wants.
 
     Raises:
-        DataError: There is no such metric, or it says nothing about these labels.
+        DataError: There is no such kind or metric, or the metric says nothing about these labels.
     """
+    if kind not in _FITTING:
+        hint = did_you_mean(kind, _FITTING)
+        if kind == "text":
+            hint = "texts without labels are a text_task, whose metric is their loss"
+        raise DataError(f"there are no labels of the kind {kind!r}", who=_WHO, hint=hint)
     marked = any(name[:2] in _MARKED for name in classes)
     fit = _FITTING[kind] if kind != "token-classification" or marked else ("token_accuracy",)
     if given is None:

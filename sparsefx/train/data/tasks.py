@@ -46,7 +46,8 @@ class Task:
         splits: Split name -> examples; a trainable task has 'train' and 'test'.
 
     Raises:
-        DataError: Labels are of another kind, or of more or fewer classes.
+        DataError: Labels are of another kind, or of more or fewer classes; there is no such kind,
+            or the metric does not fit it.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Task:
     def __post_init__(self) -> None:
         for examples in self.splits.values():
             examples.check_kind(self.kind, len(self.classes))
+        if (self.kind, self.metric) != ("text", "loss"):
+            metric_for(self.kind, self.classes, self.metric)
 
     def split(self, name: str) -> Examples:
         """Return a split.
@@ -217,9 +220,9 @@ def load_task(
     splits = {name: _examples(table, text, label, names, kind) for name, table in tables.items()}
     if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
-    metric = metric_for(kind, names, metric)
+    score = metric_for(kind, names, metric)
     name = name or _name(source)
-    return Task(name, kind, names, metric, with_test(splits, test_share, seed, where=name))
+    return Task(name, kind, names, score, with_test(splits, test_share, seed, where=name))
 
 
 def _kind_and_classes(

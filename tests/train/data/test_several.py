@@ -14,6 +14,7 @@ from sparsefx.train.data.examples import Examples, Label
 from sparsefx.train.data.sources import from_dataset
 from sparsefx.train.data.tables import read_table
 from sparsefx.train.data.tasks import Task, load_task
+from sparsefx.train.metrics import MetricName
 
 CONLL = "-DOCSTART- -X- O\n\nAnn NNP B-PER\nLee NNP I-PER\nran VB O\n\n\nRome NNP B-LOC\n"
 
@@ -145,14 +146,14 @@ def test_a_dataset_declares_the_classes_of_each_column() -> None:
 
 
 def test_a_task_follows_the_order_of_a_head() -> None:
-    forms: dict[Kind, tuple[Label, Label]] = {
-        "classification": (1, 2),
-        "multi-label": ((0.0, 1.0), (0.0, 0.0, 1.0)),
-        "token-classification": ((1, 0), (2, 1)),
+    forms: dict[Kind, tuple[MetricName, Label, Label]] = {
+        "classification": ("accuracy", 1, 2),
+        "multi-label": ("f1_micro", (0.0, 1.0), (0.0, 0.0, 1.0)),
+        "token-classification": ("token_accuracy", (1, 0), (2, 1)),
     }
-    for kind, (before, after) in forms.items():
+    for kind, (metric, before, after) in forms.items():
         examples = Examples("by hand", ("one two",), labels=(before,))
-        task = Task("t", kind, ("a", "b"), "accuracy", {"train": examples})
+        task = Task("t", kind, ("a", "b"), metric, {"train": examples})
         moved = task.with_classes(("c", "a", "b"))
         assert moved.classes == ("c", "a", "b")
         assert moved.split("train").labels == (after,)

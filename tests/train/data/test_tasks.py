@@ -225,6 +225,27 @@ def test_a_metric_that_says_nothing_of_the_labels_is_refused(
         load_task({"test": path}, metric=metric)
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric", "message"),
+    [
+        ("classification", "acuracy", "no metric 'acuracy'\n  hint: did you mean 'accuracy'"),
+        ("classification", "loss", "no metric 'loss'"),
+        ("regression", "accuracy", "'accuracy' is not for labels that are values"),
+        ("clasification", "accuracy", "kind 'clasification'\n  hint: did you mean 'class"),
+        ("text", "accuracy", "hint: texts without labels are a text_task"),
+    ],
+)
+def test_a_task_by_hand_has_a_known_kind_and_a_metric_that_fits(
+    kind: Any, metric: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        tasks.Task("t", kind, ("a", "b"), metric, {})
+    if kind == "clasification":
+        path = _file(tmp_path, "text\tlabel\na\t0\nb\t1\n")
+        with pytest.raises(DataError, match=message):
+            load_task({"test": path}, kind=kind)
+
+
 def test_unknown_split_and_no_file() -> None:
     task = tasks.Task("t", "classification", ("a",), "accuracy", {"train": Examples("o", ("x",))})
     with pytest.raises(DataError, match="did you mean 'train'"):
