@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Any
 
 from sparsefx.errors import DataError
 from sparsefx.problem import Kind
@@ -23,6 +24,9 @@ Label = float | tuple[float, ...]
 @dataclass(frozen=True)
 class Examples:
     """Texts, or pairs of texts, with labels or without.
+
+    Lists, columns of pandas, arrays and tensors are taken too, and held as tuples of Python's own
+    numbers and texts.
 
     Attributes:
         origin: Where they came from, for messages.
@@ -44,6 +48,9 @@ class Examples:
 
     def __post_init__(self) -> None:
         """Check what was given by hand: encoding and training would fail later, or not at all."""
+        for name in ("texts", "pairs", "labels"):
+            if isinstance(given := getattr(self, name), Iterable) and not isinstance(given, str):
+                object.__setattr__(self, name, tuple(map(_plain, given)))
         self._check("texts", self.texts, str, "a text", _WORDS)
         if self.pairs is not None:
             self._check("pairs", self.pairs, str, "a text", _WORDS)
@@ -115,8 +122,9 @@ class Examples:
         expected: str,
         hint: str,
     ) -> None:
-        if isinstance(given, str):
-            raise DataError(f"{name} is one text", who=_WHO, where=self.origin, hint="give a tuple")
+        if not isinstance(given, tuple):
+            told = f"{name} is {'one text' if isinstance(given, str) else repr(given)}"
+            raise DataError(told, who=_WHO, where=self.origin, hint="give a tuple")
         wrong = next((row for row, each in enumerate(given) if not isinstance(each, kind)), None)
         if wrong is not None:
             told = f"{name}[{wrong}] is {given[wrong]!r}, not {expected}"
@@ -136,6 +144,14 @@ class Examples:
             pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
             labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
         )
+
+
+def _plain(given: Any) -> Any:
+    """Return a text or a label as Python has it, where it is of numpy or torch."""
+    if isinstance(given, tuple):
+        return tuple(map(_plain, given))
+    found = given.tolist() if hasattr(given, "tolist") else given
+    return tuple(found) if isinstance(found, list) and found is not given else found
 
 
 def _is_index(label: float) -> bool:

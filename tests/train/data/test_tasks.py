@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]  # no stubs are installed
 import pytest
+import torch
 
 from sparsefx.errors import DataError
 from sparsefx.train.data import tasks
@@ -148,6 +152,7 @@ def test_fields_inside_of_fields_are_refused(tmp_path: Path) -> None:
         ({"texts": ("a", "b"), "labels": (1,)}, "task at by hand: 1 labels for 2 texts"),
         ({"texts": ("a", "b"), "pairs": ("c",)}, "1 pairs for 2 texts"),
         ({"texts": "ab", "labels": (0, 1)}, "texts is one text"),
+        ({"texts": None}, "texts is None\n  hint: give a tuple"),
         ({"texts": ("a", None)}, r"texts\[1\] is None, not a text"),
         ({"texts": (["a", "b"],)}, r"not a text\n  hint: words that are split already are joined"),
         ({"texts": ("a",), "labels": ([0, 1],)}, r"labels\[0\] is \[0, 1\], .*\n.*or a tuple"),
@@ -156,6 +161,24 @@ def test_fields_inside_of_fields_are_refused(tmp_path: Path) -> None:
 def test_examples_made_by_hand_are_checked(given: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Examples("by hand", **given)
+
+
+def test_examples_are_made_of_columns_and_arrays() -> None:
+    table = pd.DataFrame({"text": ["a b", "c d"], "label": [0, 1]})
+    columns = Examples("by hand", table.text, labels=table.label)
+    assert columns == Examples("by hand", ("a b", "c d"), labels=(0, 1))
+    forms: list[tuple[Any, Any]] = [
+        (table.label.to_numpy(), (0, 1)),
+        (list(table.label.to_numpy()), (0, 1)),
+        (torch.tensor([0, 1]), (0, 1)),
+        (list(np.array([0.5, 2.0])), (0.5, 2.0)),
+        (np.array([[0.0, 1.0], [1.0, 1.0]]), ((0.0, 1.0), (1.0, 1.0))),
+        ([tuple(row) for row in np.array([[0, 1], [1, 1]])], ((0, 1), (1, 1))),
+        ([tuple(row) for row in np.array([[True, False]] * 2)], ((True, False),) * 2),
+    ]
+    for given, held in forms:
+        made = Examples("by hand", table.text.to_numpy(), labels=given)
+        assert json.dumps([made.texts, made.labels]) == json.dumps([("a b", "c d"), held])
 
 
 def test_labels_outside_classes_and_head(tmp_path: Path) -> None:
