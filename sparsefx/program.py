@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.graph.printing import format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
+from sparsefx.graph.writes import count_optimizer_steps
 from sparsefx.hooks import active_passes, calling
 from sparsefx.inputs.failures import explained
 from sparsefx.inputs.signature import Signature, format_type
@@ -71,6 +72,7 @@ class Program:
         ties: tuple[tuple[str, ...], ...] = (),
         shapes: Shapes | None = None,
     ) -> None:
+        count_optimizer_steps()  # facts and digests are kept until a tensor is written to
         self._module = module
         self._is_compiled = True
         self.signature = signature
@@ -155,8 +157,6 @@ class Program:
         Raises:
             PassError: What the ``after_step`` of an active pass raised, with place and step.
         """
-        # Fused optimizers leave `_version` as it is, by which facts and fingerprints are cached.
-        torch.autograd.graph.increment_version(p for p in self.parameters() if p.requires_grad)
         self.steps += 1
         for index, item in enumerate(self.active):
             with calling(item, "after_step", f"active pass {index}", self.steps):

@@ -234,6 +234,18 @@ def test_facts_follow_tensor_values() -> None:
     assert program.facts(Zeros) == 6
 
 
+def test_facts_and_digests_follow_a_fused_step() -> None:
+    program = small_program(torch.nn.Linear(3, 2), input=torch.ones(1, 3))
+    with torch.no_grad():
+        program.tensor("bias").fill_(1)
+    before = program.fingerprint()
+    assert program.facts(Zeros) == 0
+    torch.autograd.backward(program(input=torch.ones(1, 3))["output"].sum())
+    torch.optim.SGD([program.tensor("bias")], lr=1.0, fused=True).step()
+    assert program.facts(Zeros) == 2
+    assert program.fingerprint() != before
+
+
 def test_verify_lists_all_violations() -> None:
     program = relu_program()
     program.module.register_buffer("stray", torch.zeros(1))

@@ -99,6 +99,36 @@ def test_weights_are_those_of_the_call(caplog: pytest.LogCaptureFixture) -> None
         assert torch.allclose(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+def test_a_fused_step_is_a_write(kind: type[torch.optim.Optimizer]) -> None:
+    model, other = tiny("handwritten"), tiny("handwritten")
+    inputs = example_batch()
+    fast, apart = (torch.compile(each, backend=backend) for each in (model, other))
+    with torch.no_grad():
+        fast(**inputs)
+        apart(**inputs)
+        untouched = [each._version for each in other.parameters()]
+    options: dict[str, Any] = {"lr": 0.5, "fused": True}
+    optimizer = kind(model.parameters(), **options)
+    model(**inputs).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+    # Nor is a model lowered anew whose weights the optimizer does not have.
+    assert [each._version for each in other.parameters()] == untouched
+
+
+def test_a_compiled_step_is_a_write() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    sparsefx.capture(nn.Linear(2, 2), {"input": torch.ones(2, 2)})
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.ones(3)
+    before = weight._version
+    torch.compile(optimizer.step, backend="aot_eager")()
+    assert weight.tolist() == [0.0] * 3
+    assert weight._version > before
+
+
 def test_training_mode_is_refused() -> None:
     fast = torch.compile(tiny("bert-cls").train(), backend=backend)
     with pytest.raises(BackendCompilerFailed, match="the model is in training mode") as refused:
