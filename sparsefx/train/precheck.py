@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsefx.errors import PassError, RecipeError, SparsefxError, did_you_mean
+from torch import nn
+
+from sparsefx.errors import PassError, RecipeError, SparsefxError, TrainingError, did_you_mean
 from sparsefx.hooks import calling, contract_of
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
@@ -19,12 +21,30 @@ from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.recipe.passes import TEACHER
 from sparsefx.train import schedules
 from sparsefx.train.data.tasks import Task
-from sparsefx.train.evaluation import TokenData, head_outputs
+from sparsefx.train.evaluation import SessionData, TokenData, head_outputs
 from sparsefx.train.sizes import batch_sizes, check_sizes, scored_sizes
 from sparsefx.train.step.parts import part_sizes
 from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens, warn_of_segments
 
-__all__ = ["StageChecks", "check_batches", "check_folders", "check_parts", "within"]
+__all__ = [
+    "StageChecks",
+    "check_arguments",
+    "check_batches",
+    "check_folders",
+    "check_parts",
+    "within",
+]
+
+_ARGUMENTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+    "recipe": (Recipe, "Recipe.load(file or name), or Recipe.parse(text)"),
+    "model": (
+        (nn.Module, Program),
+        "a PyTorch model, huggingface.load_pretrained(name or folder), or Program.load(folder)",
+    ),
+    "data": (SessionData, "SessionData(task, tokenizer)"),
+    "listeners": (Collection, "a list of functions that take an event"),
+}
+"""What a session is given -> its type, and how one gets it."""
 
 
 @contextmanager
@@ -35,6 +55,22 @@ def within(stage: str, key: str) -> Iterator[None]:
     except SparsefxError as error:
         error.who = f"stage {stage}, {key}" + (f": {error.who}" if error.who else "")
         raise
+
+
+def check_arguments(**given: object) -> None:
+    """Refuse arguments of a session that are not what they are called, such as a path of a model.
+
+    Raises:
+        TrainingError: Says what to give.
+    """
+    for name, value in given.items():
+        kind, wanted = _ARGUMENTS[name]
+        fits = isinstance(value, kind)
+        if name == "listeners" and isinstance(value, Collection):
+            fits = all(map(callable, value))
+        if not fits:
+            told = f"{name} is {value!r:.80}"
+            raise TrainingError(told, who="session", where=name, hint=f"give {wanted}")
 
 
 def check_folders(recipe: Recipe) -> None:

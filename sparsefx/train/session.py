@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -38,12 +38,7 @@ from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.data.batches import Encoded
-from sparsefx.train.evaluation import (
-    SessionData,
-    TokenData,
-    losses,
-    predict,
-)
+from sparsefx.train.evaluation import SessionData, TokenData, losses, predict
 from sparsefx.train.events import (
     CheckpointSaved,
     Evaluated,
@@ -58,6 +53,7 @@ from sparsefx.train.events import (
 from sparsefx.train.metrics import evaluate
 from sparsefx.train.precheck import (
     StageChecks,
+    check_arguments,
     check_batches,
     check_folders,
     check_parts,
@@ -96,6 +92,9 @@ class Session:
             capture the model, run the passes of a stage, evaluate or save, for which the others
             wait.
 
+    Raises:
+        TrainingError: An argument is something else than its name says.
+
     Example::
 
         session = Session(Recipe.load("fine-tune"), model, SessionData(task, tokenizer), "runs/one")
@@ -110,11 +109,12 @@ class Session:
         data: SessionData,
         folder: str | Path,
         *,
-        listeners: Iterable[Listener] = (),
+        listeners: Collection[Listener] = (),
         device: str | None = None,
         checkpoint_seconds: float = 60.0,
         patience_seconds: float = 1800.0,
     ) -> None:
+        check_arguments(recipe=recipe, model=model, data=data, listeners=listeners)
         self.recipe = recipe
         self.folder = Path(folder)
         self._model = model

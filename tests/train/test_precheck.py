@@ -198,6 +198,27 @@ def test_a_head_for_each_token_is_refused(tmp_path: Path) -> None:
     assert "each token, the output 'mlm_logits' of shape [batch, sequence, 12]" in error.why
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "hint"),
+    [
+        ("recipe", "fine-tune", "give Recipe.load(file or name), or Recipe.parse(text)"),
+        ("model", "folder", "load_pretrained(name or folder), or Program.load(folder)"),
+        ("data", tiny_run.data().task, "give SessionData(task, tokenizer)"),
+        ("listeners", print, "give a list of functions that take an event"),
+        ("listeners", [3], "give a list of functions that take an event"),
+    ],
+)
+def test_arguments_are_what_they_are_called(
+    name: str, given: Any, hint: str, tmp_path: Path
+) -> None:
+    right = {"recipe": two_stages(), "model": tiny_run.program(), "data": tiny_run.data()}
+    with pytest.raises(TrainingError) as caught:
+        Session(**{**right, name: given}, folder=tmp_path / "run")
+    assert caught.value.where == name
+    assert caught.value.why.startswith(f"{name} is ")
+    assert hint in caught.value.hint
+
+
 def test_labels_have_to_fit_the_head(tmp_path: Path) -> None:
     data = tiny_run.data()
     train = data.task.split("train")
