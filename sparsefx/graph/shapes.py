@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -189,7 +190,8 @@ class Shapes:
         if key in self._calls:
             return self._calls[key]
         try:
-            with self._mode, torch.no_grad():
+            # Some operators compute shapes in Python, where sizes with names need its dispatcher.
+            with enable_python_dispatcher(), self._mode, torch.no_grad():
                 if _writes(node.target):  # the recorded values are those of other nodes too
                     args, kwargs = tree_map_only(FakeTensor, torch.Tensor.detach, (args, kwargs))
                 result = node.target(*args, **kwargs)  # type: ignore[operator]  # call_function

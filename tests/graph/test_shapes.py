@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sparsefx
-from sparsefx import Program
+from sparsefx import Pipeline, Program
 from sparsefx.testing import small_program
 from sparsefx.verify import verify
 
@@ -59,3 +59,28 @@ def test_inference_leaves_the_compilers_of_torch_alone() -> None:
     assert isinstance(mode.shape_env, ShapeEnv)
     assert mode.shape_env._get_user_frame() is None
     assert mode.cache_enabled is False
+
+
+class Attending(nn.Module):
+    """An attention whose scores begin with a mask: PyTorch has their shape from Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = self.attention(x, x, x, key_padding_mask=mask == 0)[0]
+        return found
+
+
+def test_shapes_that_operators_compute_in_python_keep_names_of_sizes(tmp_path: Path) -> None:
+    inputs = {"x": torch.ones(2, 5, 8), "mask": torch.ones(2, 5, dtype=torch.long)}
+    names = {"x": {0: "batch", 1: "sequence"}, "mask": {0: "batch", 1: "sequence"}}
+    program = sparsefx.capture(Attending().eval(), inputs, dynamic=names)
+    loaded = Program.load(program.save(tmp_path / "saved"))
+    Pipeline.parse("magnitude-prune{roles=other,sparsity=0.5},fold-masks").run(loaded)
+    for each in (program, loaded):
+        (scores,) = each.graph.find_nodes(op="call_function", target=torch.ops.aten.baddbmm.default)
+        fact = each.shape_of(scores)
+        assert fact is not None
+        assert fact.dims == ("2*batch", "sequence", "sequence")
