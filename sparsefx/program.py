@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HistoryEntry", "Program"]
 
-"""What a configuration calls the problem of a model that gives a text any number of its classes."""
-
 T = TypeVar("T")
 
 
@@ -318,9 +316,12 @@ class Program:
 
     def copy(self) -> Program:
         """Return an independent Program with the same graph, tensors, properties and history."""
-        twin = Program(
-            copy.deepcopy(self._module), self.signature, ties=self.ties, shapes=self._shapes
-        )
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        """Return :meth:`copy`; what holds the module too gets a copy that is of one piece."""
+        module = copy.deepcopy(self._module, memo)
+        twin = Program(module, self.signature, ties=self.ties, shapes=self._shapes)
         twin.config = copy.deepcopy(self.config)
         twin.properties, twin.history = self.properties, self.history
         twin.active, twin.steps = self.active, self.steps
@@ -330,6 +331,13 @@ class Program:
             if version == _version_of(self, name)
         }
         return twin
+
+    def __reduce__(self) -> str:
+        raise ProgramError(
+            "it cannot be pickled, nor copied by copy.copy",
+            who="program",
+            hint="program.save(folder) and Program.load(folder) keep it, program.copy() copies it",
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write graph, tensors and manifest to ``folder``; see :mod:`sparsefx.storage`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -244,6 +246,35 @@ def test_facts_and_digests_follow_a_fused_step() -> None:
     torch.optim.SGD([program.tensor("bias")], lr=1.0, fused=True).step()
     assert program.facts(Zeros) == 2
     assert program.fingerprint() != before
+
+
+class Wrapper(torch.nn.Module):
+    """What trainers are given: the module is a part of it, and the Program is called."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.inner = program.module
+        self.program = program
+
+
+def test_a_deep_copy_is_of_one_piece() -> None:
+    program = small_program(torch.nn.Linear(3, 2), input=torch.ones(1, 3))
+    assert program.shapes is not None
+    wrapper = Wrapper(program)
+    twin = copy.deepcopy(wrapper)
+    assert twin.program.module is twin.inner
+    with torch.no_grad():
+        twin.program.tensor("bias").add_(1.0)
+    same = {"input": torch.ones(1, 3)}
+    moved = twin.program(**same)["output"] - program(**same)["output"]
+    assert torch.allclose(moved, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy])
+def test_a_program_names_the_way_to_keep_it(way: Callable[[object], object]) -> None:
+    program = small_program(torch.nn.Linear(3, 2), input=torch.ones(1, 3))
+    with pytest.raises(errors.ProgramError, match=r"program\.save\(folder\)"):
+        way(program)
 
 
 def test_verify_lists_all_violations() -> None:

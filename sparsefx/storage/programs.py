@@ -183,7 +183,23 @@ def _assemble(
     for name, tensor in tensors.items():
         is_parameter = name in parameters
         root[name] = nn.Parameter(tensor, parameters[name]) if is_parameter else tensor
-    return fx.GraphModule(root, graph, class_name="SparsefxModule")
+    module = fx.GraphModule(root, graph, class_name="SparsefxModule")
+    for name in parameters:
+        _move_last(module, name.split("."))
+    return module
+
+
+def _move_last(module: nn.Module, path: list[str]) -> None:
+    """Move a parameter, and the modules that hold it, behind the others.
+
+    Done for all it gives the order in which they were saved: an optimizer knows its parameters by
+    their places, and GraphModule orders them by the depth of their names.
+    """
+    *modules, leaf = path
+    for each in modules:
+        module._modules[each] = module._modules.pop(each)
+        module = module.get_submodule(each)
+    module._parameters[leaf] = module._parameters.pop(leaf)
 
 
 def _encode_node(node: fx.Node) -> dict[str, Any]:

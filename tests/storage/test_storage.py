@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import subprocess
@@ -43,6 +44,44 @@ def test_save_and_load_round_trip_exactly(tmp_path: Path) -> None:
     assert again.dump(facts=True) == program.dump(facts=True)
     assert again.history == program.history
     assert_equal_outputs(program, again, {"x": torch.randn(2, 3)})
+
+
+class Tower(torch.nn.Module):
+    """Layers that are as large as each other, and whose names are of several depths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = [torch.nn.Linear(8, 8, bias=False) for _ in range(3)]
+        self.encoder = torch.nn.ModuleDict({"b": made[0], "a": made[1]})
+        self.head = made[2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.encoder["a"](self.encoder["b"](x).relu()).relu())
+        return found
+
+
+def test_an_optimizer_goes_on_with_a_loaded_program(tmp_path: Path) -> None:
+    """Its state is kept by the places of the parameters, so these have to stay."""
+    first = small_program(Tower(), x=torch.randn(4, 8)).train()
+
+    def train(program: Program, optimizer: torch.optim.Optimizer) -> None:
+        torch.manual_seed(1)
+        for _ in range(3):
+            torch.autograd.backward(program(x=torch.randn(4, 8))["output"].square().mean())
+            optimizer.step()
+            program.step()
+            optimizer.zero_grad()
+
+    optimizers = [torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)]
+    train(first, optimizers[0])
+    again = Program.load(first.save(tmp_path / "p"))
+    names = [name for name, _ in first.module.named_parameters()]
+    assert [name for name, _ in again.module.named_parameters()] == names
+    optimizers.append(torch.optim.SGD(again.parameters(), lr=0.1, momentum=0.9))
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for program, optimizer in zip((first, again), optimizers, strict=True):
+        train(program, optimizer)
+    assert again.fingerprint() == first.fingerprint()
 
 
 def test_others_may_read_what_was_saved(tmp_path: Path) -> None:
