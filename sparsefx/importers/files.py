@@ -66,6 +66,10 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
     importer = _importer_for(text, content, who)
     try:
         return importer(_untagged(content, text), name=name, who=who)
+    except RecipeError as error:
+        if error.who:
+            raise
+        raise RecipeError(error.why, who=who, where=error.where, hint=error.hint) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(

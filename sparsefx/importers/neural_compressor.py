@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_epochs import import_epochs, learning_rate, version_of
-from sparsefx.importers.neural_compressor_pruner import Pruner, listed, steps_of
-from sparsefx.importers.result import Imported, Notes
-from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
+from sparsefx.importers.neural_compressor_epochs import import_epochs, optimizer_of, version_of
+from sparsefx.importers.neural_compressor_pruner import Pruner, kept, steps_of
+from sparsefx.importers.result import Imported, Notes, names_of
+from sparsefx.recipe import Recipe, Stage, Training
 
 __all__ = ["import_neural_compressor", "is_neural_compressor"]
 
@@ -89,12 +89,12 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         notes.leave(key, "only the section 'pruning' is carried over")
     section = _section(content, notes)
     roles = _ALL_LINEARS if section in _WITH_HEAD else _ALL_BUT_HEAD
-    texts, last = [], 0
+    found, last = [], 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
         last = max(last, steps_of(merged, "end_step", f"pruners[{index}]", who))
-        texts += Pruner(merged, roles, f"pruners[{index}]", notes, who).texts()
-    texts = _without_locks(texts, notes)
+        found += Pruner(merged, roles, f"pruners[{index}]", notes, who).texts()
+    texts = kept(found, notes)
     if not texts:
         of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))
         reasons = "; ".join(map(str, of_pruners))
@@ -102,7 +102,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     locked = any(text.startswith("pattern-lock") for text in texts)
     stage = Stage(
         name="sparse",
-        pipeline=tuple(texts),
+        pipeline=texts,
         training=_training(content, last, notes),
         after=("fold-masks",) if locked else ("pattern-lock", "fold-masks"),
     )
@@ -126,7 +126,7 @@ def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
     """Return how the stage trains: to the end of the ramp, or for as long as the file says."""
     pruning = content.get("pruning") or {}
     train = dict(pruning.get("train") or {})
-    rate = learning_rate(train, notes)
+    optimizer = optimizer_of(train, notes)
     given = [train.pop(key) for key in ("epoch", "end_epoch") if key in train]
     epochs = max((float(each) for each in given if isinstance(each, int | float)), default=0.0)
     if epochs and last:
@@ -140,7 +140,6 @@ def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
         "number of steps, learning rate, distillation and data are the script's: the stage "
         + (f"ends with the ramp, at step {last}" if last else f"has {epochs:g} epochs"),
     )
-    optimizer = OptimizerSettings() if rate is None else OptimizerSettings(learning_rate=rate)
     if last:
         return Training(steps=last, optimizer=optimizer)
     return Training(epochs=epochs, optimizer=optimizer)
@@ -183,18 +182,9 @@ def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
 def _merged(general: dict[str, Any], pruner: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a pruner; names that it excludes besides come on top."""
     merged = {**_DEFAULTS, **_renamed(general), **_renamed(pruner)}
-    more = [name for key in _EXTRA for name in listed(merged.pop(key, None))]
+    more = [name for key in _EXTRA for name in names_of(merged.pop(key, None), key)]
     merged["pruning_type"] = _KINDS.get(merged["pruning_type"], merged["pruning_type"])
     if more:
-        merged["excluded_op_names"] = [*listed(merged.get("excluded_op_names")), *more]
+        barred = names_of(merged.get("excluded_op_names"), "excluded_op_names")
+        merged["excluded_op_names"] = [*barred, *more]
     return merged
-
-
-def _without_locks(texts: list[str], notes: Notes) -> list[str]:
-    """A lock takes over all masks at once, so beside a ramp it would end it."""
-    kept = [text for text in texts if not text.startswith("pattern-lock")]
-    if kept and len(kept) != len(texts):
-        notes.leave("pattern_lock", "beside a pruner with a ramp; import it as a stage of its own")
-    if not kept and len(texts) > 1:
-        notes.leave("pattern_lock", "only the first of several locks; one lock takes all masks")
-    return kept or texts[:1]

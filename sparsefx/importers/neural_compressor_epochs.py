@@ -6,10 +6,18 @@ import re
 from typing import Any, Literal
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.result import Imported, Notes, pass_text, share
+from sparsefx.importers.neural_compressor_pruner import kept
+from sparsefx.importers.result import (
+    Imported,
+    Notes,
+    names_of,
+    number_of,
+    pass_text,
+    share,
+)
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["import_epochs", "learning_rate", "version_of"]
+__all__ = ["import_epochs", "optimizer_of", "version_of"]
 
 _WORDS_OF_1 = frozenset(
     {
@@ -102,24 +110,24 @@ def import_epochs(
     ends = [_number(each, "end_epoch", f"pruners[{i}]", who) for i, each in enumerate(merged)]
     given = [train.pop(key) for key in ("end_epoch", "epoch") if key in train]
     epochs = max([*ends, *(float(each) for each in given if isinstance(each, int | float)), 1.0])
-    texts = [
-        text
+    found = [
+        item
         for index, each in enumerate(merged)
-        for text in _texts(dict(each), epochs, f"pruners[{index}]", notes, who)
+        for item in _texts(dict(each), epochs, f"pruners[{index}]", notes, who)
     ]
+    texts = kept(found, notes)
     if not texts:
         reasons = "; ".join(str(item) for item in notes.left_out)
         raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
-    rate = learning_rate(train, notes)
+    settings = optimizer_of(train, notes)
     train.pop("start_epoch", None)
     notes.leave_rest("train", train)
     for key in sorted(content.keys() - {"pruning"}):
         notes.leave(key, "only the section 'pruning' is carried over")
-    settings = OptimizerSettings() if rate is None else OptimizerSettings(learning_rate=rate)
     locks = any(text.startswith("pattern-lock") for text in texts)
     stage = Stage(
         name="sparse",
-        pipeline=tuple(texts),
+        pipeline=texts,
         training=Training(epochs=epochs, optimizer=settings),
         after=("fold-masks",) if locks else ("pattern-lock", "fold-masks"),
     )
@@ -127,22 +135,26 @@ def import_epochs(
     return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
 
 
-def _texts(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str) -> list[str]:
-    """Return the pass of a pruner, or nothing when its criterion is not here."""
+def _texts(
+    rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str
+) -> list[tuple[str, str]]:
+    """Return place and pass of a pruner, or nothing when its criterion is not here."""
     kind = rest.pop("prune_type")
-    names = rest.pop("names", None) or ()
-    include = tuple(f"^{re.escape(str(each))}$" for each in names)
+    names = names_of(rest.pop("names", None), f"{where}.names")
+    include = tuple(f"^{re.escape(each)}$" for each in names)
     if kind == "pattern_lock":
         text = pass_text("pattern-lock", include=include)
     elif kind in ("basic_magnitude", "magnitude"):
+        if _number(rest, "start_epoch", where, who) >= epochs:
+            notes.leave(f"{where}.start_epoch", f"it is the end of the run of {epochs:g} epochs")
+            return []
         text = _magnitude(rest, include, epochs, where, who)
     else:
         nearest = _UNLIKE.get(str(kind), "magnitude-prune")
         notes.leave(f"{where}.prune_type", f"{kind!r} is not here; nearest is {nearest}")
         return []
-    notes.carry(f"{where} ({kind})", text)
     notes.leave_rest(where, {key: value for key, value in rest.items() if key not in _DEFAULTS})
-    return [text]
+    return [(f"{where} ({kind})", text)]
 
 
 def _magnitude(
@@ -184,15 +196,19 @@ def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
     return float(value)
 
 
-def learning_rate(train: dict[str, Any], notes: Notes) -> float | None:
-    """Return the rate of the optimizer in the file, whatever its name."""
-    optimizers = train.pop("optimizer", None) or {}
-    for kind, settings in optimizers.items():
-        try:
-            rate = float((settings or {}).get("learning_rate", 0))
-        except (TypeError, ValueError):
+def optimizer_of(train: dict[str, Any], notes: Notes) -> OptimizerSettings:
+    """Take the optimizer out of a section, whatever its name; here it is AdamW."""
+    found: dict[str, float] = {}
+    for kind, given in (train.pop("optimizer", None) or {}).items():
+        where, rest = f"train.optimizer.{kind}", dict(given or {})
+        if "learning_rate" in found:
+            notes.leave(where, "a stage has one optimizer; the first is taken")
             continue
-        if rate > 0:
-            notes.carry(f"train.optimizer.{kind}.learning_rate", f"AdamW with {rate:g}")
-            return rate
-    return None
+        for key in ("learning_rate", *(["weight_decay"] if kind == "AdamW" else [])):
+            if rest.get(key) is not None:
+                found[key] = number_of(rest.pop(key), f"{where}.{key}", low=0)
+                notes.carry(f"{where}.{key}", f"AdamW with {found[key]:g}")
+        notes.leave_rest(where, rest)
+    if found.get("learning_rate") == 0:
+        raise RecipeError("a learning rate of 0 trains nothing", where="train.optimizer")
+    return OptimizerSettings.model_validate(found)

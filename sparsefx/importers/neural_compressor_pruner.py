@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor_ramps import nearest_exponent
-from sparsefx.importers.result import Notes, pass_text
+from sparsefx.importers.result import Notes, names_of, pass_text
 
-__all__ = ["Pruner", "listed", "steps_of"]
+__all__ = ["Pruner", "kept", "steps_of"]
 
 _OF_RAMPS = (
     "target_sparsity",
@@ -41,6 +42,8 @@ _CHANNELS = (
     "out, with the weights that read them"
 )
 _SAME = 1e-9
+_END = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+"""An escape, a set of characters, or the sign for the end outside of both."""
 
 
 class Pruner:
@@ -60,8 +63,8 @@ class Pruner:
         self._notes = notes
         self._who = who
 
-    def texts(self) -> list[str]:
-        """Return the pass, or nothing when the criterion is not here."""
+    def texts(self) -> list[tuple[str, str]]:
+        """Return its place and its pass, or nothing when the criterion is not here."""
         kind = self._rest.pop("pruning_type")
         if kind == "pattern_lock":
             text = pass_text(
@@ -79,9 +82,8 @@ class Pruner:
             return []
         if kind == "magnitude_progressive":
             self._leave("pruning_type", "progressive masks; plain ones at each choice are used")
-        self._notes.carry(f"{self._where} ({kind})", text)
         self._notes.leave_rest(self._where, self._rest)
-        return [text]
+        return [(f"{self._where} ({kind})", text)]
 
     def _magnitude(self) -> str:
         rest = self._rest
@@ -94,7 +96,7 @@ class Pruner:
             sparsity = self._bounded(sparsity, scope)
         begin, end, every = self._steps()
         kinds = rest.pop("pruning_op_types")
-        for kind in sorted({kinds} if isinstance(kinds, str) else set(kinds)):
+        for kind in sorted(set(names_of(kinds, f"{self._where}.pruning_op_types"))):
             if kind == "Linear":
                 continue
             self._leave("pruning_op_types", f"{kind}: only linears are pruned by this recipe")
@@ -180,18 +182,39 @@ class Pruner:
 
     def _names(self, key: str) -> tuple[str, ...]:
         """Return expressions over names of modules as such over names of weights."""
-        return tuple(
-            f"{name[:-1]}\\.weight$" if name.endswith("$") and name[-2:] != "\\$" else name
-            for name in listed(self._rest.pop(key, None))
-        )
+        names = names_of(self._rest.pop(key, None), f"{self._where}.{key}")
+        return tuple(_END.sub(_of_weight, name) for name in names)
 
     def _leave(self, key: str, reason: str) -> None:
         self._notes.leave(f"{self._where}.{key}", reason)
 
 
-def listed(names: Any) -> list[str]:
-    """Return names that a file gives as one text, as a list, or not at all."""
-    return [names] if isinstance(names, str) else list(names or ())
+def _of_weight(part: re.Match[str]) -> str:
+    """Return a part of an expression; where a name of a module ends, ``.weight`` follows."""
+    return r"\.weight$" if part[0] in ("$", r"\Z") else part[0]
+
+
+def kept(found: Sequence[tuple[str, str]], notes: Notes) -> tuple[str, ...]:
+    """Return the passes of pruners, without locks that would end a ramp; list all.
+
+    Args:
+        found: Of each pruner its place in the file and its pass.
+        notes: Where all is listed.
+    """
+    locks = [place for place, text in found if text.startswith("pattern-lock")]
+    ramps = len(locks) < len(found)
+    why = (
+        "a lock beside a pruner with a ramp would end it; import it as a stage of its own"
+        if ramps
+        else "only the first of several locks is taken, since one takes all masks"
+    )
+    dropped = locks if ramps else locks[1:]
+    for place in dropped:
+        notes.leave(place, why)
+    taken = [(place, text) for place, text in found if place not in dropped]
+    for place, text in taken:
+        notes.carry(place, text)
+    return tuple(text for _, text in taken)
 
 
 def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:

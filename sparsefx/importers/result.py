@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+from sparsefx.errors import RecipeError
+from sparsefx.importers.overlaps import overlaps
 from sparsefx.recipe import Recipe
 from sparsefx.spec import format_value
 
-__all__ = ["Imported", "LeftOut", "Notes", "Share", "pass_text", "share"]
+__all__ = ["Imported", "LeftOut", "Notes", "Share", "names_of", "number_of", "pass_text", "share"]
 
 
 class LeftOut(NamedTuple):
@@ -62,6 +65,8 @@ class Notes:
     def result(self, recipe: Recipe, who: str) -> Imported:
         """Check the recipe and return it with both lists."""
         recipe.check(who=who)
+        for where, reason in overlaps(recipe.stages):
+            self.leave(where, reason)
         return Imported(recipe, tuple(self.left_out), tuple(self.carried))
 
 
@@ -89,3 +94,35 @@ def pass_text(name: str, **options: object) -> str:
         if value is not None and value != () and value != []
     ]
     return f"{name}{{{','.join(given)}}}" if given else name
+
+
+def names_of(value: object, where: str) -> tuple[str, ...]:
+    """Return the names of a list; a single text is a list of one, null an empty one.
+
+    >>> names_of("bert.encoder", "submodules"), names_of(None, "submodules")
+    (('bert.encoder',), ())
+
+    Raises:
+        RecipeError: It is something else.
+    """
+    given = [value] if isinstance(value, str) else value or []
+    if isinstance(given, list | tuple) and all(isinstance(each, str) for each in given):
+        return tuple(given)
+    raise RecipeError(f"expected a list of names, found {value!r}", where=where)
+
+
+def number_of(value: object, where: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a number from ``low`` to ``high``; YAML reads ``5e-5`` as a text.
+
+    Raises:
+        RecipeError: It is none, or lies outside.
+    """
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if low <= found <= high:
+        return found
+    limit = f"{low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+    span = f" of {limit}" if low > -math.inf else ""
+    raise RecipeError(f"expected a number{span}, found {value!r}", where=where)

@@ -1,0 +1,161 @@
+"""Nothing of another tool's file is lost in silence, or told as carried over when it is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from sparsefx.errors import RecipeError
+from sparsefx.huggingface import capture_tokens
+from sparsefx.importers.files import import_text
+from sparsefx.importers.result import Imported
+from sparsefx.masks import find_masks
+from sparsefx.program import Program
+from sparsefx.recipe.amounts import parse_pipeline
+from tests.tiny_models import tiny
+
+RAMP_1 = "{prune_type: basic_magnitude, names: [NAME], target_sparsity: 0.8}"
+LOCK_1 = "{prune_type: pattern_lock, names: [b.weight]}"
+
+
+def left(found: Imported) -> dict[str, str]:
+    return {item.where: item.reason for item in found.left_out}
+
+
+def one(*pruners: str, train: str = "{end_epoch: 4}") -> Imported:
+    """Import a configuration of Neural Compressor 1.x."""
+    body = "".join(f"\n        - !Pruner {each}" for each in pruners)
+    return import_text(
+        f"pruning:\n  train: {train}\n  approach:\n    weight_compression:\n      end_epoch: 4\n"
+        f"      pruners:{body}\n",
+        name="one",
+    )
+
+
+def two(*pruners: dict[str, Any]) -> Imported:
+    """Import a configuration of Neural Compressor 2.x."""
+    shared = {"pruning_type": "magnitude", "pattern": "1x1", "pruning_scope": "local"}
+    shared["pruning_op_types"] = "Linear"
+    return import_text(json.dumps({**shared, "pruners": list(pruners)}), name="two")
+
+
+def trained(program: Program, steps: int) -> Program:
+    """Take steps of an optimizer that moves every weight."""
+    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
+    for _ in range(steps):
+        for parameter in program.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        program.step()
+    return program
+
+
+def zeros(program: Program, name: str) -> float:
+    """Return the share of zeros of the weights with a name, masks multiplied in."""
+    masks = {site.weight: program.tensor(site.mask) for site in find_masks(program)}
+    found = [
+        program.tensor(each) * masks.get(each, 1.0)
+        for each in program.named_tensors()
+        if re.search(name, each) and each not in {site.mask for site in find_masks(program)}
+    ]
+    assert found
+    return sum(int((part == 0).sum()) for part in found) / sum(part.numel() for part in found)
+
+
+# -- Intel Neural Compressor ----------------------------------------------------------------------
+
+
+def test_a_lock_beside_a_ramp_of_version_1_is_listed() -> None:
+    ramp = RAMP_1.replace("NAME", "bert.encoder.layer.0.output.dense.weight")
+    found = one(ramp, LOCK_1)
+    assert [text.split("{")[0] for text in found.recipe.stages[0].pipeline] == ["magnitude-prune"]
+    assert left(found)["pruners[1] (pattern_lock)"].startswith("a lock beside a pruner with a ramp")
+    assert not any("pattern-lock" in line for line in found.carried)
+    pipeline = parse_pipeline(found.recipe.stages[0].pipeline, 8)
+    program = trained(pipeline.run(capture_tokens(tiny("bert-cls"))), 8)
+    assert zeros(program, r"layer\.0\.output\.dense\.weight$") == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_second_lock_is_not_told_as_carried_over(version: int) -> None:
+    lock = {"pruning_type": "pattern_lock"}
+    found = one(LOCK_1, LOCK_1) if version == 1 else two(lock, lock)
+    assert len(found.carried) == len(found.recipe.stages[0].pipeline) == 1
+    assert "pruners[1] (pattern_lock)" in left(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "matches", "other"),
+    [
+        ("query$|key$", "a.query.weight", "a.query_2.weight"),
+        ("(query|key$)", "a.key.weight", "a.key.dense.weight"),
+        (r"key\Z", "a.key.weight", "a.key.dense.weight"),
+        (r"a[$]b|c\$", "c$.weight", "c.weight"),
+    ],
+)
+def test_where_a_name_of_a_module_ends(name: str, matches: str, other: str) -> None:
+    found = two({"excluded_op_names": [name]})
+    (item,) = parse_pipeline(found.recipe.stages[0].pipeline, 10).passes
+    (expression,) = getattr(item, "exclude")  # noqa: B009  # of the pass that it is
+    assert re.search(expression, matches)
+    assert not re.search(expression, other)
+
+
+def test_pruners_that_may_share_a_weight_are_told() -> None:
+    wide, close = {"op_names": [".*"], "target_sparsity": 0.5}, {"op_names": [".*query"]}
+    told = left(two(wide, close))
+    assert told.pop("the run")
+    ((where, reason),) = told.items()
+    assert where == "sparse: magnitude-prune of '.*query'"
+    assert reason == "a weight has one mask: of '.*', where an earlier pass takes it"
+    spared = {**wide, "excluded_op_names": [".*query"]}
+    assert left(two(spared, close)).keys() == {"the run"}
+    assert left(two({**wide, "target_sparsity": 0.9}, close)).keys() == {"the run"}  # as both wish
+    named = (RAMP_1.replace("NAME", "a.weight"), RAMP_1.replace("NAME", "b.weight"))
+    assert left(one(named[0], named[1].replace("0.8", "0.5"))) == {}
+
+
+def test_an_optimizer_is_carried_over_or_listed() -> None:
+    given = "{optimizer: {AdamW: {learning_rate: 3e-5, weight_decay: 0.1, eps: 1e-6}, SGD: {}}}"
+    found = one(RAMP_1, train=given)
+    training = found.recipe.stages[0].training
+    assert training
+    assert (training.optimizer.learning_rate, training.optimizer.weight_decay) == (3e-5, 0.1)
+    assert left(found).keys() == {"train.optimizer.AdamW.eps", "train.optimizer.SGD"}
+    given = "{optimizer: {SGD: {learning_rate: 0.1, momentum: 0.9, weight_decay: 0.1}}}"
+    listed = left(one(RAMP_1, train=given))
+    assert listed.keys() == {"train.optimizer.SGD.momentum", "train.optimizer.SGD.weight_decay"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{optimizer: {AdamW: {learning_rate: -1e-4}}}", "AdamW.learning_rate: expected"),
+        (
+            "{optimizer: {AdamW: {learning_rate: fast}}}",
+            "of 0 or more, found 'fast'",
+        ),
+        ("{optimizer: {AdamW: {learning_rate: 0}}}", "a learning rate of 0 trains nothing"),
+    ],
+)
+def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(told)) as caught:
+        one(RAMP_1, train=given)
+    assert caught.value.who == "import"
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    found = one("{names: a.weight}")
+    assert r"include=('^a\\.weight$',)" in found.recipe.stages[0].pipeline[0]
+    with pytest.raises(RecipeError, match="expected a list of names, found 3") as caught:
+        one("{names: 3}")
+    assert caught.value.where == "pruners[0].names"
+
+
+def test_a_ramp_at_the_end_of_its_run_is_not_one_cut() -> None:
+    with pytest.raises(RecipeError, match="it is the end of the run of 4 epochs"):
+        one("{start_epoch: 4, end_epoch: 4}")
