@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ __all__ = [
     "check_parts",
     "within",
 ]
+
+logger = logging.getLogger(__name__)
 
 _ARGUMENTS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "recipe": (Recipe, "Recipe.load(file or name), or Recipe.parse(text)"),
@@ -160,6 +163,7 @@ class StageChecks:
         self._may_lose = "loss" in self.model.signature.outputs
         self._untouched = True
         self._may_prune = schedules.pruning_window(self.model) is not None
+        self._heads: set[int] = set()
 
     def check(self) -> None:
         """Check all stages in their order.
@@ -170,6 +174,9 @@ class StageChecks:
         self.recipe.check(self.model.properties, who=self.recipe.name, steps=self.steps)
         for index in range(len(self.recipe.stages)):
             self._check_stage(index)
+        if self.task.kind == "classification":
+            for outputs in sorted(self._heads):
+                _warn_of_outputs(outputs, self.task)
 
     def _check_stage(self, index: int) -> None:
         stage = self.recipe.stages[index]
@@ -186,7 +193,7 @@ class StageChecks:
         self._untouched = self._untouched and not any(map(_touches, after))
         self._known[stage.name] = student = None if _altered((*passes, *after)) else student
         if student is not None and self.task.kind != "text":
-            _check_head(self.task, student)
+            self._check_head(student)
         self._may_lose = self._may_lose or any(item.changes_signature for item in passes)
         with within(stage.name, "training"):
             self._check_schedule(stage, passes, steps or 0)
@@ -213,6 +220,14 @@ class StageChecks:
                 self._known[name] = teacher = self.load(name)
                 warn_of_segments(name, teacher)
         return self._known.get(name)
+
+    def _check_head(self, student: Program) -> None:
+        self.task.check_order(student.config, "the model's head")
+        per_word = self.task.kind == "token-classification"
+        outputs = head_outputs(student, per_word=per_word)
+        if outputs is not None:
+            self.task.check_head(outputs)
+            self._heads.add(outputs)
 
     def _check_pipeline(
         self,
@@ -312,11 +327,15 @@ def _check_last_step(item: Pass, left: int) -> None:
         )
 
 
-def _check_head(task: Task, model: Program) -> None:
-    task.check_order(model.config, "the model's head")
-    outputs = head_outputs(model, per_word=task.kind == "token-classification")
-    if outputs is not None:
-        task.check_head(outputs)
+def _warn_of_outputs(outputs: int, task: Task) -> None:
+    """Say that a head has outputs that stand for no class: they only learn never to be chosen."""
+    spare = range(len(task.classes), outputs)
+    if spare:
+        logger.warning(
+            "the model's head has %d outputs, and the task %r %d classes: no class is output %s; "
+            "load the model with num_labels=%d, or the task with all classes of the head",
+            *(outputs, task.name, len(task.classes), ", ".join(map(str, spare)), len(task.classes)),
+        )
 
 
 def _check_frozen(stage: Stage, model: Program) -> None:

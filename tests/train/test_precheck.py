@@ -42,6 +42,14 @@ stages:
 """
 
 
+ONE = """
+name: one
+data: {max_length: 16, batch_size: 8}
+stages:
+- {name: one, training: {steps: 1, precision: fp32}}
+"""
+
+
 VALUES = """
 name: values
 data: {max_length: 16, batch_size: 8}
@@ -217,6 +225,17 @@ def test_arguments_are_what_they_are_called(
     assert caught.value.where == name
     assert caught.value.why.startswith(f"{name} is ")
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(("outputs", "told"), [(2, []), (4, ["no class is output 2, 3;"])])
+def test_outputs_without_a_class_are_told_once(
+    outputs: int, told: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe.parse(ONE + ONE.splitlines()[-1].replace("name: one", "name: two"))
+    run(recipe, tmp_path / "run", model=tiny_run.model(outputs=outputs))
+    found = [each.getMessage() for each in caplog.records if "no class is" in each.getMessage()]
+    assert len(found) == len(told)
+    assert all(part in text for part, text in zip(told, found, strict=True))
 
 
 def test_labels_have_to_fit_the_head(tmp_path: Path) -> None:
