@@ -49,11 +49,11 @@ class FoldMasks(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Fold all masks."""
-        end_owners(ctx.rewriter)
+        cut = end_owners(ctx.rewriter)
         sites = find_masks(program)
         for site in sites:
             bake(program, site)
             ctx.rewriter.replace(site.product, ctx.rewriter.get(site.weight))
             ctx.rewriter.remove_tensor(site.mask)
         program.active = tuple(i for i in program.active if not isinstance(i, PatternLock))
-        return PassReport(len(sites))
+        return PassReport(len(sites), (), cut)

@@ -95,11 +95,11 @@ class PatternLock(Pass):
                 continue
             add_mask(ctx.rewriter, name, pattern, owner=str(self))
             added += 1
+        notes: tuple[str, ...] = (f"{len(taken)} masks taken over, {added} made from zeros",)
         if taken or added:
-            end_owners(ctx.rewriter)
+            notes += end_owners(ctx.rewriter)
             program.active = (*program.active, self)
-        note = f"{len(taken)} masks taken over, {added} made from zeros"
-        return PassReport(len(taken) + added, tuple(skipped), (note,))
+        return PassReport(len(taken) + added, tuple(skipped), notes)
 
     def after_step(self, program: Program, step: int) -> None:
         """Set the locked weights to zero; now and then check that they are.

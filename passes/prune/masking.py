@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 
+_LOG = logging.getLogger(__name__)
+
+
 @runtime_checkable
 class MaskOwner(Protocol):
     """A pass that put masks in and keeps them up in training, until another takes them over."""
@@ -52,13 +56,19 @@ def masks_of(program: Program, owner: Pass) -> tuple[MaskSite, ...]:
     return tuple(site for site in find_masks(program) if site.product.meta.get("by") == text)
 
 
-def end_owners(rewriter: Rewriter) -> None:
+def end_owners(rewriter: Rewriter) -> tuple[str, ...]:
     """End the passes that hold masks, and remove what else they put in; the masks stay.
 
     A pass holds masks if it is a :class:`MaskOwner`, or if the Rewriter made a mask's product for
     it: so a pass that knows nothing of this module is ended too.
+
+    Returns:
+        A sentence for each that has not come to the end of its ramp, which is logged too.
     """
     program = rewriter.program
+    cut = tuple(filter(None, (_cut_short(program, item) for item in program.active)))
+    for sentence in cut:
+        _LOG.warning("%s", sentence)
     for item in program.active:
         if isinstance(item, StateOwner):
             item.drop_state(rewriter)
@@ -67,6 +77,18 @@ def end_owners(rewriter: Rewriter) -> None:
         item
         for item in program.active
         if not isinstance(item, MaskOwner) and item.name not in makers
+    )
+    return cut
+
+
+def _cut_short(program: Program, item: Pass) -> str:
+    """Say that a ramp is not over; empty where it is."""
+    window = item.mask_window(program.steps)
+    if window is None or window.end <= 0:
+        return ""
+    return (
+        f"{item} ends {window.end} steps before its ramp does, after {program.steps} calls of "
+        "program.step(): fewer weights are zero than it asks for"
     )
 
 

@@ -218,3 +218,18 @@ def test_verify_sees_what_an_optimizer_revived(plain: Program) -> None:
     locked.tensor("sparse.weight_mask").fill_(0.5)
     with pytest.raises(VerifyError, match="holds values other than 0 and 1"):
         verify(locked)
+
+
+@pytest.mark.parametrize(("steps", "told"), [(0, True), (3, True), (4, False)])
+@pytest.mark.parametrize("ends", ["pattern-lock", "fold-masks"])
+def test_a_ramp_that_is_cut_short_is_told(
+    steps: int, told: bool, ends: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = small_program(nn.Linear(8, 4), input=torch.randn(2, 8))
+    ramp = Pipeline.parse("magnitude-prune{sparsity=0.5,end=4,roles=other}").run(plain)
+    for _ in range(steps):
+        ramp.step()
+    notes = " ".join(Pipeline.parse(ends).run(ramp).history[-1].notes)
+    sentence = f"ends {4 - steps} steps before its ramp does, after {steps} calls of program.step()"
+    assert (sentence in notes) == (sentence in caplog.text) == told
+    assert ("its ramp" in notes) == told
