@@ -103,7 +103,7 @@ class _Lowering:
         self._target = target
         self._examples = tuple(examples)
         self._inputs = {name: examples[place].detach() for name, place in free.items()}
-        self._sizes = {name: _dynamic_sizes(nodes[place]) for name, place in free.items()}
+        self._sizes = _dynamic_sizes({name: nodes[place] for name, place in free.items()})
         self._stored = [
             place
             for place, value in enumerate(examples)
@@ -225,12 +225,16 @@ def _with_attributes(
     return fx.GraphModule(root, graph).eval()
 
 
-def _dynamic_sizes(node: fx.Node) -> dict[int, str]:
-    """Which dimensions of an input Dynamo keeps open."""
-    shape = node.meta["example_value"].shape
-    names = {0: "batch", 1: "sequence"}
-    return {
-        dim: names.get(dim, f"{node.name}_{dim}")
-        for dim, size in enumerate(shape)
-        if isinstance(size, torch.SymInt)
-    }
+def _dynamic_sizes(nodes: Mapping[str, fx.Node]) -> dict[str, dict[int, str]]:
+    """Which dimensions of each input Dynamo keeps open, with one name for one symbol."""
+    found: dict[str, dict[int, str]] = {name: {} for name in nodes}
+    named: dict[str, str] = {}
+    for name, node in nodes.items():
+        for dim, size in enumerate(node.meta["example_value"].shape):
+            if not isinstance(size, torch.SymInt):
+                continue
+            own = f"{name}_{dim}"
+            usual = {0: "batch", 1: "sequence"}.get(dim, own)
+            free = usual not in named.values()
+            found[name][dim] = named.setdefault(str(size), usual if free else own)
+    return found

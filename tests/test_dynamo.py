@@ -64,6 +64,19 @@ def test_parts_of_a_batch_are_taken() -> None:
             torch.testing.assert_close(fast(**inputs)[0], model(**inputs)[0], rtol=0, atol=1e-5)
 
 
+def test_two_texts_have_lengths_of_their_own() -> None:
+    table = nn.Embedding(9, 4)
+
+    def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.relu(table(a).sum(1) * table(b).sum(1))
+
+    fast = torch.compile(score, backend=backend)
+    with torch.no_grad():
+        for batch, *lengths in ((2, 8, 10), (3, 9, 12), (2, 5, 6), (4, 7, 7)):
+            texts = [torch.ones(batch, length, dtype=torch.long) for length in lengths]
+            torch.testing.assert_close(fast(*texts), score(*texts))
+
+
 def test_another_target() -> None:
     model = tiny("handwritten")
     with torch.no_grad():

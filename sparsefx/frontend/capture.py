@@ -52,8 +52,10 @@ def capture(
         example_inputs: The inputs by name, or in the order of ``forward``; the names become the
             inputs of the Program. Not needed for an ExportedProgram.
         dynamic: True makes dimension 0 of every input the dynamic ``batch`` and, for integer inputs
-            of two or more dimensions, dimension 1 the dynamic ``sequence``. A mapping such as
-            ``{"pixels": {0: "batch"}}`` says so for each input; False makes all sizes fixed.
+            of two or more dimensions, dimension 1 the dynamic ``sequence``. Where the examples have
+            several sizes of one of these, there is ``sequence_2`` and so on, and a size of 1 stays
+            as it is. A mapping such as ``{"pixels": {0: "batch"}}`` says so for each input; False
+            makes all sizes fixed.
 
     Returns:
         A Program in the mode (train or eval) of the model; in eval mode when captured from an
@@ -141,15 +143,56 @@ def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, d
                     hint=did_you_mean(name, inputs),
                 )
             _check_dims(name, inputs[name].dim(), dynamic[name])
+        _check_sizes(inputs, dynamic)
         return {name: dict(dynamic.get(name, {})) for name in inputs}
     if not dynamic:
         return {name: {} for name in inputs}
-    found = {}
-    for name, value in inputs.items():
-        is_tokens = not value.is_floating_point() and value.dim() >= 2
-        count = min(value.dim(), 2 if is_tokens else 1)
-        found[name] = {i: _DIMENSION_NAMES[i] for i in range(count)}
+    return _usual_dims(inputs)
+
+
+def _usual_dims(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """Name dimensions by their places; two sizes in the examples are two dimensions."""
+    sizes: dict[str, list[int]] = {label: [] for label in _DIMENSION_NAMES.values()}
+    places = [(name, i, value.shape[i]) for name, value in inputs.items() for i in _open(value)]
+    for _, place, size in places:
+        sizes[_DIMENSION_NAMES[place]].append(size)
+    found: dict[str, dict[int, str]] = {name: {} for name in inputs}
+    for name, place, size in places:
+        label = _DIMENSION_NAMES[place]
+        others = [other for other in dict.fromkeys(sizes[label]) if other != 1]
+        if size == 1 and others:  # it is repeated along the others, or has one entry for each text
+            logger.warning(
+                "capture: dimension %d of input %r stays 1, as %s is %d in another; if it is to "
+                "differ from call to call, give dynamic=...",
+                *(place, name, label, others[0]),
+            )
+            continue
+        number = others.index(size) if others else 0
+        found[name][place] = f"{label}_{number + 1}" if number else label
     return found
+
+
+def _open(value: Tensor) -> range:
+    """The dimensions of an input that usually differ from call to call."""
+    is_tokens = not value.is_floating_point() and value.dim() >= 2
+    return range(min(value.dim(), 2 if is_tokens else 1))
+
+
+def _check_sizes(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuse one name for dimensions that the examples give several sizes."""
+    first: dict[str, tuple[int, str]] = {}
+    for name, dims in dynamic.items():
+        for place, label in dims.items():
+            size = inputs[name].shape[place]
+            known, where = first.setdefault(label, (size, name))
+            if size != known:
+                raise CaptureError(
+                    f"dynamic names dimension {place} {label!r}, of which the example has {size}, "
+                    f"and {known} in {where}",
+                    who="capture",
+                    where=name,
+                    hint="give dimensions that differ in size different names",
+                )
 
 
 def _check_dims(name: str, rank: int, dims: Mapping[int, str]) -> None:

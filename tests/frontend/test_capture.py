@@ -271,6 +271,44 @@ def test_dynamic_dimensions_that_are_not_there(dynamic: Any, expected: str) -> N
     assert expected in str(caught.value)
 
 
+class Siamese(nn.Module):
+    """Two texts with lengths of their own, and an offset for the ids of all first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, a: Tensor, b: Tensor, offset: Tensor) -> Tensor:
+        first, second = self.table(a + offset).mean(1), self.table(b).mean(1)
+        return (first * second).sum(-1)  # type: ignore[no-any-return]  # a tensor
+
+
+def test_sizes_that_differ_in_the_examples_are_several_dimensions() -> None:
+    def inputs(batch: int, first: int, second: int) -> dict[str, Tensor]:
+        shapes = {"a": (batch, first), "b": (batch, second), "offset": (1, first)}
+        return {name: torch.ones(shape, dtype=torch.long) for name, shape in shapes.items()}
+
+    model = Siamese().eval()
+    program = sparsefx.capture(model, inputs(2, 8, 10))
+    assert [spec.dims for spec in program.signature.inputs] == [
+        ("batch", "sequence"),
+        ("batch", "sequence_2"),
+        (1, "sequence"),
+    ]
+    for sizes in ((2, 8, 10), (1, 12, 5), (3, 7, 7)):
+        batch = inputs(*sizes)
+        torch.testing.assert_close(program(**batch)["output"], model(**batch))
+    alone = sparsefx.capture(model, inputs(1, 8, 8)).signature.inputs
+    assert {spec.dims for spec in alone} == {("batch", "sequence")}
+
+
+def test_one_name_for_two_sizes_is_refused() -> None:
+    names = {"a": {0: "n"}, "b": {0: "n"}}
+    with pytest.raises(CaptureError, match="'n', of which the example has 3, and 2 in a") as caught:
+        sparsefx.capture(Crossed(), {"a": torch.ones(2, 3), "b": torch.ones(3, 2)}, dynamic=names)
+    assert "different names" in str(caught.value)
+
+
 class Crossed(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the sum of [sequence, batch] turned and [batch, sequence]."""
