@@ -21,7 +21,7 @@ from sparsefx.train.data.labels import (
     labels_are_hidden,
     read_labels,
 )
-from sparsefx.train.data.sources import Source, open_tables
+from sparsefx.train.data.sources import Rows, Source, open_tables
 from sparsefx.train.data.splits import hold_back, with_test
 from sparsefx.train.data.tables import FORMATS, Table
 from sparsefx.train.metrics import MetricName, ScoreName
@@ -178,11 +178,12 @@ def load_task(
     test_share: float = 0.15,
     seed: int = 0,
 ) -> Task:
-    """Load a task from data files or from a Hugging Face dataset.
+    """Load a task from data files, tables in memory, or a Hugging Face dataset.
 
     Args:
-        source: One file, or a table that was read; a mapping from split names to these; or the
-            name of a Hugging Face dataset, with its configuration after a colon (``"glue:mrpc"``).
+        source: One file, table, ``datasets.Dataset`` or ``pandas.DataFrame``; a mapping from split
+            names to these, such as a ``DatasetDict``; or the name of a Hugging Face dataset, with
+            its configuration after a colon (``"glue:mrpc"``).
             Without a 'test' split 'validation', 'dev' or 'validation_matched' serves; without these
             a stratified ``test_share`` of 'train', or of the only split, is held back, and no text
             of it stays there.
@@ -212,16 +213,16 @@ def load_task(
             which none is known to be the one that is trained on.
     """
     tables, declared = open_tables(source, header)
+    name = name or _name(source, tables)
     text, label = _columns(_main(tables), text, label)
     tables = _without_hidden(tables, label)
     if classes is None and isinstance(label, str):
         classes = declared.get(label)
     kind, names = _kind_and_classes(_main(tables), text, label, kind, tuple(classes or ()))
-    splits = {name: _examples(table, text, label, names, kind) for name, table in tables.items()}
+    splits = {each: _examples(table, text, label, names, kind) for each, table in tables.items()}
     if kind != "regression" and "train" in tables:
         check_classes(tables["train"], label)
     score = metric_for(kind, names, metric)
-    name = name or _name(source)
     return Task(name, kind, names, score, with_test(splits, test_share, seed, where=name))
 
 
@@ -272,10 +273,10 @@ def _examples(
 
 
 def load_texts(
-    source: str | Path | Table | Sequence[str | Path],
+    source: Rows | Sequence[Rows],
     text: str | tuple[str, str] | None = None,
 ) -> Examples:
-    """Load texts without labels from data files of any kind, one after the other, or of a table.
+    """Load texts without labels from all that :func:`load_task` takes, or from several of these.
 
     Columns but ``text`` are ignored; by default it is found as :func:`load_task` does, in each
     file. A ``.txt`` file has one column, which need not have that name.
@@ -286,7 +287,7 @@ def load_texts(
     texts: list[str] = []
     pairs: list[str] = []
     origins: list[str] = []
-    for each in (source,) if isinstance(source, str | Path | Table) else source:
+    for each in source if isinstance(source, list | tuple) else (source,):
         tables, _ = open_tables(each, None)
         table = _main(tables)
         wanted = text or find_text(table.columns, table.origin)
@@ -369,8 +370,6 @@ def _columns(
     return text, tuple(label)
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, Mapping):
-        source = next(iter(source.values()))
-    text = source.origin if isinstance(source, Table) else str(source)
+def _name(source: Source, tables: Mapping[str, Table]) -> str:
+    text = str(source) if isinstance(source, str | Path) else next(iter(tables.values())).origin
     return Path(text).stem if Path(text).suffix in FORMATS else text
