@@ -11,9 +11,10 @@ from typing import Any
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers import sparseml_modifiers as modifiers
-from sparsefx.importers.result import Imported, Notes
+from sparsefx.importers import sparseml_training as training
+from sparsefx.importers.result import Imported, Notes, number_of
 from sparsefx.importers.sparseml_file import Modifier, SparsemlStage, read_stages
-from sparsefx.importers.sparseml_overlaps import apart
+from sparsefx.importers.sparseml_overlaps import apart, go_on, without_mask
 from sparsefx.importers.sparseml_rates import rate_settings
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
@@ -31,7 +32,8 @@ _QUANTIZER = "QuantizationModifier"
 _DISTILLER = "DistillationModifier"
 _RATES = ("SetLearningRateModifier", "LearningRateFunctionModifier", "LearningRateModifier")
 _FREE_EPOCHS = 3.0
-_OTHERS = ("EpochRangeModifier", "SetWeightDecayModifier", "TrainableParamsModifier")
+_FREEZER = "TrainableParamsModifier"
+_OTHERS = ("EpochRangeModifier", "SetWeightDecayModifier", _FREEZER)
 _KNOWN = frozenset({*_PRUNERS, _LOCK, _QUANTIZER, _DISTILLER, *_RATES, *_OTHERS})
 
 
@@ -53,13 +55,18 @@ def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported
     """
     notes = Notes()
     stages: list[Stage] = []
-    locked = masked = tables = False
+    pruned: list[Modifier] = []
+    locks: list[Modifier] = []
+    tables = False
     for part in read_stages(content, who):
-        reader = _Reader(part, notes, who)
-        stages += reader.stages(masked=masked, locked=locked)
-        masked, locked = masked or reader.masks, locked or reader.locks
+        reader = _Reader(part, notes, who, pruned, locks)
+        made = reader.stages()
+        if reader.folds:
+            stages[-1] = stages[-1].model_copy(update={"after": (*stages[-1].after, "fold-masks")})
+        stages += made
+        pruned, locks = reader.pruned, reader.locks
         tables = tables or reader.tables
-    stages[-1] = _finished(stages[-1], masked, tables)
+    stages[-1] = _finished(stages[-1], bool(pruned or locks), tables)
     source = "A SparseML recipe."
     return notes.result(Recipe(name=name, source=source, stages=tuple(stages)), who)
 
@@ -79,10 +86,19 @@ def _finished(stage: Stage, masked: bool, tables: bool) -> Stage:
 class _Reader:
     """Reads one stage of SparseML: the span between two epochs, and all modifiers in it."""
 
-    def __init__(self, part: SparsemlStage, notes: Notes, who: str) -> None:
-        self.masks = False
-        self.locks = False
+    def __init__(
+        self,
+        part: SparsemlStage,
+        notes: Notes,
+        who: str,
+        pruned: Sequence[Modifier],
+        locks: Sequence[Modifier],
+    ) -> None:
+        self.pruned = list(pruned)
+        self.locks = list(locks)
+        self.folds = False
         self.tables = False
+        part = part._replace(modifiers=tuple(map(_with_numbers, part.modifiers)))
         self._name = part.name
         self._notes = notes
         self._who = who
@@ -95,23 +111,23 @@ class _Reader:
         for item in self._of("EpochRangeModifier"):
             notes.carry(item.kind, f"{self._length:g} epochs")
 
-    def stages(self, *, masked: bool, locked: bool) -> list[Stage]:
+    def stages(self) -> list[Stage]:
         """Return one stage, or two where quantization begins in the middle."""
         self._leave_unknown()
         cut = self._quantization_start()
         made = []
         if cut is None or cut > 0:
             end = self._length if cut is None else cut
-            texts = self._masks(end, locked=locked)
+            texts = self._masks(end)
             made.append(self._stage("sparse" if texts else "train", 0.0, end, texts))
         elif pruners := self._of(*_PRUNERS):
             for item in pruners:
                 self._notes.leave(item.kind, "masks move while quantizers learn; give it a stage")
         if cut is not None:
-            texts = () if made else self._masks(self._length, locked=locked, only_lock=True)
-            if (masked or self.masks) and not (locked or self.locks):
+            texts = () if made else self._masks(self._length, only_lock=True)
+            if self.pruned and not self.locks:
                 texts = ("pattern-lock",)
-            self.locks = self.locks or bool(texts)
+                self.locks.append(Modifier(_LOCK, {}))
             for item in self._of(_QUANTIZER)[:1]:
                 texts += (modifiers.quantization(item, cut, self._length, self._notes),)
                 self.tables = modifiers.quantizes_tables(item)
@@ -119,49 +135,62 @@ class _Reader:
         return made
 
     def _stage(self, kind: str, begin: float, end: float, texts: tuple[str, ...]) -> Stage:
-        teacher, label_weight = None, 1.0
+        teacher = None
         after: tuple[str, ...] = ()
-        for item in self._of(_DISTILLER)[:1]:
-            text, label_weight = modifiers.distillation(item, (begin, end), self._notes)
-            if text:
-                texts, teacher, after = (*texts, text), "./teacher", ("strip-distillation",)
+        span = (begin, end)
+        text, label_weight = training.distillation(self._of(_DISTILLER), span, self._notes)
+        if text:
+            texts, teacher, after = (*texts, text), "./teacher", ("strip-distillation",)
         rate, schedule = rate_settings(self._of(*_RATES), begin, end, self._notes)
-        decay = modifiers.weight_decay(self._of("SetWeightDecayModifier"), begin, self._notes)
+        decay = training.weight_decay(self._of("SetWeightDecayModifier"), begin, self._notes)
         optimizer: dict[str, Any] = {"learning_rate": rate, "weight_decay": decay}
-        training = Training(
+        settings = Training(
             epochs=end - begin,
             optimizer=OptimizerSettings(**{k: v for k, v in optimizer.items() if v is not None}),
             schedule=schedule,
             label_weight=label_weight,
-            freeze=modifiers.frozen(self._of("TrainableParamsModifier"), self._notes),
+            freeze=training.frozen(self._of(_FREEZER), span, self._notes),
         )
         name = f"{self._name}-{kind}" if self._name else kind
-        return Stage(name=name, teacher=teacher, pipeline=texts, training=training, after=after)
+        return Stage(name=name, teacher=teacher, pipeline=texts, training=settings, after=after)
 
-    def _masks(self, end: float, *, locked: bool, only_lock: bool = False) -> tuple[str, ...]:
+    def _masks(self, end: float, *, only_lock: bool = False) -> tuple[str, ...]:
         """Return the passes that make or lock masks in the span from 0 to ``end``."""
         pruners = [] if only_lock else self._of(*_PRUNERS)
-        if locked and pruners:
+        if self.locks and pruners:
             raise RecipeError(
                 "an earlier stage locks the masks, so they cannot be pruned further",
                 who=self._who,
                 where=f"{self._name or 'modifiers'}.{pruners[0].kind}",
             )
         texts: tuple[str, ...] = ()
-        pruners = [item for item in pruners if modifiers.has_pattern(item, self._notes)]
-        for item, spared in apart(pruners, self._notes):
-            texts += modifiers.pruning(item, end, self._notes, self._who, spared)
-        locks = self._of(_LOCK)
-        for item in locks:
-            if texts:
+        notes = self._notes
+        pruners = [item for item in pruners if modifiers.has_pattern(item, notes)]
+        pruners = [item for item in pruners if modifiers.begins(item, end, notes)]
+        pruners, self.folds = go_on(pruners, self.pruned, notes)
+        if self.folds:
+            self.pruned.clear()
+        for item, spared in apart(pruners, notes):
+            texts += modifiers.pruning(item, end, notes, self._who, spared)
+            self.pruned.append(item)
+        return texts + self._locks(end, ramps=bool(texts))
+
+    def _locks(self, end: float, *, ramps: bool) -> tuple[str, ...]:
+        """Return the lock of a span; one lock takes all masks, so beside a ramp there is none."""
+        items = self._of(_LOCK)
+        if not items or not (ramps or self.locks):
+            self.locks += items
+            return (modifiers.lock(items, end, self._notes),) if items else ()
+        for item in items:
+            if bare := without_mask(item, [*self.pruned, *self.locks]):
+                why = "beside a ramp" if ramps else "behind the lock of an earlier stage"
+                why = f"{', '.join(bare)}: no lock can be {why}, so zeros without a mask grow back"
+                self._notes.leave(item.kind, why)
+            elif ramps:
                 self._notes.carry(_LOCK, "magnitude-prune keeps its masks after the ramp")
-            elif locked:
-                self._notes.carry(_LOCK, "the masks of the stage before are locked still")
             else:
-                texts = (modifiers.lock(item, self._notes),)
-                self.locks = True
-        self.masks = self.masks or bool(texts)
-        return texts
+                self._notes.carry(_LOCK, "the masks of the stage before are locked still")
+        return ()
 
     def _quantization_start(self) -> float | None:
         found = self._of(_QUANTIZER)
@@ -179,6 +208,9 @@ class _Reader:
         for item in self._modifiers:
             if item.kind not in _KNOWN:
                 self._notes.leave(item.kind, modifiers.reason_for(item.kind))
+            start, stop = training.span_of(item, self._length)
+            if item.kind in (_DISTILLER, _FREEZER) and (start >= self._length or stop <= 0):
+                self._notes.leave(item.kind, f"epochs {start:g} to {stop:g}: none of its stage")
 
     def _of(self, *kinds: str) -> list[Modifier]:
         return [item for item in self._modifiers if item.kind in kinds]
@@ -191,6 +223,17 @@ class _Reader:
             if isinstance(value, int | float) and value >= 0:
                 settings[key] = value - self._begin
         return Modifier(item.kind, settings)
+
+
+def _with_numbers(item: Modifier) -> Modifier:
+    """Read the epochs of a modifier; null stands for none."""
+    epochs = {
+        key: number_of(value, f"{item.kind}.{key}")
+        for key, value in item.settings.items()
+        if key.endswith("_epoch") and value is not None
+    }
+    rest = {key: each for key, each in item.settings.items() if not key.endswith("_epoch")}
+    return Modifier(item.kind, {**rest, **epochs})
 
 
 def _epochs(part: SparsemlStage, who: str) -> tuple[float, float] | None:

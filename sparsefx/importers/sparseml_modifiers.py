@@ -7,20 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.result import Notes, pass_text, share
+from sparsefx.importers.result import Notes, names_of, number_of, pass_text, share
 from sparsefx.importers.sparseml_file import Modifier
+from sparsefx.importers.sparseml_names import EVERY, expressions, named, some_names
 
 __all__ = [
-    "distillation",
-    "expressions",
-    "frozen",
+    "begins",
     "has_pattern",
     "lock",
     "pruning",
     "quantization",
     "quantizes_tables",
     "reason_for",
-    "weight_decay",
 ]
 
 _EVERY_LINEAR = ("encoder", "pooler", "head", "other")
@@ -107,7 +105,7 @@ def pruning(
     ramp = _ramp(item.kind, rest, length, notes)
     if rest.pop("leave_enabled", True) is False:
         notes.leave(f"{item.kind}.leave_enabled", "masks hold until they are folded")
-    every = float(rest.pop("update_frequency", -1.0))
+    every = number_of(rest.pop("update_frequency", -1.0), f"{item.kind}.update_frequency")
     initial = rest.pop("init_sparsity", 0.0)
     if not isinstance(initial, int | float):
         notes.leave(f"{item.kind}.init_sparsity", f"{initial}: the ramp starts at 0")
@@ -122,7 +120,7 @@ def pruning(
     if criterion != "magnitude":
         notes.leave(f"{item.kind}.score_type", f"{criterion!r} is not here; magnitude is used")
     texts = []
-    for sparsity, names in _targets(rest, item.kind, who):
+    for sparsity, names in _targets(rest, item.kind, notes, who):
         text = pass_text(
             kind,
             sparsity=sparsity,
@@ -143,8 +141,7 @@ def pruning(
 
 def _ramp(kind: str, rest: dict[str, Any], length: float, notes: Notes) -> dict[str, Any]:
     """Take the settings of a ramp out of ``rest``; return the options that they become."""
-    begin = max(0.0, float(rest.pop("start_epoch", 0.0)))
-    end = float(rest.pop("end_epoch", length))
+    begin, end = max(0.0, rest.pop("start_epoch", 0.0)), rest.pop("end_epoch", length)
     end = length if end < 0 else end
     if end > length:
         notes.leave(f"{kind}.end_epoch", f"{end:g}: the ramp ends with its stage")
@@ -169,20 +166,35 @@ def _second_order(rest: dict[str, Any], notes: Notes) -> dict[str, Any]:
     return {name: kind(rest.pop(key)) for key, (name, kind) in _OBS.items() if key in rest}
 
 
-def lock(item: Modifier, notes: Notes) -> str:
-    """Return the pattern-lock of a constant pruning modifier."""
-    rest = dict(item.settings)
-    start = float(rest.pop("start_epoch", 0.0))
-    if start > 0:
-        notes.leave(f"{item.kind}.start_epoch", f"{start:g}: a lock starts with its stage")
-    for key in ("end_epoch", *_WITHOUT_EFFECT):
-        rest.pop(key, None)
-    chosen = _selection(rest.pop("params", "__ALL_PRUNABLE__"), item.kind, notes)
+def begins(item: Modifier, length: float, notes: Notes) -> bool:
+    """Return whether a ramp begins before ``length`` epochs are over; list it if not."""
+    start = number_of(item.settings.get("start_epoch", 0.0), f"{item.kind}.start_epoch")
+    if start >= length:
+        why = f"masks can move up to epoch {length:g} of its stage, so it prunes nothing"
+        notes.leave(f"{item.kind} of epoch {start:g}", why)
+    return start < length
+
+
+def lock(items: Sequence[Modifier], length: float, notes: Notes) -> str:
+    """Return the pattern-lock of constant pruning modifiers, in a stage of ``length`` epochs."""
+    for item in items:
+        rest = dict(item.settings)
+        start, stop = rest.pop("start_epoch", 0.0), rest.pop("end_epoch", -1.0)
+        if start > 0:
+            notes.leave(f"{item.kind}.start_epoch", f"{start:g}: a lock starts with its stage")
+        if 0 <= stop < length:
+            notes.leave(f"{item.kind}.end_epoch", f"{stop:g}: a lock holds to the end")
+        for key in ("params", *_WITHOUT_EFFECT):
+            rest.pop(key, None)
+        notes.leave_rest(item.kind, rest)
+    kind = items[0].kind
+    names = list(dict.fromkeys(name for item in items for name in named(item)))
+    chosen = _selection(names, kind, notes)
     if chosen["roles"] == _EVERY_LINEAR:
         del chosen["roles"]
     text = pass_text("pattern-lock", **chosen)
-    notes.carry(item.kind, text)
-    notes.leave_rest(item.kind, rest)
+    for item in items:
+        notes.carry(item.kind, text)
     return text
 
 
@@ -193,7 +205,7 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
     freeze = None
     if isinstance(stop, int | float) and begin < stop < length:
         freeze = share(stop - begin, length - begin)
-    parts = list(rest.pop("submodules", None) or [])
+    parts = names_of(rest.pop("submodules", None), f"{item.kind}.submodules")
     modules = [name for name in parts if not _is_table(name)]
     if quantizes_tables(item):
         where = f"{item.kind}.quantize_embeddings"
@@ -205,9 +217,10 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
         rest.pop(key, None)
     if rest.pop("freeze_bn_stats_epoch", None) is not None:
         notes.leave(f"{item.kind}.freeze_bn_stats_epoch", "an encoder has no batch normalisation")
-    for kind in rest.pop("exclude_module_types", None) or []:
+    where = f"{item.kind}.exclude_module_types"
+    for kind in names_of(rest.pop("exclude_module_types", None), where):
         if kind not in _FLOAT_ANYWAY:
-            notes.leave(f"{item.kind}.exclude_module_types", f"{kind}: exclude weights by name")
+            notes.leave(where, f"{kind}: exclude weights by name")
     outputs = rest.pop("quantize_linear_activations", True)
     nothing = ("^$",) if parts and not modules else ()
     text = pass_text(
@@ -228,7 +241,7 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
 
 def quantizes_tables(item: Modifier) -> bool:
     """Return whether a quantization modifier takes embedding tables too."""
-    parts = item.settings.get("submodules") or []
+    parts = names_of(item.settings.get("submodules"), f"{item.kind}.submodules")
     wanted = bool(item.settings.get("quantize_embeddings", True))
     return wanted and (not parts or any(_is_table(name) for name in parts))
 
@@ -239,11 +252,10 @@ def _is_table(module: str) -> bool:
 
 def _ignored(names: Any, kind: str, notes: Notes) -> tuple[str, ...]:
     """Return expressions of modules that stay float32; types of modules are told apart by case."""
-    given = [names] if isinstance(names, str) else list(names or ())
-    found = []
-    for name in given:
+    found: list[str] = []
+    for name in names_of(names, f"{kind}.ignore"):
         if name.startswith("re:"):
-            found.append(_expression(name))
+            found += expressions([name])
         elif not name[:1].isupper():
             found.append(f"^{re.escape(name)}\\.")
         elif name not in _FLOAT_ANYWAY:
@@ -251,70 +263,15 @@ def _ignored(names: Any, kind: str, notes: Notes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def distillation(
-    item: Modifier, span: tuple[float, float], notes: Notes
-) -> tuple[str | None, float]:
-    """Return the distill pass of a stage, None where it is not at work, and the labels' weight."""
-    begin, end = span
-    rest = dict(item.settings)
-    start, stop = float(rest.pop("start_epoch", -1)), float(rest.pop("end_epoch", -1))
-    stop = stop if stop >= 0 else end
-    if start >= end or stop <= begin:
-        return None, 1.0
-    if start > begin or stop < end:
-        notes.leave(item.kind, f"epochs {start:g} to {stop:g}: it holds for its whole stage")
-    hardness = float(rest.pop("hardness", 0.5))
-    if hardness <= 0:
-        notes.leave(item.kind, "hardness 0 is no distillation")
-        return None, 1.0
-    outputs = rest.pop("distill_output_keys", None) or []
-    if numbered := [each for each in outputs if not isinstance(each, str)]:
-        notes.leave(f"{item.kind}.distill_output_keys", f"{numbered}: outputs have names here")
-        outputs = []
-    text = pass_text(
-        "distill",
-        logits=hardness,
-        temperature=float(rest.pop("temperature", 2.0)),
-        outputs=tuple(outputs),
-    )
-    notes.carry(item.kind, f"{text}, label_weight {1 - hardness:g}")
-    for key in _WITHOUT_EFFECT:
-        rest.pop(key, None)
-    notes.leave(f"{item.kind}: the teacher", "it is not in the file; ./teacher is its folder here")
-    notes.leave_rest(item.kind, rest)
-    return text, round(1.0 - hardness, 9)
-
-
-def weight_decay(items: Sequence[Modifier], begin: float, notes: Notes) -> float | None:
-    """Return the weight decay at epoch ``begin``; None when none is set."""
-    found = None
-    for item in items:
-        if float(item.settings.get("start_epoch", 0.0)) <= begin:
-            found = float(item.settings.get("weight_decay", 0.01))
-            notes.carry(item.kind, f"weight_decay {found:g}")
-        else:
-            notes.leave(item.kind, f"it starts in the middle of the stage of epoch {begin:g}")
-    return found
-
-
-def frozen(items: Sequence[Modifier], notes: Notes) -> tuple[str, ...]:
-    """Return the expressions of the parameters that are not trained."""
-    found: list[str] = []
-    for item in items:
-        if item.settings.get("trainable", True) or float(item.settings.get("start_epoch", 0)) > 0:
-            notes.leave(item.kind, "a stage freezes parameters from its start, and only so")
-            continue
-        found += expressions(item.settings.get("params", ()))
-        notes.carry(item.kind, f"freeze {found}")
-    return tuple(found)
-
-
-def _targets(rest: dict[str, Any], kind: str, who: str) -> list[tuple[float, Any]]:
+def _targets(rest: dict[str, Any], kind: str, notes: Notes, who: str) -> list[tuple[float, Any]]:
     """Return pairs of a final sparsity and the parameters that it is for."""
-    final, params = rest.pop("final_sparsity", None), rest.pop("params", "__ALL_PRUNABLE__")
+    everywhere = "params" not in rest
+    final, params = rest.pop("final_sparsity", None), rest.pop("params", None)
     if isinstance(final, dict):
+        if params:
+            notes.leave(f"{kind}.params", f"{params!r}: final_sparsity names the weights itself")
         return [(_sparsity(value, kind, who), names) for value, names in final.items()]
-    return [(_sparsity(final, kind, who), params)]
+    return [(_sparsity(final, kind, who), EVERY[0] if everywhere else params)]
 
 
 def _sparsity(value: Any, kind: str, who: str) -> float:
@@ -350,23 +307,10 @@ def _pattern(mask: Any, sparsity: float) -> str | None:
 
 
 def _selection(names: Any, kind: str, notes: Notes) -> dict[str, tuple[str, ...]]:
-    if isinstance(names, list) and len(names) == 1:
-        (names,) = names
-    if names == "__ALL_PRUNABLE__":
+    chosen = some_names(names, f"{kind}.params")
+    if chosen == EVERY[:1]:
         return {"roles": _EVERY_LINEAR}
-    if names == "__ALL__":
+    if chosen == EVERY[1:]:
         notes.leave(f"{kind}.params", "__ALL__: matrices alone; biases and norms have no masks")
         return {"roles": _EVERY_MATRIX}
-    return {"roles": _EVERY_MATRIX, "include": expressions(names)}
-
-
-def expressions(names: Any) -> tuple[str, ...]:
-    """Return names and ``re:`` expressions, which match from the start, as ours, which search."""
-    given = [names] if isinstance(names, str) else list(names)
-    return tuple(map(_expression, given))
-
-
-def _expression(name: str) -> str:
-    if not name.startswith("re:"):
-        return f"^{re.escape(name)}$"
-    return f"^(?:{name[3:]})" if "|" in name else f"^{name[3:]}"
+    return {"roles": _EVERY_MATRIX, "include": expressions(chosen)}

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from sparsefx.importers.result import Notes
 from sparsefx.importers.sparseml_file import Modifier
-from sparsefx.importers.sparseml_modifiers import expressions
+from sparsefx.importers.sparseml_names import EVERY, expressions, named
 
-__all__ = ["apart"]
+__all__ = ["apart", "go_on", "without_mask"]
 
-_EVERY = ("__ALL_PRUNABLE__", "__ALL__")
+_BY_GRADIENTS = ("OBSPruningModifier", "MovementPruningModifier")
 
 
 def apart(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple[str, ...]]]:
@@ -22,7 +22,7 @@ def apart(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple
     """
     kept: list[Modifier] = []
     for item in items:
-        if any(_names(item) == _names(other) for other in kept):
+        if any(named(item) == named(other) for other in kept):
             why = "an earlier one prunes the same weights, and a weight has one mask here"
             notes.leave(f"{item.kind} of {_told(item)}", why)
         else:
@@ -30,11 +30,72 @@ def apart(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple
     return [(item, _left_to(kept, item, notes)) for item in kept]
 
 
+def without_mask(item: Modifier, pruners: Sequence[Modifier]) -> list[str]:
+    """Return what a modifier names, and none of the pruners does."""
+    return [
+        name
+        for name in named(item)
+        if not any(name in named(other) or _is_part(name, other) for other in pruners)
+    ]
+
+
+def go_on(
+    items: Sequence[Modifier], earlier: Sequence[Modifier], notes: Notes
+) -> tuple[list[Modifier], bool]:
+    """Return the pruners of a stage after those of earlier ones, and whether ramps go on.
+
+    A ramp goes on from zeros that are folded into the weights: they are of the smallest magnitude,
+    so with at least as many zeros from the first step on, they stay.
+    """
+    mine = {frozenset(named(item)): item for item in items}
+    again = [(old, mine[key]) for old in earlier if (key := frozenset(named(old))) in mine]
+    if again and len(again) == len(earlier) and all(_goes_on(old, new) for old, new in again):
+        before = {frozenset(named(new)): _most(old) for old, new in again}
+        return [_from(item, before.get(frozenset(named(item))), notes) for item in items], True
+    for _, item in again:
+        notes.leave(
+            f"{item.kind} of {_told(item)}",
+            "the masks of an earlier stage hold for these weights; a ramp goes on if all of that "
+            "stage do, by magnitude, to no fewer zeros, with one mask_type and scope",
+        )
+    return [item for item in items if not any(item is new for _, new in again)], False
+
+
+def _goes_on(old: Modifier, new: Modifier) -> bool:
+    """Whether the zeros of one ramp are among the first of another."""
+    finals = [item.settings.get("final_sparsity") for item in (old, new)]
+    alike = [
+        (
+            item.settings.get("mask_type", "unstructured"),
+            item.settings.get("global_sparsity", item.kind.startswith("Global")),
+        )
+        for item in (old, new)
+    ]
+    numbers = all(isinstance(each, int | float) for each in finals)
+    single = numbers and alike[0] == alike[1] and new.kind not in _BY_GRADIENTS
+    return single and _most(old) <= _least(new)
+
+
+def _from(item: Modifier, sparsity: float | None, notes: Notes) -> Modifier:
+    """Return a ramp that goes on from a sparsity when its stage begins."""
+    if sparsity is None:
+        return item
+    initial, start = (item.settings.get(key, 0.0) for key in ("init_sparsity", "start_epoch"))
+    known = isinstance(initial, int | float)
+    if start > 0:
+        notes.leave(f"{item.kind}.start_epoch", f"{start:g}: it goes on when its stage begins")
+    if known and initial < sparsity:
+        why = f"{initial:g}: it goes on from the {sparsity:g} of the stage before"
+        notes.leave(f"{item.kind}.init_sparsity", why)
+    first = max(initial, sparsity) if known else sparsity
+    return Modifier(item.kind, {**item.settings, "init_sparsity": first, "start_epoch": 0.0})
+
+
 def _left_to(items: Sequence[Modifier], item: Modifier, notes: Notes) -> tuple[str, ...]:
     """Return the expressions of what others name more closely than ``item`` does."""
     found: list[str] = []
     for other in items:
-        closer = [name for name in _names(other) if other is not item and _is_part(name, item)]
+        closer = [name for name in named(other) if other is not item and _is_part(name, item)]
         if not closer:
             continue
         found += expressions(closer)
@@ -49,27 +110,17 @@ def _left_to(items: Sequence[Modifier], item: Modifier, notes: Notes) -> tuple[s
 
 def _is_part(name: str, item: Modifier) -> bool:
     """Whether a name, or an expression, is of weights that ``item`` takes less closely."""
-    own = _names(item)
-    if not own or name in own or name in _EVERY:
+    own = named(item)
+    if name in own or name in EVERY:
         return False
-    if own[0] in _EVERY:
+    if own[0] in EVERY:
         return True
     wide = [each for each in own if each.startswith("re:")]
     return not name.startswith("re:") and any(re.search(e, name) for e in expressions(wide))
 
 
-def _names(item: Modifier) -> tuple[str, ...]:
-    """Return the parameters of a modifier; one word stands for every weight."""
-    final = item.settings.get("final_sparsity")
-    params = item.settings.get("params", _EVERY[0])
-    groups = list(final.values()) if isinstance(final, dict) else [params]
-    names = [n for group in groups for n in ([group] if isinstance(group, str) else group)]
-    every = [name for name in names if name in _EVERY]
-    return tuple(every[:1] or names)
-
-
 def _told(item: Modifier) -> str:
-    return ", ".join(_names(item))
+    return ", ".join(named(item))
 
 
 def _sparsities(item: Modifier) -> list[float]:
