@@ -12,7 +12,6 @@ from sparsefx.train.data.tables import Table, read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pandas import DataFrame  # type: ignore[import-untyped]  # no stubs are installed
 
 __all__ = ["Rows", "Source", "from_dataset", "open_tables"]
 
@@ -21,6 +20,7 @@ _TAKEN = (
     "a file, the name of a Hugging Face dataset, a datasets.Dataset, a pandas.DataFrame, or a "
     "mapping from split names to these"
 )
+DataFrame: TypeAlias = Any  # of pandas, which sparsefx does not depend on
 Rows: TypeAlias = "str | Path | Table | Dataset | DataFrame"
 Source: TypeAlias = "Rows | Mapping[str, Rows]"
 
