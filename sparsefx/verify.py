@@ -133,6 +133,16 @@ def lint(program: Program) -> Iterable[str]:
         yield f"FX lint: {error}"
 
 
+def inputs_match(program: Program) -> Iterable[str]:
+    """The graph takes the inputs that the signature names, in its order."""
+    taken = tuple(str(node.target) for node in program.graph.find_nodes(op="placeholder"))
+    if taken != program.signature.input_names:
+        yield (
+            f"the graph takes {taken}, the signature says {program.signature.input_names}: "
+            "ctx.rewriter.remove_input and add_input change both"
+        )
+
+
 def outputs_match(program: Program) -> Iterable[str]:
     """The output node returns the outputs that the signature names."""
     returned = program.graph.output_node().args[0]
@@ -257,6 +267,7 @@ def properties_true(program: Program) -> Iterable[str]:
 
 DEFAULT_RULES: tuple[Rule, ...] = (
     lint,
+    inputs_match,
     outputs_match,
     no_orphans,
     own_storage,

@@ -122,6 +122,25 @@ def test_types_that_were_changed_behind_the_rewriter_are_found() -> None:
     assert "gives float32[3, batch]" in str(caught.value)
 
 
+def test_an_input_that_is_gone_from_the_graph_alone_is_found() -> None:
+    @function_pass("without-mask")
+    def without_mask(program: Program, ctx: PassContext) -> int:
+        (mask,) = program.graph.find_nodes(op="placeholder", target="mask")
+        (x,) = program.graph.find_nodes(op="placeholder", target="x")
+        mask.replace_all_uses_with(x)
+        program.graph.erase_node(mask)
+        return 1
+
+    program = small_program(lambda x, mask: x * mask, x=torch.ones(2), mask=torch.ones(2))
+    with pytest.raises(errors.VerifyError) as caught:
+        Pipeline((without_mask(),)).run(program)
+    (told,) = caught.value.violations
+    assert told == (
+        "the graph takes ('x',), the signature says ('x', 'mask'): "
+        "ctx.rewriter.remove_input and add_input change both"
+    )
+
+
 def test_an_output_of_another_type_is_found() -> None:
     @function_pass("other-output")
     def other_output(program: Program, ctx: PassContext) -> int:
