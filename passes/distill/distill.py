@@ -27,6 +27,7 @@ from sparsefx.passes.distill.heads import (
     logits_outputs,
     match_heads,
     outputs,
+    over_positions,
 )
 from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map
 from sparsefx.passes.distill.scope import Options, Pair, Scope
@@ -111,7 +112,8 @@ class Distill(Pass):
         logits_mean: ``batch``: sum over classes; ``batch-and-classes``: mean (SparseBERT).
         probabilities_loss: ``kl`` or ``mse``.
         normalise_cls: Scale the vectors of the cls term to length 1.
-        mask_padding: Leave padded tokens out of every mean over tokens.
+        mask_padding: Leave padded tokens out of every mean over tokens, and of the positions of an
+            answer.
         teacher_mode: ``eval``, or ``train`` for a teacher whose dropout follows the student's mode.
         teacher_inputs: Inputs that the teacher alone reads; they are added to the signature.
         outputs: What logits and labels compare; none stands for all outputs that classify.
@@ -348,7 +350,10 @@ class _Builder:
         return {name: self.ctx.rewriter.add_input(spec) for name, spec in specs.items()}
 
     def _tokens(self, logits: dict[str, fx.Node]) -> fx.Node | None:
-        per_token = any(node.meta["val"].dim() == 3 for node in logits.values())
+        per_token = any(
+            node.meta["val"].dim() == 3 or over_positions(name, node)
+            for name, node in logits.items()
+        )
         if not self.item.mask_padding or not (self.needs_layers or per_token):
             return None
         name = self.student_encoder.attention_mask

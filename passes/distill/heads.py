@@ -14,7 +14,15 @@ from sparsefx.problem import head_classes
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["classes", "label_inputs", "left_out", "logits_outputs", "match_heads", "outputs"]
+__all__ = [
+    "classes",
+    "label_inputs",
+    "left_out",
+    "logits_outputs",
+    "match_heads",
+    "outputs",
+    "over_positions",
+]
 
 _ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
 
@@ -51,6 +59,17 @@ def classes(program: Program, name: str) -> int | str | None:
     if fact is None:
         return None
     return fact.dims[-1] if len(fact.dims) > 1 else 1
+
+
+def over_positions(name: str, node: fx.Node) -> bool:
+    """Return whether an output [batch, sequence] chooses a position, as the start of an answer.
+
+    Args:
+        name: Of the output; by it one of a fixed sequence is known.
+        node: What it is.
+    """
+    shape = node.meta["val"].shape
+    return len(shape) == 2 and (name in _ANSWER_LABELS or isinstance(shape[1], torch.SymInt))
 
 
 def left_out(program: Program) -> tuple[str, ...]:

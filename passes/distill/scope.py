@@ -14,7 +14,10 @@ from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX
 from sparsefx.rewrite import Rewriter
 
-__all__ = ["Options", "Pair", "Scope"]
+__all__ = ["LOWEST_SCORE", "Options", "Pair", "Scope"]
+
+LOWEST_SCORE = -1e4
+"""exp of it is 0 in float32; -inf would make 0 * inf of a divergence."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,15 @@ class Scope:
         if node.meta["val"].dim() == 4:
             return node
         return self.rw.call(aten.unflatten.int, node, 0, [-1, heads])
+
+    def hide_padding(self, scores: fx.Node) -> fx.Node:
+        """Return [B, ..., S] with scores of padding so low that softmax makes 0 of them."""
+        if self.tokens is None:
+            return scores
+        padding = self.rw.call(aten.eq.Scalar, self.tokens, 0)
+        for _ in range(scores.meta["val"].dim() - 2):
+            padding = self.rw.call(aten.unsqueeze.default, padding, 1)
+        return self.rw.call(aten.masked_fill.Scalar, scores, padding, LOWEST_SCORE)
 
     def pair_weights(self) -> fx.Node | None:
         """Return [B, S, S] that is 1 where query and key are no padding."""

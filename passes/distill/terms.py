@@ -16,14 +16,14 @@ from torch import fx
 
 from sparsefx.errors import PassError
 from sparsefx.passes.analyses.dataflow import aten, last_dim
-from sparsefx.passes.distill.scope import Pair, Scope
+from sparsefx.passes.distill.heads import over_positions
+from sparsefx.passes.distill.scope import LOWEST_SCORE, Pair, Scope
 from sparsefx.passes.loss_terms import SUM, cross_entropy, mean_of_known
 from sparsefx.rewrite import Rewriter
 
 __all__ = ["TERMS", "Term"]
 
 _MASKED_SCORE = -1e2  # SparseBERT: what lies below was put there by the padding mask
-_LOWEST_SCORE = -1e4  # exp of it is 0 in float32; keeps 0 * inf out of the divergence
 
 
 Term = Callable[[Scope], fx.Node]
@@ -42,13 +42,27 @@ def logits(scope: Scope) -> fx.Node:
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
     SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
-    end of an answer) are averaged, as in Prune OFA.
+    end of an answer) are averaged, as in Prune OFA; their classes are positions [B, S], and with
+    the padding masked none of them is padding.
     """
     parts = []
     for name, ours in scope.logits.items():
+        theirs = scope.targets[name]
+        if over_positions(name, ours):
+            parts.append(_of_positions(scope, ours, theirs))
+            continue
         weights = scope.tokens if ours.meta["val"].dim() == 3 else None
-        parts.append(_logits(scope, ours, scope.targets[name], weights))
+        parts.append(_logits(scope, ours, theirs, weights))
     return scope.average(parts)
+
+
+def _of_positions(scope: Scope, ours: fx.Node, theirs: fx.Node) -> fx.Node:
+    if scope.options.logits_loss == "mse":
+        error = scope.rw.call(aten.mse_loss.default, ours, theirs, 0)
+        return scope.mean(error, scope.tokens)
+    if scope.options.logits_loss == "cosine":
+        return _logits(scope, ours, theirs, None)
+    return _logits(scope, scope.hide_padding(ours), scope.hide_padding(theirs), None)
 
 
 def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | None) -> fx.Node:
@@ -188,7 +202,7 @@ def probabilities(scope: Scope) -> fx.Node:
 def _relation(scope: Scope, ours: fx.Node, theirs: fx.Node, heads: int) -> fx.Node:
     """Return the mean over batch, heads and queries of the divergence of two score matrices."""
     ours, theirs = (
-        scope.rw.call(aten.clamp.default, scope.heads_apart(node, heads), _LOWEST_SCORE)
+        scope.rw.call(aten.clamp.default, scope.heads_apart(node, heads), LOWEST_SCORE)
         for node in (ours, theirs)
     )
     rows = scope.divergence(ours, theirs)
@@ -216,12 +230,7 @@ def _values_related(scope: Scope, value: fx.Node, heads: int) -> fx.Node:
     value = scope.heads_apart(value, heads)
     product = rw.call(aten.matmul.default, value, rw.call(aten.transpose.int, value, -2, -1))
     related = rw.call(aten.mul.Tensor, product, last_dim(value) ** -0.5)
-    if scope.tokens is None:
-        return related
-    padding = rw.call(aten.eq.Scalar, scope.tokens, 0)
-    for _ in range(2):
-        padding = rw.call(aten.unsqueeze.default, padding, 1)
-    return rw.call(aten.masked_fill.Scalar, related, padding, _LOWEST_SCORE)
+    return scope.hide_padding(related)
 
 
 def cls(scope: Scope) -> fx.Node:

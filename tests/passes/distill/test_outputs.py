@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertForQuestionAnswering
 
 import sparsefx
 from sparsefx import Pipeline, Program
@@ -14,7 +16,7 @@ from sparsefx.errors import PassError
 from sparsefx.passes.distill.distill import Distill
 from sparsefx.train.data.batches import Encoded
 from sparsefx.train.taught import with_teacher
-from tests.passes.distill.students import batch, program_of
+from tests.passes.distill.students import SIZES, batch, program_of
 
 HEADED = "mlm-head{seed=%d}"
 
@@ -177,3 +179,42 @@ def test_an_option_that_no_term_reads_is_noted(text: str, idle: tuple[str, ...])
 def test_idle_options_reach_the_report() -> None:
     notes = taught("distill{logits_loss='mse',temperature=4.0}", "logits").history[-1].notes
     assert "temperature: no term that is on reads it" in notes
+
+
+def answers(seed: int) -> tuple[Any, Program]:
+    torch.manual_seed(seed)
+    model: Any = BertForQuestionAnswering(BertConfig(**{**SIZES, "initializer_range": 0.2}))
+    return model, sparsefx.capture(model.eval(), batch())
+
+
+@pytest.mark.parametrize("loss", ["kl", "soft-ce", "mse"])
+def test_an_answer_is_looked_for_among_tokens_alone(loss: str) -> None:
+    """However far a batch is padded, as classes are positions here."""
+    (eager, student), (other, teacher) = answers(0), answers(1)
+    text = f"distill{{logits=1,temperature=2.0,logits_loss={loss}}}"
+    joined = Pipeline.parse(text).run(student, programs={"teacher": teacher}).eval()
+    given = batch()
+    padded = {name: nn.functional.pad(value, (0, 7)) for name, value in given.items()}
+    known = given["attention_mask"] != 0
+    assert not bool(known.all())
+    parts = []
+    with torch.no_grad():
+        found = [float(joined(**each)["loss"]) for each in (given, padded)]
+        for name in ("start_logits", "end_logits"):
+            for ours, theirs, real in zip(
+                eager(**given)[name], other(**given)[name], known, strict=True
+            ):
+                parts.append(by_hand(loss, ours[real], theirs[real]))
+    if loss == "mse":
+        total = sum(float(part.sum()) for part in parts) / (2 * int(known.sum()))
+    else:
+        total = sum(4 * float(part) for part in parts) / len(parts)
+    assert found == pytest.approx([total, total], rel=1e-4)
+
+
+def by_hand(loss: str, ours: Tensor, theirs: Tensor) -> Tensor:
+    if loss == "mse":
+        return (ours - theirs) ** 2
+    soft, log_ours = (theirs / 2).softmax(-1), (ours / 2).log_softmax(-1)
+    entropy = (soft * soft.log()).sum() if loss == "kl" else 0.0
+    return entropy - (soft * log_ours).sum()
