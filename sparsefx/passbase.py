@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -316,14 +317,22 @@ def function_pass(
     The function takes the Program and the context, and returns how often it applied (or a whole
     :class:`PassReport`).
 
+    Raises:
+        PassError: No name is given, or the function does not take the two.
+
     >>> @function_pass("count-linears")
     ... def count_linears(program, ctx):
     ...     return sum(str(node.target) == "aten.linear.default" for node in program.graph.nodes)
     >>> str(count_linears())
     'count-linears'
     """
+    if not isinstance(name, str):
+        hint = f'write @function_pass("{getattr(name, "__name__", "name").replace("_", "-")}")'
+        raise PassError(f"its name is {name!r}, not a text", who="function_pass", hint=hint)
 
     def decorate(function: Callable[[Program, PassContext], PassReport | int]) -> type[Pass]:
+        _check_takes_both(name, function)
+
         def run(self: Pass, program: Program, ctx: PassContext) -> PassReport:
             result = function(program, ctx)
             if isinstance(result, PassReport):
@@ -350,3 +359,17 @@ def function_pass(
         return dataclasses.dataclass(frozen=True)(type(function.__name__, (Pass,), body))
 
     return decorate
+
+
+def _check_takes_both(name: str, function: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(function).bind("program", "ctx")
+    except TypeError as error:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        raise PassError(
+            f"{function.__name__}{inspect.signature(function)} cannot be called with a Program "
+            f"and a context: {error}",
+            who=name,
+            where=f"{code.co_filename}:{code.co_firstlineno}" if code else "",
+            hint=f"write def {function.__name__}(program, ctx)",
+        ) from None

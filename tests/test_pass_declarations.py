@@ -137,3 +137,16 @@ def test_a_window_is_one() -> None:
     odd = type("Odd", (NeedsLock,), {"name": "odd", "mask_window": lambda self, steps: (0, 9)})()
     with pytest.raises(PassError, match=r"pass 0 'odd' at mask_window(.|\n)*not a Window"):
         schedules.window_of((odd,))
+
+
+def test_a_function_has_a_name_and_takes_a_program_and_a_context() -> None:
+    def my_pass(program: Program) -> int:
+        return 0
+
+    make: Any = function_pass
+    with pytest.raises(PassError, match=r'hint: write @function_pass\("my-pass"\)'):
+        make(my_pass)
+    told = r"mine at .*test_pass_declarations\.py:\d+: my_pass\(program.*too many positional(.|\n)*"
+    with pytest.raises(PassError, match=told + r"write def my_pass\(program, ctx\)"):
+        make("mine")(my_pass)
+    make("mine")(lambda program, ctx, more=1: 0)
