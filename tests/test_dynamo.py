@@ -23,7 +23,7 @@ from sparsefx.backends.cpu.target import CpuTarget
 from sparsefx.dynamo import backend
 from sparsefx.errors import TargetError
 from tests.programs import captured
-from tests.tiny_models import example_batch, tiny
+from tests.tiny_models import example_batch, small_bert, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +227,8 @@ def test_a_drop_in_says_what_it_cannot_do() -> None:
         fast(input_idz=example_batch()["input_ids"], **example_batch())
     with pytest.raises(TargetError, match="returns no class with logits"):
         program.as_model(tiny("handwritten"))
+    with pytest.raises(TargetError, match=r"has 5 classes, and .* 2\n.*\(num_labels=2\)"):
+        program.as_model(small_bert(num_labels=5))
 
 
 def test_a_graph_from_the_middle_of_a_model_says_so() -> None:

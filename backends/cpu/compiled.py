@@ -172,7 +172,7 @@ class CpuCompiled:
 
     def as_model(self, model: nn.Module) -> DropIn:
         """A callable with the calling convention and output class of a Hugging Face model."""
-        return DropIn(self, self._program.signature, model)
+        return DropIn(self, self._program, model)
 
     def _shape(self, batch: Mapping[str, Tensor]) -> tuple[int, int]:
         rows, tokens = batch[self._lowered.host.tokens.name].shape

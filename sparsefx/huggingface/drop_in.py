@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsefx.errors import TargetError
+from sparsefx.problem import head_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sparsefx.inputs.signature import Signature
+    from sparsefx.program import Program
     from sparsefx.target import Compiled
 
 __all__ = ["DropIn"]
@@ -28,20 +30,23 @@ class DropIn:
 
     Args:
         compiled: What runs.
-        signature: Of the Program that was lowered.
+        program: What was lowered.
         model: A Hugging Face model of the class that the Program was captured from; only its
             ``config`` and the signature of its ``forward`` are used.
 
     Raises:
-        TargetError: When ``forward`` of the model promises no output class with these outputs.
+        TargetError: When ``forward`` of the model promises no output class with these outputs, or
+            its head has another number of classes.
     """
 
-    def __init__(self, compiled: Compiled, signature: Signature, model: nn.Module) -> None:
+    def __init__(self, compiled: Compiled, program: Program, model: nn.Module) -> None:
         self.config: Any = getattr(model, "config", None)
         self._compiled = compiled
-        self._signature = signature
+        self._signature = program.signature
         self._positions = _parameter_names(model)
-        self._output = _output_class(model, signature)
+        self._output = _output_class(model, program.signature)
+        if self.config is not None and "logits" in program.signature.outputs:
+            _check_classes(self.config, program)
 
     def __call__(self, *values: Tensor, **inputs: Any) -> Any:
         """Run a batch; inputs that are None count as not given, masks and types have defaults.
@@ -160,3 +165,17 @@ def _output_class(model: nn.Module, signature: Signature) -> Any:
         who="model",
         hint="call the compiled Program itself; it returns a dict",
     )
+
+
+def _check_classes(config: Any, program: Program) -> None:
+    """Refuse a configuration that would name the outputs of another head."""
+    names = [head_classes(each) for each in (config.to_dict(), program.config)]
+    theirs, ours = map(len, names)
+    if theirs and ours and theirs != ours:
+        raise TargetError(
+            f"its configuration has {theirs} classes, and the compiled model {ours}",
+            who="model",
+            where="id2label",
+            hint="give the model that the Program was captured from, or another of its "
+            f"configuration (num_labels={ours}): the weights are not used",
+        )
