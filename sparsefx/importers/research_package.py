@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.result import Imported, Notes, pass_text
+from sparsefx.importers.result import Imported, Notes, names_of, number_of, pass_text
 from sparsefx.recipe import Recipe, Stage, Training
 
 __all__ = ["import_research_package", "is_research_package"]
@@ -47,7 +47,7 @@ def import_research_package(content: dict[str, Any], *, name: str, who: str) -> 
         stage = _quantization(rest, notes)
     else:
         method = rest.pop(_PRUNING_KEY)
-        if method not in _METHODS:
+        if not isinstance(method, str) or method not in _METHODS:
             raise RecipeError(
                 f"the pruning method {method!r} cannot be carried over",
                 who=who,
@@ -62,10 +62,14 @@ def import_research_package(content: dict[str, Any], *, name: str, who: str) -> 
 
 
 def _magnitude(rest: dict[str, Any], notes: Notes, who: str) -> Stage:
-    given = dict(rest.pop("pruning_fn_default_kwargs", {}))
-    sparsity = _number(given, "target_sparsity", who)
+    where = "pruning_fn_default_kwargs"
+    given = rest.pop(where, None) or {}
+    if not isinstance(given, dict):
+        raise RecipeError(f"expected keys with values, found {given!r}", who=who, where=where)
+    given = dict(given)
+    sparsity = number_of(given.pop("target_sparsity", None), f"{where}.target_sparsity")
     initial = given.pop("initial_sparsity", 0.0)
-    notes.leave_rest("pruning_fn_default_kwargs", given)
+    notes.leave_rest(where, given)
     begin, end, every, last = _schedule(rest, notes)
     text = pass_text(
         "magnitude-prune",
@@ -120,8 +124,8 @@ def _lock(rest: dict[str, Any], notes: Notes, who: str) -> Stage:
 
 
 def _quantization(rest: dict[str, Any], notes: Notes) -> Stage:
-    kept = _without_teacher(rest.pop("not_to_quantize", ()), notes, "not_to_quantize")
-    plain = tuple(rest.pop("not_to_requantize_output", ()))
+    kept = _without_teacher(rest.pop("not_to_quantize", None), notes, "not_to_quantize")
+    plain = _expressions(rest.pop("not_to_requantize_output", None), "not_to_requantize_output")
     text = pass_text(
         "quantize-prepare",
         begin=rest.pop("quantization_begin", 0) or None,
@@ -144,33 +148,28 @@ def _names(rest: dict[str, Any], notes: Notes) -> tuple[str, ...]:
         notes.leave(f"prune_layer_types.{kind}", "only linears are pruned by this recipe")
     if chosen := rest.pop("explicit_prune", None):
         notes.leave("explicit_prune", f"{chosen!r}: settings of single layers are not carried over")
-    return _without_teacher(rest.pop("not_to_prune", ()), notes, "not_to_prune")
+    return _without_teacher(rest.pop("not_to_prune", None), notes, "not_to_prune")
 
 
-def _without_teacher(patterns: Iterable[str], notes: Notes, where: str) -> tuple[str, ...]:
+def _without_teacher(given: Any, notes: Notes, where: str) -> tuple[str, ...]:
     """Drop ``teacher``: passes never touch a teacher."""
+    patterns = _expressions(given, where)
     kept = tuple(pattern for pattern in patterns if pattern != "teacher")
-    for pattern in kept:
+    if len(kept) != len(patterns):
+        notes.carry(f"{where}: teacher", "always so")
+    return kept
+
+
+def _expressions(given: Any, where: str) -> tuple[str, ...]:
+    patterns = names_of(given, where)
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
             raise RecipeError(
                 f"{pattern!r} is not a regular expression: {error}", where=where
             ) from error
-    if len(kept) != len(tuple(patterns)):
-        notes.carry(f"{where}: teacher", "always so")
-    return kept
-
-
-def _number(given: dict[str, Any], key: str, who: str) -> float:
-    value = given.pop(key, None)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(
-            f"expected a number, found {value!r}",
-            who=who,
-            where=f"pruning_fn_default_kwargs.{key}",
-        )
-    return float(value)
+    return patterns
 
 
 _METHODS: dict[str, Callable[[dict[str, Any], Notes, str], Stage]] = {

@@ -22,6 +22,8 @@ _OF_PRUNING = {
 }
 """Names of 1.6 and later, and those of before, which are the ones that are read here."""
 _FRONT_MATTER = re.compile(r"^---[ \t]*$", re.MULTILINE)
+_NOTHING = re.compile(r"(?:\s|[#%].*$|<!--[\s\S]*?-->)*", re.MULTILINE)
+"""What may stand before front matter: comments of YAML or Markdown."""
 
 
 class Modifier(NamedTuple):
@@ -72,9 +74,16 @@ def tagged_loader() -> type[yaml.SafeLoader]:
 
 
 def yaml_part(text: str) -> str:
-    """Return the front matter of a Markdown text, or the text itself when it has none."""
-    parts = _FRONT_MATTER.split(text)
-    return parts[1] if len(parts) > 1 else text
+    """Return the front matter of a Markdown text, or the text itself when it has none.
+
+    A line of dashes at the end of YAML begins nothing.
+    """
+    before, *parts = _FRONT_MATTER.split(text)
+    if not parts:
+        return text
+    if _NOTHING.fullmatch(before):
+        return parts[0]
+    return text if any(part.strip() for part in parts) else before
 
 
 def read_stages(content: dict[str, Any], who: str) -> tuple[SparsemlStage, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sparsefx.importers.result import Notes
+from sparsefx.importers.result import Notes, number_of, share
 from sparsefx.importers.sparseml_file import Modifier
 from sparsefx.recipe import ScheduleSettings
 
@@ -14,6 +14,7 @@ __all__ = ["rate_settings"]
 
 _CONSTANT = ScheduleSettings(kind="constant", warmup=0)
 _WITHOUT_EFFECT = ("start_epoch", "end_epoch", "constant_logging")
+_FUNCTION = "LearningRateFunctionModifier"
 _Kind = Literal["constant", "linear", "cosine"]
 
 
@@ -31,41 +32,72 @@ def rate_settings(
         notes: Where all is listed.
     """
     started = [item for item in items if _start(item) <= begin]
+    first = max(started, key=_start, default=None)
+    then = _behind_warmup(first, items, begin, end) if first else None
     for item in items:
-        if begin < _start(item) < end:
+        if begin < _start(item) < end and item is not then:
             notes.leave(item.kind, f"at epoch {_start(item):g}: a stage has one schedule")
-    if not started:
+    if first is None:
         notes.leave("learning rate", f"none is set at epoch {begin:g}; sparsefx's default holds")
         return None, ScheduleSettings()
-    item = max(started, key=_start)
+    item = first
     for other in started:
         if other is not item and _start(other) == _start(item):
             notes.leave(other.kind, f"{item.kind} sets the rate at the same epoch")
     if item.kind == "SetLearningRateModifier":
         rest = dict(item.settings)
-        rate = _rate(rest, "learning_rate", item.kind, notes)
+        rate = _rate(rest, "learning_rate", item.kind)
         notes.leave_rest(item.kind, {key: rest[key] for key in rest if key not in _WITHOUT_EFFECT})
-        if rate is None:
+        if not rate:
+            notes.leave(item.kind, f"{rate}: a stage needs a rate; sparsefx's default holds")
             return None, ScheduleSettings()
         notes.carry(item.kind, f"constant rate {rate}")
         return rate, _CONSTANT
     if item.kind == "LearningRateModifier":
         return _by_class(item, notes)
-    return _by_function(item, begin, end, notes)
+    if then is None:
+        return _by_function(item, begin, end, notes)
+    warmup = share(_start(then) - begin, end - begin)
+    notes.carry(item.kind, f"warm-up over {warmup} of the steps")
+    rate, schedule = _by_function(then, _start(then), end, notes)
+    return rate, schedule.model_copy(update={"warmup": str(warmup)})
+
+
+def _behind_warmup(
+    rise: Modifier, items: Sequence[Modifier], begin: float, end: float
+) -> Modifier | None:
+    """Return the function that goes on where another one has risen from zero; None if none does."""
+    given = dict(rise.settings)
+    stop, course = given.get("end_epoch", -1.0), given.get("lr_func", "linear")
+    if (rise.kind, course, _start(rise)) != (_FUNCTION, "linear", begin):
+        return None
+    low, top = (_rate(given, key, rise.kind) for key in ("init_lr", "final_lr"))
+    if low != 0:
+        return None
+    for item in items:
+        same = item.kind == _FUNCTION and _rate(dict(item.settings), "init_lr", item.kind) == top
+        if top and same and _start(item) == stop < end:
+            return item
+    return None
 
 
 def _by_function(
     item: Modifier, begin: float, end: float, notes: Notes
 ) -> tuple[float | None, ScheduleSettings]:
     rest = dict(item.settings)
-    start, stop = float(rest.pop("start_epoch", 0)), float(rest.pop("end_epoch", end))
+    start, stop = rest.pop("start_epoch", 0.0), rest.pop("end_epoch", end)
     rest.pop("constant_logging", None)
     function = rest.pop("lr_func", "linear")
-    high = _rate(rest, "init_lr", item.kind, notes)
-    low = _rate(rest, "final_lr", item.kind, notes) or 0.0
+    high = _rate(rest, "init_lr", item.kind)
+    low = _rate(rest, "final_lr", item.kind) or 0.0
     notes.leave_rest(item.kind, rest)
     if high is None:
+        notes.leave(f"{item.kind}.init_lr", "it is not said; sparsefx's default holds")
         return None, ScheduleSettings()
+    if low > high:
+        why = f"from {high:g} to {low:g}: a rate rises in warm-up alone; it stays at the latter"
+        notes.leave(f"{item.kind}.init_lr", why)
+        return low, _CONSTANT
     kind: _Kind = function if function in ("linear", "cosine") else "constant"
     if kind == "constant":
         notes.leave(f"{item.kind}.lr_func", f"{function!r} is not here; the rate stays at {high}")
@@ -89,24 +121,20 @@ def _by_function(
 
 def _by_class(item: Modifier, notes: Notes) -> tuple[float | None, ScheduleSettings]:
     rest = dict(item.settings)
-    rate, kind = _rate(rest, "init_lr", item.kind, notes), rest.get("lr_class")
+    rate, kind = _rate(rest, "init_lr", item.kind), rest.get("lr_class")
     notes.leave(
         f"{item.kind}.lr_class",
         f"{kind} with {rest.get('lr_kwargs', {})} is not here; the rate stays at {rate}",
     )
-    return rate, _CONSTANT
+    return rate or None, _CONSTANT
 
 
-def _rate(settings: dict[str, Any], key: str, kind: str, notes: Notes) -> float | None:
-    """Return a rate; YAML reads ``5e-5`` as a text, SparseML as a number."""
+def _rate(settings: dict[str, Any], key: str, kind: str) -> float | None:
+    """Return a rate, None where it is not said."""
     value = settings.pop(key, None)
     if value is None:
         return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        notes.leave(f"{kind}.{key}", f"{value!r} is not a number")
-        return None
+    return number_of(value, f"{kind}.{key}", low=0.0)
 
 
 def _start(item: Modifier) -> float:

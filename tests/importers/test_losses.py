@@ -1,4 +1,4 @@
-"""Nothing of another tool's file is lost in silence, or told as carried over when it is not."""
+"""Configurations of which nothing is lost in silence, or told as carried over when it is not."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import re
 from typing import Any
 
 import pytest
-import torch
 
 from sparsefx.errors import RecipeError
 from sparsefx.huggingface import capture_tokens
 from sparsefx.importers.files import import_text
 from sparsefx.importers.result import Imported
-from sparsefx.masks import find_masks
-from sparsefx.program import Program
 from sparsefx.recipe.amounts import parse_pipeline
+from tests.importers.counting import left, trained, zeros
 from tests.tiny_models import tiny
 
 RAMP_1 = "{prune_type: basic_magnitude, names: [NAME], target_sparsity: 0.8}"
 LOCK_1 = "{prune_type: pattern_lock, names: [b.weight]}"
-
-
-def left(found: Imported) -> dict[str, str]:
-    return {item.where: item.reason for item in found.left_out}
 
 
 def one(*pruners: str, train: str = "{end_epoch: 4}") -> Imported:
@@ -41,29 +35,6 @@ def two(*pruners: dict[str, Any]) -> Imported:
     shared = {"pruning_type": "magnitude", "pattern": "1x1", "pruning_scope": "local"}
     shared["pruning_op_types"] = "Linear"
     return import_text(json.dumps({**shared, "pruners": list(pruners)}), name="two")
-
-
-def trained(program: Program, steps: int) -> Program:
-    """Take steps of an optimizer that moves every weight."""
-    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
-    for _ in range(steps):
-        for parameter in program.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        optimizer.step()
-        program.step()
-    return program
-
-
-def zeros(program: Program, name: str) -> float:
-    """Return the share of zeros of the weights with a name, masks multiplied in."""
-    masks = {site.weight: program.tensor(site.mask) for site in find_masks(program)}
-    found = [
-        program.tensor(each) * masks.get(each, 1.0)
-        for each in program.named_tensors()
-        if re.search(name, each) and each not in {site.mask for site in find_masks(program)}
-    ]
-    assert found
-    return sum(int((part == 0).sum()) for part in found) / sum(part.numel() for part in found)
 
 
 # -- Intel Neural Compressor ----------------------------------------------------------------------
@@ -161,208 +132,44 @@ def test_a_ramp_at_the_end_of_its_run_is_not_one_cut() -> None:
         one("{start_epoch: 4, end_epoch: 4}")
 
 
-# -- SparseML -------------------------------------------------------------------------------------
+# -- Model-Compression-Research-Package -----------------------------------------------------------
 
-ALL = "__ALL_PRUNABLE__"
-RAMP = {"start_epoch": 0.0, "end_epoch": 2.0, "final_sparsity": 0.5, "update_frequency": 1.0}
-QUERY, DENSE = "re:.*query.weight", "re:.*dense.weight"
-Item = tuple[str, dict[str, Any]]
-
-
-def ramp(names: Any = ALL, **settings: Any) -> Item:
-    return ("GMPruningModifier", {**RAMP, "params": names, "init_sparsity": 0.0, **settings})
+RESEARCH = {
+    "pruning_fn": "unstructured_magnitude",
+    "pruning_fn_default_kwargs": {"target_sparsity": 0.85},
+}
 
 
-def lock(names: Any, **settings: Any) -> Item:
-    return ("ConstantPruningModifier", {"start_epoch": 0.0, "params": names, **settings})
-
-
-def staged(*stages: list[Item]) -> Imported:
-    """Import a recipe whose stages have 4 epochs each, counted from the start of the run."""
-    text = ""
-    for index, items in enumerate(stages):
-        span = {"start_epoch": 4.0 * index, "end_epoch": 4.0 * index + 4}
-        rate = ("SetLearningRateModifier", {"start_epoch": 4.0 * index, "learning_rate": 1e-4})
-        text += f"s{index}_stage:\n  modifiers:\n"
-        for kind, settings in [("EpochRangeModifier", span), rate, *items]:
-            text += f"    - !{kind} {json.dumps(settings)}\n"
-    return import_text(text, name="staged")
-
-
-def run(found: Imported, steps: int = 8) -> Program:
-    """Run the pruning passes of all stages, each with so many steps."""
-    program = capture_tokens(tiny("bert-cls"))
-    for stage in found.recipe.stages:
-        program = trained(parse_pipeline(stage.pipeline, steps).run(program), steps)
-        program = parse_pipeline(stage.after, steps).run(program)
-    return program
-
-
-def second(**settings: Any) -> Item:
-    return ramp(**{"start_epoch": 4.0, "end_epoch": 6.0, "final_sparsity": 0.8, **settings})
+@pytest.mark.parametrize(("given", "exclude"), [("classifier", ("classifier",)), (None, ())])
+def test_one_name_of_the_research_package_is_a_list_of_one(given: Any, exclude: Any) -> None:
+    found = import_text(json.dumps({**RESEARCH, "not_to_prune": given}), name="research")
+    (item,) = parse_pipeline(found.recipe.stages[0].pipeline, 10).passes
+    assert vars(item)["exclude"] == exclude
+    names = {"quantization_begin": 0, "not_to_quantize": given, "not_to_requantize_output": given}
+    (item,) = parse_pipeline(
+        import_text(json.dumps(names), name="q").recipe.stages[0].pipeline, 10
+    ).passes
+    assert vars(item)["exclude"] == exclude
+    assert vars(item)["requantize"] == ("^(?!.*(?:classifier))" if given else "all")
 
 
 @pytest.mark.parametrize(
-    ("settings", "listed"),
+    ("changed", "where", "told"),
     [
-        ({"init_sparsity": 0.5}, set()),
-        ({"init_sparsity": "FROM_PARAM"}, set()),
+        ({"not_to_prune": ["(classifier"]}, "not_to_prune", "is not a regular expression"),
+        ({"not_to_prune": 3}, "not_to_prune", "expected a list of names, found 3"),
+        ({"pruning_fn": ["a"]}, "pruning_fn", "the pruning method ['a']"),
+        ({"pruning_fn_default_kwargs": [0.85]}, "pruning_fn_default_kwargs", "keys with values"),
         (
-            {"init_sparsity": 0.0, "start_epoch": 5.0},
-            {"GMPruningModifier.start_epoch", "GMPruningModifier.init_sparsity"},
+            {"pruning_fn_default_kwargs": {}},
+            "pruning_fn_default_kwargs.target_sparsity",
+            "expected a number, found None",
         ),
     ],
 )
-def test_a_ramp_goes_on_in_the_next_stage(settings: dict[str, Any], listed: set[str]) -> None:
-    found = staged([ramp()], [second(**settings)])
-    assert left(found).keys() == listed
-    assert found.recipe.stages[0].after == ("fold-masks",)
-    assert "initial_sparsity=0.5,end=50%" in found.recipe.stages[1].pipeline[0]
-    one = parse_pipeline(found.recipe.stages[0].pipeline, 8).run(capture_tokens(tiny("bert-cls")))
-    one = parse_pipeline(("fold-masks",), 8).run(trained(one, 8))
-    gone = {name: one.tensor(name) == 0 for name in named_weights(one)}
-    both = trained(parse_pipeline(found.recipe.stages[1].pipeline, 8).run(one), 8)
-    for name, zero in gone.items():
-        assert bool((both.tensor(name)[zero] == 0).all()), name
-        assert float((both.tensor(name) == 0).float().mean()) == pytest.approx(0.8, abs=0.01)
-
-
-def named_weights(program: Program) -> list[str]:
-    return [name for name in program.named_tensors() if re.search(r"(query|dense)\.weight$", name)]
-
-
-@pytest.mark.parametrize(
-    "item",
-    [
-        second(mask_type=[1, 4]),
-        second(final_sparsity=0.4),
-        second(global_sparsity=True),
-        ("MovementPruningModifier", second()[1]),
-    ],
-)
-def test_a_ramp_that_cannot_go_on_is_listed(item: Item) -> None:
-    found = staged([ramp()], [item])
-    assert found.recipe.stages[1].pipeline == ()
-    assert "the masks of an earlier stage hold" in left(found)[f"{item[0]} of {ALL}"]
-    assert sum(line.startswith(item[0]) for line in found.carried) == (
-        item[0] == "GMPruningModifier"
-    )
-
-
-def test_ramps_of_other_weights_keep_the_masks_of_the_stage_before() -> None:
-    found = staged([ramp([QUERY])], [second(names=[DENSE])])
-    assert found.recipe.stages[0].after == ()
-    (told,) = left(found)
-    assert told.startswith("s1-sparse: magnitude-prune of '^.*dense.weight'")
-    program = run(found)
-    assert zeros(program, r"query\.weight$") == pytest.approx(0.5, abs=0.01)
-    assert zeros(program, r"dense\.weight$") == pytest.approx(0.8, abs=0.01)
-
-
-def test_a_lock_of_weights_without_a_ramp_is_listed() -> None:
-    found = staged([ramp([QUERY]), lock([DENSE])])
-    assert "beside a ramp, so zeros without a mask" in left(found)["ConstantPruningModifier"]
-    assert not any(line.startswith("ConstantPruning") for line in found.carried)
-    within = staged([ramp(), lock([DENSE])], [])
-    assert left(within) == {}
-    after = staged([lock([QUERY])], [lock([DENSE], start_epoch=4.0)])
-    assert "behind the lock of an earlier stage" in left(after)["ConstantPruningModifier"]
-    assert left(staged([lock(ALL)], [lock([DENSE], start_epoch=4.0)])) == {}
-
-
-def test_several_locks_are_one() -> None:
-    found = staged([lock([QUERY]), lock(["re:.*key.weight"])])
-    assert left(found) == {}
-    program = capture_tokens(tiny("bert-cls"))
-    for name in named_weights(program) + [
-        each for each in program.named_tensors() if "key" in each
-    ]:
-        program.tensor(name).detach().view(-1)[::2] = 0.0
-    (text,) = found.recipe.stages[0].pipeline
-    program = trained(parse_pipeline((text,), 4).run(program), 4)
-    assert zeros(program, r"query\.weight$") == zeros(program, r"key\.weight$") == 0.5
-    assert zeros(program, r"dense\.weight$") < 0.01
-    assert staged([lock([QUERY]), lock(ALL)]).recipe.stages[0].pipeline == ("pattern-lock",)
-    ends = staged([lock([QUERY], end_epoch=2.0)])
-    assert left(ends) == {"ConstantPruningModifier.end_epoch": "2: a lock holds to the end"}
-
-
-def test_a_ramp_after_the_end_of_its_stage_prunes_nothing() -> None:
-    late = staged([ramp(start_epoch=5.0, end_epoch=6.0)])
-    assert late.recipe.stages[0].pipeline == ()
-    assert "it prunes nothing" in left(late)["GMPruningModifier of epoch 5"]
-    quantizer = ("QuantizationModifier", {"start_epoch": 2.0})
-    cut = staged([ramp(start_epoch=3.0, end_epoch=4.0), quantizer])
-    assert not any("magnitude" in text for stage in cut.recipe.stages for text in stage.pipeline)
-    assert "up to epoch 2 of its stage" in left(cut)["GMPruningModifier of epoch 3"]
-
-
-@pytest.mark.parametrize("names", [[], None])
-@pytest.mark.parametrize("make", [ramp, lock])
-def test_a_modifier_that_names_no_weight_is_refused(make: Any, names: Any) -> None:
-    kind, settings = make(names)
-    with pytest.raises(RecipeError, match="it names no weight") as caught:
-        staged([(kind, settings)])
-    assert (caught.value.who, caught.value.where) == ("import", f"{kind}.params")
-
-
-def test_a_word_for_every_weight_holds_among_others_too() -> None:
-    assert "include" not in staged([ramp([ALL, QUERY])]).recipe.stages[0].pipeline[0]
-    frozen = ("TrainableParamsModifier", {"params": "__ALL__", "trainable": False})
-    found = staged([frozen])
-    training = found.recipe.stages[0].training
-    assert training
-    assert training.freeze == ()
-    assert "__ALL__: a stage with all of it frozen" in left(found)["TrainableParamsModifier"]
-
-
-def test_one_text_is_one_name() -> None:
-    quantizer = {"start_epoch": 0.0, "submodules": "bert.encoder", "exclude_module_types": "Conv1D"}
-    found = staged([("QuantizationModifier", quantizer)])
-    assert r"include=('^bert\\.encoder\\.',)" in found.recipe.stages[0].pipeline[0]
-    told = left(found)["QuantizationModifier.exclude_module_types"]
-    assert told == "Conv1D: exclude weights by name"
-
-
-def test_a_second_distillation_is_listed() -> None:
-    keys = [{"hardness": 0.5, "start_epoch": 0.0, "end_epoch": end} for end in (4.0, 2.0)]
-    found = staged([("DistillationModifier", each) for each in keys])
-    assert left(found)["DistillationModifier"] == "a stage has one; the first is taken"
-    late = staged([("DistillationModifier", {"start_epoch": 5.0})])
-    assert left(late) == {"DistillationModifier": "epochs 5 to 4: none of its stage"}
-
-
-def test_frozen_for_a_part_of_a_stage_is_listed() -> None:
-    settings = {"params": ["re:.*embeddings.*"], "trainable": False, "start_epoch": 0.0}
-    kind = "TrainableParamsModifier"
-    part = staged([(kind, {**settings, "end_epoch": 1.0})])
-    assert part.recipe.stages[0].training
-    assert part.recipe.stages[0].training.freeze == ()
-    assert "epochs 0 to 1: a stage freezes from its start to its end" in left(part)[kind]
-    whole = staged([(kind, {**settings, "end_epoch": -1.0, "params_strict": True})])
-    assert whole.recipe.stages[0].training
-    assert whole.recipe.stages[0].training.freeze == ("^.*embeddings.*",)
-    assert left(whole).keys() == {f"{kind}.params_strict"}
-
-
-@pytest.mark.parametrize(
-    ("item", "where", "told"),
-    [
-        (ramp(start_epoch="zero"), "GMPruningModifier.start_epoch", "number, found 'zero'"),
-        (ramp(names=3), "GMPruningModifier.params", "expected a list of names, found 3"),
-        (
-            ("DistillationModifier", {"hardness": 1.5}),
-            "DistillationModifier.hardness",
-            "expected a number of 0 to 1, found 1.5",
-        ),
-    ],
-)
-def test_wrong_values_are_refused_with_their_place(item: Item, where: str, told: str) -> None:
-    with pytest.raises(RecipeError, match=told) as caught:
-        staged([item])
-    assert (caught.value.who, caught.value.where) == ("import", where)
-
-
-def test_flags_of_an_expression_stand_before_all_else() -> None:
-    found = staged([ramp(["re:(?i).*QUERY.weight"])])
-    assert zeros(run(found), r"query\.weight$") == pytest.approx(0.5, abs=0.01)
+def test_mistakes_of_the_research_package_have_a_place(
+    changed: dict[str, Any], where: str, told: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(told)) as caught:
+        import_text(json.dumps({**RESEARCH, **changed}), name="research", who="file.json")
+    assert (caught.value.who, caught.value.where) == ("file.json", where)
