@@ -7,9 +7,12 @@ looks for them. They are only a cache: :meth:`Shapes.infer` makes them anew from
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import re
+import threading
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +28,8 @@ from sparsefx.errors import ProgramError
 from sparsefx.inputs.signature import Dim, InputSpec, Signature, format_type
 
 __all__ = ["ShapeFact", "Shapes", "is_wired_as", "static_size", "wiring"]
+
+_TORCH = logging.getLogger("torch._subclasses.fake_tensor")
 
 # Example sizes for dynamic dimensions: distinct, so that two dimensions are never taken for one,
 # and unlike any size that models have, so that none is taken for a static dimension.
@@ -191,7 +196,7 @@ class Shapes:
             return self._calls[key]
         try:
             # Some operators compute shapes in Python, where sizes with names need its dispatcher.
-            with enable_python_dispatcher(), self._mode, torch.no_grad():
+            with _told_once(), enable_python_dispatcher(), self._mode, torch.no_grad():
                 if _writes(node.target):  # the recorded values are those of other nodes too
                     args, kwargs = tree_map_only(FakeTensor, torch.Tensor.detach, (args, kwargs))
                 result = node.target(*args, **kwargs)  # type: ignore[operator]  # call_function
@@ -290,6 +295,21 @@ class Shapes:
             return known
         text = re.sub(r"\w+", lambda found: self._names.get(found[0], found[0]), str(size))
         return int(text) if text.isdigit() else text
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Keep torch, in this thread, from logging the traceback of what it raises as well."""
+    thread = threading.get_ident()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or record.thread != thread
+
+    _TORCH.addFilter(wanted)
+    try:
+        yield
+    finally:
+        _TORCH.removeFilter(wanted)
 
 
 def _recorded(node: fx.Node) -> tuple[Any, Any]:

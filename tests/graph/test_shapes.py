@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sparsefx
 from sparsefx import Pipeline, Program
+from sparsefx.errors import ProgramError
+from sparsefx.rewrite import Rewriter
 from sparsefx.testing import small_program
 from sparsefx.verify import verify
 
@@ -59,6 +63,18 @@ def test_inference_leaves_the_compilers_of_torch_alone() -> None:
     assert isinstance(mode.shape_env, ShapeEnv)
     assert mode.shape_env._get_user_frame() is None
     assert mode.cache_enabled is False
+
+
+def test_an_operator_that_refuses_its_inputs_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    program = small_program(lambda x: torch.relu(x), x=torch.ones(2, 3))
+    (relu,) = program.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)
+    rewriter = Rewriter(program)
+    with rewriter.before(relu), pytest.raises(ProgramError, match="refuses its inputs"):
+        rewriter.call(torch.ops.aten.bmm.default, *relu.args, *relu.args)
+    assert caplog.messages == []
+    assert logging.getLogger("torch._subclasses.fake_tensor").filters == []  # others are told
 
 
 class Attending(nn.Module):
