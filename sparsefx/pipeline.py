@@ -209,12 +209,12 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     rewriter.finish()
     if report.applied:
         program.properties = (program.properties - contract.destroys) | contract.establishes
-    else:
-        _no_match(item, report)
     signature = None if contract.changes_signature else baseline.signature
     verified = replace(baseline, wired=rewriter.wired)
     verify(program, signature=signature, before=verified, who=item.name)
     after = program.fingerprint()
+    if not report.applied:
+        _no_match(item, report, changed=before != after)
     entry = HistoryEntry(
         str(item), report.applied, report.skipped, report.notes, before != after, after
     )
@@ -222,9 +222,11 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     return report
 
 
-def _no_match(item: Pass, report: PassReport) -> None:
+def _no_match(item: Pass, report: PassReport, *, changed: bool) -> None:
     reasons = "".join(f"\n  - {skip}" for skip in report.skipped[:20])
     why = "it applied nowhere" + (f":{reasons}" if reasons else " and found nothing to consider")
+    if changed:
+        why = "it changed the Program and says that it applied nowhere: return how often it did"
     if item.on_no_match == "error":
         raise PassError(why, who=item.name, hint="on_no_match='warn' lets the pipeline go on")
     if item.on_no_match == "warn":

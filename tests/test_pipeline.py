@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -72,6 +72,26 @@ def test_no_match_is_never_silent(on_no_match: str, caplog: pytest.LogCaptureFix
     assert ("applied nowhere" in caplog.text) == (on_no_match == "warn")
     assert not result.history[0].changed
     assert result.properties == frozenset()
+
+
+@pytest.mark.parametrize("on_no_match", ["error", "warn"])
+def test_a_change_that_is_not_counted_is_told(
+    on_no_match: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def uncounted(program: Program, ctx: PassContext) -> int:
+        (linear,) = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+        ctx.rewriter.set_tensor(str(linear.args[1].target), torch.zeros(4, 4))
+        return 0
+
+    program = small_program(torch.nn.Linear(4, 4), input=torch.ones(1, 4))
+    pipeline = Pipeline((function_pass("uncounted")(uncounted)(on_no_match=on_no_match),))
+    if on_no_match == "error":
+        with pytest.raises(errors.PassError, match="it changed the Program and says that it"):
+            pipeline.run(program)
+        return
+    assert pipeline.run(program).history[0].changed
+    assert "uncounted: it changed the Program and says that it applied nowhere" in caplog.text
+    assert "found nothing" not in caplog.text
 
 
 def test_a_giver_that_applied_nowhere_is_named() -> None:
