@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from keyword import iskeyword
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from sparsefx.errors import CaptureError, did_you_mean, first_line
-from sparsefx.frontend.agreement import check_agreement, in_mode, named_outputs
+from sparsefx.errors import CaptureError, did_you_mean
+from sparsefx.frontend.agreement import check_agreement, named_outputs
 from sparsefx.frontend.clean import clean_graph
+from sparsefx.frontend.export import export
 from sparsefx.frontend.guards import exported_conditions
 from sparsefx.graph.memory import no_collection
 from sparsefx.graph.shapes import Shapes, static_size
@@ -91,7 +91,7 @@ def capture(
         for name, value in inputs.items()
     )
     with no_collection():
-        exported = _export(model, inputs, dims)
+        exported = export(model, inputs, dims)
         program = _to_program(exported, specs, _config_of(model), given=False)
     _require(program, check_agreement(model, program, inputs))
     return program.train(model.training)
@@ -227,44 +227,6 @@ def _grow(name: str, value: Tensor, dims: Mapping[int, str]) -> Tensor:
         if value.shape[dim] == 1:
             value = torch.cat([value, value], dim)
     return value
-
-
-def _export(
-    model: nn.Module, inputs: dict[str, Tensor], dims: Mapping[str, Mapping[int, str]]
-) -> ExportedProgram:
-    auto = torch.export.Dim.AUTO
-    shapes = {name: dict.fromkeys(found, auto) for name, found in dims.items()}
-    # In training mode every dropout shows its rate.
-    with in_mode(model, training=True), _entered_modules(model) as entered:
-        try:
-            return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
-        except Exception as error:
-            where = entered[-1] if entered else type(model).__name__
-            raise CaptureError(
-                f"torch.export failed: {first_line(error)}",
-                who="capture",
-                where=where,
-                hint="make this module free of control flow that depends on tensor values and of "
-                "calls outside torch; or export it yourself and capture the ExportedProgram",
-            ) from error
-
-
-@contextmanager
-def _entered_modules(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that holds the names of the modules whose forward has not returned."""
-    stack: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
-        label = f"{name or '<root>'} ({type(module).__name__})"
-        handles.append(
-            module.register_forward_pre_hook(lambda *_, label=label: stack.append(label))
-        )
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
-    try:
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _from_exported(exported: ExportedProgram) -> Program:

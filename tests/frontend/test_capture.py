@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,26 @@ def test_what_cannot_be_captured_names_module_reason_and_way_out() -> None:
     assert "inner (BranchingInner)" in str(caught.value)
     assert "torch.export failed" in str(caught.value)
     assert "hint:" in str(caught.value)
+
+
+@dataclass
+class Result:
+    scores: Tensor
+
+
+@pytest.mark.parametrize("wrap", [Result, lambda x: {"first": x, "rest": [Result(x)]}])
+def test_a_model_that_returns_an_object_of_its_own_is_told_what_to_return(wrap: Any) -> None:
+    class Returning(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return wrap(x * 2)
+
+    with pytest.raises(CaptureError) as caught:
+        sparsefx.capture(Returning(), {"x": torch.randn(2, 3)})
+    assert str(caught.value) == (
+        "capture at Returning: its forward returns Result, which torch.export cannot look into\n"
+        "  hint: return a tensor, or a tuple, list, dict or ModelOutput of tensors; a module "
+        "around the model can do so"
+    )
 
 
 @pytest.mark.parametrize(
