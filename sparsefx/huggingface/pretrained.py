@@ -83,6 +83,10 @@ def load_pretrained(
     """
     import transformers
 
+    if labels is not None and labels < 1:
+        raise CaptureError(
+            f"a head of {labels} outputs: at least 1 is needed", who="load", where="labels"
+        )
     config = read_config(place)
     check_weight_files(place)
     _check_vocabulary(config, (config.architectures or [type(config).__name__])[0])
@@ -132,14 +136,33 @@ def _load_weights(cls: Any, place: str, config: Any, *, resize: bool) -> tuple[A
             place,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=resize,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         pickles = ", ".join(map(str, Path(place).glob("*.bin")))
         why = f"the weights cannot be loaded: {first_line(error)}"
         raise unreadable(pickles or place, why) from error
+    _refuse_other_weights(model, report, place, f"{model.base_model_prefix}." if resize else "")
     return model, sorted(report["missing_keys"])
+
+
+def _refuse_other_weights(model: Any, report: Any, place: str, body: str) -> None:
+    """Refuse files of another model: it would begin, in part or whole, with random values."""
+    for name, there, here in sorted(report["mismatched_keys"]):
+        if name.startswith(body):
+            why = f"{name} is {tuple(there)} in the files, and {tuple(here)} by config.json"
+            raise unreadable(place, why)
+    names = {name for name, _ in model.named_parameters()}
+    if not names <= set(report["missing_keys"]):
+        return
+    held = "".join(f", which hold {name}" for name in sorted(report["unexpected_keys"])[:1])
+    raise ArtifactError(
+        f"the files have none of its {len(names)} weights{held}",
+        who="load",
+        where=place,
+        hint="names are those of transformers; take off a prefix that training added: 'module.'",
+    )
 
 
 def capture_pretrained(place: str, *, labels: int | None = None) -> Program:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from sparsefx.errors import ArtifactError
 from sparsefx.huggingface import capture_pretrained
+from sparsefx.importers.result import pass_text
 from sparsefx.masks import find_masks
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 
 __all__ = ["import_sparse_checkpoint"]
+
+_ROLES = ("encoder", "pooler", "head", "embedding", "convolution", "other")
 
 
 def import_sparse_checkpoint(
@@ -19,7 +24,7 @@ def import_sparse_checkpoint(
     """Capture a pruned checkpoint; its zeros become masks that are locked.
 
     The Program trains on with these zeros: fine-tune it, distil into it, quantize it. Matrices
-    without zeros stay dense, and so do embeddings (a padding row of zeros is no pruning).
+    without zeros stay dense, and so do embedding tables (a padding row of zeros is no pruning).
 
     Args:
         place: Hugging Face id, or a folder with ``config.json``; zeros are plain zeros in it.
@@ -30,7 +35,8 @@ def import_sparse_checkpoint(
         ArtifactError: The checkpoint cannot be read, or it is dense.
     """
     program = capture_pretrained(place, labels=labels)
-    locked = Pipeline.parse("pattern-lock{on_no_match='ignore'}").run(program, in_place=True)
+    lock = pass_text("pattern-lock", roles=_ROLES, exclude=_tables(program), on_no_match="ignore")
+    locked = Pipeline.parse(lock).run(program, in_place=True)
     masks = [locked.tensor(site.mask) for site in find_masks(locked)]
     count = sum(mask.numel() for mask in masks)
     zeros = count - sum(int(torch.count_nonzero(mask)) for mask in masks)
@@ -46,3 +52,9 @@ def import_sparse_checkpoint(
         where=place,
         hint="masks that were saved beside the weights have to be multiplied in before",
     )
+
+
+def _tables(program: Program) -> tuple[str, ...]:
+    """Return expressions of embedding tables; a linear between two widths beside them is none."""
+    nodes = program.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default)
+    return tuple(f"^{re.escape(str(node.args[0].target))}$" for node in nodes)
