@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_epochs import import_epochs, optimizer_of, version_of
+from sparsefx.importers.neural_compressor_epochs import (
+    import_epochs,
+    leave_training,
+    optimizer_of,
+    version_of,
+)
 from sparsefx.importers.neural_compressor_pruner import Pruner, kept, steps_of
 from sparsefx.importers.result import Imported, Notes, names_of
 from sparsefx.recipe import Recipe, Stage, Training
@@ -131,7 +136,7 @@ def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
     epochs = max((float(each) for each in given if isinstance(each, int | float)), default=0.0)
     if epochs and last:
         notes.leave("pruning.train.epoch", f"{epochs:g}: the stage ends with the ramp")
-    notes.leave_rest("pruning.train", train)
+    leave_training(train, "pruning.train", notes)
     for key in sorted(pruning.keys() - {"approach", "train"}):
         notes.leave(f"pruning.{key}", "only its sections 'approach' and 'train' are carried over")
     epochs = epochs or _FREE_EPOCHS

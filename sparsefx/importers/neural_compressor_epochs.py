@@ -17,7 +17,7 @@ from sparsefx.importers.result import (
 )
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["import_epochs", "optimizer_of", "version_of"]
+__all__ = ["import_epochs", "leave_training", "optimizer_of", "version_of"]
 
 _WORDS_OF_1 = frozenset(
     {
@@ -121,7 +121,7 @@ def import_epochs(
         raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
     settings = optimizer_of(train, notes)
     train.pop("start_epoch", None)
-    notes.leave_rest("train", train)
+    leave_training(train, "train", notes)
     for key in sorted(content.keys() - {"pruning"}):
         notes.leave(key, "only the section 'pruning' is carried over")
     locks = any(text.startswith("pattern-lock") for text in texts)
@@ -194,6 +194,19 @@ def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
             f"expected a number of 0 or more, found {value!r}", who=who, where=f"{where}.{key}"
         )
     return float(value)
+
+
+def leave_training(train: dict[str, Any], where: str, notes: Notes) -> None:
+    """List what is left of a section on training; its distillation has a counterpart."""
+    for kind, given in dict(train.pop("criterion", None) or {}).items():
+        why = "has no counterpart"
+        if "Distillation" in str(kind):
+            why = (
+                "distill{logits=...,temperature=...} with label_weight and a teacher is nearest; "
+                "its teacher is not in the file: add it by hand"
+            )
+        notes.leave(f"{where}.criterion.{kind}", f"{given!r}: {why}")
+    notes.leave_rest(where, train)
 
 
 def optimizer_of(train: dict[str, Any], notes: Notes) -> OptimizerSettings:

@@ -119,6 +119,13 @@ def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) ->
     assert caught.value.who == "import"
 
 
+def test_a_distillation_is_listed_with_what_is_nearest() -> None:
+    given = "{criterion: {KnowledgeDistillationLoss: {temperature: 2.0}, CrossEntropyLoss: {}}}"
+    listed = left(one(RAMP_1, train=given))
+    assert "distill{logits=...,temp" in listed["train.criterion.KnowledgeDistillationLoss"]
+    assert listed["train.criterion.CrossEntropyLoss"] == "{}: has no counterpart"
+
+
 def test_one_name_is_a_list_of_one() -> None:
     found = one("{names: a.weight}")
     assert r"include=('^a\\.weight$',)" in found.recipe.stages[0].pipeline[0]
