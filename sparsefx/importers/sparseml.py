@@ -209,8 +209,9 @@ class _Reader:
             if item.kind not in _KNOWN:
                 self._notes.leave(item.kind, modifiers.reason_for(item.kind))
             start, stop = training.span_of(item, self._length)
-            if item.kind in (_DISTILLER, _FREEZER) and (start >= self._length or stop <= 0):
-                self._notes.leave(item.kind, f"epochs {start:g} to {stop:g}: none of its stage")
+            outside = start >= self._length or stop <= 0
+            if outside and item.kind in (_DISTILLER, _FREEZER, *_RATES):
+                self._notes.leave(item.kind, "its epochs lie outside of its stage")
 
     def _of(self, *kinds: str) -> list[Modifier]:
         return [item for item in self._modifiers if item.kind in kinds]

@@ -205,6 +205,9 @@ def quantization(item: Modifier, begin: float, length: float, notes: Notes) -> s
     freeze = None
     if isinstance(stop, int | float) and begin < stop < length:
         freeze = share(stop - begin, length - begin)
+    elif isinstance(stop, int | float) and 0 <= stop <= begin:
+        where = f"{item.kind}.disable_quantization_observer_epoch"
+        notes.leave(where, f"{stop:g}: observers learn from epoch {begin:g} to the end")
     parts = names_of(rest.pop("submodules", None), f"{item.kind}.submodules")
     modules = [name for name in parts if not _is_table(name)]
     if quantizes_tables(item):

@@ -122,10 +122,9 @@ def _by_function(
 def _by_class(item: Modifier, notes: Notes) -> tuple[float | None, ScheduleSettings]:
     rest = dict(item.settings)
     rate, kind = _rate(rest, "init_lr", item.kind), rest.get("lr_class")
-    notes.leave(
-        f"{item.kind}.lr_class",
-        f"{kind} with {rest.get('lr_kwargs', {})} is not here; the rate stays at {rate}",
-    )
+    then = f"the rate stays at {rate}" if rate else "sparsefx's default holds"
+    why = f"{kind} with {rest.get('lr_kwargs', {})} is not here; {then}"
+    notes.leave(f"{item.kind}.lr_class", why)
     return rate or None, _CONSTANT
 
 

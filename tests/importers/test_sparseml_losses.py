@@ -183,7 +183,19 @@ def test_a_second_distillation_is_listed() -> None:
     found = staged([("DistillationModifier", each) for each in keys])
     assert left(found)["DistillationModifier"] == "a stage has one; the first is taken"
     late = staged([("DistillationModifier", {"start_epoch": 5.0})])
-    assert left(late) == {"DistillationModifier": "epochs 5 to 4: none of its stage"}
+    assert left(late) == {"DistillationModifier": "its epochs lie outside of its stage"}
+
+
+def test_settings_without_a_place_in_time_are_listed() -> None:
+    late = staged([("SetLearningRateModifier", {"start_epoch": 5.0, "learning_rate": 1e-3})])
+    assert left(late) == {"SetLearningRateModifier": "its epochs lie outside of its stage"}
+    early = {"start_epoch": 2.0, "disable_quantization_observer_epoch": 1.0, "submodules": "bert"}
+    told = left(staged([("QuantizationModifier", early)]))
+    assert "1: observers learn" in told["QuantizationModifier.disable_quantization_observer_epoch"]
+    kind = "LearningRateModifier"
+    rate, _, _, listed = rated((kind, {"lr_class": "StepLR", "init_lr": 0.0}))
+    assert rate == 5e-5
+    assert listed[f"{kind}.lr_class"].endswith("is not here; sparsefx's default holds")
 
 
 def test_frozen_for_a_part_of_a_stage_is_listed() -> None:
