@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
+from sparsefx.graph.devices import as_device, move_constants
 from sparsefx.graph.printing import format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.graph.writes import count_optimizer_steps
@@ -161,12 +162,14 @@ class Program:
                 item.after_step(self, self.steps)
 
     def to(self, device: torch.device | str) -> Program:
-        """Move tensors, and the constants that the graph makes, to ``device``."""
-        device = torch.device(device)
+        """Move tensors, and the constants that the graph makes, to ``device``.
+
+        Raises:
+            ProgramError: It is no device, such as a type of numbers.
+        """
+        device = as_device(device)
         self._module.to(device)
-        for node in self.graph.nodes:
-            node.args = _replace_devices(node.args, device)
-            node.kwargs = _replace_devices(node.kwargs, device)
+        move_constants(self.graph, device)
         self.changed()
         return self
 
@@ -391,7 +394,3 @@ def _version_of(program: Program, name: str) -> tuple[int, int] | None:
     except ProgramError:
         return None
     return (id(tensor), tensor._version)
-
-
-def _replace_devices(value: Any, device: torch.device) -> Any:
-    return fx.node.map_aggregate(value, lambda v: device if isinstance(v, torch.device) else v)

@@ -159,6 +159,19 @@ def test_to_moves_the_constants_of_the_graph() -> None:
     assert "cpu" not in program.dump()
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (torch.bfloat16, r"model\.to\(torch\.bfloat16\), and capture it"),
+        ("gpu", "give a device such as 'cpu' or 'cuda:0'"),
+        (None, "give a device"),
+    ],
+)
+def test_to_takes_devices_alone(given: Any, hint: str) -> None:
+    with pytest.raises(ProgramError, match=rf"is no device\n  hint: .*{hint}"):
+        captured("bert-cls").to(given)
+
+
 class Off(nn.Module):
     """Drops out where it trains, and norms and drops out where it says that it does not."""
 
