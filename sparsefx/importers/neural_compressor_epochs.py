@@ -198,7 +198,8 @@ def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
 
 def leave_training(train: dict[str, Any], where: str, notes: Notes) -> None:
     """List what is left of a section on training; its distillation has a counterpart."""
-    for kind, given in dict(train.pop("criterion", None) or {}).items():
+    criteria = train.get("criterion")
+    for kind, given in (train.pop("criterion") if isinstance(criteria, dict) else {}).items():
         why = "has no counterpart"
         if "Distillation" in str(kind):
             why = (
@@ -209,11 +210,19 @@ def leave_training(train: dict[str, Any], where: str, notes: Notes) -> None:
     notes.leave_rest(where, train)
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    raise RecipeError(f"expected keys with values, found {value!r}", where=where)
+
+
 def optimizer_of(train: dict[str, Any], notes: Notes) -> OptimizerSettings:
     """Take the optimizer out of a section, whatever its name; here it is AdamW."""
     found: dict[str, float] = {}
-    for kind, given in (train.pop("optimizer", None) or {}).items():
-        where, rest = f"train.optimizer.{kind}", dict(given or {})
+    optimizers = train.pop("optimizer", None) or {}
+    for kind, given in _mapping(optimizers, "train.optimizer").items():
+        where = f"train.optimizer.{kind}"
+        rest = dict(_mapping(given or {}, where))
         if "learning_rate" in found:
             notes.leave(where, "a stage has one optimizer; the first is taken")
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor_ramps import nearest_exponent
-from sparsefx.importers.result import Notes, names_of, pass_text
+from sparsefx.importers.result import Notes, names_of, number_of, pass_text
 
 __all__ = ["Pruner", "kept", "steps_of"]
 
@@ -88,7 +88,7 @@ class Pruner:
     def _magnitude(self) -> str:
         rest = self._rest
         wanted = str(rest.pop("pattern")).rpartition("_")[2]  # tile_pattern_4x1 in 1.14
-        target, scope = float(rest.pop("target_sparsity")), rest.pop("pruning_scope")
+        target, scope = self._number("target_sparsity"), rest.pop("pruning_scope")
         scope, pattern, sparsity = self._pattern(wanted, target, scope)
         if ":" in pattern:
             rest.pop("max_sparsity_ratio_per_op")  # the pattern is the bound
@@ -150,7 +150,7 @@ class Pruner:
 
     def _bounded(self, sparsity: float, scope: str) -> float:
         """Return the sparsity that the bound for each weight leaves."""
-        bound = float(self._rest.pop("max_sparsity_ratio_per_op"))
+        bound = self._number("max_sparsity_ratio_per_op")
         if bound < sparsity:
             self._leave("target_sparsity", f"{sparsity:g}: max_sparsity_ratio_per_op={bound:g}")
         if scope == "global":
@@ -185,6 +185,9 @@ class Pruner:
         names = names_of(self._rest.pop(key, None), f"{self._where}.{key}")
         return tuple(_END.sub(_of_weight, name) for name in names)
 
+    def _number(self, key: str) -> float:
+        return number_of(self._rest.pop(key), f"{self._where}.{key}")
+
     def _leave(self, key: str, reason: str) -> None:
         self._notes.leave(f"{self._where}.{key}", reason)
 
@@ -211,6 +214,13 @@ def kept(found: Sequence[tuple[str, str]], notes: Notes) -> tuple[str, ...]:
     dropped = locks if ramps else locks[1:]
     for place in dropped:
         notes.leave(place, why)
+    seen: list[str] = []
+    for place, text in found:
+        weights = text.rpartition("roles=")[2]  # what follows chooses the weights
+        if place not in locks and weights in seen:
+            notes.leave(place, "an earlier one prunes the same weights; a weight has one mask here")
+            dropped = [*dropped, place]
+        seen.append(weights)
     taken = [(place, text) for place, text in found if place not in dropped]
     for place, text in taken:
         notes.carry(place, text)

@@ -90,6 +90,19 @@ def test_pruners_that_may_share_a_weight_are_told() -> None:
     assert left(one(named[0], named[1].replace("0.8", "0.5"))) == {}
 
 
+def test_a_second_pruner_of_the_same_weights_is_not_told_as_carried_over() -> None:
+    found = two({"op_names": ["key"]}, {"op_names": ["key"], "target_sparsity": 0.5})
+    assert len(found.carried) == len(found.recipe.stages[0].pipeline) == 1
+    assert "prunes the same weights" in left(found)["pruners[1] (magnitude)"]
+
+
+@pytest.mark.parametrize("key", ["target_sparsity", "max_sparsity_ratio_per_op"])
+def test_shares_that_are_no_numbers_are_refused_with_their_place(key: str) -> None:
+    with pytest.raises(RecipeError, match="expected a number, found 'most'") as caught:
+        two({key: "most"})
+    assert caught.value.where == f"pruners[0].{key}"
+
+
 def test_an_optimizer_is_carried_over_or_listed() -> None:
     given = "{optimizer: {AdamW: {learning_rate: 3e-5, weight_decay: 0.1, eps: 1e-6}, SGD: {}}}"
     found = one(RAMP_1, train=given)
@@ -111,6 +124,7 @@ def test_an_optimizer_is_carried_over_or_listed() -> None:
             "of 0 or more, found 'fast'",
         ),
         ("{optimizer: {AdamW: {learning_rate: 0}}}", "a learning rate of 0 trains nothing"),
+        ("{optimizer: AdamW}", "train.optimizer: expected keys with values, found 'AdamW'"),
     ],
 )
 def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) -> None:
@@ -124,6 +138,8 @@ def test_a_distillation_is_listed_with_what_is_nearest() -> None:
     listed = left(one(RAMP_1, train=given))
     assert "distill{logits=...,temp" in listed["train.criterion.KnowledgeDistillationLoss"]
     assert listed["train.criterion.CrossEntropyLoss"] == "{}: has no counterpart"
+    told = left(one(RAMP_1, train="{criterion: distillation}"))
+    assert told == {"train.criterion": "'distillation' has no counterpart"}
 
 
 def test_one_name_is_a_list_of_one() -> None:
