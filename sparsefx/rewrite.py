@@ -241,9 +241,17 @@ class Rewriter:
         return self._read(name)
 
     def set_tensor(self, name: str, tensor: Tensor) -> None:
-        """Replace a tensor by another, of any shape or dtype; a parameter stays a parameter."""
+        """Replace a tensor by another, of any shape or dtype; a parameter stays a parameter.
+
+        Raises:
+            ProgramError: There is none of this name.
+        """
         name = self.program.canonical(name)
-        old = self.program.tensor(name)
+        try:
+            old = self.program.tensor(name)
+        except ProgramError as error:
+            error.hint += "; add_buffer or add_parameter makes a new one"
+            raise
         module, leaf = self._place(name)
         if isinstance(old, nn.Parameter) and tensor.is_floating_point():
             setattr(module, leaf, nn.Parameter(tensor.detach(), requires_grad=old.requires_grad))

@@ -213,6 +213,13 @@ def test_an_operator_that_refuses_its_inputs_is_reported_at_once() -> None:
         rewriter.call(aten.matmul.default, relu, relu)
 
 
+def test_setting_a_tensor_that_is_not_there_points_at_what_adds_one() -> None:
+    with pytest.raises(
+        errors.ProgramError, match=r"no tensor 'state'\n.*; add_buffer or add_param"
+    ):
+        Rewriter(relu_program(), "test").set_tensor("state", torch.zeros(2))
+
+
 def test_erasing_a_used_node_is_refused() -> None:
     program = relu_program()
     (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
