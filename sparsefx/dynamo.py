@@ -11,7 +11,7 @@ import logging
 import operator
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,15 @@ _WHO = "torch.compile"
 _DROPOUTS = (torch.nn.functional.dropout, torch.dropout)
 
 
+_MOST_MODELS = 4
+"""Of one class that stay lowered; each holds its weights twice."""
+
+
 @dataclass(frozen=True)
 class _Lowered:
     """A lowered graph, and the weights that it was lowered with."""
 
-    marks: list[tuple[int, int]]
+    versions: list[int]
     held: list[Tensor]
     compiled: Compiled
 
@@ -110,22 +114,26 @@ class _Lowering:
             if isinstance(value, Tensor) and place not in free.values()
         ]
         self._lock = threading.Lock()
-        self._latest = self._lower(examples)
+        # By the addresses of the weights, last used last: models of one class share a graph.
+        self._lowered = {self._addresses(examples): self._lower(examples)}
 
     def __call__(self, *values: Any) -> tuple[Tensor, ...]:
         """Compute the graph with the weights that are among ``values``."""
         with self._lock:
-            if self._latest.marks != _marks(values[place] for place in self._stored):
-                logger.info("%s: the weights have changed, lowering anew", _WHO)
-                self._latest = self._lower(values)
-            compiled = self._latest.compiled
-        found = compiled(**{name: values[place] for name, place in self._free.items()})
+            addresses = self._addresses(values)
+            known = self._lowered.pop(addresses, None)
+            if known is None or known.versions != self._versions(values):
+                logger.info("%s: the weights are others, lowering anew", _WHO)
+                known = self._lower(values)
+            self._lowered[addresses] = known
+            if len(self._lowered) > _MOST_MODELS:
+                del self._lowered[next(iter(self._lowered))]
+        found = known.compiled(**{name: values[place] for name, place in self._free.items()})
         return tuple(found.values())
 
     def _lower(self, values: Sequence[Any]) -> _Lowered:
         """Lower the graph for the shapes of the examples, with the weights among ``values``."""
-        held = [values[place] for place in self._stored]
-        marks = _marks(held)
+        held, versions = [values[place] for place in self._stored], self._versions(values)
         now = dict(enumerate(self._examples)) | dict(zip(self._stored, held, strict=True))
         # Dynamo's fake tensors must not meet those of the capture.
         with torch._guards.tracing(None), torch.inference_mode(mode=False), torch.enable_grad():
@@ -133,7 +141,16 @@ class _Lowering:
             program = capture(plain, self._inputs, dynamic=self._sizes).eval()
             # Held by their memory, which so is not given to other weights under the same address.
             kept = [tensor.detach() for tensor in held]
-            return _Lowered(marks, kept, self._target.compile(program))
+            return _Lowered(versions, kept, self._target.compile(program))
+
+    def _addresses(self, values: Sequence[Any]) -> tuple[int, ...]:
+        """Where the weights lie."""
+        return tuple(values[place].data_ptr() for place in self._stored)
+
+    def _versions(self, values: Sequence[Any]) -> list[int]:
+        """How often each weight was written to, where that is counted."""
+        held = (values[place] for place in self._stored)
+        return [0 if tensor.is_inference() else tensor._version for tensor in held]
 
 
 def _cut(error: TargetError) -> TargetError:
@@ -145,11 +162,6 @@ def _cut(error: TargetError) -> TargetError:
         hint=f"{error.hint}; torch.compile gives a part of a model alone where the model's code "
         "leaves the graph (TORCH_LOGS=graph_breaks says where; output_attentions does that)",
     )
-
-
-def _marks(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Where tensors lie, and how often each was written to where that is counted."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 def _refuse_training(module: fx.GraphModule) -> None:

@@ -92,7 +92,7 @@ def test_weights_are_those_of_the_call(caplog: pytest.LogCaptureFixture) -> None
     model = tiny("handwritten")
     fast = torch.compile(model, backend=backend)
     inputs = example_batch()
-    said = "torch.compile: the weights have changed, lowering anew"
+    said = "torch.compile: the weights are others, lowering anew"
 
     def check(times: int) -> None:
         for _ in range(2):
@@ -110,6 +110,19 @@ def test_weights_are_those_of_the_call(caplog: pytest.LogCaptureFixture) -> None
     with torch.inference_mode():
         model.get_parameter("score.bias").add_(3)
         assert torch.allclose(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_models_of_one_class_are_called_in_turn(caplog: pytest.LogCaptureFixture) -> None:
+    models = [tiny("handwritten") for _ in range(2)]
+    for number, model in enumerate(models):
+        torch.nn.init.constant_(model.get_parameter("score.bias"), number)
+    both = [torch.compile(model, backend=backend) for model in models]
+    inputs = example_batch()
+    with caplog.at_level(logging.INFO, "sparsefx.dynamo"), torch.no_grad():
+        for _ in range(3):
+            for fast, model in zip(both, models, strict=True):
+                torch.testing.assert_close(fast(**inputs), model(**inputs), rtol=1e-4, atol=1e-4)
+    assert sum("lowering anew" in message for message in caplog.messages) <= 1
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
