@@ -23,7 +23,6 @@ def shortened(stage: Stage) -> Stage:
     ("name", "sparsity", "properties"),
     [
         ("demo-quick", 0.9, {Property.QUANTIZED, Property.INFERENCE}),
-        ("prune-distill-quantize", 0.9, {Property.QUANTIZED, Property.INFERENCE}),
         ("sparsebert", 0.95, set()),
         ("sparsebert-small", 0.9, {Property.QUANTIZED, Property.INFERENCE}),
     ],
