@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from sparsefx.verify import Baseline, verify
 __all__ = ["Fixpoint", "Instrument", "PassEvent", "Pipeline"]
 
 logger = logging.getLogger(__name__)
+_ONE_THREAD = threading.RLock()
+"""Held while a pipeline runs: the shape inference that copies share is for one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,13 @@ class Pipeline:
                     hint="sparsefx.capture(model, example_inputs) makes one of a model",
                 )
         self.check(program.properties)
-        _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
-        if not in_place:
-            program = program.copy()
-        with no_collection():
-            self._run(program, programs or {}, instruments)
-        _ = program.module  # compiled here, not in the first step
+        with _ONE_THREAD:
+            _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
+            if not in_place:
+                program = program.copy()
+            with no_collection():
+                self._run(program, programs or {}, instruments)
+            _ = program.module  # compiled here, not in the first step
         return program
 
     def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+import sparsefx
 from sparsefx import (
     Pipeline,
     Program,
@@ -22,6 +24,7 @@ from sparsefx.instruments import DumpDir, Numerics, Reproducer, Timing
 from sparsefx.passbase import PassContext
 from sparsefx.pipeline import Fixpoint, PassEvent
 from sparsefx.testing import small_program
+from tests.tiny_models import example_batch, tiny
 from tests.toy_passes import NeedsLock, Scale, break_output, crash, relu_program
 
 aten = torch.ops.aten
@@ -186,3 +189,13 @@ def test_a_function_that_forgets_to_return_is_told() -> None:
 
     with pytest.raises(SparsefxError, match="the function returned None"):
         Pipeline((function_pass("forgets")(forgets)(),)).run(relu_program())
+
+
+def test_pipelines_run_in_several_threads_on_one_program() -> None:
+    program = sparsefx.capture(tiny("bert-cls"), example_batch())
+    text = "decompose-attention,magnitude-prune{sparsity=0.5},fold-masks,simplify{inference=True}"
+    pipeline = Pipeline.parse(text)
+    alone = pipeline.run(program).fingerprint()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: pipeline.run(program).fingerprint(), range(8)))
+    assert found == [alone] * 8
