@@ -34,8 +34,8 @@ class Examples:
         pairs: The second sentence of every example, or None.
         labels: Of each text its class index (int) or target value (float); or a tuple: for each
             class 0.0 or 1.0 (float, or bool), where a text has any number of classes, or the class
-            index (int) of each word, where words are what one blank separates. None for texts
-            without.
+            index (int) of each word, -100 for none, where words are what one blank separates. None
+            for texts without.
 
     Raises:
         DataError: A text is none, a label is no number, or there are more of one than of another.

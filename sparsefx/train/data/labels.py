@@ -11,6 +11,7 @@ from sparsefx.errors import DataError, did_you_mean
 from sparsefx.problem import Kind
 from sparsefx.train.data.examples import Label
 from sparsefx.train.data.tables import Cell, Table
+from sparsefx.train.data.words import UNLABELLED
 
 __all__ = [
     "as_number",
@@ -26,7 +27,7 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _WHO = "task"
-_HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan"})
+_HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan", str(UNLABELLED)})
 _MOST_CLASSES = 1000
 """Of fewer texts than classes; a higher number is hardly an index."""
 _FORMS = (
@@ -202,8 +203,12 @@ def _class(name: str, indices: Mapping[str, int]) -> int | None:
 
 
 def found_labels(table: Table, label: str) -> set[str]:
-    """Return the labels of a column as texts, also those inside of lists."""
-    return _items(table.column(label))
+    """Return the labels of a column as texts, also those inside of lists.
+
+    Of lists without ``UNLABELLED``, which datasets of words say of one that has none.
+    """
+    cells = table.column(label)
+    return _items(cells) - ({str(UNLABELLED)} if any(map(is_list, cells)) else set())
 
 
 def _items(cells: Sequence[Cell]) -> set[str]:
@@ -219,7 +224,8 @@ def _several(
     if not isinstance(cell, list | tuple):
         told = f"column {label!r} holds {cell!r}, not a list of labels"
         raise DataError(told, who=_WHO, where=table.where(row), hint=_FORMS)
-    found = [_class(str(item).strip(), indices) for item in cell]
+    none = {str(UNLABELLED): UNLABELLED} if kind == "token-classification" else {}
+    found = [_class(str(item).strip(), {**indices, **none}) for item in cell]
     if None in found:
         raise _no_label(table, row, label, cell[found.index(None)], tuple(indices), kind)
     if kind == "multi-label" and len({*found}) < len(found):

@@ -24,6 +24,7 @@ from sparsefx.train.data.labels import (
 from sparsefx.train.data.sources import Rows, Source, open_tables
 from sparsefx.train.data.splits import hold_back, with_test
 from sparsefx.train.data.tables import FORMATS, Table
+from sparsefx.train.data.words import UNLABELLED
 from sparsefx.train.metrics import MetricName, ScoreName
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
@@ -96,7 +97,7 @@ class Task:
             if not isinstance(label, tuple):
                 return places[int(label)]
             if self.kind == "token-classification":
-                return tuple(places[int(word)] for word in label)
+                return tuple(w if w == UNLABELLED else places[int(w)] for w in label)
             has = {place for place, marked in zip(places, label, strict=True) if marked}
             return tuple(float(place in has) for place in range(len(classes)))
 

@@ -191,12 +191,27 @@ def test_lists_as_texts_are_refused(tmp_path: Path) -> None:
         load(place)
 
 
-def test_a_split_whose_words_have_hidden_labels_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [-1, -100])
+def test_a_split_whose_words_have_hidden_labels_is_left_out(mark: int, tmp_path: Path) -> None:
     place = jsonl(tmp_path, [{"tokens": [f"a{i}", "b"], "tags": [0, 1]} for i in range(20)])
     hidden = tmp_path / "hidden.jsonl"
-    hidden.write_text('{"tokens": ["a", "b"], "tags": [-1, -1]}\n')
+    hidden.write_text(json.dumps({"tokens": ["a", "b"], "tags": [mark, mark]}))
     task = load_task({"train": place, "test": hidden})
     assert len(task.split("test")) == 3
+
+
+@pytest.mark.parametrize(("one", "other"), [("O", "B-X"), (0, 1)])
+def test_a_word_labelled_as_ignored_has_no_label(one: Any, other: Any, tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b", "c"], "tags": [one, -100, other]}] * 20
+    task = load(jsonl(tmp_path, rows))
+    assert len(task.classes) == 2
+    assert task.split("train").labels[0][1] == -100
+    assert task.with_classes(task.classes[::-1]).split("train").labels[0][1] == -100
+
+
+def test_of_texts_the_mark_of_ignored_words_is_no_class(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'-100', which is none of the 2 classes"):
+        load(jsonl(tmp_path, [{"text": "a", "labels": [0, 1]}, {"text": "b", "labels": ["-100"]}]))
 
 
 def test_other_blanks_are_part_of_a_word_in_conll(tmp_path: Path) -> None:
