@@ -236,6 +236,8 @@ def test_a_drop_in_says_what_it_cannot_do() -> None:
         pickle.dumps(program)
     with pytest.raises(TargetError, match="computes no loss"):
         fast(**example_batch(), labels=torch.tensor([0, 1]))
+    with pytest.raises(TargetError, match=r"input_ids: expected a tensor, got ndarray"):
+        fast(input_ids=example_batch()["input_ids"].numpy())
     with pytest.raises(sparsefx.errors.ProgramError, match="there is no input 'input_idz'"):
         fast(input_idz=example_batch()["input_ids"], **example_batch())
     with pytest.raises(TargetError, match="returns no class with logits"):

@@ -53,12 +53,16 @@ class DropIn:
 
         ``return_dict=False`` gives a tuple, as it does on the model. What the Program does not take
         may be given where it says nothing new: token types of 0, a mask of 1, options of False.
+
+        Raises:
+            TargetError: An input is no tensor, or is one that asks for what the Program lacks.
         """
         given = {**dict(zip(self._positions, values, strict=False)), **inputs}
         as_class = given.pop("return_dict", None)
         batch = {name: value for name, value in given.items() if self._counts(name, value)}
         if "labels" in batch and "labels" not in self._signature.input_names:
             raise TargetError("the compiled model computes no loss", who="model", where="labels")
+        self._check_tensors(batch)
         for name, filling in _FILLED.items():
             if name in self._signature.input_names and name not in batch and "input_ids" in batch:
                 batch[name] = torch.full_like(batch["input_ids"], filling)
@@ -136,6 +140,16 @@ class DropIn:
     def can_generate(self) -> bool:
         """Whether it writes text; transformers' pipelines ask."""
         return False
+
+    def _check_tensors(self, batch: dict[str, Any]) -> None:
+        for name in self._signature.input_names:
+            if not isinstance(value := batch.get(name), torch.Tensor | None):
+                raise TargetError(
+                    f"expected a tensor, got {type(value).__name__}",
+                    who="model",
+                    where=name,
+                    hint="tokenizer(..., return_tensors='pt'), or torch.as_tensor",
+                )
 
     def _counts(self, name: str, value: Any) -> bool:
         """Whether an input has to be passed on, and so refused if the Program lacks it."""
