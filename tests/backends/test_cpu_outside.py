@@ -210,3 +210,28 @@ def test_scores_that_begin_with_activations_run_in_pytorch() -> None:
     compiled = CpuTarget(rates="built-in").lower(program)
     assert [found.reason for found in compiled.outside] == ["a product that is not attention"]
     torch.testing.assert_close(compiled(**batch), program(**batch))
+
+
+class Asking(nn.Module):
+    """Attention whose queries are the same for every text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kv, self.score = nn.Embedding(50, 16), nn.Linear(16, 32), nn.Linear(16, 2)
+        self.queries = nn.Parameter(torch.randn(1, 1, 3, 16))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        k, v = self.kv(self.words(input_ids))[:, None].chunk(2, -1)
+        q = self.queries.expand(input_ids.shape[0], -1, -1, -1)
+        scored: Tensor = self.score(nn.functional.scaled_dot_product_attention(q, k, v)[:, 0])
+        return scored
+
+
+def test_queries_without_tokens_are_told_by_their_name() -> None:
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(50, (2, 9))}
+    program = sparsefx.capture(Asking().eval(), batch)
+    compiled = CpuTarget(rates="built-in").lower(program)
+    said = "its input %expand does not depend on an embedding of tokens"
+    assert [found.reason for found in compiled.outside] == [said]
+    torch.testing.assert_close(compiled(**batch), program(**batch))

@@ -77,6 +77,7 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         x.masked_fill((mask == 0)[..., None], 1.0).sum(1) / mask.sum(1)[..., None]
     ),
     "greatest": lambda x, mask: x.masked_fill((mask == 0)[..., None], -1e9).max(1).values,
+    "greatest chosen": lambda x, mask: torch.where(mask[..., None].bool(), x, -1e9).max(1).values,
     "greatest of all": lambda x, mask: x.amax(1),
 }
 """Poolings of states [batch, sequence, channels] by a mask [batch, sequence]."""
@@ -136,6 +137,7 @@ def test_means_of_real_tokens(isa: IsaName, tmp_path: Path) -> None:
         ("constant", "a sum that is no such mean"),
         ("filled by one", "fills in something else than what hides a key"),
         ("greatest", "fills in states"),
+        ("greatest chosen", "fills in states"),
         ("greatest of all", "a maximum"),
     ],
 )

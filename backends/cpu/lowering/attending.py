@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["AttentionLowering", "by_distance"]
 
 aten = torch.ops.aten
-_OUTSIDE = "its input is computed outside the plan"
 _COMPUTED = "its mask depends on activations"
 _NOT_HIDING = "fills in something else than what hides a key"
 
@@ -57,8 +56,9 @@ class AttentionLowering:
         parts = [walk.heads(n) for n in node.args[:3]]
         q, k, v = parts
         if q is None or k is None or v is None:
-            unknown = any(walk.value(n) is None for n in node.args[:3])
-            return _OUTSIDE if unknown else "its inputs are not [batch, heads, tokens, size]"
+            unknown = next((n for n in node.args[:3] if walk.value(n) is None), None)
+            what = "its inputs are not [batch, heads, tokens, size]"
+            return what if unknown is None else walk.unread(unknown)
         if {q.order, k.order, v.order} != {"bsd"}:
             return "its inputs are not [batch, heads, tokens, size]"
         scale = node.kwargs.get("scale") or 1 / math.sqrt(q.size)
@@ -82,7 +82,7 @@ class AttentionLowering:
             return self._projected(node, left, table)
         if left is None or right is None:
             unknown = all(walk.value(n) is None for n in node.args[:2])
-            return _OUTSIDE if unknown else "a product that is not attention"
+            return walk.unread(node.args[0]) if unknown else "a product that is not attention"
         return self._score(node, left, right)
 
     def _score(self, node: fx.Node, left: Heads, right: Heads) -> str | None:
@@ -103,7 +103,8 @@ class AttentionLowering:
         source, dim, index = node.args[:3]
         value = self._walk.value(source)
         if not isinstance(value, Projected):
-            return _OUTSIDE if value is None else "gathers something else than products"
+            what = "gathers something else than products"
+            return self._walk.unread(source) if value is None else what
         last = dim in (-1, rank(node) - 1)
         if not last or not isinstance(index, fx.Node) or index not in self._walk.host.nodes:
             return "gathers by activations, or along tokens"
@@ -143,14 +144,16 @@ class AttentionLowering:
 
     def masked_product(self, node: fx.Node) -> str | None:
         """`baddbmm(mask, q, k^T)`."""
-        left, right = (self._walk.heads(n) for n in node.args[1:3])
+        walk = self._walk
+        left, right = (walk.heads(n) for n in node.args[1:3])
         if left is None or right is None:
-            return _OUTSIDE
+            unknown = all(walk.value(n) is None for n in node.args[1:3])
+            return walk.unread(node.args[1]) if unknown else "a product that is not attention"
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
             return "a product with factors"
         why = self._score(node, left, right) or self.masked(node, node.args[0])
         if why:
-            self._walk.values.pop(node, None)  # scores without what is added are no value of it
+            walk.values.pop(node, None)  # scores without what is added are no value of it
         return why
 
     def masked(self, node: fx.Node, mask: object, *, hides: bool = False) -> str | None:
@@ -159,7 +162,8 @@ class AttentionLowering:
         scores = next((n for n in (node, *node.args[:2]) if walk.value(n) is not None), None)
         found = walk.value(scores)
         if not isinstance(found, Scores):
-            return _OUTSIDE if found is None else f"fills in states; {ONLY_MEANS}"
+            what = f"fills in states; {ONLY_MEANS}"
+            return walk.unread(node.args[0]) if found is None else what
         if found.weights:
             return "a mask after softmax"
         added = self._mask(node, mask, hides=hides)
@@ -186,8 +190,11 @@ class AttentionLowering:
         mask, kept, other = node.args[:3]
         number = self._walk.number(other)
         found = self._walk.value(kept)
-        if not isinstance(found, Scores) or found.weights:
-            return _OUTSIDE
+        if not isinstance(found, Scores):
+            what = f"fills in states; {ONLY_MEANS}"
+            return self._walk.unread(kept) if found is None else what
+        if found.weights:
+            return "a mask after softmax"
         if number is None or number > FILLED:
             return _NOT_HIDING
         shown = self._mask(node, mask)
@@ -201,7 +208,8 @@ class AttentionLowering:
         value = self._walk.value(node.args[0])
         last = (-1, len(shape_of(node)) - 1)
         if not isinstance(value, Scores) or node.args[1] not in last:
-            return _OUTSIDE if value is None else "a softmax that is not attention"
+            what = "a softmax that is not attention"
+            return self._walk.unread(node.args[0]) if value is None else what
         self._walk.values[node] = replace(value, weights=True)
         return None
 

@@ -44,7 +44,6 @@ from sparsefx.backends.cpu.plan.plan import SEQUENCES, TOKENS, Buffer, Step, Wor
 __all__ = ["handlers"]
 
 aten = torch.ops.aten
-_OUTSIDE = "its input is computed outside the plan"
 
 Handler = Callable[[fx.Node], str | None]
 
@@ -133,7 +132,7 @@ class _Operators:
         walk = self._walk
         source = walk.written(node.args[0])
         if source is None or source.buffer.space != TOKENS:
-            return _OUTSIDE
+            return walk.unread(node.args[0])
         target = Buffer(node.name, source.buffer.rows, 4, SEQUENCES)
         words: dict[str, Word] = {
             "rows": target.rows,
@@ -198,7 +197,7 @@ class _Operators:
         walk = self._walk
         known = [n for n in node.args[:2] if walk.value(n) is not None]
         if not known:
-            return _OUTSIDE
+            return walk.unread(node.args[0])
         if len(known) == 2:
             return self._both("mul", node)
         (other,) = (n for n in node.args[:2] if n is not known[0])
@@ -339,7 +338,8 @@ class _Operators:
         rows = value.rows if isinstance(value, Scaled) else value
         heads = before.turned_heads() if before is not None else None
         if not isinstance(rows, Rows) or before is None or heads is None:
-            return _OUTSIDE if value is None else "a rotation of something else than heads"
+            what = "a rotation of something else than heads"
+            return walk.unread(found.source) if value is None else what
         if rows.code is not None or rows.kept is not None or rows.buffer.space != TOKENS:
             return "a rotation of codes, or of parts"
         count, size = heads
@@ -382,6 +382,6 @@ class _Operators:
         """The value that a quantized linear reads; widened only if something else needs it."""
         value = self._walk.value(node.args[0])
         if not isinstance(value, Octets):
-            return _OUTSIDE
+            return self._walk.unread(node.args[0])
         self._walk.values[node] = replace(value, floats=True)
         return None

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["ONLY_MEANS", "PoolingLowering"]
 
 aten = torch.ops.aten
-_OUTSIDE = "its input is computed outside the plan"
 ONLY_MEANS = "of poolings only the mean of all real tokens has a kernel"
 
 
@@ -53,8 +52,10 @@ class PoolingLowering:
         walk, found = self._walk, self._walk.tried[node]
         assert isinstance(found, Mean), node
         rows, layout = walk.rows(found.source), walk.layout(node)
-        if rows is None or layout is None or rows.buffer.space != TOKENS:
-            return _OUTSIDE
+        if rows is None:
+            return walk.unread(found.source)
+        if layout is None or rows.buffer.space != TOKENS:
+            return f"a mean of something else than tokens by channels; {ONLY_MEANS}"
         if walk.conflicts(found.padding):
             return "a mean over other tokens than attention sees"
         walk.padding.append(found.padding)
@@ -66,19 +67,21 @@ class PoolingLowering:
 
     def summed(self, node: fx.Node) -> str | None:
         """A sum or a mean that is none over real tokens."""
-        unknown = self._walk.value(node.args[0]) is None
-        return _OUTSIDE if unknown else f"a sum that is no such mean; {ONLY_MEANS}"
+        if self._walk.value(node.args[0]) is None:
+            return self._walk.unread(node.args[0])
+        return f"a sum that is no such mean; {ONLY_MEANS}"
 
     def greatest(self, node: fx.Node) -> str | None:
         """A maximum over tokens or channels."""
-        unknown = self._walk.value(node.args[0]) is None
-        return _OUTSIDE if unknown else f"a maximum; {ONLY_MEANS}"
+        if self._walk.value(node.args[0]) is None:
+            return self._walk.unread(node.args[0])
+        return f"a maximum; {ONLY_MEANS}"
 
     def length(self, node: fx.Node) -> str | None:
         """The Euclidean length of every token's channels."""
         rows = self._walk.rows(node.args[0])
         if rows is None:
-            return _OUTSIDE
+            return self._walk.unread(node.args[0])
         given = (*node.args[1:], *(2, None, False)[len(node.args) - 1 :])
         last = len(shape_of(node)) - 1
         if given[0] != 2 or given[1] not in ([-1], [last]) or given[2] is not True or node.kwargs:
@@ -90,7 +93,8 @@ class PoolingLowering:
         """A lower bound of lengths."""
         value, (least, *most) = self._walk.value(node.args[0]), node.args[1:]
         if not isinstance(value, Length):
-            return _OUTSIDE if value is None else "no kernel for a clamp of activations"
+            what = "no kernel for a clamp of activations"
+            return self._walk.unread(node.args[0]) if value is None else what
         if not isinstance(least, (int, float)) or any(m is not None for m in most):
             return "a clamp that is no lower bound"
         self._walk.values[node] = Length(value.rows, max(value.least, float(least)))
@@ -100,7 +104,8 @@ class PoolingLowering:
         """Lengths, one for each channel."""
         value = self._walk.value(node.args[0])
         if not isinstance(value, Length):
-            return _OUTSIDE if value is None else "no kernel for an expansion of activations"
+            what = "no kernel for an expansion of activations"
+            return self._walk.unread(node.args[0]) if value is None else what
         self._walk.values[node] = value
         return None
 
