@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import fx
 
 from sparsefx.analysis import Analysis
+from sparsefx.masks import find_masks
 from sparsefx.passes.analyses.dataflow import carried
 
 if TYPE_CHECKING:
@@ -62,32 +64,23 @@ class ParameterTies(Analysis[Ties]):
     @classmethod
     def compute(cls, program: Program) -> Ties:
         """Return the shared tensors."""
+        masks = {site.product: site.weight for site in find_masks(program)}
         shared = []
         for node in program.graph.find_nodes(op="get_attr"):
             name = str(node.target)
             names = next((group for group in program.ties if name in group), (name,))
-            uses = tuple(user.name for user in sorted(_computing_users(node)))
+            uses = tuple(user.name for user in sorted(_computing_users(node, masks)))
             if len(names) > 1 or len(uses) > 1:
                 shared.append(SharedTensor(name, names, uses))
         return Ties(tuple(shared))
 
 
-def _computing_users(node: fx.Node) -> set[fx.Node]:
+def _computing_users(node: fx.Node, masks: Mapping[fx.Node, str]) -> set[fx.Node]:
+    """Return who computes with a tensor; ``masks`` has the weight of each product with a mask."""
     found: set[fx.Node] = set()
     for user in node.users:
-        if carried(user) is node or _is_mask_product(user, node):
-            found |= _computing_users(user) or {user}
+        if carried(user) is node or masks.get(user) == node.target:
+            found |= _computing_users(user, masks) or {user}
         else:
             found.add(user)
     return found
-
-
-def _is_mask_product(user: fx.Node, node: fx.Node) -> bool:
-    """Whether ``user`` multiplies a tensor by another tensor of the graph, as masks do."""
-    return (
-        "mul" in str(user.target)
-        and len(user.args) == 2
-        and user.args[0] is node
-        and isinstance(user.args[1], fx.Node)
-        and user.args[1].op == "get_attr"
-    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sparsefx import Pipeline
 from sparsefx.passes.analyses.ties import ParameterTies
+from sparsefx.testing import small_program
 from tests.programs import captured, shared
 
 
@@ -30,11 +32,34 @@ def test_an_ordinary_bert_shares_no_matrix() -> None:
     assert not [name for name in names if name.endswith("weight")]
 
 
-@pytest.mark.parametrize("mask", ["hard", "soft"])
-def test_masks_are_looked_through(mask: str) -> None:
-    text = f"magnitude-prune{{sparsity=0.5,roles=(embedding,encoder),mask={mask}}}"
-    text = text.replace("(embedding,encoder)", "('embedding','encoder')")
-    program = Pipeline.parse(text).run(captured("bert-mlm"))
-    table = program.facts(ParameterTies).of("bert.embeddings.word_embeddings.weight")
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        "magnitude-prune{sparsity=0.5,roles=('embedding','encoder'),mask=hard}",
+        "magnitude-prune{sparsity=0.5,roles=('embedding','encoder'),mask=soft}",
+        "magnitude-prune{sparsity=0.5,roles=('embedding','encoder'),mask='straight-through'}",
+        "movement-prune{sparsity=0.5,roles=('embedding','encoder')}",
+    ],
+)
+def test_masks_are_looked_through(pruning: str) -> None:
+    program = Pipeline.parse(pruning).run(captured("bert-mlm"))
+    ties = program.facts(ParameterTies)
+    table = ties.of("bert.embeddings.word_embeddings.weight")
     assert table is not None
     assert table.uses == ("embedding", "linear_13")
+    assert ties.of("bert.embeddings.word_embeddings.weight_mask") is None
+
+
+def test_a_product_of_two_weights_is_no_mask() -> None:
+    class Composed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.randn(4, 4))
+            self.b = torch.nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both = torch.matmul(self.a, self.b)
+            return torch.nn.functional.linear(torch.relu(x @ both), both)
+
+    program = small_program(Composed(), x=torch.ones(1, 4))
+    assert program.facts(ParameterTies).shared == ()
