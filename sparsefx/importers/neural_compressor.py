@@ -6,6 +6,7 @@ from typing import Any
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor_epochs import (
+    epochs_of,
     import_epochs,
     leave_training,
     optimizer_of,
@@ -132,8 +133,7 @@ def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
     pruning = content.get("pruning") or {}
     train = dict(pruning.get("train") or {})
     optimizer = optimizer_of(train, notes)
-    given = [train.pop(key) for key in ("epoch", "end_epoch") if key in train]
-    epochs = max((float(each) for each in given if isinstance(each, int | float)), default=0.0)
+    epochs = max(epochs_of(train), default=0.0)
     if epochs and last:
         notes.leave("pruning.train.epoch", f"{epochs:g}: the stage ends with the ramp")
     leave_training(train, "pruning.train", notes)

@@ -17,7 +17,7 @@ from sparsefx.importers.result import (
 )
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
-__all__ = ["import_epochs", "leave_training", "optimizer_of", "version_of"]
+__all__ = ["epochs_of", "import_epochs", "leave_training", "optimizer_of", "version_of"]
 
 _WORDS_OF_1 = frozenset(
     {
@@ -108,8 +108,7 @@ def import_epochs(
     train = dict((content.get("pruning") or {}).get("train") or {})
     notes = Notes()
     ends = [_number(each, "end_epoch", f"pruners[{i}]", who) for i, each in enumerate(merged)]
-    given = [train.pop(key) for key in ("end_epoch", "epoch") if key in train]
-    epochs = max([*ends, *(float(each) for each in given if isinstance(each, int | float)), 1.0])
+    epochs = max([*ends, *epochs_of(train), 1.0])
     found = [
         item
         for index, each in enumerate(merged)
@@ -194,6 +193,16 @@ def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
             f"expected a number of 0 or more, found {value!r}", who=who, where=f"{where}.{key}"
         )
     return float(value)
+
+
+def epochs_of(train: dict[str, Any]) -> list[float]:
+    """Take the numbers of epochs out of a section; null stands for the default."""
+    given = {key: train.pop(key, None) for key in ("epoch", "end_epoch")}
+    return [
+        number_of(each, f"pruning.train.{key}", low=0)
+        for key, each in given.items()
+        if each is not None
+    ]
 
 
 def leave_training(train: dict[str, Any], where: str, notes: Notes) -> None:

@@ -133,6 +133,26 @@ def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) ->
     assert caught.value.who == "import"
 
 
+def of_section(version: int, train: dict[str, Any]) -> Imported:
+    """Import a configuration whose section on training is given."""
+    kinds = {1: {"prune_type": "basic_magnitude"}, 2: {"pruning_type": "magnitude"}}
+    approach = {"weight_compression" if version == 1 else "weight_compression_v2": kinds[version]}
+    return import_text(json.dumps({"pruning": {"train": train, "approach": approach}}), name="s")
+
+
+@pytest.mark.parametrize("key", ["epoch", "end_epoch"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_epochs_may_be_written_as_a_text(version: int, key: str) -> None:
+    for given, epochs in (("7", 7.0), (8.0, 8.0), (None, {1: 4.0, 2: 3.0}[version])):
+        training = of_section(version, {key: given}).recipe.stages[0].training
+        assert training
+        assert training.epochs == epochs
+    for given in ("many", True, -1):
+        with pytest.raises(RecipeError, match=f"0 or more, found {given!r}") as caught:
+            of_section(version, {key: given})
+        assert (caught.value.who, caught.value.where) == ("import", f"pruning.train.{key}")
+
+
 def test_a_distillation_is_listed_with_what_is_nearest() -> None:
     given = "{criterion: {KnowledgeDistillationLoss: {temperature: 2.0}, CrossEntropyLoss: {}}}"
     listed = left(one(RAMP_1, train=given))
