@@ -12,7 +12,7 @@ from sparsefx.importers.neural_compressor_epochs import (
     optimizer_of,
     version_of,
 )
-from sparsefx.importers.neural_compressor_pruner import Pruner, kept, steps_of
+from sparsefx.importers.neural_compressor_pruner import Found, Pruner, kept, steps_of
 from sparsefx.importers.result import Imported, Notes, names_of
 from sparsefx.recipe import Recipe, Stage, Training
 
@@ -95,11 +95,12 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         notes.leave(key, "only the section 'pruning' is carried over")
     section = _section(content, notes)
     roles = _ALL_LINEARS if section in _WITH_HEAD else _ALL_BUT_HEAD
-    found, last = [], 0
+    found: list[Found] = []
+    last = 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
         last = max(last, steps_of(merged, "end_step", f"pruners[{index}]", who))
-        found += Pruner(merged, roles, f"pruners[{index}]", notes, who).texts()
+        found += Pruner(merged, roles, f"pruners[{index}]", notes, who).found()
     texts = kept(found, notes)
     if not texts:
         of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))

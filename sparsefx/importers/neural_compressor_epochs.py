@@ -6,7 +6,7 @@ import re
 from typing import Any, Literal
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_pruner import kept
+from sparsefx.importers.neural_compressor_pruner import Found, kept, weights_of
 from sparsefx.importers.result import (
     Imported,
     Notes,
@@ -112,7 +112,7 @@ def import_epochs(
     found = [
         item
         for index, each in enumerate(merged)
-        for item in _texts(dict(each), epochs, f"pruners[{index}]", notes, who)
+        for item in _found(dict(each), epochs, f"pruners[{index}]", notes, who)
     ]
     texts = kept(found, notes)
     if not texts:
@@ -134,13 +134,12 @@ def import_epochs(
     return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
 
 
-def _texts(
-    rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str
-) -> list[tuple[str, str]]:
-    """Return place and pass of a pruner, or nothing when its criterion is not here."""
+def _found(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str) -> list[Found]:
+    """Return the pass of a pruner, or nothing when its criterion is not here."""
     kind = rest.pop("prune_type")
     names = names_of(rest.pop("names", None), f"{where}.names")
     include = tuple(f"^{re.escape(each)}$" for each in names)
+    weights: tuple[frozenset[str], ...] = ()
     if kind == "pattern_lock":
         text = pass_text("pattern-lock", include=include)
     elif kind in ("basic_magnitude", "magnitude"):
@@ -148,12 +147,13 @@ def _texts(
             notes.leave(f"{where}.start_epoch", f"it is the end of the run of {epochs:g} epochs")
             return []
         text = _magnitude(rest, include, epochs, where, who)
+        weights = weights_of(_ALL_LINEARS, include)
     else:
         nearest = _UNLIKE.get(str(kind), "magnitude-prune")
         notes.leave(f"{where}.prune_type", f"{kind!r} is not here; nearest is {nearest}")
         return []
     notes.leave_rest(where, {key: value for key, value in rest.items() if key not in _DEFAULTS})
-    return [(f"{where} ({kind})", text)]
+    return [Found(f"{where} ({kind})", text, weights)]
 
 
 def _magnitude(

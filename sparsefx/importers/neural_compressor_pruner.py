@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor_ramps import nearest_exponent
+from sparsefx.importers.overlaps import SAME_WEIGHTS
 from sparsefx.importers.result import Notes, names_of, number_of, pass_text
 
-__all__ = ["Pruner", "kept", "steps_of"]
+__all__ = ["Found", "Pruner", "kept", "steps_of", "weights_of"]
 
 _OF_RAMPS = (
     "target_sparsity",
@@ -46,6 +47,16 @@ _END = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
 """An escape, a set of characters, or the sign for the end outside of both."""
 
 
+class Found(NamedTuple):
+    """The pass of a pruner."""
+
+    place: str
+    """Where the pruner stands in the file, and its criterion."""
+    text: str
+    weights: tuple[frozenset[str], ...] = ()
+    """Which it prunes: roles, include and exclude; empty for a lock, which takes all masks."""
+
+
 class Pruner:
     """One pruner, its settings merged with the shared ones."""
 
@@ -63,29 +74,30 @@ class Pruner:
         self._notes = notes
         self._who = who
 
-    def texts(self) -> list[tuple[str, str]]:
-        """Return its place and its pass, or nothing when the criterion is not here."""
+    def found(self) -> list[Found]:
+        """Return its pass, or nothing when the criterion is not here."""
         kind = self._rest.pop("pruning_type")
+        include, exclude = self._names("op_names"), self._names("excluded_op_names")
+        weights: tuple[frozenset[str], ...] = ()
         if kind == "pattern_lock":
-            text = pass_text(
-                "pattern-lock", include=self._names("op_names"), exclude=self._barred()
-            )
+            text = pass_text("pattern-lock", include=include, exclude=exclude)
             for key in _OF_RAMPS:
                 self._rest.pop(key, None)
         elif kind in ("magnitude", "magnitude_progressive"):
             if "channel" in str(self._rest["pattern"]):
                 self._leave("pattern", f"{self._rest['pattern']!r}: {_CHANNELS}")
                 return []
-            text = self._magnitude()
+            text = self._magnitude(include, exclude)
+            weights = weights_of(self._roles, include, exclude)
         else:
             self._leave("pruning_type", f"the criterion {kind!r} is not here; {_nearest(kind)}")
             return []
         if kind == "magnitude_progressive":
             self._leave("pruning_type", "progressive masks; plain ones at each choice are used")
         self._notes.leave_rest(self._where, self._rest)
-        return [(f"{self._where} ({kind})", text)]
+        return [Found(f"{self._where} ({kind})", text, weights)]
 
-    def _magnitude(self) -> str:
+    def _magnitude(self, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
         rest = self._rest
         wanted = str(rest.pop("pattern")).rpartition("_")[2]  # tile_pattern_4x1 in 1.14
         target, scope = self._number("target_sparsity"), rest.pop("pruning_scope")
@@ -114,8 +126,8 @@ class Pruner:
             pattern=pattern if pattern != "unstructured" else None,
             ties="drop" if ":" not in pattern else None,
             roles=self._roles,
-            include=self._names("op_names"),
-            exclude=self._barred(),
+            include=include,
+            exclude=exclude,
         )
 
     def _steps(self) -> tuple[int, int, int]:
@@ -177,9 +189,6 @@ class Pruner:
             hint="blocks such as 4x1 and groups such as 2:4 can; whole channels cannot",
         )
 
-    def _barred(self) -> tuple[str, ...]:
-        return self._names("excluded_op_names")
-
     def _names(self, key: str) -> tuple[str, ...]:
         """Return expressions over names of modules as such over names of weights."""
         names = names_of(self._rest.pop(key, None), f"{self._where}.{key}")
@@ -197,34 +206,30 @@ def _of_weight(part: re.Match[str]) -> str:
     return r"\.weight$" if part[0] in ("$", r"\Z") else part[0]
 
 
-def kept(found: Sequence[tuple[str, str]], notes: Notes) -> tuple[str, ...]:
-    """Return the passes of pruners, without locks that would end a ramp; list all.
+def weights_of(*selection: Sequence[str]) -> tuple[frozenset[str], ...]:
+    """Return what is equal for two selections of the same weights: the order of names is none."""
+    return tuple(map(frozenset, selection))
 
-    Args:
-        found: Of each pruner its place in the file and its pass.
-        notes: Where all is listed.
-    """
-    locks = [place for place, text in found if text.startswith("pattern-lock")]
-    ramps = len(locks) < len(found)
+
+def kept(found: Sequence[Found], notes: Notes) -> tuple[str, ...]:
+    """Return the passes of pruners, without locks that would end a ramp; list all."""
+    ramps = any(each.weights for each in found)
     why = (
         "a lock beside a pruner with a ramp would end it; import it as a stage of its own"
         if ramps
         else "only the first of several locks is taken, since one takes all masks"
     )
-    dropped = locks if ramps else locks[1:]
-    for place in dropped:
-        notes.leave(place, why)
-    seen: list[str] = []
-    for place, text in found:
-        weights = text.rpartition("roles=")[2]  # what follows chooses the weights
-        if place not in locks and weights in seen:
-            notes.leave(place, "an earlier one prunes the same weights; a weight has one mask here")
-            dropped = [*dropped, place]
-        seen.append(weights)
-    taken = [(place, text) for place, text in found if place not in dropped]
-    for place, text in taken:
-        notes.carry(place, text)
-    return tuple(text for _, text in taken)
+    taken: list[Found] = []
+    for each in found:
+        if not each.weights and (ramps or taken):
+            notes.leave(each.place, why)
+        elif each.weights in [other.weights for other in taken]:
+            notes.leave(each.place, SAME_WEIGHTS)
+        else:
+            taken.append(each)
+    for each in taken:
+        notes.carry(each.place, each.text)
+    return tuple(each.text for each in taken)
 
 
 def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:

@@ -11,7 +11,9 @@ from sparsefx.properties import Property
 from sparsefx.recipe import Stage
 from sparsefx.recipe.amounts import parse_pipeline
 
-__all__ = ["overlaps"]
+__all__ = ["SAME_WEIGHTS", "overlaps"]
+
+SAME_WEIGHTS = "an earlier one prunes the same weights; a weight has one mask here"
 
 _NOMINAL_STEPS = 100_000  # no share of them matters here
 _LITERAL = re.compile(r"\^((?:\w|\\.)*)\$")
@@ -32,7 +34,7 @@ def overlaps(stages: Sequence[Stage]) -> list[tuple[str, str]]:
                 continue
             options = vars(item)
             for other in earlier:
-                if _settings(options) == _settings(other) or _apart(options, other):
+                if _settings(options) == _settings(other) or _disjoint(options, other):
                     continue
                 why = f"a weight has one mask: of {_told(other)}, where an earlier pass takes it"
                 found.append((f"{stage.name}: {item.name} of {_told(options)}", why))
@@ -42,7 +44,7 @@ def overlaps(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     return found
 
 
-def _apart(one: _Options, two: _Options) -> bool:
+def _disjoint(one: _Options, two: _Options) -> bool:
     """Whether no weight can be of both."""
     if not set(one["roles"]) & set(two["roles"]):
         return True

@@ -14,7 +14,7 @@ from sparsefx.importers import sparseml_modifiers as modifiers
 from sparsefx.importers import sparseml_training as training
 from sparsefx.importers.result import Imported, Notes, number_of
 from sparsefx.importers.sparseml_file import Modifier, SparsemlStage, read_stages
-from sparsefx.importers.sparseml_overlaps import apart, go_on, without_mask
+from sparsefx.importers.sparseml_overlaps import go_on, with_spared, without_mask
 from sparsefx.importers.sparseml_rates import rate_settings
 from sparsefx.recipe import OptimizerSettings, Recipe, Stage, Training
 
@@ -170,7 +170,7 @@ class _Reader:
         pruners, self.folds = go_on(pruners, self.pruned, notes)
         if self.folds:
             self.pruned.clear()
-        for item, spared in apart(pruners, notes):
+        for item, spared in with_spared(pruners, notes):
             texts += modifiers.pruning(item, end, notes, self._who, spared)
             self.pruned.append(item)
         return texts + self._locks(end, ramps=bool(texts))

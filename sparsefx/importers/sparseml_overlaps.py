@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sparsefx.importers.overlaps import SAME_WEIGHTS
 from sparsefx.importers.result import Notes
 from sparsefx.importers.sparseml_file import Modifier
 from sparsefx.importers.sparseml_names import EVERY, expressions, named
 
-__all__ = ["apart", "go_on", "without_mask"]
+__all__ = ["go_on", "with_spared", "without_mask"]
 
 _BY_GRADIENTS = ("OBSPruningModifier", "MovementPruningModifier")
 
 
-def apart(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple[str, ...]]]:
+def with_spared(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple[str, ...]]]:
     """Return the modifiers that are kept, each with expressions of weights that it leaves alone.
 
     SparseML multiplies the masks of all; here the modifier that names a weight more closely prunes
@@ -22,9 +23,8 @@ def apart(items: Sequence[Modifier], notes: Notes) -> list[tuple[Modifier, tuple
     """
     kept: list[Modifier] = []
     for item in items:
-        if any(named(item) == named(other) for other in kept):
-            why = "an earlier one prunes the same weights, and a weight has one mask here"
-            notes.leave(f"{item.kind} of {_told(item)}", why)
+        if any(set(named(item)) == set(named(other)) for other in kept):
+            notes.leave(f"{item.kind} of {_told(item)}", SAME_WEIGHTS)
         else:
             kept.append(item)
     return [(item, _left_to(kept, item, notes)) for item in kept]

@@ -90,10 +90,22 @@ def test_pruners_that_may_share_a_weight_are_told() -> None:
     assert left(one(named[0], named[1].replace("0.8", "0.5"))) == {}
 
 
-def test_a_second_pruner_of_the_same_weights_is_not_told_as_carried_over() -> None:
-    found = two({"op_names": ["key"]}, {"op_names": ["key"], "target_sparsity": 0.5})
+@pytest.mark.parametrize("names", [["key"], ["key", "query"], ["query", "key"]])
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_second_pruner_of_the_same_weights_is_not_told_as_carried_over(
+    version: int, names: list[str]
+) -> None:
+    again = sorted(names)
+    if version == 1:
+        found = one(f"{{names: {names}}}", f"{{names: {again}, target_sparsity: 0.5}}")
+    else:
+        found = two({"op_names": names}, {"op_names": again, "target_sparsity": 0.5})
     assert len(found.carried) == len(found.recipe.stages[0].pipeline) == 1
-    assert "prunes the same weights" in left(found)["pruners[1] (magnitude)"]
+    listed = left(found)
+    listed.pop("the run", None)
+    ((where, reason),) = listed.items()
+    assert where.startswith("pruners[1] (")
+    assert reason == "an earlier one prunes the same weights; a weight has one mask here"
 
 
 @pytest.mark.parametrize("key", ["target_sparsity", "max_sparsity_ratio_per_op"])

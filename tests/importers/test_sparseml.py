@@ -359,13 +359,19 @@ def test_a_closer_pruner_that_leaves_fewer_weights_agrees_with_the_tool() -> Non
     assert left(recipe(*given)) == {}
 
 
-def test_a_second_pruner_of_the_same_weights_is_listed() -> None:
-    found = recipe(pruner("__ALL_PRUNABLE__", 0.5), pruner("__ALL_PRUNABLE__", 0.8), RATE)
+@pytest.mark.parametrize(
+    ("names", "again"),
+    [
+        ("__ALL_PRUNABLE__", "__ALL_PRUNABLE__"),
+        (["re:.*dense.weight", "classifier.weight"], ["classifier.weight", "re:.*dense.weight"]),
+    ],
+)
+def test_a_second_pruner_of_the_same_weights_is_listed(names: Any, again: Any) -> None:
+    found = recipe(pruner(names, 0.5), pruner(again, 0.8), RATE)
     assert len(found.recipe.stages[0].pipeline) == 1
-    assert (
-        "an earlier one prunes the same weights"
-        in left(found)["GMPruningModifier of __ALL_PRUNABLE__"]
-    )
+    ((where, reason),) = left(found).items()
+    assert where.startswith("GMPruningModifier of ")
+    assert reason == "an earlier one prunes the same weights; a weight has one mask here"
 
 
 def test_pruners_of_different_weights_keep_to_themselves() -> None:
