@@ -27,7 +27,7 @@ def add_term(rewriter: Rewriter, output: str, term: fx.Node, weight: fx.Node | f
         weight: A number, or a node that gives a float scalar.
     """
     scaled = term if weight == 1.0 else rewriter.call(aten.mul.Tensor, term, weight)
-    before = rewriter.outputs().get("loss")
+    before = rewriter.program.outputs().get("loss")
     total = scaled if before is None else rewriter.call(aten.add.Tensor, before, scaled)
     rewriter.set_output("loss", total)
     rewriter.set_output(output, term)

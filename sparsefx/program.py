@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import xxhash
 from torch import Tensor, fx, nn
 
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.graph.devices import as_device, move_constants
+from sparsefx.graph.digest import tensor_digest
 from sparsefx.graph.printing import format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.graph.writes import count_optimizer_steps
@@ -188,6 +188,10 @@ class Program:
         """The FX graph; change it through :class:`sparsefx.rewrite.Rewriter` alone."""
         return self._module.graph
 
+    def outputs(self) -> dict[str, fx.Node]:
+        """Return the node of each output, by name."""
+        return dict(self.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters, each once."""
         return self._module.parameters()
@@ -358,17 +362,6 @@ class Program:
         from sparsefx.storage.programs import load_program
 
         return load_program(Path(folder))
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Return a 128-bit hash (XXH3) of a tensor's dtype, shape and bytes.
-
-    It tells tensors apart and guards against nothing: files have SHA-256, which is slower by ten.
-    """
-    plain = tensor.detach().cpu().contiguous()
-    digest = xxhash.xxh3_128(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _facts_of(program: Program, node: fx.Node) -> str:

@@ -345,17 +345,12 @@ class Rewriter:
 
     def set_output(self, name: str, node: fx.Node) -> None:
         """Add an output, or let an existing one come from another node."""
-        outputs = dict(self.outputs())
-        outputs[name] = node
-        self._write_outputs(outputs)
+        self._write_outputs({**self.program.outputs(), name: node})
 
     def drop_output(self, name: str) -> None:
         """Remove an output."""
-        self._write_outputs({key: node for key, node in self.outputs().items() if key != name})
-
-    def outputs(self) -> dict[str, fx.Node]:
-        """Return the outputs by name."""
-        return dict(self.program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
+        kept = {key: node for key, node in self.program.outputs().items() if key != name}
+        self._write_outputs(kept)
 
     def _write_outputs(self, outputs: dict[str, fx.Node]) -> None:
         self.program.graph.output_node().args = (outputs,)

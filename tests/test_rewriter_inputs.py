@@ -20,7 +20,7 @@ def with_weights() -> tuple[Program, Rewriter]:
     rewriter = Rewriter(program, "test")
     weights = rewriter.add_input(InputSpec("weights", torch.float32, ("batch", 1)))
     with rewriter.before(program.graph.output_node()):
-        scaled = rewriter.call(aten.mul.Tensor, rewriter.outputs()["output"], weights)
+        scaled = rewriter.call(aten.mul.Tensor, program.outputs()["output"], weights)
     rewriter.set_output("scaled", scaled)
     rewriter.finish()
     return program, rewriter
@@ -29,7 +29,7 @@ def with_weights() -> tuple[Program, Rewriter]:
 def test_an_added_input_is_taken_and_its_shape_is_known() -> None:
     program, _ = with_weights()
     assert program.signature.input_names == ("input_ids", "attention_mask", "weights")
-    fact = program.shape_of(program.graph.output_node().args[0]["scaled"])  # type: ignore[index,call-overload,arg-type]  # a dict
+    fact = program.shape_of(program.outputs()["scaled"])
     assert fact is not None
     assert fact.dims == ("batch", 2)
     weights = torch.tensor([[2.0], [0.5]])
@@ -40,7 +40,7 @@ def test_an_added_input_is_taken_and_its_shape_is_known() -> None:
 
 def test_a_removed_input_is_gone() -> None:
     program, rewriter = with_weights()
-    scaled = rewriter.outputs()["scaled"]
+    scaled = program.outputs()["scaled"]
     rewriter.drop_output("scaled")
     rewriter.erase(scaled)
     rewriter.remove_input("weights")

@@ -71,9 +71,8 @@ class CpuCompiled:
         self._runtime = runtime
         self._measured = measured
         self._note = note
-        graph = program.graph
-        self._inputs = {str(n.target): n for n in graph.find_nodes(op="placeholder")}
-        self._outputs: dict[str, fx.Node] = graph.output_node().args[0]  # type: ignore[assignment]
+        self._inputs = {str(n.target): n for n in program.graph.find_nodes(op="placeholder")}
+        self._outputs = program.outputs()
         self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
         # Names, shapes, types and devices of the last call; None before the first.
         self._checked: list[tuple[object, ...] | None] | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsefx.backends.onnxruntime.export import export_onnx
 from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
@@ -123,12 +123,11 @@ class OnnxRuntime(Target):
 
 def _clashes(program: Program) -> list[Unsupported]:
     """Outputs that are called like an input and are another value; in ONNX a name has one."""
-    returned: dict[str, fx.Node] = program.graph.output_node().args[0]  # type: ignore[assignment]
     placeholders = program.graph.find_nodes(op="placeholder")
     inputs = dict(zip(program.signature.input_names, placeholders, strict=True))
     return [
         Unsupported(name, "an input has the name of this output: rename one of them")
-        for name, node in returned.items()
+        for name, node in program.outputs().items()
         if inputs.get(name, node) is not node
     ]
 

@@ -26,7 +26,6 @@ from sparsefx.passes.distill.heads import (
     left_out,
     logits_outputs,
     match_heads,
-    outputs,
     over_positions,
 )
 from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map
@@ -265,7 +264,7 @@ class _Builder:
     def scope(self) -> Scope:
         """Return what the terms see; adds inputs and the teacher's logits."""
         item, rw = self.item, self.ctx.rewriter
-        ours = outputs(self.program)
+        ours = self.program.outputs()
         logits = {name: ours[name] for name in logits_outputs(self.program, item.outputs)}
         specs = label_inputs(self.program, item.outputs)
         for spec in self.specs:
@@ -323,7 +322,7 @@ class _Builder:
     def _targets(self, logits: dict[str, fx.Node], joined: Joined | None) -> dict[str, fx.Node]:
         if joined is None or self.teacher is None:
             return {name: self._cached_input(name, node) for name, node in logits.items()}
-        theirs = outputs(self.teacher)
+        theirs = self.teacher.outputs()
         names = match_heads(self.program, self.teacher, self.item.outputs)
         return {
             name: self._shaped(joined(theirs[other]), theirs[other], logits[name])

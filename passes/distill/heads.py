@@ -20,16 +20,10 @@ __all__ = [
     "left_out",
     "logits_outputs",
     "match_heads",
-    "outputs",
     "over_positions",
 ]
 
 _ANSWER_LABELS = {"start_logits": "start_positions", "end_logits": "end_positions"}
-
-
-def outputs(program: Program) -> dict[str, fx.Node]:
-    """Return the node of each output."""
-    return dict(program.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
 
 
 def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -41,7 +35,7 @@ def logits_outputs(program: Program, only: tuple[str, ...] = ()) -> tuple[str, .
     """
     floating = {
         name: fact
-        for name, node in outputs(program).items()
+        for name, node in program.outputs().items()
         if (fact := program.shape_of(node)) and fact.dtype.is_floating_point and fact.dims
     }
     if only:
@@ -55,7 +49,7 @@ def classes(program: Program, name: str) -> int | str | None:
 
     An output of shape [batch] is a value, which has one.
     """
-    fact = program.shape_of(outputs(program)[name])
+    fact = program.shape_of(program.outputs()[name])
     if fact is None:
         return None
     return fact.dims[-1] if len(fact.dims) > 1 else 1
@@ -75,7 +69,7 @@ def over_positions(name: str, node: fx.Node) -> bool:
 def left_out(program: Program) -> tuple[str, ...]:
     """Return the floating outputs that :func:`logits_outputs` leaves out by itself."""
     compared = logits_outputs(program)
-    facts = {name: program.shape_of(node) for name, node in outputs(program).items()}
+    facts = {name: program.shape_of(node) for name, node in program.outputs().items()}
     return tuple(
         name
         for name, fact in facts.items()
@@ -87,7 +81,7 @@ def label_inputs(program: Program, only: tuple[str, ...] = ()) -> dict[str, Inpu
     """Return the labels input for each logits output: class indices, or values for one class."""
     found = {}
     for name in logits_outputs(program, only):
-        fact = program.shape_of(outputs(program)[name])
+        fact = program.shape_of(program.outputs()[name])
         if fact is None:
             continue
         label = _ANSWER_LABELS.get(name, "labels")
@@ -109,7 +103,7 @@ def match_heads(student: Program, teacher: Program, only: tuple[str, ...] = ()) 
         if name not in ours:
             raise _no_output(name, student)
     if not ours:
-        listed = ", ".join(_described(name, student) for name in outputs(student))
+        listed = ", ".join(_described(name, student) for name in student.signature.outputs)
         raise PassError(
             f"the student has no floating-point output to compare: it returns {listed}",
             who="distill",
@@ -146,9 +140,9 @@ def _check_order(student: Program, teacher: Program) -> None:
 
 def _no_output(name: str, student: Program) -> PassError:
     """Return the error for a name in ``outputs`` that is no output, or none to compare."""
-    if name not in outputs(student):
+    if name not in student.signature.outputs:
         why = f"the student has no output {name!r} to compare"
-        hint = did_you_mean(name, outputs(student))
+        hint = did_you_mean(name, student.signature.outputs)
     else:
         why = f"the output {_described(name, student)} cannot be compared"
         hint = "name outputs of floating-point numbers that have a batch dimension"
@@ -157,13 +151,13 @@ def _no_output(name: str, student: Program) -> PassError:
 
 def _described(name: str, program: Program) -> str:
     """Return ``'score' (float32[batch])``."""
-    fact = program.shape_of(outputs(program)[name])
+    fact = program.shape_of(program.outputs()[name])
     return f"{name!r} ({format_type(fact.dtype, fact.dims) if fact else 'of no known shape'})"
 
 
 def _check_shapes(name: str, student: Program, teacher: Program, other: str) -> None:
-    mine = student.shape_of(outputs(student)[name])
-    theirs = teacher.shape_of(outputs(teacher)[other])
+    mine = student.shape_of(student.outputs()[name])
+    theirs = teacher.shape_of(teacher.outputs()[other])
     ranks = {len(fact.dims) for fact in (mine, theirs) if fact}
     # [batch] and [batch, 1] are a value for each text, both of them.
     is_alike = classes(student, name) == classes(teacher, other) and (

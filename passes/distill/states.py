@@ -10,7 +10,7 @@ from torch import fx
 from sparsefx.errors import PassError
 from sparsefx.inputs.signature import TAUGHT, InputSpec
 from sparsefx.passes.analyses.encoder import EncoderStructure
-from sparsefx.passes.distill.heads import logits_outputs, match_heads, outputs
+from sparsefx.passes.distill.heads import logits_outputs, match_heads
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -66,6 +66,6 @@ def taught_outputs(student: Program, teacher: Program, only: tuple[str, ...]) ->
     found = {name: node for name, node in state_nodes(teacher).items() if name in wanted}
     heads = {f"{TAUGHT}{name}": name for name in logits_outputs(student, only)}
     if heads.keys() & set(wanted):
-        matched, theirs = match_heads(student, teacher, only), outputs(teacher)
+        matched, theirs = match_heads(student, teacher, only), teacher.outputs()
         found |= {given: theirs[matched[name]] for given, name in heads.items()}
     return found

@@ -50,7 +50,7 @@ class StripDistillation(Pass):
         """Drop the outputs, what only they used, and the inputs that were added."""
         rw = ctx.rewriter
         losses = [n for n in program.signature.outputs if n == "loss" or n.startswith("loss.")]
-        ends = {rw.outputs()[name] for name in losses}
+        ends = {program.outputs()[name] for name in losses}
         for name in losses:
             rw.drop_output(name)
         read = _read_inputs(program)

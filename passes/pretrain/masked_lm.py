@@ -93,7 +93,7 @@ class MaskedLm(Pass):
         drawn, chosen = self._hide(rw, tokens, rows)
         with rw.before(program.graph.output_node()):
             known = rw.call(aten.where.ScalarOther, chosen, tokens, IGNORED)
-            term = cross_entropy(rw, rw.outputs()[output], known)
+            term = cross_entropy(rw, program.outputs()[output], known)
             add_term(rw, LOSS, term, self.weight)
         return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,10 +86,9 @@ class MlmHead(Pass):
 
 
 def _last_states(program: Program) -> fx.Node:
-    outputs: Any = program.graph.output_node().args[0]
+    outputs = program.outputs()
     if "last_hidden_state" in outputs:
-        found: fx.Node = outputs["last_hidden_state"]
-        return found
+        return outputs["last_hidden_state"]
     last = program.facts(EncoderStructure).require("mlm-head")[-1]
     if last.norm == "pre":
         raise PassError(

@@ -58,7 +58,7 @@ class StripMaskedLm(Pass):
 
 def _drop_loss(rw: Rewriter) -> None:
     """Take the term out of the sum, and out of the outputs."""
-    outputs = rw.outputs()
+    outputs = rw.program.outputs()
     term, total = outputs[LOSS], outputs["loss"]
     ends: list[fx.Node] = [term, total]
     rw.drop_output(LOSS)

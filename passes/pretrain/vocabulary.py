@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import fx
 
@@ -40,11 +40,10 @@ def masked_lm_output(program: Program) -> str | None:
     if not found:
         return None
     rows = max(program.tensor(table).shape[0] for _, table in found)
-    outputs: Any = program.graph.output_node().args[0]
-    for name, node in outputs.items():
+    for name, node in program.outputs().items():
         fact = program.shape_of(node)
         if fact is not None and len(fact.dims) == 3 and fact.dims[-1] == rows:
-            return str(name)
+            return name
     return None
 
 

@@ -50,7 +50,7 @@ class KeepOutputs(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Drop the other outputs, and what only they used."""
         rw = ctx.rewriter
-        former = rw.outputs()
+        former = program.outputs()
         for name in self.outputs:
             if name not in former:
                 raise PassError(

@@ -64,7 +64,7 @@ class PoolSentences(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Pool, and remove what only the former outputs needed."""
         rw = ctx.rewriter
-        former = rw.outputs()
+        former = program.outputs()
         if SENTENCE_OUTPUT in former:
             return PassReport(0, (Skip(SENTENCE_OUTPUT, "it is returned already"),))
         states = _last_states(program, former)

@@ -201,7 +201,7 @@ def compare_fed(
     fed = feed_quantized(program)
     names = [n.removeprefix(_QUANTIZED) for n in fed.signature.outputs if n.startswith(_QUANTIZED)]
     ops = _operators(program)
-    outputs = {name: node.name for name, node in Rewriter(program).outputs().items()}
+    outputs = {name: node.name for name, node in program.outputs().items()}
     known = _trace(expected, batch, {*names, *outputs.values()})
     inputs = set(fed.signature.input_names)
     feeds = {f"{_FED}{name}": known[name] for name in names if f"{_FED}{name}" in inputs}

@@ -203,8 +203,7 @@ def predicts_tokens(program: Program) -> bool:
 def _head_shape(program: Program) -> tuple[str, tuple[Any, ...]]:
     """Return the output of predictions and its shape; () when that is not known."""
     name = logits_name(program)
-    nodes: Any = program.graph.output_node().args[0]
-    fact = program.shape_of(nodes[name])
+    fact = program.shape_of(program.outputs()[name])
     return name, fact.dims if fact is not None else ()
 
 
@@ -234,8 +233,7 @@ def predictor(program: Program) -> tuple[Predictor, tuple[str, ...]]:
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(program.graph, copied)
-    output: Any = program.graph.output_node().args[0]
-    graph.output(copied[output[logits_name(program)]])
+    graph.output(copied[program.outputs()[logits_name(program)]])
     remove_dead_nodes(graph)
     for node in graph.find_nodes(op="placeholder"):
         if not node.users:

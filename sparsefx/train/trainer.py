@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from sparsefx import registry
 from sparsefx.errors import ArtifactError, TrainingError
+from sparsefx.graph.digest import tensor_digest
 from sparsefx.masks import find_masks
 from sparsefx.problem import Kind
-from sparsefx.program import Program, tensor_digest
+from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train import randomness, schedules
 from sparsefx.train.checkpoints import Checkpoint

@@ -150,7 +150,7 @@ def test_files_copies_passes_and_targets_keep_conditions(tmp_path: Path) -> None
     rewriter = Rewriter(loaded, "test")
     rewriter.add_input(InputSpec("other", torch.float32, ("batch",)))
     rewriter.remove_input("other")
-    rewriter.set_output("again", rewriter.outputs()["output"])
+    rewriter.set_output("again", loaded.outputs()["output"])
     rewriter.finish()
     for each in (loaded, registry.parse_target("reference").compile(loaded)):
         with pytest.raises(ProgramError, match="sequence <= 16"):

@@ -128,8 +128,7 @@ def _op(node: fx.Node) -> str:
 
 def _finish(walk: Walk) -> Lowered:
     """Settle what the plan gives back and what runs outside it."""
-    returned: dict[str, fx.Node] = walk.program.graph.output_node().args[0]  # type: ignore[assignment]
-    outputs = list(returned.values())
+    outputs = list(walk.program.outputs().values())
     rest = _needed(walk, outputs)
     handed = _handed(walk, {n for node in rest for n in node.all_input_nodes} | set(outputs))
     padding = next((p for p in walk.padding if p is not None), None)

@@ -103,8 +103,7 @@ class Walk:
     @property
     def outputs(self) -> set[fx.Node]:
         """Nodes that the graph returns."""
-        found: dict[str, fx.Node] = self.program.graph.output_node().args[0]  # type: ignore[assignment]
-        return set(found.values())
+        return set(self.program.outputs().values())
 
     def value(self, node: object) -> Value | None:
         """What an argument has become, if it has."""

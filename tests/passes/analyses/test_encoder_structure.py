@@ -173,7 +173,7 @@ def test_torch_encoder_layer_with_a_bare_output() -> None:
     program = capture(TorchEncoder(), {"input_ids": torch.randint(50, (2, 6))})
     found = structure(program)
     assert len(found.layers) == 2
-    assert found.layers[1].hidden is program.graph.output_node().args[0]["output"]  # type: ignore[index,call-overload]  # a dict
+    assert found.layers[1].hidden is program.outputs()["output"]
     assert set(found.roles.values()) == {Role.ENCODER, Role.EMBEDDING}
 
 
