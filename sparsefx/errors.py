@@ -31,6 +31,7 @@ __all__ = [
     "closest",
     "did_you_mean",
     "first_line",
+    "misnamed_inputs",
     "unnamed_inputs",
 ]
 
@@ -172,6 +173,35 @@ def unnamed_inputs(names: Iterable[str], *, call: str) -> ProgramError:
     listed = ", ".join(f"{name}=..." for name in names)
     hint = f"{call}({listed}); a dict of inputs is given as {call}(**batch)"
     return ProgramError("inputs are given by name", who=call, hint=hint)
+
+
+def misnamed_inputs(names: Sequence[str], given: Iterable[str], *, who: str) -> ProgramError | None:
+    """Return the error for an input that is missing, or that a model does not take, if one is.
+
+    Args:
+        names: What the model takes.
+        given: Names of what it was called with.
+        who: Who calls it.
+
+    >>> print(misnamed_inputs(["ids", "mask"], ["ids", "masks"], who="program"))
+    program at masks: there is no input 'masks'; it takes ids, mask
+      hint: did you mean 'mask'?
+    """
+    given = tuple(given)
+    takes = f"it takes {', '.join(names)}"
+    for name in given:
+        if name not in names:
+            hint = did_you_mean(name, names)
+            return ProgramError(
+                f"there is no input {name!r}; {takes}", who=who, where=name, hint=hint
+            )
+    for name in names:
+        if name not in given:
+            hint = "pass every input that the model was captured with"
+            return ProgramError(
+                f"the input {name!r} is missing; {takes}", who=who, where=name, hint=hint
+            )
+    return None
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -36,7 +36,7 @@ from sparsefx.backends.cpu.plan.indices import Rule, check_index, index_of
 from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
-from sparsefx.errors import ArtifactError, ProgramError, unnamed_inputs
+from sparsefx.errors import ArtifactError, ProgramError, misnamed_inputs, unnamed_inputs
 from sparsefx.inputs.conditions import broken
 from sparsefx.storage.files import check_files, file_hash, read_json, take_place, write_json
 from sparsefx.storage.places import told_place
@@ -137,26 +137,40 @@ class LoadedModel:
 
 def _checked(names: tuple[str, ...], batch: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """The inputs as arrays, in the order of the model."""
-    if set(batch) != set(names):
-        raise ProgramError(f"expected the inputs {', '.join(names)}, got {', '.join(batch)}")
-    try:
-        inputs = {name: np.asarray(batch[name]) for name in names}
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ProgramError(f"expected arrays of integers: {error}", who="cpu") from error
+    misnamed = misnamed_inputs(names, batch, who="cpu")
+    if misnamed is not None:
+        raise misnamed
+    inputs = {name: _integers(name, batch[name]) for name in names}
     shapes = {array.shape for array in inputs.values()}
     if len(shapes) > 1 or any(len(shape) != 2 for shape in shapes):
         listed = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-        raise ProgramError(f"expected inputs of one shape [batch, sequence], got {listed}")
+        raise ProgramError(
+            f"expected inputs of one shape [batch, sequence], got {listed}",
+            who="cpu",
+            where="inputs",
+            hint="tokenizer(texts, padding=True, return_tensors='np') pads to one length",
+        )
     if 0 in next(iter(shapes)):
         raise ProgramError(
             f"the batch is empty: {next(iter(shapes))}",
             who="cpu",
+            where="inputs",
             hint="give at least one sequence of at least one token",
         )
-    wrong = [name for name, array in inputs.items() if array.dtype.kind not in "iub"]
-    if wrong:
-        raise ProgramError(f"expected integers, got {inputs[wrong[0]].dtype}", where=wrong[0])
     return inputs
+
+
+def _integers(name: str, value: Any) -> NDArray[Any]:
+    hint = "give a numpy array, or a tensor on the CPU, of integers [batch, sequence]"
+    try:
+        array = np.asarray(value)
+    except (TypeError, RuntimeError, ValueError) as error:
+        why = f"expected an array of integers: {error}"
+        raise ProgramError(why, who="cpu", where=name, hint=hint) from error
+    if array.dtype.kind not in "iub":
+        why = f"expected integers, got {array.dtype}"
+        raise ProgramError(why, who="cpu", where=name, hint=hint)
+    return array
 
 
 def _check_sizes(interface: Interface, shape: tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from sparsefx.arithmetic import names_in
-from sparsefx.errors import ProgramError, did_you_mean
+from sparsefx.errors import ProgramError, misnamed_inputs
 from sparsefx.inputs.conditions import broken, check_condition
 
 __all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
@@ -93,23 +93,9 @@ class Signature:
         Every size of one named dynamic dimension must be the same in all inputs, and the sizes
         must satisfy the conditions.
         """
-        names = self.input_names
-        for name in names:
-            if name not in batch:
-                raise ProgramError(
-                    f"the input {name!r} is missing; it takes {', '.join(names)}",
-                    who="program",
-                    where=name,
-                    hint="pass every input that the model was captured with",
-                )
-        for name in batch:
-            if name not in names:
-                raise ProgramError(
-                    f"there is no input {name!r}; it takes {', '.join(names)}",
-                    who="program",
-                    where=name,
-                    hint=did_you_mean(name, names),
-                )
+        misnamed = misnamed_inputs(self.input_names, batch, who="program")
+        if misnamed is not None:
+            raise misnamed
         sizes: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             _check_input(spec, batch[spec.name], sizes)

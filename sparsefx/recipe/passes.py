@@ -63,7 +63,8 @@ def _lacking(pipeline: Pipeline, given: set[str]) -> list[str]:
         with calling(item, "needs", f"pass {index}"):
             needs: object = item.needs
             if not isinstance(needs, tuple):
-                raise PassError(f"it is {needs!r}, not a tuple of names")
+                why = f"it is {needs!r}, not a tuple of names"
+                raise PassError(why, hint=f"return names of Programs, e.g. ({TEACHER!r},)")
         if set(item.needs) - given:
             found.append(item.name)
     return found

@@ -176,11 +176,13 @@ def test_wrong_inputs(program: Program, saved: Path) -> None:
         model(**{name: value[:0] for name, value in batch.items()})
     with pytest.raises(ProgramError, match=r"given by name\n  hint: compiled\(input_ids=..., "):
         model(*batch.values())
-    with pytest.raises(ProgramError, match="expected the inputs"):
+    with pytest.raises(ProgramError, match=r"cpu at attention_mask: .* is missing.*\n  hint: "):
         model(input_ids=batch["input_ids"])
+    with pytest.raises(ProgramError, match=r"cpu at input_id: .*\n  hint: .* 'input_ids'"):
+        model(input_id=batch["input_ids"])
     with pytest.raises(ProgramError, match="expected integers"):
         model(**{**batch, "input_ids": batch["input_ids"].astype(float)})
-    with pytest.raises(ProgramError, match="one shape"):
+    with pytest.raises(ProgramError, match=r"cpu at inputs: .* one shape .*\n  hint: "):
         model(**{**batch, "input_ids": batch["input_ids"][:, 1:]})
     with pytest.raises(ProgramError, match="into an embedding of"):
         model(**{**batch, "input_ids": batch["input_ids"] + 10_000})

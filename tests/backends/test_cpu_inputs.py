@@ -134,7 +134,7 @@ def test_masks_of_other_types(
     with pytest.raises(ProgramError, match=r"attention_mask\.to\(torch\.int64\)"):
         compiled(**other)
     if dtype is torch.float32:
-        with pytest.raises(ProgramError, match="expected integers, got float32"):
+        with pytest.raises(ProgramError, match="cpu at attention_mask: expected integers, got fl"):
             loaded(**arrays(other))
         return
     found = loaded(**arrays(other))["logits"]
@@ -161,7 +161,7 @@ def test_another_device(compiled: CpuCompiled, loaded: LoadedModel, batch: Batch
     away = {**batch, "input_ids": batch["input_ids"].to("meta")}
     with pytest.raises(ProgramError, match="on meta; this model runs on the CPU"):
         compiled(**away)
-    with pytest.raises(ProgramError, match="expected arrays of integers"):
+    with pytest.raises(ProgramError, match="cpu at input_ids: expected an array of integers"):
         loaded(**away)
 
 
