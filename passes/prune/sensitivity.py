@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import PassError
+from sparsefx.graph.fake_quantization import fake_quantize, fake_quantize_weight
 from sparsefx.passes.analyses.dataflow import aten, weight_of, whole_graph
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
@@ -208,12 +209,10 @@ def _pruned(level: float, shape: Pattern) -> Change:
 
 
 def _quantized(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-    low, high = value.amin().clamp(max=0), value.amax().clamp(min=0)
-    step = ((high - low) / 255).clamp(min=1e-12)
-    zero = (-low / step).round()
-    seen = ((value / step).round() + zero).clamp(0, 255).sub(zero).mul(step)
-    return seen, (weight / scale).round().mul(scale)
+    now = torch.zeros((), dtype=torch.int64, device=value.device)
+    low, high = torch.aminmax(value)
+    seen = fake_quantize(value, low, high, now, 0, 0, 255)
+    return seen, fake_quantize_weight(weight, now, 0, -127, 127, 0)
 
 
 def _readers(graph: fx.Graph, name: str) -> tuple[fx.Node, ...]:

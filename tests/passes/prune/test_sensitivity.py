@@ -15,6 +15,7 @@ from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
 from sparsefx.passes.prune.sensitivity import Sensitivity, measure_sensitivity
+from sparsefx.passes.quantize.calibrate import calibrate
 from tests.tiny_models import example_batch, tiny
 
 LABELS = (torch.tensor([0, 1]), torch.tensor([1, 1, 0]))
@@ -65,6 +66,18 @@ def test_every_linear_of_the_encoder_is_measured_once() -> None:
     assert found().curves.keys() == found().int8.keys()
     assert all(abs(increase) < 0.05 for increase in found().int8.values())
     assert any(increase != 0 for increase in found().int8.values())
+
+
+def test_int8_is_what_quantize_prepare_makes_of_one_linear() -> None:
+    batch = BATCHES[0]
+    only = measure_sensitivity(program(), [batch], loss, levels=(0.5,), include=(NAME,))
+    text = f"weights=channel,weight_range=narrow,requantize='none',include='{NAME}'"
+    prepared = Pipeline.parse(f"quantize-prepare{{{text}}}").run(program())
+    calibrate(prepared, [batch])
+    with torch.no_grad():
+        expected = float(loss(prepared.eval()(**batch), 0)) - only.base
+    assert only.int8[NAME] == pytest.approx(expected, abs=1e-7)
+    assert expected != 0
 
 
 def test_what_would_not_be_measured_is_refused() -> None:
