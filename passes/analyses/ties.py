@@ -15,7 +15,7 @@ from sparsefx.passes.analyses.dataflow import carried
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["ParameterTies", "SharedTensor", "Ties"]
+__all__ = ["ParameterTies", "SharedTensor", "Ties", "names_of"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ class ParameterTies(Analysis[Ties]):
         shared = []
         for node in program.graph.find_nodes(op="get_attr"):
             name = str(node.target)
-            names = next((group for group in program.ties if name in group), (name,))
+            names = names_of(program, name)
             uses = tuple(user.name for user in sorted(_computing_users(node, masks)))
             if len(names) > 1 or len(uses) > 1:
                 shared.append(SharedTensor(name, names, uses))
         return Ties(tuple(shared))
+
+
+def names_of(program: Program, name: str) -> tuple[str, ...]:
+    """Return all names of a tensor in the original state_dict, of which ``name`` is one."""
+    return next((group for group in program.ties if name in group), (name,))
 
 
 def _computing_users(node: fx.Node, masks: Mapping[fx.Node, str]) -> set[fx.Node]:

@@ -14,7 +14,7 @@ from sparsefx.graph.finite import is_finite
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
-from sparsefx.passes.prune.selection import check_selection, select_weights
+from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:

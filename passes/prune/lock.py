@@ -16,7 +16,7 @@ from sparsefx.passes.prune.masking import (
     end_owners,
     zero_masked,
 )
-from sparsefx.passes.prune.selection import check_selection, select_weights
+from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:

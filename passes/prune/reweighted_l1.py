@@ -12,7 +12,7 @@ from torch import fx
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
-from sparsefx.passes.prune.selection import check_selection, select_weights
+from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from sparsefx.passes.prune.patterns import (
     unfit,
 )
 from sparsefx.passes.prune.schedule import Schedule
-from sparsefx.passes.prune.selection import check_selection, select_weights
+from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from sparsefx.graph.fake_quantization import fake_quantize, fake_quantize_weight
 from sparsefx.passes.analyses.dataflow import aten, weight_of, whole_graph
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
-from sparsefx.passes.prune.selection import Selection, select_weights
+from sparsefx.passes.selection import Selection, select_weights
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -13,8 +13,9 @@ import sparsefx.graph.fake_quantization  # noqa: F401  # registers the operators
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
-from sparsefx.passes.prune.selection import check_selection, unmatched
+from sparsefx.passes.analyses.ties import names_of
 from sparsefx.passes.quantize.sites import QuantizableLinear, find_linears, is_requantized_in_paper
+from sparsefx.passes.selection import check_selection, unmatched, why_left_out
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ class QuantizePrepare(Pass):
                 skipped.append(Skip(site.weight, reason))
             else:
                 chosen.append(site)
-        skipped += unmatched(self.include, self.exclude, [site.weight for site in sites])
+        names = [name for site in sites for name in names_of(program, site.weight)]
+        skipped += unmatched(self.include, self.exclude, names)
         if not chosen:
             return PassReport(0, tuple(skipped))
         placer = _Placer(self, program, ctx.rewriter)
@@ -159,13 +161,9 @@ class QuantizePrepare(Pass):
 
     def _left_out(self, program: Program, site: QuantizableLinear) -> str:
         role = program.facts(EncoderStructure).roles.get(site.weight, Role.OTHER)
-        barred = [pattern for pattern in self.exclude if re.search(pattern, site.weight)]
-        if role not in self.roles:
-            return f"its role {role} is not among roles={','.join(self.roles)}"
-        if self.include and not any(re.search(pattern, site.weight) for pattern in self.include):
-            return "no include expression is found in its name"
-        if barred:
-            return f"excluded by {barred[0]!r}"
+        names = names_of(program, site.weight)
+        if reason := why_left_out(names, role, self.roles, self.include, self.exclude):
+            return reason
         dtype = program.tensor(site.weight).dtype
         return "" if dtype == torch.float32 else f"its weight is {dtype}, expected float32"
 

@@ -20,7 +20,7 @@ from sparsefx.passes.prune.balance_banks import balanced_mask
 from sparsefx.passes.prune.loss_curves import LossCurve, read_loss_curves
 from sparsefx.passes.prune.masking import add_mask, masks_of, zero_masked
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
-from sparsefx.passes.prune.selection import check_selection, select_weights
+from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
 if TYPE_CHECKING:

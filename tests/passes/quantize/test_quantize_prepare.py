@@ -212,6 +212,24 @@ def test_an_expression_without_effect_is_told() -> None:
     assert skips == ["exclude='clasifier': it is found in no name"]
 
 
+def test_a_tied_weight_is_chosen_by_any_of_its_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = self.down = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(self.down(torch.relu(self.up(x))))
+
+    program = small_program(Tied(), x=torch.ones(1, 4))
+    (entry,) = Pipeline.parse("quantize-prepare{include='down'}").run(program).history
+    assert (entry.applied, entry.skipped) == (2, ())
+    (entry,) = (
+        Pipeline.parse("quantize-prepare{exclude='down',on_no_match=ignore}").run(program).history
+    )
+    assert {str(skip) for skip in entry.skipped} == {"up.weight: excluded by 'down'"}
+
+
 def test_a_prepared_program_is_no_longer_for_inference_alone() -> None:
     text = "simplify{inference=true},quantize-prepare"
     properties = Pipeline.parse(text).run(shared("bert-cls")).properties

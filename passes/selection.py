@@ -1,4 +1,4 @@
-"""Which weights of a Program a pruning pass works on: by role, then by name."""
+"""Which weights of a Program a pass works on: by role, then by name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.operators import CONVOLUTIONS
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
+from sparsefx.passes.analyses.ties import names_of
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["Selection", "check_selection", "select_weights", "unmatched", "weight_roles"]
+__all__ = ["Selection", "check_selection", "select_weights", "unmatched", "why_left_out"]
 
 aten = torch.ops.aten
 _WEIGHT_ARGUMENT: dict[object, int] = {
@@ -105,7 +106,7 @@ def select_weights(
         exclude: Regular expressions of which none may be found.
     """
     masked = {site.weight for site in find_masks(program)}
-    role_of = weight_roles(program)
+    role_of = program.facts(EncoderStructure).roles
     found: dict[bool, list[str]] = {False: [], True: []}
     skipped = []
     seen: list[str] = []
@@ -116,18 +117,12 @@ def select_weights(
             continue
         if name.startswith((TEACHER_PREFIX, DISTILL_PREFIX)):
             continue
-        names = next((group for group in program.ties if name in group), (name,))
-        hits = {p for p in (*include, *exclude) if any(re.search(p, n) for n in names)}
+        names = names_of(program, name)
         seen.extend(names)
         role = role_of.get(name, Role.OTHER)
-        if role.value not in roles:
-            reason = f"its role {role.value} is not among roles={','.join(roles)}"
-        elif include and not hits & set(include):
-            reason = "no include expression is found in its name"
-        elif barred := sorted(hits & set(exclude)):
-            reason = f"excluded by {barred[0]!r}"
-        else:
-            reason = "" if name in masked else _unfit_use(node)
+        reason = why_left_out(names, role, roles, include, exclude)
+        if not reason and name not in masked:
+            reason = _unfit_use(node)
         if reason:
             skipped.append(Skip(name, reason))
         else:
@@ -136,19 +131,42 @@ def select_weights(
     return Selection(tuple(found[False]), tuple(found[True]), tuple(skipped))
 
 
+def why_left_out(
+    names: Sequence[str],
+    role: Role,
+    roles: Sequence[str],
+    include: Sequence[str],
+    exclude: Sequence[str],
+) -> str:
+    """Return which option leaves a weight out; empty when none does.
+
+    Args:
+        names: All its names; an expression is searched in each of them.
+        role: Its role.
+        roles: The roles to take.
+        include: As for :func:`select_weights`.
+        exclude: As for :func:`select_weights`.
+    """
+    if role.value not in roles:
+        return f"its role {role.value} is not among roles={','.join(roles)}"
+    if include and not any(_found(pattern, names) for pattern in include):
+        return "no include expression is found in its name"
+    barred = next((pattern for pattern in exclude if _found(pattern, names)), None)
+    return "" if barred is None else f"excluded by {barred!r}"
+
+
 def unmatched(include: Sequence[str], exclude: Sequence[str], names: Sequence[str]) -> list[Skip]:
     """Return a skip for each expression that is found in none of ``names``: it has no effect."""
     return [
         Skip(f"{option}={pattern!r}", "it is found in no name")
         for option, patterns in (("include", include), ("exclude", exclude))
         for pattern in patterns
-        if not any(re.search(pattern, name) for name in names)
+        if not _found(pattern, names)
     ]
 
 
-def weight_roles(program: Program) -> dict[str, Role]:
-    """Return the role of each matrix by its name in the graph."""
-    return dict(program.facts(EncoderStructure).roles)
+def _found(pattern: str, names: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for name in names)
 
 
 def _unfit_use(node: fx.Node) -> str:
