@@ -192,6 +192,12 @@ class Program:
         """Return the node of each output, by name."""
         return dict(self.graph.output_node().args[0])  # type: ignore[arg-type]  # a dict
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU where it has none."""
+        found = (*self._module.parameters(), *self._module.buffers())
+        return found[0].device if found else torch.device("cpu")
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The trainable parameters, each once."""
         return self._module.parameters()

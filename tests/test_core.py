@@ -255,6 +255,13 @@ def test_facts_and_digests_follow_a_fused_step() -> None:
     assert program.fingerprint() != before
 
 
+def test_a_program_tells_where_its_tensors_are() -> None:
+    program = small_program(torch.nn.Linear(3, 2), input=torch.ones(1, 3))
+    assert program.device == torch.device("cpu")
+    assert program.to("meta").device == torch.device("meta")
+    assert small_program(lambda x: torch.relu(x), x=torch.ones(1, 3)).device == torch.device("cpu")
+
+
 class Wrapper(torch.nn.Module):
     """What trainers are given: the module is a part of it, and the Program is called."""
 

@@ -174,7 +174,7 @@ class Scope:
         if narrow == wide:
             return ours
         if self._projection is None:
-            device = next(iter(self.rw.program.named_tensors().values())).device
+            device = self.rw.program.device
             weight, bias = _initial(narrow, wide, self.options.seed)
             self._projection = (
                 self.rw.add_parameter(f"{DISTILL_PREFIX}projection.weight", weight.to(device)),

@@ -44,7 +44,7 @@ class Joined:
         self._trains = trains
         self._flow = whole_graph(teacher.graph)
         self._copied: dict[fx.Node, Any] = {}
-        self._device = next(iter(rewriter.program.named_tensors().values())).device
+        self._device = rewriter.program.device
 
     def __call__(self, node: fx.Node) -> fx.Node:
         """Return the copy of one of the teacher's nodes, at the rewriter's current place."""

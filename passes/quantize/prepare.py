@@ -187,8 +187,8 @@ class _Placer:
         self._program = program
         self._held = set(program.named_tensors())
         self._quantized: dict[fx.Node, fx.Node] = {}
-        device = next(program.parameters()).device
-        self._step = rewriter.add_buffer(STEP, torch.zeros((), dtype=torch.int64, device=device))
+        step = torch.zeros((), dtype=torch.int64, device=program.device)
+        self._step = rewriter.add_buffer(STEP, step)
         self._training = rewriter.training()
 
     def quantize(self, site: QuantizableLinear) -> None:

@@ -264,7 +264,7 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     names = [name for name in program.signature.outputs if name.split(".")[0] == "loss"]
     if "loss" not in names:
         raise TrainingError("the model returns no loss to score it by", who="session")
-    device = next(iter(program.named_tensors().values())).device
+    device = program.device
     sizes: list[int] = []
     found: list[dict[str, float]] = []
     with program.evaluating(), torch.random.fork_rng():
@@ -332,7 +332,7 @@ def predict(
         def run(batch: Mapping[str, Tensor]) -> Tensor:
             return compiled(**batch)[output]
 
-    device = next(iter(program.named_tensors().values())).device
+    device = program.device
 
     def moved(batch: Mapping[str, Tensor]) -> Tensor:
         return run({name: value.to(device) for name, value in batch.items()})

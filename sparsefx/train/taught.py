@@ -68,7 +68,7 @@ def with_teacher(
     kept = {
         name: _room(teacher, node, data, place / name, ranks[name]) for name, node in nodes.items()
     }
-    device = next(iter(teacher.named_tensors().values())).device
+    device = teacher.device
     fixed = fixed_batch(teacher)
     check_sizes(teacher, data, scored_sizes(teacher, len(data), size), where="teacher")
     with teacher.evaluating(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -46,7 +46,7 @@ class BatchLoss:
     ) -> None:
         outputs = program.signature.outputs
         self.program = program
-        self.device = next(iter(program.named_tensors().values())).device
+        self.device = program.device
         self._kind = kind
         self._bf16 = settings.precision == "bf16"
         self._in_graph = _LOSS in outputs
