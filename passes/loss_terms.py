@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from sparsefx.inputs.signature import LOSS
 from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.rewrite import Rewriter
 
@@ -27,9 +28,9 @@ def add_term(rewriter: Rewriter, output: str, term: fx.Node, weight: fx.Node | f
         weight: A number, or a node that gives a float scalar.
     """
     scaled = term if weight == 1.0 else rewriter.call(aten.mul.Tensor, term, weight)
-    before = rewriter.program.outputs().get("loss")
+    before = rewriter.program.outputs().get(LOSS)
     total = scaled if before is None else rewriter.call(aten.add.Tensor, before, scaled)
-    rewriter.set_output("loss", total)
+    rewriter.set_output(LOSS, total)
     rewriter.set_output(output, term)
 
 

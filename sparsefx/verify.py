@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdRef
 from sparsefx.errors import ProgramError, VerifyError
 from sparsefx.graph.memory import overlaps
 from sparsefx.graph.shapes import is_wired_as, wiring
-from sparsefx.inputs.signature import Signature
+from sparsefx.inputs.signature import LOSS, Signature
 from sparsefx.masks import find_masks
 from sparsefx.properties import Property
 
@@ -255,7 +255,7 @@ def properties_true(program: Program) -> Iterable[str]:
     evidence: dict[Property, bool] = {
         Property.MASKED: masks,
         Property.LOCKED: masks,
-        Property.DISTILLING: "loss" in program.signature.outputs,
+        Property.DISTILLING: LOSS in program.signature.outputs,
         Property.QUANT_PREPARED: "sparsefx.fake_quantize.default" in targets,
         Property.QUANTIZED: "sparsefx.dequantize.default" in targets,
         Property.INFERENCE: not masks and not any(name.startswith(training) for name in targets),

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError
-from sparsefx.inputs.signature import TAUGHT, InputSpec
+from sparsefx.inputs.signature import LOSS, TAUGHT, InputSpec
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.distill.fit import (
@@ -222,9 +222,9 @@ class Distill(Pass):
                 for term, value in values.items()
             ]
             loss = scope.total(weighted)
-        rw.set_output("loss", loss)
+        rw.set_output(LOSS, loss)
         for term, value in values.items():
-            rw.set_output(f"loss.{term}", value)
+            rw.set_output(f"{LOSS}.{term}", value)
         program.active = (*program.active, self)
         return PassReport(len(values), notes=tuple(builder.notes))
 

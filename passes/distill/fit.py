@@ -39,14 +39,13 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
     """
     for program in (student, teacher):
         _ = program and program.shapes  # which the nodes then carry
-    for name in student.signature.outputs:
-        if name == "loss" or name.startswith("loss."):
-            raise PassError(
-                f"the student returns {name!r} already",
-                who="distill",
-                where=name,
-                hint="capture it without labels; the labels term adds them",
-            )
+    if losses := student.signature.losses:
+        raise PassError(
+            f"the student returns {losses[0]!r} already",
+            who="distill",
+            where=losses[0],
+            hint="capture it without labels; the labels term adds them",
+        )
     if item.logits:
         _check_soft_targets(item, student)
     if item.labels:

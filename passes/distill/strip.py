@@ -49,7 +49,7 @@ class StripDistillation(Pass):
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Drop the outputs, what only they used, and the inputs that were added."""
         rw = ctx.rewriter
-        losses = [n for n in program.signature.outputs if n == "loss" or n.startswith("loss.")]
+        losses = program.signature.losses
         ends = {program.outputs()[name] for name in losses}
         for name in losses:
             rw.drop_output(name)

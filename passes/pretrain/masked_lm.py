@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from sparsefx.program import Program
 
-__all__ = ["DRAW", "LOSS", "MaskedLm"]
+__all__ = ["DRAW", "TERM", "MaskedLm"]
 
 DRAW = torch.ops.sparsefx.draw_masked.default
-LOSS = "loss.masked_lm"
+TERM = "loss.masked_lm"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class MaskedLm(Pass):
         with rw.before(program.graph.output_node()):
             known = rw.call(aten.where.ScalarOther, chosen, tokens, IGNORED)
             term = cross_entropy(rw, program.outputs()[output], known)
-            add_term(rw, LOSS, term, self.weight)
+            add_term(rw, TERM, term, self.weight)
         return PassReport(1, notes=(f"%{drawn.name} hides tokens of {tokens.target}",))
 
     def _sites(self, program: Program) -> tuple[fx.Node, int, str]:

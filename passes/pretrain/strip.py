@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import fx
 
+from sparsefx.inputs.signature import LOSS
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import aten
-from sparsefx.passes.pretrain.masked_lm import DRAW, LOSS
+from sparsefx.passes.pretrain.masked_lm import DRAW, TERM
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ class StripMaskedLm(Pass):
 def _drop_loss(rw: Rewriter) -> None:
     """Take the term out of the sum, and out of the outputs."""
     outputs = rw.program.outputs()
-    term, total = outputs[LOSS], outputs["loss"]
+    term, total = outputs[TERM], outputs[LOSS]
     ends: list[fx.Node] = [term, total]
-    rw.drop_output(LOSS)
+    rw.drop_output(TERM)
     rest = _rest(total, term)
     if rest is None:
-        rw.drop_output("loss")
+        rw.drop_output(LOSS)
     else:
-        rw.set_output("loss", rest)
+        rw.set_output(LOSS, rest)
     rw.erase_unused(ends)
 
 

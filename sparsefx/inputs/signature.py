@@ -12,9 +12,11 @@ from sparsefx.arithmetic import names_in
 from sparsefx.errors import ProgramError, misnamed_inputs
 from sparsefx.inputs.conditions import broken, check_condition
 
-__all__ = ["TAUGHT", "Dim", "InputSpec", "Signature"]
+__all__ = ["LOSS", "TAUGHT", "Dim", "InputSpec", "Signature"]
 
 Dim = int | str
+LOSS: Final = "loss"
+"""The output that training minimises; an output ``loss.NAME`` is a term of it."""
 TAUGHT: Final = "teacher_"
 """What the names of inputs begin with that hold what a teacher computed of the batch before."""
 
@@ -54,6 +56,15 @@ class Signature:
     def input_names(self) -> tuple[str, ...]:
         """The names of the inputs."""
         return tuple(spec.name for spec in self.inputs)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The outputs ``loss`` and ``loss.NAME``; every other one is a prediction or a state.
+
+        >>> Signature((), ("logits", "loss", "loss.hidden", "loss_mask")).losses
+        ('loss', 'loss.hidden')
+        """
+        return tuple(n for n in self.outputs if n == LOSS or n.startswith(f"{LOSS}."))
 
     @property
     def tokens(self) -> InputSpec | None:

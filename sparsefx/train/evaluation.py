@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from sparsefx.errors import DataError, TrainingError
 from sparsefx.graph.effects import remove_dead_nodes
-from sparsefx.inputs.signature import TAUGHT
+from sparsefx.inputs.signature import LOSS, TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
 from sparsefx.train.data.batches import UNLABELLED, Encoded, encode, evaluation_batches
@@ -166,7 +166,8 @@ def logits_name(program: Program) -> str:
     Raises:
         TrainingError: There is no such output.
     """
-    outputs = [name for name in program.signature.outputs if name.split(".")[0] != "loss"]
+    signature = program.signature
+    outputs = [name for name in signature.outputs if name not in signature.losses]
     if "logits" in outputs or len(outputs) == 1:
         return "logits" if "logits" in outputs else outputs[0]
     raise TrainingError(
@@ -261,8 +262,8 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     Raises:
         TrainingError: It has no output ``loss``, or takes larger batches than there are examples.
     """
-    names = [name for name in program.signature.outputs if name.split(".")[0] == "loss"]
-    if "loss" not in names:
+    names = program.signature.losses
+    if LOSS not in names:
         raise TrainingError("the model returns no loss to score it by", who="session")
     device = program.device
     sizes: list[int] = []
@@ -275,7 +276,7 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
             found.append({name: float(outputs[name]) for name in names})
             sizes.append(len(rows))
     return mean_loss(
-        [{n.removeprefix("loss."): v for n, v in each.items()} for each in found], sizes
+        [{n.removeprefix(f"{LOSS}."): v for n, v in each.items()} for each in found], sizes
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparsefx.errors import PassError, RecipeError, SparsefxError, TrainingError, did_you_mean
 from sparsefx.hooks import calling, contract_of
+from sparsefx.inputs.signature import LOSS
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
@@ -160,7 +161,7 @@ class StageChecks:
     def __post_init__(self) -> None:
         # What a stage leaves to the next ones.
         self._known: dict[str, Program | None] = {MODEL: self.model}
-        self._may_lose = "loss" in self.model.signature.outputs
+        self._may_lose = LOSS in self.model.signature.outputs
         self._untouched = True
         self._may_prune = schedules.pruning_window(self.model) is not None
         self._heads: set[int] = set()

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsefx.errors import TrainingInterruptedError
+from sparsefx.inputs.signature import LOSS
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
@@ -241,7 +242,7 @@ class Session:
         else:
             self._metrics.forget_after(tuple(finished), stage.name, 0)
         loss = None
-        if self._by_loss and stage.evaluate and "loss" in program.signature.outputs:
+        if self._by_loss and stage.evaluate and LOSS in program.signature.outputs:
             loss = self._evaluate(stage.name, steps or 0, program)[0]
         began = time.perf_counter()
         after = parse_pipeline(stage.after, steps)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsefx.errors import TrainingError
+from sparsefx.inputs.signature import LOSS
 from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
@@ -17,7 +18,7 @@ from sparsefx.train.step.optimization import label_loss
 
 __all__ = ["LABELS", "BatchLoss"]
 
-_LOSS, LABELS = "loss", "labels"
+LABELS = "labels"
 Batch = dict[str, Tensor]
 Forward = Callable[..., Mapping[str, Tensor]]
 
@@ -44,12 +45,11 @@ class BatchLoss:
     def __init__(
         self, stage: str, settings: Training, program: Program, data: Encoded, kind: Kind
     ) -> None:
-        outputs = program.signature.outputs
         self.program = program
         self.device = program.device
         self._kind = kind
         self._bf16 = settings.precision == "bf16"
-        self._in_graph = _LOSS in outputs
+        self._in_graph = LOSS in program.signature.outputs
         # A graph that takes labels, as distill{labels=...} makes it, has its own label loss.
         takes_labels = LABELS in program.signature.input_names
         self._label_weight = 0.0 if takes_labels else settings.label_weight
@@ -63,11 +63,9 @@ class BatchLoss:
             )
         self._logits = logits_name(program) if supervised else ""
         self._terms = {
-            name: name.removeprefix(_LOSS).lstrip("._/")
-            for name in outputs
-            if name.startswith(_LOSS) and name != _LOSS
+            name: name.removeprefix(f"{LOSS}.") for name in program.signature.losses if name != LOSS
         }
-        self.names = (_LOSS, *self._terms.values(), *([LABELS] if supervised else []))
+        self.names = (LOSS, *self._terms.values(), *([LABELS] if supervised else []))
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Batch:
         """Return what the Program takes of a batch, on its device."""
@@ -93,7 +91,7 @@ class BatchLoss:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             outputs = forward(**inputs)
         values = [outputs[name].detach().float() * share for name in self._terms]
-        total = outputs[_LOSS].float() * share if self._in_graph else None
+        total = outputs[LOSS].float() * share if self._in_graph else None
         if labels is not None and self._logits:
             found = label_loss(self._kind, outputs[self._logits], labels.to(self.device))
             values.append(found.detach() * label_share)
