@@ -7,7 +7,7 @@ from typing import Final
 
 from sparsefx.backends.accelerator.engines.base import Gemm
 from sparsefx.backends.accelerator.hardware.machine import Machine
-from sparsefx.backends.accelerator.simulation.schedule import Traffic
+from sparsefx.backends.accelerator.simulation.work import Traffic
 from sparsefx.backends.accelerator.tiling.plan import MatmulPlan
 from sparsefx.backends.accelerator.workload.operations import MatmulOp, Op, VectorOp
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
 
-from sparsefx.backends.accelerator.engines.base import IntArray, ceil_div
+from sparsefx.backends.accelerator.engines.base import ceil_div
 from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.backends.accelerator.simulation.tasks import TaskGraph
+from sparsefx.backends.accelerator.simulation.work import Traffic, Work
 from sparsefx.backends.accelerator.tiling.placement import Placement, place
-from sparsefx.backends.accelerator.tiling.plan import MatmulPlan, TileCost
+from sparsefx.backends.accelerator.tiling.plan import MatmulPlan
 from sparsefx.backends.accelerator.workload.operations import (
     HostOp,
     MatmulOp,
@@ -20,51 +23,23 @@ from sparsefx.backends.accelerator.workload.operations import (
 )
 from sparsefx.errors import TargetError
 
-__all__ = ["Schedule", "Traffic", "Work", "schedule"]
+__all__ = ["Schedule", "schedule"]
 
 _MOST_CHUNKS = 16
 _VECTOR_PIECES = 16
 _TASKS_A_CORE = 8  # few enough to be quick, enough that the last round hardly matters
 
-Piece = tuple[float, float, tuple[int, ...]]
-"""A share `(from, to)` of an operation's independent copies, and the tasks that make it."""
+
+class Piece(NamedTuple):
+    """A share of an operation's independent copies, in 0..1, and the tasks that make it."""
+
+    first: float
+    end: float
+    tasks: tuple[int, ...]
 
 
-@dataclass
-class Traffic:
-    """Bytes that an operation moves between the machine and its external memory."""
-
-    weights: float = 0.0
-    metadata: float = 0.0
-    activations_in: float = 0.0
-    activations_out: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All bytes."""
-        return self.weights + self.metadata + self.activations_in + self.activations_out
-
-
-@dataclass
-class Work:
-    """What the cores did for one product, added up: cycles, multiplications and the heat map."""
-
-    macs: int = 0
-    engine_cycles: float = 0.0
-    fill: float = 0.0
-    heat: IntArray | None = None
-
-    def add(self, cost: TileCost, copies: int) -> None:
-        """Add one task's work; heat maps of other shapes (a ragged last tile) are left out."""
-        self.macs += cost.macs * copies
-        self.engine_cycles += cost.engine_cycles * copies
-        self.fill += cost.fill * copies
-        if cost.load is None:
-            return
-        if self.heat is None:
-            self.heat = cost.load * copies
-        elif self.heat.shape == cost.load.shape:
-            self.heat += cost.load * copies
+def _tasks_of(pieces: Iterable[Piece]) -> tuple[int, ...]:
+    return tuple(task for piece in pieces for task in piece.tasks)
 
 
 @dataclass
@@ -85,7 +60,6 @@ class _Builder:
     machine: Machine
     placement: Placement
     graph: TaskGraph = field(default_factory=TaskGraph)
-    traffic: list[Traffic] = field(default_factory=list)
     work: dict[int, Work] = field(default_factory=dict)
     pieces: dict[str, list[list[Piece]]] = field(default_factory=dict)
     outside: set[str] = field(default_factory=set)
@@ -94,11 +68,15 @@ class _Builder:
     held_bytes: float = 0.0
     previous: tuple[int, ...] = ()
     core: int = 0
+    chunks: int = field(init=False)
+    traffic: list[Traffic] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chunks = self.chunk_count()
+        self.traffic = [Traffic() for _ in self.workload.ops]
 
     def build(self) -> Schedule:
-        self.chunks = self.chunk_count()
         used_later = {name for op in self.workload.ops for name in op.inputs}
-        self.traffic = [Traffic() for _ in self.workload.ops]
         for first, end in self.runs():
             gate = self.launch(first)
             op = self.workload.ops[first]
@@ -148,14 +126,19 @@ class _Builder:
         """Tasks that make a chunk of an operation's inputs, or a share of its copies."""
         found: list[int] = []
         for name in op.inputs:
-            for low, high, tasks in self.pieces.get(name, [[]] * self.chunks)[chunk]:
-                if share is None or (low < share[1] and high > share[0]):
-                    found.extend(tasks)
+            for piece in self.made(name, chunk):
+                if share is None or (piece.first < share[1] and piece.end > share[0]):
+                    found.extend(piece.tasks)
         return tuple(dict.fromkeys(found))
 
+    def made(self, name: str, chunk: int) -> list[Piece]:
+        """Pieces of a chunk of what the workload computes, none for what it is given."""
+        return self.pieces[name][chunk] if name in self.pieces else []
+
     def finish(self, op: Op, pieces: list[list[Piece]]) -> None:
+        """Note the pieces of each chunk of an operation's result, for those that come after it."""
         self.pieces[op.name] = pieces
-        self.previous = tuple(t for chunk in pieces for _, _, tasks in chunk for t in tasks)
+        self.previous = _tasks_of(chain.from_iterable(pieces))
 
     def spills(self, op: Op) -> bool:
         """Whether an operation's result goes to external memory."""
@@ -168,6 +151,7 @@ class _Builder:
     # -- matrix products ---------------------------------------------------------------------------
 
     def matmul(self, index: int, op: MatmulOp, gate: tuple[int, ...], last: bool) -> None:
+        """Go chunk by chunk where there is room for all weights, else group by group of them."""
         plan = self.placement.plans[index]
         arrived = [self.load_activations(index, op, chunk, gate) for chunk in range(self.chunks)]
         done: list[list[Piece]] = [[] for _ in range(self.chunks)]
@@ -182,7 +166,7 @@ class _Builder:
             for chunk in range(self.chunks):
                 for group in groups:
                     done[chunk] += self.compute(index, plan, group, chunk, arrived, loads[group])
-            self.release(index, plan, groups, done)
+            self.release(plan, groups, done)
         else:
             for group in groups:
                 load = self.load_weights(index, plan, group, gate)
@@ -190,7 +174,7 @@ class _Builder:
                 for chunk in range(self.chunks):
                     mine[chunk] = self.compute(index, plan, group, chunk, arrived, load)
                     done[chunk] += mine[chunk]
-                self.release(index, plan, range(group, group + 1), mine)
+                self.release(plan, range(group, group + 1), mine)
         if last or self.spills(op):
             done = [self.store(index, op, chunk, done[chunk]) for chunk in range(self.chunks)]
         self.finish(op, done)
@@ -219,11 +203,11 @@ class _Builder:
         )
         return (load,)
 
-    def release(self, index: int, plan: MatmulPlan, groups: range, done: list[list[Piece]]) -> None:
+    def release(self, plan: MatmulPlan, groups: range, done: list[list[Piece]]) -> None:
         """Note who must end before these groups' place in the buffer is free again."""
         if not plan.sizes or self.placement.resident:
             return
-        users = tuple(t for chunk in done for _, _, tasks in chunk for t in tasks)
+        users = _tasks_of(chain.from_iterable(done))
         size = sum(sum(plan.group_bytes(group)) for group in groups)
         self.held.append((size, users))
         self.held_bytes += size
@@ -245,9 +229,7 @@ class _Builder:
             share = op.in_elements / len(op.inputs) / self.chunks
             size = share * self.machine.value_bytes * passes
             self.traffic[index].activations_in += size
-            needs = tuple(
-                t for _, _, ts in self.pieces.get(name, [[]] * self.chunks)[chunk] for t in ts
-            )
+            needs = _tasks_of(self.made(name, chunk))
             cycles = self.machine.dram_cycles(size)
             task = self.graph.add("load", index, "dram", cycles, needs + gate, size=size)
             self.fetched[(name, chunk)] = task
@@ -277,7 +259,7 @@ class _Builder:
             self.core += 1
             task = self.graph.add("compute", index, core, cycles, needs)
             low, high = share or (0.0, 1.0)
-            pieces.append((low, high, (task,)))
+            pieces.append(Piece(low, high, (task,)))
         return pieces
 
     def portions(
@@ -301,11 +283,11 @@ class _Builder:
         """Write a chunk of the result to external memory; later operations read it there."""
         size = op.out_elements / self.chunks * self.machine.value_bytes
         self.traffic[index].activations_out += size
-        needs = tuple(t for _, _, tasks in done for t in tasks)
+        needs = _tasks_of(done)
         cycles = self.machine.dram_cycles(size)
         task = self.graph.add("store", index, "dram", cycles, needs, size=size)
         self.outside.add(op.name)
-        return [(0.0, 1.0, (task,))]
+        return [Piece(0.0, 1.0, (task,))]
 
     # -- everything else ---------------------------------------------------------------------------
 
@@ -335,7 +317,7 @@ class _Builder:
             cycles = self.machine.vector_cycles(op, (high - low) / self.chunks) + launch
             task = self.graph.add("vector", index, "vector", cycles, needs + gate, launch=launch)
             launch = 0.0
-            pieces.append((low, high, (task,)))
+            pieces.append(Piece(low, high, (task,)))
         return pieces
 
     def fetch(self, index: int, op: VectorOp) -> tuple[int, ...]:
@@ -354,13 +336,13 @@ class _Builder:
         if op.copies > 1 and streams:
             count = min(max(op.copies // self.chunks, 1), _VECTOR_PIECES)
             bounds = [(i / count, (i + 1) / count) for i in range(count)]
-            return [(a, b, self.needs(op, chunk, (a, b))) for a, b in bounds]
+            return [Piece(a, b, self.needs(op, chunk, (a, b))) for a, b in bounds]
         if op.rowwise or not streams or len(whole) < 2:
-            return [(0.0, 1.0, whole)]
+            return [Piece(0.0, 1.0, whole)]
         count = min(len(whole), max(_VECTOR_PIECES // self.chunks, 2))
         step = ceil_div(len(whole), count)
         parts = [whole[i : i + step] for i in range(0, len(whole), step)]
-        return [(i / len(parts), (i + 1) / len(parts), part) for i, part in enumerate(parts)]
+        return [Piece(i / len(parts), (i + 1) / len(parts), p) for i, p in enumerate(parts)]
 
     def host(self, index: int, op: HostOp) -> None:
         """Send operands to the host, compute there, and bring the result back."""
@@ -372,7 +354,7 @@ class _Builder:
         seconds = moved / link.bandwidth.value + 2 * link.latency.value
         cycles = (seconds + op.elements / link.throughput.value) * self.machine.clock
         task = self.graph.add("host", index, "host", cycles, needs)
-        self.finish(op, [[(0.0, 1.0, (task,))] for _ in range(self.chunks)])
+        self.finish(op, [[Piece(0.0, 1.0, (task,))] for _ in range(self.chunks)])
 
 
 def schedule(workload: Workload, machine: Machine) -> Schedule:

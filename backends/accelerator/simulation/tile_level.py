@@ -11,8 +11,9 @@ from sparsefx.backends.accelerator.engines.base import IntArray
 from sparsefx.backends.accelerator.hardware.architecture import Architecture
 from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.backends.accelerator.simulation.energy import LEVELS, MacCount, energy_of
-from sparsefx.backends.accelerator.simulation.schedule import Schedule, Traffic, schedule
+from sparsefx.backends.accelerator.simulation.schedule import Schedule, schedule
 from sparsefx.backends.accelerator.simulation.tasks import Kind, Task
+from sparsefx.backends.accelerator.simulation.work import Traffic
 from sparsefx.backends.accelerator.workload.operations import (
     FLOAT_PRODUCT,
     HostOp,
