@@ -145,7 +145,7 @@ class Pipeline:
                 )
         self.check(program.properties)
         with _ONE_THREAD:
-            _ = program.shapes  # passes and targets read them from the nodes; the copy shares them
+            program.infer_shapes()  # before the copy, which shares them
             if not in_place:
                 program = program.copy()
             with no_collection():

@@ -16,12 +16,12 @@ from torch import Tensor, fx, nn
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.graph.devices import as_device, move_constants
 from sparsefx.graph.digest import tensor_digest
-from sparsefx.graph.printing import format_node
+from sparsefx.graph.printing import format_facts, format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.graph.writes import count_optimizer_steps
 from sparsefx.hooks import active_passes, calling
 from sparsefx.inputs.failures import explained
-from sparsefx.inputs.signature import Signature, format_type
+from sparsefx.inputs.signature import Signature
 from sparsefx.problem import MULTI_LABEL
 from sparsefx.properties import Property
 
@@ -256,7 +256,7 @@ class Program:
         if analysis.reads_values:
             state = tuple((id(t), t._version) for t in self.named_tensors().values())
             key = (self._revision, state)
-        _ = self.shapes  # analyses read them from the nodes
+        self.infer_shapes()
         cached = self._facts.get(analysis)
         if cached is None or cached[0] != key:
             cached = self._facts[analysis] = (key, analysis.compute(self))
@@ -268,11 +268,19 @@ class Program:
 
     @property
     def shapes(self) -> Shapes:
-        """Shape inference for this graph; runs over the whole graph on first use."""
+        """Shape inference for this graph, which has run over all of it."""
+        self.infer_shapes()
+        assert self._shapes is not None
+        return self._shapes
+
+    def infer_shapes(self) -> None:
+        """Have every node carry its value as ``meta["val"]``; once, until the graph changes.
+
+        Capture and a pipeline see to it; a loaded Program has none of them yet.
+        """
         if self._shapes is None:
             self._shapes = Shapes(self.signature)
             self._shapes.infer(self._module)
-        return self._shapes
 
     def changed(self, *, shapes: bool = True) -> None:
         """Drop what is cached about the graph, its compiled code too; the Rewriter calls this."""
@@ -313,7 +321,10 @@ class Program:
             if node.op == "placeholder":
                 continue
             line = f"  {format_node(node)}"
-            lines.append(f"{line}  # {_facts_of(self, node)}" if facts else line)
+            if facts:
+                tensor = self.tensor(str(node.target)) if node.op == "get_attr" else None
+                line += f"  # {format_facts(node, self.shape_of(node), tensor)}"
+            lines.append(line)
         lines.append("}")
         if self.properties:
             lines.append(f"properties: {', '.join(sorted(str(p) for p in self.properties))}")
@@ -368,23 +379,6 @@ class Program:
         from sparsefx.storage.programs import load_program
 
         return load_program(Path(folder))
-
-
-def _facts_of(program: Program, node: fx.Node) -> str:
-    found = []
-    value = program.shape_of(node)
-    if value is not None:
-        found.append(format_type(value.dtype, value.dims))
-    if node.op == "get_attr":
-        tensor = program.tensor(str(node.target))
-        if tensor.dim() >= 2 and tensor.numel():
-            zeros = 1.0 - int(torch.count_nonzero(tensor)) / tensor.numel()
-            found.append(f"{zeros:.1%} zero")
-    if module := node.meta.get("module"):
-        found.append(f"in {module}")
-    if author := node.meta.get("by"):
-        found.append(f"by {author}")
-    return ", ".join(found)
 
 
 def _version_of(program: Program, name: str) -> tuple[int, int] | None:

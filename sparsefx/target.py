@@ -70,7 +70,7 @@ def state_refused(program: Program, who: str) -> TargetError | None:
 
     None where calls change no tensor that an output follows.
     """
-    program.shapes  # noqa: B018  # infers the dtypes by which copies are told from views
+    program.infer_shapes()  # copies are told from views by their dtypes
     changed = changed_state(program.graph)
     if not changed:
         return None

@@ -44,7 +44,7 @@ class Baseline:
     @classmethod
     def of(cls, program: Program) -> Baseline:
         """Return the baseline of ``program`` as it is now."""
-        _ = program.shapes
+        program.infer_shapes()
         wired = {node: wiring(node) for node in program.graph.nodes}
         return cls(program.signature, _output_values(program), wired)
 

@@ -273,7 +273,7 @@ class Wrapper(torch.nn.Module):
 
 def test_a_deep_copy_is_of_one_piece() -> None:
     program = small_program(torch.nn.Linear(3, 2), input=torch.ones(1, 3))
-    assert program.shapes is not None
+    program.infer_shapes()
     wrapper = Wrapper(program)
     twin = copy.deepcopy(wrapper)
     assert twin.program.module is twin.inner

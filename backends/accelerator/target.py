@@ -73,7 +73,7 @@ class Accelerator(Target):
 
         Linears with float weights cannot be lowered at all to a machine that computes in int8.
         """
-        program.shapes  # noqa: B018  # infers the dtypes that the units follow from
+        program.infer_shapes()
         host = self.architecture.host
         instead = ""
         if host is not None:

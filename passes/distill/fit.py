@@ -37,8 +37,8 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
     Raises:
         PassError: Names what does not fit: outputs, inputs and tables together, or a layer.
     """
-    for program in (student, teacher):
-        _ = program and program.shapes  # which the nodes then carry
+    for program in filter(None, (student, teacher)):
+        program.infer_shapes()
     if losses := student.signature.losses:
         raise PassError(
             f"the student returns {losses[0]!r} already",

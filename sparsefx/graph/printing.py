@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sparsefx.graph.callables import callable_name
-from sparsefx.inputs.signature import format_dtype
+from sparsefx.inputs.signature import format_dtype, format_type
 
-__all__ = ["format_node", "format_ratio"]
+if TYPE_CHECKING:
+    from sparsefx.graph.shapes import ShapeFact
+
+__all__ = ["format_facts", "format_node", "format_ratio"]
 
 
 def format_ratio(ratio: float) -> str:
@@ -34,6 +37,27 @@ def format_node(node: fx.Node) -> str:
     args = [_arg(arg) for arg in node.args]
     args += [f"{key}={_arg(value)}" for key, value in node.kwargs.items()]
     return f"%{node.name} = {name}({', '.join(args)})"
+
+
+def format_facts(node: fx.Node, value: ShapeFact | None, tensor: Tensor | None) -> str:
+    """Return what is known of a node, e.g. ``float32[batch, 4], in encoder, by simplify``.
+
+    Args:
+        node: Carries the pass that made it and the module it came from.
+        value: Dtype and dimensions, if it gives a tensor.
+        tensor: What it reads, if it reads one.
+    """
+    found = []
+    if value is not None:
+        found.append(format_type(value.dtype, value.dims))
+    if tensor is not None and tensor.dim() >= 2 and tensor.numel():
+        zeros = 1.0 - int(torch.count_nonzero(tensor)) / tensor.numel()
+        found.append(f"{zeros:.1%} zero")
+    if module := node.meta.get("module"):
+        found.append(f"in {module}")
+    if author := node.meta.get("by"):
+        found.append(f"by {author}")
+    return ", ".join(found)
 
 
 def _arg(value: Any) -> str:

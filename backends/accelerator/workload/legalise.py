@@ -41,7 +41,7 @@ class AcceleratorTag(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Tag the graph."""
-        program.shapes  # noqa: B018  # infers the dtypes that the units follow from
+        program.infer_shapes()
         units = units_of(program.graph)
         for node, unit in units.items():
             node.meta[UNIT] = unit

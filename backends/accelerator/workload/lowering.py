@@ -95,7 +95,7 @@ def lower_program(program: Program, how: Lowering) -> Workload:
     Raises:
         TargetError: When the machine needs int8 and linears are float; all of them are listed.
     """
-    program.shapes  # noqa: B018  # infers the dtypes that the units follow from, and the sizes
+    program.infer_shapes()
     floats = float_linears(program) if how.integers else {}
     if floats:
         listed = "".join(f"\n  - %{name}: {reason}" for name, reason in floats.items())

@@ -101,7 +101,7 @@ class Lowered:
 
 def lower_program(program: Program, options: LoweringOptions) -> Lowered:
     """Lower a Program that is in eval mode."""
-    _ = program.shapes  # handlers read them from the nodes; a loaded Program has none yet
+    program.infer_shapes()
     host = Host(program)
     walk = Walk(program, host, options)
     if host.written:
