@@ -170,7 +170,7 @@ class Program:
         device = as_device(device)
         self._module.to(device)
         move_constants(self.graph, device)
-        self.changed()
+        self.invalidate()
         return self
 
     # -- tensors ---------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ class Program:
             self._shapes = Shapes(self.signature)
             self._shapes.infer(self._module)
 
-    def changed(self, *, shapes: bool = True) -> None:
+    def invalidate(self, *, shapes: bool = True) -> None:
         """Drop what is cached about the graph, its compiled code too; the Rewriter calls this."""
         self._revision += 1
         self._facts.clear()

@@ -358,4 +358,4 @@ class Rewriter:
 
     def finish(self) -> None:
         """Drop what was cached about the graph: facts and compiled code."""
-        self.program.changed(shapes=False)
+        self.program.invalidate(shapes=False)

@@ -83,7 +83,7 @@ class PruneNeurons(Pass):
         for key in _WIDTHS:
             if key in program.config:
                 program.config[key] = count
-        program.changed()
+        program.invalidate()  # set_tensor infers the tensor alone, and what follows is narrower
         note = f"{count} neurons stay in each of {len(found.layers)} layers"
         return PassReport(len(found.layers), notes=(note,))
 

@@ -49,14 +49,14 @@ def test_true_one_and_one_point_zero_are_told_apart() -> None:
 
     program = small_program(forward, x=torch.ones(2, dtype=torch.bool))
     loaded = program.copy()
-    loaded.changed()
+    loaded.invalidate()
     facts = [loaded.shape_of(node) for node in loaded.graph.output_node().all_input_nodes]
     assert [fact.dtype for fact in facts if fact] == [torch.bool, torch.int64, torch.float32]
 
 
 def test_inference_leaves_the_compilers_of_torch_alone() -> None:
     program = small_program(lambda x: torch.relu(x) + 1, x=torch.ones(2, 3))
-    program.changed()
+    program.invalidate()
     inferred = program.shapes
     # What is overridden has to be there: torch would go on, several times slower, without a word.
     assert callable(ShapeEnv._get_user_frame)

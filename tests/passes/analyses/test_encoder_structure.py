@@ -323,5 +323,5 @@ def test_what_is_not_understood_has_a_reason(model: type[nn.Module], reason: str
 def test_the_facts_are_cached_until_the_graph_changes() -> None:
     program = captured("bert-cls")
     assert structure(program) is structure(program)
-    program.changed()
+    program.invalidate()
     assert structure(program).layers[0].q.weight.endswith("query.weight")
