@@ -29,7 +29,7 @@ from sparsefx.passes.distill.heads import (
     over_positions,
 )
 from sparsefx.passes.distill.layer_map import LayerMap, check_layer_map
-from sparsefx.passes.distill.scope import Options, Pair, Scope
+from sparsefx.passes.distill.scope import Pair, Scope
 from sparsefx.passes.distill.states import Given, taught_outputs
 from sparsefx.passes.distill.teacher import Joined, check_inputs
 from sparsefx.passes.distill.terms import TERMS
@@ -282,15 +282,8 @@ class _Builder:
         pairs, ends = self._pairs()
         return Scope(
             rw=rw,
-            options=Options(
-                item.temperature,
-                item.logits_loss,
-                self.program.multi_label,
-                item.logits_mean,
-                item.probabilities_loss,
-                item.normalise_cls,
-                item.seed,
-            ),
+            options=item,
+            multi_label=self.program.multi_label,
             logits=logits,
             targets=self._targets(logits, joined) if item.logits else {},
             labels=self._labels(specs) if item.labels else {},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
@@ -14,23 +14,13 @@ from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX
 from sparsefx.rewrite import Rewriter
 
-__all__ = ["LOWEST_SCORE", "Options", "Pair", "Scope"]
+if TYPE_CHECKING:
+    from sparsefx.passes.distill.distill import Distill
+
+__all__ = ["LOWEST_SCORE", "Pair", "Scope"]
 
 LOWEST_SCORE = -1e4
 """exp of it is 0 in float32; -inf would make 0 * inf of a divergence."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the terms need of the options of ``distill``; see there."""
-
-    temperature: float
-    logits_loss: Literal["auto", "kl", "soft-ce", "bce", "mse", "cosine"]
-    multi_label: bool
-    logits_mean: Literal["batch", "batch-and-classes"]
-    probabilities_loss: Literal["kl", "mse"]
-    normalise_cls: bool
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,8 @@ class Scope:
 
     Attributes:
         rw: Adds nodes, at a place where all activations are known.
-        options: See :class:`Options`.
+        options: The pass, with its options.
+        multi_label: Whether a text has any number of classes.
         logits: The student's logits by output name.
         targets: The teacher's logits under the same names.
         labels: The labels input of each of these; empty without the labels term.
@@ -63,7 +54,8 @@ class Scope:
     """
 
     rw: Rewriter
-    options: Options
+    options: Distill
+    multi_label: bool
     logits: dict[str, fx.Node]
     targets: dict[str, fx.Node]
     labels: dict[str, fx.Node]

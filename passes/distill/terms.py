@@ -69,7 +69,7 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
     options, rw = scope.options, scope.rw
     loss = options.logits_loss
     if loss == "auto":
-        loss = "mse" if _is_value(ours) else "bce" if options.multi_label else "kl"
+        loss = "mse" if _is_value(ours) else "bce" if scope.multi_label else "kl"
     if loss == "mse":
         return scope.squared_error(ours, theirs, [-1], weights)
     if loss == "cosine":
