@@ -31,6 +31,7 @@ from sparsefx.cli import one_message
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
 from sparsefx.huggingface import load_pretrained, load_tokenizer, save_pretrained
+from sparsefx.inputs.signature import SENTENCE_OUTPUT
 from sparsefx.instruments.timing import machine
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
@@ -51,7 +52,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.glue import glue_folder  # noqa: E402  # its folder is on the path only now
 
 WIKIPEDIA = ROOT.parent / "shared" / "data" / "enwiki2014_40MB.txt.xz"
-OUTPUT = "sentence_embedding"
 Embed = Callable[[tuple[str, ...]], NDArray[np.float32]]
 
 
@@ -106,7 +106,7 @@ def embedder(program: Program, tokenizer: Any, target: str | None = None) -> Emb
         vectors: dict[int, NDArray[np.float32]] = {}
         with torch.no_grad():
             for rows, batch in evaluation_batches(data, 32):
-                found = run(**inputs_for(program, batch))[OUTPUT].float().numpy()
+                found = run(**inputs_for(program, batch))[SENTENCE_OUTPUT].float().numpy()
                 vectors.update(zip(rows.tolist(), found, strict=True))
         return np.stack([vectors[row] for row in range(len(data))])
 

@@ -180,6 +180,7 @@ class Pass(ABC):
         forbids: Properties that must not hold before.
         changes_signature: Whether inputs or outputs may be others afterwards.
         reshapes: Whether weights may have other shapes afterwards.
+        drops_heads: Whether the outputs that labels are compared with are gone afterwards.
         on_no_match: What the pipeline does when the pass applied nowhere.
     """
 
@@ -190,6 +191,7 @@ class Pass(ABC):
     forbids: ClassVar[frozenset[Property]] = _NONE
     changes_signature: ClassVar[bool] = False
     reshapes: ClassVar[bool] = False
+    drops_heads: ClassVar[bool] = False
 
     on_no_match: OnNoMatch = field(default="warn", kw_only=True)
 

@@ -83,6 +83,17 @@ class Fails(Pass):
         return {}
 
 
+@dataclass(frozen=True)
+class Headless(Pass):
+    """Says that no output is left for labels."""
+
+    name: ClassVar[str] = "headless"
+    drops_heads: ClassVar[bool] = True
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(1)
+
+
 def failing(**options: Any) -> Program:
     program = relu_program()
     program.active = (Fails(hook="none"), Fails(**options))
@@ -174,3 +185,15 @@ def test_a_session_names_the_stage_too(
         session.run()
     assert caught.value.who.startswith(place)
     assert caught.value.where.startswith("last_step" if hook == "text" else hook)
+
+
+@pytest.mark.parametrize("name", ["headless", "pool-sentences"])
+def test_a_pass_that_drops_heads_is_refused_beside_labels(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._TABLE["passes"], "headless", f"{__name__}:Headless")
+    recipe = Recipe.parse(RECIPE.replace("fails{hook=HOOK}", name))
+    session = Session(recipe, tiny_run.program(), tiny_run.data(), tmp_path / "run", device="cpu")
+    with pytest.raises(RecipeError, match="scored on labels are gone after it") as caught:
+        session.run()
+    assert caught.value.who == f"stage one, pipeline: {name}"

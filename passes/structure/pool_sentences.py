@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import fx
 
+from sparsefx.inputs.signature import SENTENCE_OUTPUT
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.rewrite import Rewriter
@@ -15,10 +16,9 @@ from sparsefx.rewrite import Rewriter
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["SENTENCE_OUTPUT", "PoolSentences"]
+__all__ = ["PoolSentences"]
 
 aten = torch.ops.aten
-SENTENCE_OUTPUT = "sentence_embedding"
 _STATES = "last_hidden_state"
 
 
@@ -57,6 +57,7 @@ class PoolSentences(Pass):
 
     name: ClassVar[str] = "pool-sentences"
     changes_signature: ClassVar[bool] = True
+    drops_heads: ClassVar[bool] = True
 
     pooling: Literal["mean", "cls"] = "mean"
     normalise: bool = True

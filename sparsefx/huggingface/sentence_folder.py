@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparsefx.inputs.signature import SENTENCE_OUTPUT
 from sparsefx.spec import parse_specs
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["sentence_vectors", "write_sentence_modules"]
 
 _PASS = "pool-sentences"
-_OUTPUT = "sentence_embedding"
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -74,7 +74,7 @@ def sentence_vectors(program: Program, outputs: Mapping[str, Tensor]) -> dict[st
     pooled = states.mean(dim=1) if mean else states[:, 0]
     if options.get("normalise", True):
         pooled = pooled / pooled.norm(dim=-1, keepdim=True)
-    return {_OUTPUT: pooled}
+    return {SENTENCE_OUTPUT: pooled}
 
 
 def _options(program: Program) -> Mapping[str, Any] | None:

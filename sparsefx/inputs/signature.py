@@ -12,13 +12,15 @@ from sparsefx.arithmetic import names_in
 from sparsefx.errors import ProgramError, misnamed_inputs
 from sparsefx.inputs.conditions import broken, check_condition
 
-__all__ = ["LOSS", "TAUGHT", "Dim", "InputSpec", "Signature"]
+__all__ = ["LOSS", "SENTENCE_OUTPUT", "TAUGHT", "Dim", "InputSpec", "Signature"]
 
 Dim = int | str
 LOSS: Final = "loss"
 """The output that training minimises; an output ``loss.NAME`` is a term of it."""
 TAUGHT: Final = "teacher_"
 """What the names of inputs begin with that hold what a teacher computed of the batch before."""
+SENTENCE_OUTPUT: Final = "sentence_embedding"
+"""The output of a Program that has one vector for each sentence."""
 
 
 @dataclass(frozen=True)

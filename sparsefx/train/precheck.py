@@ -308,9 +308,9 @@ def _touches(item: Pass) -> bool:
 
 def _check_head_stays(passes: tuple[Pass, ...]) -> None:
     for item in passes:
-        if item.name == "pool-sentences":
+        if item.drops_heads:
             raise RecipeError(
-                "it makes a sentence encoder, whose outputs cannot be scored on labels",
+                "the outputs that are scored on labels are gone after it",
                 who=item.name,
                 hint="give the texts without labels: compress --unlabelled FILE, and no --data",
             )
