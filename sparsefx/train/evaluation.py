@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor
 
 from sparsefx.errors import DataError, TrainingError
-from sparsefx.graph.effects import remove_dead_nodes
+from sparsefx.graph.subgraph import subgraph
 from sparsefx.inputs.signature import LOSS, TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
@@ -231,20 +231,11 @@ def predictor(program: Program) -> tuple[Predictor, tuple[str, ...]]:
     A teacher in the graph is not run, and what a loss reads, such as the outputs of a teacher or
     labels, is no input. The function reads the tensors of ``program``, and its mode.
     """
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(program.graph, copied)
-    graph.output(copied[program.outputs()[logits_name(program)]])
-    remove_dead_nodes(graph)
-    for node in graph.find_nodes(op="placeholder"):
-        if not node.users:
-            graph.erase_node(node)
-    module = fx.GraphModule(program.module, graph)
-    inputs = tuple(str(node.target) for node in graph.find_nodes(op="placeholder"))
+    logits = logits_name(program)
+    compute, inputs = subgraph(program.module, {logits: program.outputs()[logits]})
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:
-        found: Tensor = module(**batch)
-        return found
+        return compute(batch)[logits]
 
     return run, inputs
 

@@ -7,7 +7,7 @@ each token, layer and feature: 1.6 GB for 12,000 texts of 25 tokens, 6 layers an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from sparsefx.errors import TrainingError
-from sparsefx.graph.effects import remove_dead_nodes
+from sparsefx.graph.subgraph import subgraph
 from sparsefx.hooks import calling
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
@@ -63,7 +63,7 @@ def with_teacher(
             do not fit on the disk or into float16.
     """
     nodes = _nodes(student, teacher)
-    run = _several(teacher, nodes)
+    run, _ = subgraph(teacher.module, nodes)
     ranks = {spec.name: len(spec.dims) for spec in student.signature.inputs}
     kept = {
         name: _room(teacher, node, data, place / name, ranks[name]) for name, node in nodes.items()
@@ -101,23 +101,6 @@ def _nodes(student: Program, teacher: Program) -> Named:
             hint="leave out cached=True: the teacher then sees the same tokens",
         )
     return found
-
-
-def _several(program: Program, nodes: Named) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
-    """Return a function that computes some values of a Program and nothing else."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    graph.graph_copy(program.graph, copied)
-    graph.output({name: copied[node] for name, node in nodes.items()})
-    remove_dead_nodes(graph)
-    module = fx.GraphModule(program.module, graph)
-    inputs = {str(node.target) for node in graph.find_nodes(op="placeholder")}
-
-    def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = module(**{name: batch[name] for name in inputs})
-        return found
-
-    return run
 
 
 def _room(
