@@ -96,7 +96,8 @@ class CscFifo(Engine):
         for t in range(0, steps, self.depth):
             here = present[:, t : t + self.depth]
             count = np.cumsum(here, axis=1)
-            waits = np.maximum.accumulate(taken[:, : here.shape[1]] - count, axis=1)
+            room = np.where(here, taken[:, : here.shape[1]] - count, sent[:, None])
+            waits = np.maximum.accumulate(room, axis=1)
             broadcast = np.maximum(waits, sent[:, None]) + count
             work = busy[order[:, t : t + self.depth]] * here[:, :, None]
             total = np.cumsum(work, axis=1)

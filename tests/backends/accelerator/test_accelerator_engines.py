@@ -104,6 +104,25 @@ def test_deeper_queues_are_never_slower(gemm: Gemm, depth: int) -> None:
     assert CscFifo(8, depth).run(gemm).cycles >= CscFifo(8, depth + 1).run(gemm).cycles
 
 
+@settings(max_examples=60, deadline=None)
+@given(gemm=gemms(), depth=st.integers(1, 6))
+def test_queues_follow_their_equations_one_by_one(gemm: Gemm, depth: int) -> None:
+    engine = CscFifo(8, depth)
+    active = np.ones((gemm.m, gemm.k), bool) if gemm.activation is None else gemm.activation
+    entries = np.maximum(engine.entries(gemm), 1)
+    total = 0
+    for row in active:
+        taken: list[int] = []
+        done, sent = np.zeros(8, np.int64), -1
+        for column in np.flatnonzero(row):
+            sent = max(sent + 1, taken[-depth] if len(taken) >= depth else 0)
+            begun = np.maximum(sent, done)
+            taken.append(int(begun.max()))
+            done = begun + entries[column]
+        total += int(done.max())
+    assert engine.run(gemm).cycles == total
+
+
 @settings(max_examples=40, deadline=None)
 @given(gemm=gemms(), feed=st.integers(1, 64))
 def test_a_wider_feed_is_never_slower(gemm: Gemm, feed: int) -> None:
