@@ -106,12 +106,11 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
         of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))
         reasons = "; ".join(map(str, of_pruners))
         raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
-    locked = any(text.startswith("pattern-lock") for text in texts)
     stage = Stage(
         name="sparse",
         pipeline=texts,
         training=_training(content, last, notes),
-        after=("fold-masks",) if locked else ("pattern-lock", "fold-masks"),
+        after=("fold-masks",),
     )
     release = "1.14" if section == "weight_compression_pytorch" else "2.x"
     source = f"A pruning configuration of Intel Neural Compressor {release}."

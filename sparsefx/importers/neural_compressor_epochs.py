@@ -123,12 +123,11 @@ def import_epochs(
     leave_training(train, "train", notes)
     for key in sorted(content.keys() - {"pruning"}):
         notes.leave(key, "only the section 'pruning' is carried over")
-    locks = any(text.startswith("pattern-lock") for text in texts)
     stage = Stage(
         name="sparse",
         pipeline=texts,
         training=Training(epochs=epochs, optimizer=settings),
-        after=("fold-masks",) if locks else ("pattern-lock", "fold-masks"),
+        after=("fold-masks",),
     )
     source = "A pruning configuration of Intel Neural Compressor 1.x."
     return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)

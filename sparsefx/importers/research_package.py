@@ -95,8 +95,7 @@ def _magnitude(rest: dict[str, Any], notes: Notes, who: str) -> Stage:
         if last
         else f"not in the file; {_FREE_EPOCHS} epochs are set",
     )
-    after = ("pattern-lock", "fold-masks")
-    return Stage(name="sparse", pipeline=(text,), training=training, after=after)
+    return Stage(name="sparse", pipeline=(text,), training=training, after=("fold-masks",))
 
 
 def _schedule(rest: dict[str, Any], notes: Notes) -> tuple[int, int, int, int]:

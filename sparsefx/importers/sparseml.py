@@ -74,9 +74,7 @@ def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported
 def _finished(stage: Stage, masked: bool, tables: bool) -> Stage:
     """Add what ends the last stage: fold the masks, turn fake quantization into integers."""
     quantized = any("quantize-prepare" in text for text in stage.pipeline)
-    held = any("magnitude-prune" in text for text in stage.pipeline)
-    ends = ["pattern-lock"] if masked and held and not quantized else []
-    ends += ["fold-masks"] if masked else []
+    ends = ["fold-masks"] if masked else []
     if quantized:
         ends += ["quantize-convert", *(["quantize-embeddings"] if tables else [])]
         ends += ["simplify{inference=True}"]

@@ -266,6 +266,7 @@ def test_research_package_ramp_is_that_of_prune_ofa() -> None:
     )
     assert stage.training
     assert stage.training.steps == 80_000
+    assert stage.after == ("fold-masks",)
     assert [item.where for item in left_out] == ["number of steps", "the run"]
 
 
@@ -289,6 +290,7 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
             "exclude=('classifier','pooler','.*embeddings*',)}"
         ),
     )
+    assert stage.after == ("fold-masks",)
     listed = {item.where: item.reason for item in left_out}
     assert "'snip_momentum' is not here" in listed["pruners[1].pruning_type"]
     assert "pruners[0].max_sparsity_ratio_per_op" in listed

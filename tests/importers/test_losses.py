@@ -87,7 +87,9 @@ def test_pruners_that_may_share_a_weight_are_told() -> None:
     assert left(two(spared, close)).keys() == {"the run"}
     assert left(two({**wide, "target_sparsity": 0.9}, close)).keys() == {"the run"}  # as both wish
     named = (RAMP_1.replace("NAME", "a.weight"), RAMP_1.replace("NAME", "b.weight"))
-    assert left(one(named[0], named[1].replace("0.8", "0.5"))) == {}
+    both = one(named[0], named[1].replace("0.8", "0.5"))
+    assert left(both) == {}
+    assert both.recipe.stages[0].after == ("fold-masks",)
 
 
 @pytest.mark.parametrize("names", [["key"], ["key", "query"], ["query", "key"]])

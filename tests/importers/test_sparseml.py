@@ -377,5 +377,6 @@ def test_a_second_pruner_of_the_same_weights_is_listed(names: Any, again: Any) -
 def test_pruners_of_different_weights_keep_to_themselves() -> None:
     given = (pruner(["re:.*dense.weight"], 0.8), pruner(["classifier.weight"], 0.5), RATE)
     found = recipe(*given)
+    assert found.recipe.stages[0].after == ("fold-masks",)
     assert not any("exclude" in text for text in found.recipe.stages[0].pipeline)
     assert left(found) == {}
