@@ -14,21 +14,20 @@ __all__ = ["resolve_equations"]
 _EQUATION = re.compile(r"\s*eval\((?P<text>.*)\)\s*", re.DOTALL)
 
 
-def resolve_equations(value: Any, variables: Mapping[str, Any], who: str) -> Any:
+def resolve_equations(value: Any, variables: Mapping[str, Any]) -> Any:
     """Return ``value`` with every ``eval(...)`` in it computed.
 
     Args:
         value: A scalar, or lists and mappings of them.
         variables: What the names stand for; their values may be equations themselves.
-        who: The file, for errors.
 
     Raises:
         RecipeError: A name is unknown or defined by itself, or it is no plain arithmetic.
 
-    >>> resolve_equations(["eval(epochs * share)", 1], {"epochs": 10, "share": 0.5}, "recipe")
+    >>> resolve_equations(["eval(epochs * share)", 1], {"epochs": 10, "share": 0.5})
     [5.0, 1]
     """
-    return _Resolver(variables, who).resolve(value, ())
+    return _Resolver(variables).resolve(value, ())
 
 
 def _number(value: Any) -> Any:
@@ -40,9 +39,8 @@ def _number(value: Any) -> Any:
 
 
 class _Resolver:
-    def __init__(self, variables: Mapping[str, Any], who: str) -> None:
+    def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
-        self._who = who
 
     def resolve(self, value: Any, pending: tuple[str, ...]) -> Any:
         if isinstance(value, list):
@@ -56,15 +54,16 @@ class _Resolver:
         try:
             return compute(text, lambda name: self._variable(name, text, pending))
         except (ValueError, ArithmeticError) as error:
-            raise self._refuse(text, str(error)) from error
+            raise _refusal(text, str(error)) from error
 
     def _variable(self, name: str, text: str, pending: tuple[str, ...]) -> Any:
         if name in pending:
-            raise self._refuse(text, f"the variable {name!r} is defined by itself")
+            raise _refusal(text, f"the variable {name!r} is defined by itself")
         if name not in self._variables:
             hint = did_you_mean(name, self._variables)
-            raise self._refuse(text, f"the variable {name!r} is not defined", hint)
+            raise _refusal(text, f"the variable {name!r} is not defined", hint)
         return _number(self.resolve(self._variables[name], (*pending, name)))
 
-    def _refuse(self, text: str, why: str, hint: str = "") -> RecipeError:
-        return RecipeError(why, who=self._who, where=f"eval({text})", hint=hint)
+
+def _refusal(text: str, why: str, hint: str = "") -> RecipeError:
+    return RecipeError(why, where=f"eval({text})", hint=hint)

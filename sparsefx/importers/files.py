@@ -56,20 +56,13 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
     """Read the text of such a file; ``name`` becomes the name of the recipe.
 
     Raises:
-        RecipeError: As for :func:`import_recipe`.
+        RecipeError: As for :func:`import_recipe`; what raises it leaves the file's name to this.
     """
-    content = _parsed(text, who)
-    if not isinstance(content, dict):
-        raise RecipeError(kind_of(content), who=who, where="line 1", hint=_KNOWN)
-    if "stages" in content and "name" in content:
-        raise RecipeError("it is a sparsefx recipe already", who=who, hint="use it as it is")
-    importer = _importer_for(text, content, who)
     try:
-        return importer(_untagged(content, text), name=name, who=who)
+        return _imported(text, name)
     except RecipeError as error:
-        if error.who:
-            raise
-        raise RecipeError(error.why, who=who, where=error.where, hint=error.hint) from error
+        error.who = who
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(
@@ -79,7 +72,16 @@ def import_text(text: str, *, name: str, who: str = "import") -> Imported:
         ) from error
 
 
-def _importer_for(text: str, content: dict[str, Any], who: str) -> _Importer:
+def _imported(text: str, name: str) -> Imported:
+    content = _parsed(text)
+    if not isinstance(content, dict):
+        raise RecipeError(kind_of(content), where="line 1", hint=_KNOWN)
+    if "stages" in content and "name" in content:
+        raise RecipeError("it is a sparsefx recipe already", hint="use it as it is")
+    return _importer_for(text, content)(_untagged(content, text), name=name)
+
+
+def _importer_for(text: str, content: dict[str, Any]) -> _Importer:
     if _SPARSEML_TAG.search(text):
         return import_sparseml
     if is_neural_compressor(content):
@@ -92,28 +94,26 @@ def _importer_for(text: str, content: dict[str, Any], who: str) -> _Importer:
         raise RecipeError(
             f"{', '.join(sorted(kinds))}: the one-shot form of llm-compressor, which has no "
             "training to carry over",
-            who=who,
             hint=_KNOWN,
         )
     raise RecipeError(
-        f"the format is not known (its keys: {', '.join(map(str, content))})", who=who, hint=_KNOWN
+        f"the format is not known (its keys: {', '.join(map(str, content))})", hint=_KNOWN
     )
 
 
-def _parsed(text: str, who: str) -> Any:
+def _parsed(text: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             return json.loads(text)
         return yaml.load(yaml_part(text), Loader=tagged_loader())  # a SafeLoader
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise RecipeError(f"not JSON: {error.msg}", who=who, where=where, hint=_KNOWN) from error
+        raise RecipeError(f"not JSON: {error.msg}", where=where, hint=_KNOWN) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(
             f"not YAML: {getattr(error, 'problem', None) or error}",
-            who=who,
             where=where,
             hint=_KNOWN,
         ) from error

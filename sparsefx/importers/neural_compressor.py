@@ -64,7 +64,7 @@ def is_neural_compressor(content: object) -> bool:
     return _general(content) is not None
 
 
-def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) -> Imported:
+def import_neural_compressor(content: dict[str, Any], *, name: str) -> Imported:
     """Turn a configuration into a recipe of one stage; each pruner becomes a pass.
 
     Which version it is of, 1.x or 2.x, its words tell.
@@ -72,7 +72,6 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     Args:
         content: The parsed file, in which a tagged pruner is a mapping.
         name: Name of the recipe.
-        who: The file, for errors.
 
     Raises:
         RecipeError: Nothing of it can be carried over, a value is wrong, or it may be of either
@@ -81,11 +80,10 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     general = {key: _untagged(value) for key, value in (_general(content) or {}).items()}
     version = version_of(content, general)
     if version == "1.x":
-        return import_epochs(content, general, name, who)
+        return import_epochs(content, general, name)
     if version == "either":
         raise RecipeError(
             "nothing tells 1.x (magnitudes, in epochs) from 2.x (snip_momentum in blocks, steps)",
-            who=who,
             where="weight_compression",
             hint="add what it stands for: 'end_epoch: 4' for 1.x, 'pruning_type' for 2.x",
         )
@@ -99,13 +97,13 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     last = 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
-        last = max(last, steps_of(merged, "end_step", f"pruners[{index}]", who))
-        found += Pruner(merged, roles, f"pruners[{index}]", notes, who).found()
+        last = max(last, steps_of(merged, "end_step", f"pruners[{index}]"))
+        found += Pruner(merged, roles, f"pruners[{index}]", notes).found()
     texts = kept(found, notes)
     if not texts:
         of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))
         reasons = "; ".join(map(str, of_pruners))
-        raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
+        raise RecipeError(f"no pruner can be carried over: {reasons}", where="pruners")
     stage = Stage(
         name="sparse",
         pipeline=texts,
@@ -114,7 +112,7 @@ def import_neural_compressor(content: dict[str, Any], *, name: str, who: str) ->
     )
     release = "1.14" if section == "weight_compression_pytorch" else "2.x"
     source = f"A pruning configuration of Intel Neural Compressor {release}."
-    return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
+    return notes.result(Recipe(name=name, source=source, stages=(stage,)))
 
 
 def _section(content: dict[str, Any], notes: Notes) -> str:

@@ -86,9 +86,7 @@ def version_of(content: dict[str, Any], general: dict[str, Any]) -> Literal["1.x
     return "1.x" if words & _WORDS_OF_1 or "train" in pruning else "either"
 
 
-def import_epochs(
-    content: dict[str, Any], general: dict[str, Any], name: str, who: str
-) -> Imported:
+def import_epochs(content: dict[str, Any], general: dict[str, Any], name: str) -> Imported:
     """Turn a configuration into a recipe of one stage; each pruner becomes a pass.
 
     The ramp of 1.x is the cubic one, and masks are chosen once an epoch, one matrix at a time.
@@ -97,7 +95,6 @@ def import_epochs(
         content: The parsed file.
         general: Its section ``weight_compression``.
         name: Name of the recipe.
-        who: The file, for errors.
 
     Raises:
         RecipeError: Nothing of it can be carried over, or a value is wrong.
@@ -107,17 +104,17 @@ def import_epochs(
     merged = [{**shared, **_given(each or {})} for each in general.get("pruners") or [{}]]
     train = dict((content.get("pruning") or {}).get("train") or {})
     notes = Notes()
-    ends = [_number(each, "end_epoch", f"pruners[{i}]", who) for i, each in enumerate(merged)]
+    ends = [_number(each, "end_epoch", f"pruners[{i}]") for i, each in enumerate(merged)]
     epochs = max([*ends, *epochs_of(train), 1.0])
     found = [
         item
         for index, each in enumerate(merged)
-        for item in _found(dict(each), epochs, f"pruners[{index}]", notes, who)
+        for item in _found(dict(each), epochs, f"pruners[{index}]", notes)
     ]
     texts = kept(found, notes)
     if not texts:
         reasons = "; ".join(str(item) for item in notes.left_out)
-        raise RecipeError(f"no pruner can be carried over: {reasons}", who=who, where="pruners")
+        raise RecipeError(f"no pruner can be carried over: {reasons}", where="pruners")
     settings = optimizer_of(train, notes)
     train.pop("start_epoch", None)
     leave_training(train, "train", notes)
@@ -130,10 +127,10 @@ def import_epochs(
         after=("fold-masks",),
     )
     source = "A pruning configuration of Intel Neural Compressor 1.x."
-    return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
+    return notes.result(Recipe(name=name, source=source, stages=(stage,)))
 
 
-def _found(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: str) -> list[Found]:
+def _found(rest: dict[str, Any], epochs: float, where: str, notes: Notes) -> list[Found]:
     """Return the pass of a pruner, or nothing when its criterion is not here."""
     kind = rest.pop("prune_type")
     names = names_of(rest.pop("names", None), f"{where}.names")
@@ -142,10 +139,10 @@ def _found(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: s
     if kind == "pattern_lock":
         text = pass_text("pattern-lock", include=include)
     elif kind in ("basic_magnitude", "magnitude"):
-        if _number(rest, "start_epoch", where, who) >= epochs:
+        if _number(rest, "start_epoch", where) >= epochs:
             notes.leave(f"{where}.start_epoch", f"it is the end of the run of {epochs:g} epochs")
             return []
-        text = _magnitude(rest, include, epochs, where, who)
+        text = _magnitude(rest, include, epochs, where)
         weights = weights_of(_ALL_LINEARS, include)
     else:
         nearest = _UNLIKE.get(str(kind), "magnitude-prune")
@@ -155,11 +152,9 @@ def _found(rest: dict[str, Any], epochs: float, where: str, notes: Notes, who: s
     return [Found(f"{where} ({kind})", text, weights)]
 
 
-def _magnitude(
-    rest: dict[str, Any], include: tuple[str, ...], epochs: float, where: str, who: str
-) -> str:
+def _magnitude(rest: dict[str, Any], include: tuple[str, ...], epochs: float, where: str) -> str:
     begin, end, every, first, last = (
-        _number(rest, key, where, who)
+        _number(rest, key, where)
         for key in (
             "start_epoch",
             "end_epoch",
@@ -185,11 +180,11 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _number(settings: dict[str, Any], key: str, where: str, who: str) -> float:
+def _number(settings: dict[str, Any], key: str, where: str) -> float:
     value = settings[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise RecipeError(
-            f"expected a number of 0 or more, found {value!r}", who=who, where=f"{where}.{key}"
+            f"expected a number of 0 or more, found {value!r}", where=f"{where}.{key}"
         )
     return float(value)
 

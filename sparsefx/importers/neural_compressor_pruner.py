@@ -66,13 +66,11 @@ class Pruner:
         roles: tuple[str, ...],
         where: str,
         notes: Notes,
-        who: str,
     ) -> None:
         self._rest = settings
         self._roles = roles
         self._where = where
         self._notes = notes
-        self._who = who
 
     def found(self) -> list[Found]:
         """Return its pass, or nothing when the criterion is not here."""
@@ -134,7 +132,7 @@ class Pruner:
         """Return when masks move: from, to, every; the last time is a whole number of rounds on."""
         rest = self._rest
         begin, end, every = (
-            steps_of(rest, key, self._where, self._who)
+            steps_of(rest, key, self._where)
             for key in ("start_step", "end_step", "pruning_frequency")
         )
         for key in ("start_step", "end_step", "pruning_frequency"):
@@ -142,7 +140,6 @@ class Pruner:
         if every < 1:
             raise RecipeError(
                 f"expected at least 1 step, found {every}",
-                who=self._who,
                 where=f"{self._where}.pruning_frequency",
             )
         begin = max(begin, 0)
@@ -184,7 +181,6 @@ class Pruner:
             return scope, "unstructured" if text == "1x1" else text, sparsity
         raise RecipeError(
             f"the pattern {text!r} cannot be carried over",
-            who=self._who,
             where=f"{self._where}.pattern",
             hint="blocks such as 4x1 and groups such as 2:4 can; whole channels cannot",
         )
@@ -232,7 +228,7 @@ def kept(found: Sequence[Found], notes: Notes) -> tuple[str, ...]:
     return tuple(each.text for each in taken)
 
 
-def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:
+def steps_of(settings: dict[str, Any], key: str, where: str) -> int:
     """Return a number of steps.
 
     Raises:
@@ -242,7 +238,7 @@ def steps_of(settings: dict[str, Any], key: str, where: str, who: str) -> int:
         return int(settings[key])
     except (OverflowError, TypeError, ValueError) as error:
         why = f"expected a number of steps, found {settings[key]!r}"
-        raise RecipeError(why, who=who, where=f"{where}.{key}") from error
+        raise RecipeError(why, where=f"{where}.{key}") from error
 
 
 def _nearest(kind: object) -> str:

@@ -31,13 +31,12 @@ def is_research_package(content: object) -> bool:
     return _PRUNING_KEY in content or bool(_QUANTIZATION_KEYS & content.keys())
 
 
-def import_research_package(content: dict[str, Any], *, name: str, who: str) -> Imported:
+def import_research_package(content: dict[str, Any], *, name: str) -> Imported:
     """Turn one configuration into a recipe of one stage.
 
     Args:
         content: The parsed JSON.
         name: Name of the recipe.
-        who: The file, for errors.
 
     Raises:
         RecipeError: A value is missing or wrong, or the pruning method is none of those here.
@@ -50,22 +49,21 @@ def import_research_package(content: dict[str, Any], *, name: str, who: str) -> 
         if not isinstance(method, str) or method not in _METHODS:
             raise RecipeError(
                 f"the pruning method {method!r} cannot be carried over",
-                who=who,
                 where=_PRUNING_KEY,
                 hint=f"methods that can: {', '.join(_METHODS)}",
             )
-        stage = _METHODS[method](rest, notes, who)
+        stage = _METHODS[method](rest, notes)
     notes.leave("the run", _SCRIPT)
     notes.leave_rest(name, rest)
     source = "A configuration of IntelLabs' Model-Compression-Research-Package (Prune OFA)."
-    return notes.result(Recipe(name=name, source=source, stages=(stage,)), who)
+    return notes.result(Recipe(name=name, source=source, stages=(stage,)))
 
 
-def _magnitude(rest: dict[str, Any], notes: Notes, who: str) -> Stage:
+def _magnitude(rest: dict[str, Any], notes: Notes) -> Stage:
     where = "pruning_fn_default_kwargs"
     given = rest.pop(where, None) or {}
     if not isinstance(given, dict):
-        raise RecipeError(f"expected keys with values, found {given!r}", who=who, where=where)
+        raise RecipeError(f"expected keys with values, found {given!r}", where=where)
     given = dict(given)
     sparsity = number_of(given.pop("target_sparsity", None), f"{where}.target_sparsity")
     initial = given.pop("initial_sparsity", 0.0)
@@ -113,7 +111,7 @@ def _schedule(rest: dict[str, Any], notes: Notes) -> tuple[int, int, int, int]:
     return begin, end, every, max(last, end)
 
 
-def _lock(rest: dict[str, Any], notes: Notes, who: str) -> Stage:
+def _lock(rest: dict[str, Any], notes: Notes) -> Stage:
     rest.pop("scheduler", None)
     text = pass_text("pattern-lock", exclude=_names(rest, notes))
     notes.carry("pattern_lock", text)
@@ -171,7 +169,7 @@ def _expressions(given: Any, where: str) -> tuple[str, ...]:
     return patterns
 
 
-_METHODS: dict[str, Callable[[dict[str, Any], Notes, str], Stage]] = {
+_METHODS: dict[str, Callable[[dict[str, Any], Notes], Stage]] = {
     "unstructured_magnitude": _magnitude,
     "pattern_lock": _lock,
 }

@@ -62,9 +62,9 @@ class Notes:
         for key, value in rest.items():
             self.leave(f"{where}.{key}", f"{value!r} has no counterpart")
 
-    def result(self, recipe: Recipe, who: str) -> Imported:
+    def result(self, recipe: Recipe) -> Imported:
         """Check the recipe and return it with both lists."""
-        recipe.check(who=who)
+        recipe.check(who="")  # import_text adds it, to every error
         for where, reason in overlaps(recipe.stages):
             self.leave(where, reason)
         return Imported(recipe, tuple(self.left_out), tuple(self.carried))

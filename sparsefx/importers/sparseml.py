@@ -42,13 +42,12 @@ def trains(kinds: Collection[str]) -> bool:
     return bool(_KNOWN.intersection(kinds) - {_QUANTIZER})
 
 
-def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported:
+def import_sparseml(content: dict[str, Any], *, name: str) -> Imported:
     """Turn the parsed YAML of a SparseML recipe into a recipe.
 
     Args:
         content: The YAML, its modifiers read by ``sparseml_file.tagged_loader``.
         name: Name of the recipe.
-        who: The file, for errors.
 
     Raises:
         RecipeError: An equation is wrong, a stage has no length, or a value is out of range.
@@ -58,8 +57,8 @@ def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported
     pruned: list[Modifier] = []
     locks: list[Modifier] = []
     tables = False
-    for part in read_stages(content, who):
-        reader = _Reader(part, notes, who, pruned, locks)
+    for part in read_stages(content):
+        reader = _Reader(part, notes, pruned, locks)
         made = reader.stages()
         if reader.folds:
             stages[-1] = stages[-1].model_copy(update={"after": (*stages[-1].after, "fold-masks")})
@@ -68,7 +67,7 @@ def import_sparseml(content: dict[str, Any], *, name: str, who: str) -> Imported
         tables = tables or reader.tables
     stages[-1] = _finished(stages[-1], bool(pruned or locks), tables)
     source = "A SparseML recipe."
-    return notes.result(Recipe(name=name, source=source, stages=tuple(stages)), who)
+    return notes.result(Recipe(name=name, source=source, stages=tuple(stages)))
 
 
 def _finished(stage: Stage, masked: bool, tables: bool) -> Stage:
@@ -88,7 +87,6 @@ class _Reader:
         self,
         part: SparsemlStage,
         notes: Notes,
-        who: str,
         pruned: Sequence[Modifier],
         locks: Sequence[Modifier],
     ) -> None:
@@ -99,8 +97,7 @@ class _Reader:
         part = part._replace(modifiers=tuple(map(_with_numbers, part.modifiers)))
         self._name = part.name
         self._notes = notes
-        self._who = who
-        self._begin, self._end = _epochs(part, who) or (0.0, _FREE_EPOCHS)
+        self._begin, self._end = _epochs(part) or (0.0, _FREE_EPOCHS)
         if not part.tagged:
             length = f"the stage has {self._end - self._begin:g} epochs"
             notes.leave("the run", f"its length is an argument of the trainer: {length}")
@@ -158,7 +155,6 @@ class _Reader:
         if self.locks and pruners:
             raise RecipeError(
                 "an earlier stage locks the masks, so they cannot be pruned further",
-                who=self._who,
                 where=f"{self._name or 'modifiers'}.{pruners[0].kind}",
             )
         texts: tuple[str, ...] = ()
@@ -169,7 +165,7 @@ class _Reader:
         if self.folds:
             self.pruned.clear()
         for item, spared in with_spared(pruners, notes):
-            texts += modifiers.pruning(item, end, notes, self._who, spared)
+            texts += modifiers.pruning(item, end, notes, spared)
             self.pruned.append(item)
         return texts + self._locks(end, ramps=bool(texts))
 
@@ -235,7 +231,7 @@ def _with_numbers(item: Modifier) -> Modifier:
     return Modifier(item.kind, {**rest, **epochs})
 
 
-def _epochs(part: SparsemlStage, who: str) -> tuple[float, float] | None:
+def _epochs(part: SparsemlStage) -> tuple[float, float] | None:
     """Return the first and the last epoch of a stage; None where its form need not say it."""
     ranges = [item for item in part.modifiers if item.kind == "EpochRangeModifier"]
     ends = _numbers(ranges or part.modifiers, "end_epoch")
@@ -245,7 +241,6 @@ def _epochs(part: SparsemlStage, who: str) -> tuple[float, float] | None:
     if not ends or max(ends) <= min(begins, default=0.0):
         raise RecipeError(
             "how many epochs it trains is not said",
-            who=who,
             where=part.name or "modifiers",
             hint="add an EpochRangeModifier with end_epoch",
         )

@@ -86,7 +86,7 @@ def yaml_part(text: str) -> str:
     return text if any(part.strip() for part in parts) else before
 
 
-def read_stages(content: dict[str, Any], who: str) -> tuple[SparsemlStage, ...]:
+def read_stages(content: dict[str, Any]) -> tuple[SparsemlStage, ...]:
     """Sort the keys of a recipe into stages, modifiers and variables; compute the equations.
 
     Raises:
@@ -102,18 +102,17 @@ def read_stages(content: dict[str, Any], who: str) -> tuple[SparsemlStage, ...]:
         if isinstance(value, dict) and (found := _modifiers(value)):
             stages.append(SparsemlStage(key.removesuffix("_stage"), found, tagged))
     if not stages:
-        raise RecipeError("it holds no modifier", who=who)
-    return tuple(_resolved(stage, content, variables, who) for stage in stages)
+        raise RecipeError("it holds no modifier")
+    return tuple(_resolved(stage, content, variables) for stage in stages)
 
 
 def _resolved(
-    stage: SparsemlStage, content: dict[str, Any], variables: dict[str, Any], who: str
+    stage: SparsemlStage, content: dict[str, Any], variables: dict[str, Any]
 ) -> SparsemlStage:
     own = content.get(f"{stage.name}_stage", content.get(stage.name, {}))
     scope = {**variables, **(own if isinstance(own, dict) else {})}
     modifiers = tuple(
-        Modifier(item.kind, resolve_equations(item.settings, scope, who))
-        for item in stage.modifiers
+        Modifier(item.kind, resolve_equations(item.settings, scope)) for item in stage.modifiers
     )
     return SparsemlStage(stage.name, modifiers, stage.tagged)
 

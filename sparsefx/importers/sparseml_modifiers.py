@@ -87,7 +87,7 @@ def has_pattern(item: Modifier, notes: Notes) -> bool:
 
 
 def pruning(
-    item: Modifier, length: float, notes: Notes, who: str, exclude: tuple[str, ...] = ()
+    item: Modifier, length: float, notes: Notes, exclude: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
     """Return a pruning pass for each final sparsity of a modifier that prunes along a ramp.
 
@@ -95,7 +95,6 @@ def pruning(
         item: The modifier; its masks have a pattern.
         length: Epochs of its stage.
         notes: Where all is listed.
-        who: The file, for errors.
         exclude: Expressions of weights that it leaves to other modifiers.
     """
     rest = dict(item.settings)
@@ -120,7 +119,7 @@ def pruning(
     if criterion != "magnitude":
         notes.leave(f"{item.kind}.score_type", f"{criterion!r} is not here; magnitude is used")
     texts = []
-    for sparsity, names in _targets(rest, item.kind, notes, who):
+    for sparsity, names in _targets(rest, item.kind, notes):
         text = pass_text(
             kind,
             sparsity=sparsity,
@@ -266,23 +265,23 @@ def _ignored(names: Any, kind: str, notes: Notes) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _targets(rest: dict[str, Any], kind: str, notes: Notes, who: str) -> list[tuple[float, Any]]:
+def _targets(rest: dict[str, Any], kind: str, notes: Notes) -> list[tuple[float, Any]]:
     """Return pairs of a final sparsity and the parameters that it is for."""
     everywhere = "params" not in rest
     final, params = rest.pop("final_sparsity", None), rest.pop("params", None)
     if isinstance(final, dict):
         if params:
             notes.leave(f"{kind}.params", f"{params!r}: final_sparsity names the weights itself")
-        return [(_sparsity(value, kind, who), names) for value, names in final.items()]
-    return [(_sparsity(final, kind, who), EVERY[0] if everywhere else params)]
+        return [(_sparsity(value, kind), names) for value, names in final.items()]
+    return [(_sparsity(final, kind), EVERY[0] if everywhere else params)]
 
 
-def _sparsity(value: Any, kind: str, who: str) -> float:
+def _sparsity(value: Any, kind: str) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"expected a share of zeros, found {value!r}", who=who, where=f"{kind}.final_sparsity"
+            f"expected a share of zeros, found {value!r}", where=f"{kind}.final_sparsity"
         ) from error
 
 

@@ -250,9 +250,9 @@ def test_sparseml_mistakes(change: tuple[str, str], message: str, where: str) ->
         assert len(import_text(text, name="bert").recipe.stages) == 2
         return
     with pytest.raises(RecipeError) as raised:
-        import_text(text, name="bert")
+        import_text(text, name="bert", who="bert.yaml")
     assert message in str(raised.value)
-    assert raised.value.where == where
+    assert (raised.value.who, raised.value.where) == ("bert.yaml", where)
 
 
 def test_research_package_ramp_is_that_of_prune_ofa() -> None:
@@ -317,6 +317,8 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
             "a value of the file is of another kind",
         ),
         ("pruners: [{pruning_type: magnitude, target_sparsity: most}]", "'most'"),
+        ("pruners: [{pruning_type: magnitude, pattern: 1x1, target_sparsity: -1}]", "sparsity"),
+        ("pruners: [{pruning_type: magnitude, start_step: 2026-99-01}]", "month must be in 1..12"),
         ("pruners: [{pruning_type: magnitude, end_step: some}]", "pruners[0].end_step: expected"),
         (COMPRESSOR.replace('"magnitude"', "snip"), "movement-prune is nearest"),
         (COMPRESSOR.replace('"4x1"', "channelx1"), "'channelx1': whole channels"),
@@ -324,8 +326,9 @@ def test_neural_compressor_lists_the_criterion_it_lacks() -> None:
 )
 def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
     with pytest.raises(RecipeError) as raised:
-        import_text(text, name="file")
+        import_text(text, name="file", who="file.yaml")
     assert message in str(raised.value)
+    assert raised.value.who == "file.yaml"
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
