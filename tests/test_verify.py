@@ -75,6 +75,13 @@ def test_a_replacement_of_another_type_is_refused(
     assert "float32[batch, 3]" in text
 
 
+def test_rules_of_ones_own_are_asked_in_place_of_the_built_in_ones() -> None:
+    program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
+    with pytest.raises(errors.VerifyError) as caught:
+        verify(program, [lambda each: [f"{len(each.graph.nodes)} nodes are too many"]])
+    assert caught.value.violations == ("3 nodes are too many",)
+
+
 def test_equal_sizes_may_be_written_unlike() -> None:
     program = capture(torch.nn.ReLU(), {"input": torch.randn(2, 3)})
     (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)

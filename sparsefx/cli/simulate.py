@@ -214,14 +214,16 @@ def _print_reasons(run: Simulation) -> None:
         stdout.print(f"  {text}", markup=False)
 
 
-def _print_swings(swings: tuple[Swing, ...], least: float = 0.0005) -> None:
-    stdout.print("what moves when a number that nobody published is 20 % less / 20 % more:")
-    moving = [swing for swing in swings if not swing.size < least]
+def _print_swings(swings: tuple[Swing, ...]) -> None:
+    from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE
+
+    stdout.print(f"what moves when a number that nobody published is {LESS} / {MORE}:")
+    moving = [swing for swing in swings if not swing.size < VISIBLE]
     for swing in moving:
         moved = f"{swing.measure} {swing.less:+.1%} / {swing.more:+.1%}"
         stdout.print(f"  {moved}: {swing.path} ({swing.quantity})", markup=False)
     if left := len(swings) - len(moving):
-        stdout.print(f"  {left} other numbers move it by less than {100 * least:g} %")
+        stdout.print(f"  {left} other numbers move it by less than {100 * VISIBLE:g} %")
 
 
 def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing: bool) -> None:

@@ -49,17 +49,6 @@ _NO_CONFIGURATION = (
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
     "writes any Program"
 )
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spm.model",
-    "added_tokens.json",
-)
 
 
 def load_pretrained(
@@ -251,9 +240,7 @@ def from_transformers(program: Program) -> bool:
     return bool(program.config.keys() - {"problem_type"})
 
 
-def save_pretrained(
-    program: Program, folder: str | Path, *, tokenizer: str | Path | None = None
-) -> Path:
+def save_pretrained(program: Program, folder: str | Path) -> Path:
     """Write a folder that transformers loads with ``from_pretrained``, without sparsefx.
 
     Zeros stay zeros; integer weights are written as the floats they stand for. Activation
@@ -261,11 +248,11 @@ def save_pretrained(
     compared with the Program on random tokens. Weights that the captured graph does
     not use, such as a pooler that nothing reads, are left out with a warning. Of a Program that
     returns sentence embeddings (``pool-sentences``), sentence-transformers loads the folder too.
+    The tokenizer is no part of a Program: ``tokenizer.save_pretrained(folder)`` puts it beside.
 
     Args:
         program: Captured from a Hugging Face model.
         folder: Where to write.
-        tokenizer: Folder whose tokenizer files are copied.
 
     Raises:
         ArtifactError: When the Program did not come from a model of transformers.
@@ -299,8 +286,6 @@ def save_pretrained(
         save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
     shutil.copymode(config_file, weights_file)  # safetensors lets the owner alone read
     write_sentence_modules(program, folder)
-    if tokenizer is not None:
-        _copy_tokenizer(Path(tokenizer), folder)
     return folder
 
 
@@ -358,9 +343,3 @@ def _of_configuration(config: dict[str, Any]) -> nn.Module:
         )
     found: nn.Module = cls(cls.config_class.from_dict(config))
     return found
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).exists() and source.resolve() != folder.resolve():
-            shutil.copyfile(source / name, folder / name)

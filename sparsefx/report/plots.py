@@ -42,7 +42,6 @@ def curve_plot(
     right: Mapping[str, Sequence[Point]] | None = None,
     right_label: str = "",
     marks: Mapping[str, float] | None = None,
-    x_label: str = "step",
 ) -> str:
     """Return curves over steps, with an optional second axis and marked places.
 
@@ -52,12 +51,11 @@ def curve_plot(
         right: Curves for the right axis, drawn dashed.
         right_label: Title of the right axis.
         marks: Vertical lines by name, e.g. where a stage begins.
-        x_label: Title of the x axis.
     """
     figure, axes = _figure(8.2, 3.2)
     for colour, (name, points) in zip(COLOURS, left.items(), strict=False):
         axes.plot(*_columns(points), color=colour, label=name, linewidth=1.3)
-    axes.set(xlabel=x_label, ylabel=left_label)
+    axes.set(xlabel="step", ylabel=left_label)
     handles = list(axes.get_lines())
     if right:
         other = axes.twinx()
@@ -81,7 +79,6 @@ def bar_plot(
     *,
     label: str,
     limit: float | None = None,
-    log: bool = False,
 ) -> str:
     """Return grouped bars.
 
@@ -90,7 +87,6 @@ def bar_plot(
         series: Heights by series name, one for each group.
         label: Title of the y axis.
         limit: Upper end of the y axis.
-        log: Logarithmic y axis.
     """
     crowded = len(groups) > 8
     bars = max(4.2, min(11.0, 1.6 + 0.22 * len(groups) * len(series)))
@@ -102,8 +98,6 @@ def bar_plot(
     _name_places(axes, groups)
     axes.set_ylabel(label)
     axes.grid(axis="x", visible=False)
-    if log:
-        axes.set_yscale("log")
     if limit is not None:
         axes.set_ylim(0, limit)
     if len(series) > 1:

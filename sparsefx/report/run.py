@@ -252,13 +252,13 @@ def _curves(result: RunResult, lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _smooth(points: Sequence[tuple[float, float]], window: int = 20) -> list[tuple[float, float]]:
-    """Return means over windows of steps: at most 200 points, and ten where there are ten steps.
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return means over up to 20 steps, more beyond 4,000: ten points where there are ten steps.
 
     >>> len(_smooth([(step, 1.0) for step in range(12)])), len(_smooth([(0, 1.0)] * 9999))
     (12, 205)
     """
-    width = max(1, min(window, len(points) // 10), len(points) // 200)
+    width = max(1, min(20, len(points) // 10), len(points) // 200)
     groups = [points[i : i + width] for i in range(0, len(points), width)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 

@@ -27,6 +27,7 @@ __all__ = ["Checkpoint", "Checkpoints"]
 
 logger = logging.getLogger(__name__)
 
+_KEPT = 2  # the newest, and the one before it should that be broken
 _STATE, _TENSORS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 
 
@@ -50,12 +51,10 @@ class Checkpoints:
 
     Args:
         folder: Where they lie; made when the first is saved.
-        keep: How many are kept.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.keep = keep
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and remove the oldest ones.
@@ -109,7 +108,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
 
     def _remove_old(self) -> None:
-        for folder in self.folders()[: -self.keep]:
+        for folder in self.folders()[:-_KEPT]:
             shutil.rmtree(folder)
         for folder in self.folder.glob(".step-*"):
             shutil.rmtree(folder)

@@ -57,6 +57,7 @@ def test_dense_checkpoint_is_refused(tmp_path: Path) -> None:
         import_sparse_checkpoint(saved_bert(tmp_path / "dense", 0.0))
     with pytest.raises(ArtifactError, match="it was not pruned"):
         import_sparse_checkpoint(saved_bert(tmp_path / "nearly", 0.01))
+    assert find_masks(import_sparse_checkpoint(str(tmp_path / "nearly"), least=0.001))
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,13 @@ from sparsefx.backends.accelerator.engines.base import (
     Skips,
     Timing,
     ceil_div,
+    group_sum,
 )
 from sparsefx.backends.formats.run_length import RunLength, padded_counts
 
 __all__ = ["CscFifo"]
+
+_MOST_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class CscFifo(Engine):
         rows = self.queue(entries, order, present)
         load = entries.T if gemm.activation is None else entries.T * gemm.activation_by_k
         heat = load * (gemm.m if gemm.activation is None else 1)
-        return Timing(int(rows.sum()) * repeat, gemm.macs(self.skips), load=_blocks(heat))
+        heat = group_sum(heat, ceil_div(gemm.k, _MOST_BLOCKS), axis=1)
+        return Timing(int(rows.sum()) * repeat, gemm.macs(self.skips), load=heat)
 
     def queue(
         self,
@@ -108,11 +112,3 @@ class CscFifo(Engine):
             done, sent = finish[:, -1], broadcast[:, -1]
         longest: IntArray = np.maximum(done.max(axis=1, initial=0), sent + 1)
         return longest
-
-
-def _blocks(load: IntArray, most: int = 64) -> IntArray:
-    """Fold the columns of a heat map so that at most `most` are left."""
-    size = ceil_div(load.shape[1], most)
-    starts = np.arange(0, load.shape[1], size)
-    folded: IntArray = np.add.reduceat(load, starts, axis=1)
-    return folded

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
+from sparsefx.backends.accelerator.engines.base import group_sum
 from sparsefx.backends.accelerator.simulation.energy import LEVELS
 from sparsefx.backends.accelerator.simulation.roofline import roofline
 from sparsefx.backends.accelerator.simulation.tile_level import WATERFALL, OpResult, Simulation
-from sparsefx.backends.accelerator.studies.sensitivity import Swing
+from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE, Swing
 from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.report.svg import COLOURS, Axis, Canvas, plain, short
 
@@ -44,9 +43,17 @@ _KINDS: Final = {
     "launch": "#7a8087",
 }
 
+_MOST_CORES: Final = 16
+"""Lanes of the Gantt chart; the cores of one array do much the same."""
 
+_MOST_HEAT_MAPS: Final = 3
 _EVEN: Final = 1.01
 """Below this balance one heat map says it all."""
+
+_RATIOS: Final = (1, 2, 4, 8, 16, 20, 32)
+"""Compressions of the machine's curve: those that are published, and one beyond."""
+
+_MOST_SWINGS: Final = 12
 
 
 def waterfall(run: Simulation) -> str:
@@ -69,9 +76,9 @@ def waterfall(run: Simulation) -> str:
     return canvas.render()
 
 
-def gantt(run: Simulation, most_cores: int = 16) -> str:
+def gantt(run: Simulation) -> str:
     """What each resource does when; neighbouring tasks of one operation are drawn as one bar."""
-    shown = min(run.machine.cores, most_cores)
+    shown = min(run.machine.cores, _MOST_CORES)
     lanes = _bars(run, shown)
     cores = [f"core {n}" for n in range(shown)]
     order = [lane for lane in ("dram", "host", "front", *cores, "vector") if lane in lanes]
@@ -153,11 +160,12 @@ def roofline_plot(run: Simulation) -> str:
     return canvas.render()
 
 
-def worst_balanced(run: Simulation, count: int = 3) -> list[OpResult]:
+def worst_balanced(run: Simulation) -> list[OpResult]:
     """The products that lose most time to elements above the mean, the worst first."""
     with_heat = [op for op in run.ops if op.heat is not None and op.heat.sum() and op.busy]
-    worst = sorted(with_heat, key=lambda op: -op.busy * (1 - 1 / balance(op)))[:count]
-    return worst[:1] if worst and balance(worst[0]) < _EVEN else worst
+    worst = sorted(with_heat, key=lambda op: -op.busy * (1 - 1 / balance(op)))
+    even = bool(worst) and balance(worst[0]) < _EVEN
+    return worst[: 1 if even else _MOST_HEAT_MAPS]
 
 
 def balance(op: OpResult) -> float:
@@ -182,7 +190,7 @@ def heat_map(op: OpResult) -> str:
     rows, columns = heat.shape
     if columns > 96:
         step = -(-columns // 96)
-        heat = np.add.reduceat(heat, np.arange(0, columns, step), axis=1)
+        heat = group_sum(heat, step, axis=1)
         columns = heat.shape[1]
     width, height = min(800 / columns, 24), min(260 / rows, 9)
     canvas = Canvas(max(80 + columns * width, 560), 60 + rows * height, f"work of %{op.name}")
@@ -237,7 +245,7 @@ def energy_stack(run: Simulation) -> str:
     return canvas.render()
 
 
-def compression_curve(run: Simulation, ratios: Sequence[int] = (1, 2, 4, 8, 16, 20, 32)) -> str:
+def compression_curve(run: Simulation) -> str:
     """Throughput against compression: this machine's bound, ANTON's points, and this run."""
     machine = run.machine
     products = run.workload.matmuls
@@ -246,28 +254,28 @@ def compression_curve(run: Simulation, ratios: Sequence[int] = (1, 2, 4, 8, 16, 
     peak = machine.engine.peak * machine.cores * machine.clock / machine.compute_cycles(1, True)
     batch = run.workload.batch
     skips = "weight" in machine.engine.skips
-    curve = {c: batch * peak / (linear / (c if skips else 1) + rest) for c in ratios}
+    curve = {c: batch * peak / (linear / (c if skips else 1) + rest) for c in _RATIOS}
     stored = sum(op.macs.executed for op in run.ops if op.macs)
     ratio = linear / max(stored - rest, 1) if skips else 1.0
     published = ANTON_POINTS if _is_bert_base(linear + rest, batch) else {}
-    top = max(*curve.values(), *published.values(), run.throughput) * 1.1
+    top, last = max(*curve.values(), *published.values(), run.throughput) * 1.1, _RATIOS[-1]
     canvas = Canvas(880, 360, "throughput against compression")
-    x, y = Axis(0, max(ratios) * 1.02, 80, 860), Axis(0, top, 310, 15)
+    x, y = Axis(0, last * 1.02, 80, 860), Axis(0, top, 310, 15)
     canvas.axes(x, y, "dense over remaining weights", "sequences a second")
     canvas.line([(x(c), y(v)) for c, v in curve.items()], COLOURS[0])
-    canvas.text(x(max(ratios)) - 8, y(curve[max(ratios)]) - 8, "compute bound", "end")
+    canvas.text(x(last) - 8, y(curve[last]) - 8, "compute bound", "end")
     for c, value in published.items():
         canvas.dot(x(c), y(value), COLOURS[1], f"ANTON, published: {c}x, {value}")
     if published:
         canvas.text(x(20) + 8, y(ANTON_POINTS[20]) + 14, "ANTON, published")
-    canvas.dot(x(min(ratio, max(ratios))), y(run.throughput), COLOURS[3], "this run", 5)
-    canvas.text(x(min(ratio, max(ratios))) + 8, y(run.throughput) + 14, "this run")
+    canvas.dot(x(min(ratio, last)), y(run.throughput), COLOURS[3], "this run", 5)
+    canvas.text(x(min(ratio, last)) + 8, y(run.throughput) + 14, "this run")
     return canvas.render()
 
 
-def tornado(swings: Sequence[Swing], most: int = 12) -> str:
-    """The numbers that move the result most, each with a bar for 20 % less and 20 % more."""
-    shown = [s for s in swings if s.size >= 0.0005][:most]
+def tornado(swings: Sequence[Swing]) -> str:
+    """The numbers that move the result most, with a bar for less and a bar for more of each."""
+    shown = [s for s in swings if s.size >= VISIBLE][:_MOST_SWINGS]
     canvas = Canvas(880, 50 + 24 * len(shown), "sensitivity")
     top = max((s.size for s in shown), default=1.0)
     axis = Axis(-top, top, 400, 800)
@@ -281,7 +289,7 @@ def tornado(swings: Sequence[Swing], most: int = 12) -> str:
         canvas.text(axis(-top) - 6, y + 13, f"{min(swing.less, swing.more):+.1%}", "end", 10.5)
         canvas.text(axis(top) + 6, y + 13, f"{max(swing.less, swing.more):+.1%}", size=10.5)
     bottom = 14 + 24 * len(shown)
-    for at, (text, colour) in enumerate((("20 % less", COLOURS[0]), ("20 % more", COLOURS[1]))):
+    for at, (text, colour) in enumerate(((LESS, COLOURS[0]), (MORE, COLOURS[1]))):
         canvas.rect(400 + 110 * at, bottom, 11, 11, colour)
         canvas.text(416 + 110 * at, bottom + 10, text, size=10.5)
     return canvas.render()

@@ -13,6 +13,9 @@ from sparsefx.errors import TargetError, closest
 
 __all__ = ["layer_summary", "listing", "mapping_table"]
 
+_MOST_MAPPINGS = 5
+_MOST_NAMES = 8
+
 
 def listing(run: Simulation) -> str:
     """One block for each operation: sizes, hash, mapping, and its tile instructions counted.
@@ -51,7 +54,7 @@ def _sizes(op: object) -> str:
     return f" {copies}[{op.m}, {op.k}] by [{op.n}, {op.k}]"
 
 
-def mapping_table(run: Simulation, most: int = 5) -> str:
+def mapping_table(run: Simulation) -> str:
     """The best tile sizes of each product, as the mapper ranks them; equal products once."""
     lines: list[str] = []
     seen: set[tuple[int, int, int, int]] = set()
@@ -62,14 +65,15 @@ def mapping_table(run: Simulation, most: int = 5) -> str:
         seen.add(sizes)
         lines.append(f"%{op.name}:{_sizes(op)}")
         options = mapping_options(op, run.machine, streamed=not run.schedule.resident)
-        lines += [f"  {option}" for option in options[:most]]
+        lines += [f"  {option}" for option in options[:_MOST_MAPPINGS]]
     return "\n".join(lines)
 
 
-def _known(name: str, products: Iterable[str], most: int = 8) -> str:
+def _known(name: str, products: Iterable[str]) -> str:
     names = list(products)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    listed = f"known: {', '.join(names[:most])}{more}"
+    left = len(names) - _MOST_NAMES
+    more = f" and {left} more" if left > 0 else ""
+    listed = f"known: {', '.join(names[:_MOST_NAMES])}{more}"
     return closest(name.removeprefix("%"), names) or listed
 
 

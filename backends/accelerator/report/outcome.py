@@ -17,6 +17,7 @@ from sparsefx.report.svg import plain
 __all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome"]
 
 _HOW_TO_WRITE = "write one with: sparsefx simulate MODEL --arch PRESET --json FILE"
+_MOST_APART = 6
 
 Row = tuple[str, list[float], Callable[[float], str]]
 """Name of a figure, its value in each run, and how it is written."""
@@ -117,13 +118,13 @@ def comparison(outcomes: list[Outcome]) -> list[Row]:
     return rows + shares
 
 
-def operations_apart(first: Outcome, second: Outcome, most: int = 6) -> list[Row]:
+def operations_apart(first: Outcome, second: Outcome) -> list[Row]:
     """The operations that both have and whose times differ most, in microseconds."""
     both = [name for name in first.operations if name in second.operations]
     apart = sorted(both, key=lambda n: -abs(first.operations[n] - second.operations[n]))
     return [
         (name, [first.operations[name], second.operations[name]], _digits(2))
-        for name in apart[:most]
+        for name in apart[:_MOST_APART]
     ]
 
 

@@ -9,12 +9,13 @@ from sparsefx.backends.accelerator.hardware.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
 from sparsefx.backends.accelerator.report.reasons import against_dense, causes
 from sparsefx.backends.accelerator.simulation.tile_level import OpResult, Simulation
-from sparsefx.backends.accelerator.studies.sensitivity import Swing
+from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, Swing
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import plain, short
 
 __all__ = ["build_page", "write_page"]
 
+_MOST_OPERATIONS: Final = 60
 _CAUSES: Final = (
     "Every cycle of every core has one cause; the bars add up to the result. Ideal: the executed "
     "multiplications at the peak. Imbalance: elements that wait for others, and slots that no work "
@@ -95,8 +96,8 @@ def _summary(run: Simulation) -> str:
     return table(["", ""], rows)
 
 
-def _operations(run: Simulation, most: int = 60) -> str:
-    busiest = sorted(run.ops, key=lambda op: -op.busy)[:most]
+def _operations(run: Simulation) -> str:
+    busiest = sorted(run.ops, key=lambda op: -op.busy)[:_MOST_OPERATIONS]
     rows = [
         (
             f"%{op.name}",
@@ -138,13 +139,9 @@ def _swings(swings: tuple[Swing, ...]) -> str:
     ]
     told = paragraph(
         f"How time or energy moves when one of the {len(swings)} numbers that nobody published "
-        "moves by 20 %."
+        f"is {LESS}, and when it is {MORE}."
     )
-    return (
-        told
-        + figures.tornado(swings)
-        + table(["number", "value", "moves", "20 % less", "20 % more"], rows)
-    )
+    return told + figures.tornado(swings) + table(["number", "value", "moves", LESS, MORE], rows)
 
 
 def _numbers(run: Simulation) -> str:

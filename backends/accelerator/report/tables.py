@@ -13,7 +13,7 @@ from sparsefx.backends.accelerator.report.cost import cost_report
 from sparsefx.backends.accelerator.report.reasons import reasons
 from sparsefx.backends.accelerator.simulation.roofline import roofline
 from sparsefx.backends.accelerator.simulation.tile_level import Simulation
-from sparsefx.backends.accelerator.studies.sensitivity import Swing
+from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, Swing
 from sparsefx.storage import files
 
 __all__ = ["as_csv", "as_tree", "write_csv", "write_json"]
@@ -44,7 +44,7 @@ def as_tree(run: Simulation, swings: tuple[Swing, ...] = ()) -> dict[str, Any]:
 
 
 def _swing(swing: Swing) -> dict[str, Any]:
-    ways = {"20 % less": swing.less, "20 % more": swing.more}
+    ways = {LESS: swing.less, MORE: swing.more}
     moved = {way: None if isnan(change) else change for way, change in ways.items()}
     return {"number": swing.path, "value": str(swing.quantity), "moves": swing.measure, **moved}
 

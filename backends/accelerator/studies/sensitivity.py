@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
 from sparsefx.backends.accelerator.hardware.machine import Machine
@@ -13,14 +13,20 @@ from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simu
 from sparsefx.backends.accelerator.workload.operations import HostOp, VectorOp
 from sparsefx.errors import TargetError
 
-__all__ = ["Swing", "sensitivity"]
+__all__ = ["LESS", "MORE", "VISIBLE", "Swing", "sensitivity"]
 
 _UNSURE = ("assumed", "suspect", "fitted")
+_STEP = 0.2
+LESS, MORE = (f"{100 * _STEP:g} % {way}" for way in ("less", "more"))
+"""How far each number is moved, in words."""
+
+VISIBLE: Final = 0.0005
+"""A smaller change reads as 0.0 %."""
 
 
 @dataclass(frozen=True)
 class Swing:
-    """Change of the result, relative, when one number is 20 % less and 20 % more.
+    """Change of the result, relative, when one number is :data:`LESS`, and when it is :data:`MORE`.
 
     NaN where the machine is no longer possible. `measure` says of what: the time, or for an entry
     of the energy table the energy.
@@ -38,32 +44,32 @@ class Swing:
         return max(abs(self.less), abs(self.more))
 
 
-def sensitivity(base: Simulation, by: float = 0.2) -> tuple[Swing, ...]:
+def sensitivity(base: Simulation) -> tuple[Swing, ...]:
     """Move every assumed, suspect or fitted number of a run that counts, largest effect first.
 
     A number that stays what it is, 0 or a count of 1 or 2, is left out. This simulates twice for
     each number that the time can hang on: seconds for a model of 12 layers.
     """
-    found = []
+    found, (low, high) = [], (1 - _STEP, 1 + _STEP)
     for path, quantity in quantities(base.architecture):
         if quantity.status not in _UNSURE or path.startswith("value_bits"):
             continue
-        if quantity == quantity.scaled(1 - by) == quantity.scaled(1 + by):
+        if quantity == quantity.scaled(low) == quantity.scaled(high):
             continue
         if path.startswith("energy."):
-            found.append(_energy_swing(base, path, quantity, by))
+            found.append(_energy_swing(base, path, quantity))
             continue
         if _unread(base, path):
             found.append(Swing(path, quantity, 0.0, 0.0))
             continue
-        less, more = (_change(base, path, factor) for factor in (1 - by, 1 + by))
+        less, more = _change(base, path, low), _change(base, path, high)
         found.append(Swing(path, quantity, less, more))
     return tuple(sorted(found, key=lambda swing: -swing.size if swing.size == swing.size else 0))
 
 
-def _energy_swing(base: Simulation, path: str, quantity: Quantity, by: float) -> Swing:
+def _energy_swing(base: Simulation, path: str, quantity: Quantity) -> Swing:
     """Energy is linear in each entry of the table, and no entry changes what runs when."""
-    arch = perturbed(base.architecture, path, 1 + by)
+    arch = perturbed(base.architecture, path, 1 + _STEP)
     machine, plans = Machine(arch), base.schedule.plans
     moved = arch.energy.leakage.value * base.seconds * 1e12
     for index, (op, result) in enumerate(zip(base.workload.ops, base.ops, strict=True)):

@@ -254,13 +254,13 @@ class Function:
         self.declare(name, f"@{name} = internal constant {type_} [{octets}], align 64")
         return Value(f"@{name}", "ptr", self)
 
-    def prefetch(self, pointer: Value, *, level: int = 3) -> None:
-        """Ask for the cache line of `pointer` (read; 3 = every cache level)."""
+    def prefetch(self, pointer: Value) -> None:
+        """Ask for the cache line of `pointer`, to be read, at every cache level."""
         self._declared["llvm.prefetch.p0"] = (
             "declare void @llvm.prefetch.p0(ptr, i32 immarg, i32 immarg, i32 immarg)"
         )
         self._lines.append(
-            f"  call void @llvm.prefetch.p0(ptr {pointer.text}, i32 0, i32 {level}, i32 1)"
+            f"  call void @llvm.prefetch.p0(ptr {pointer.text}, i32 0, i32 3, i32 1)"
         )
 
     def raw(self, line: str) -> None:

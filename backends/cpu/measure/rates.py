@@ -59,6 +59,7 @@ _TOKENS = 128
 _PANELS = 2
 _COLD_BYTES = 6 << 20
 _COPIES = 4
+_HEADS = 4
 _SHORT_BYTES = 3 << 19
 """Of one run in turns: long enough that its cold activations count for little."""
 
@@ -341,9 +342,9 @@ def _linears_seconds(
     ]
 
 
-def attention_seconds(kind: str, isa: Isa, tokens: int = _TOKENS, heads: int = 4) -> float:
+def attention_seconds(kind: str, isa: Isa, tokens: int = _TOKENS) -> float:
     """Seconds of one core per head of 64 channels, all codes and values zero."""
-    rows = 64 * heads
+    heads, rows = _HEADS, 64 * _HEADS
     words: dict[str, Word] = {"heads": heads, "head_size": 64, "scale": 1.0}
     words |= {"output": Buffer("y", rows, 4), "output_rows": rows}
     for name, item in (("q", 1), ("k", 1), ("v", 4)):

@@ -36,6 +36,9 @@ _PARTS = 2
 _LEAST_SECONDS = 1e-9
 """What a step is said to take at least; a timer may see none of a short one."""
 
+_TIMED_RUNS = 9
+"""Of which the shortest counts."""
+
 _KEPT = 32
 """Masks whose slabs are kept."""
 
@@ -114,7 +117,7 @@ class Runtime:
                     self._apart(call, indices, results)
         return results
 
-    def time_steps(self, mask: NDArray[np.bool_], indices: _Indices, runs: int = 9) -> list[float]:
+    def time_steps(self, mask: NDArray[np.bool_], indices: _Indices) -> list[float]:
         """Shortest seconds of each step on one core, all sequences in one slab.
 
         A step's weights were last read one round before, as in a forward pass. What it takes to
@@ -129,7 +132,7 @@ class Runtime:
             job = self._jobs(call, Team(1))
             ranges = [slice(n, n + 1) for n in range(len(call.steps))] + [slice(0, 0)]
             found = [float("inf")] * len(ranges)
-            for _ in range(runs):
+            for _ in range(_TIMED_RUNS):
                 for number, which in enumerate(ranges):
                     begin = time.perf_counter()
                     self._pool.run(call.steps[which], job, threads=1)
