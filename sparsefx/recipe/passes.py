@@ -10,7 +10,14 @@ from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.recipe.amounts import Shares, parse_pipeline
 
-__all__ = ["TEACHER", "check_labels", "check_passes", "is_path", "unknown_stage"]
+__all__ = [
+    "TEACHER",
+    "check_labels",
+    "check_passes",
+    "is_path",
+    "names_teacher_inputs",
+    "unknown_stage",
+]
 
 TEACHER = "teacher"  # how a stage names its teacher to its passes
 
@@ -95,6 +102,12 @@ def check_labels(
             hint=f"take label_weight out: the weight of the labels is an option of {own[0]!r}; or "
             "take the labels out of the pass, where some examples have none",
         )
+
+
+def names_teacher_inputs(texts: Sequence[str], steps: int | None) -> bool:
+    """Whether one of these passes, checked already, adds inputs that its teacher alone reads."""
+    passes = parse_pipeline(texts, steps).passes
+    return any(getattr(item, "teacher_inputs", ()) for item in passes)
 
 
 def is_path(text: str) -> bool:

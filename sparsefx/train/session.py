@@ -37,6 +37,7 @@ from sparsefx.inputs.signature import LOSS
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
+from sparsefx.recipe.passes import names_teacher_inputs
 from sparsefx.train.checkpoints import Checkpoints
 from sparsefx.train.data.batches import Encoded
 from sparsefx.train.evaluation import SessionData, TokenData, losses, predict
@@ -197,17 +198,18 @@ class Session:
         """Refuse what would stop one of the stages, before the first one trains."""
         steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
         begin = partial(begin_folder, model=model)
-        load = partial(open_folder, inputs=self._inputs)
         task, tokenizer = self._source.task, self._source.tokenizer
         check_batches(self.recipe, model, self._data, self._processes.count)
-        StageChecks(self.recipe, model, steps, load, begin, task, tokenizer).check()
+        StageChecks(self.recipe, model, steps, self._open, begin, task, tokenizer).check()
+
+    def _open(self, folder: str) -> Program:
+        return open_folder(folder, self._inputs)
 
     @cached_property
     def _inputs(self) -> Collection[str] | None:
         """What the data give a teacher; None for all it takes, where the recipe names inputs."""
-        named = any(
-            "teacher_inputs" in text for each in self.recipe.stages for text in each.pipeline
-        )
+        stages = self.recipe.stages
+        named = any(names_teacher_inputs(each.pipeline, self._steps_of(each)) for each in stages)
         return None if named else frozenset(self._data.example())
 
     @property

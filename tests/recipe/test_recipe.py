@@ -18,6 +18,7 @@ from sparsefx.recipe import (
     Training,
 )
 from sparsefx.recipe.amounts import parse_pipeline, resolve
+from sparsefx.recipe.passes import names_teacher_inputs
 
 GOOD = """
 name: two-stages
@@ -359,3 +360,16 @@ def test_a_wrong_order_shows_shares_as_they_were_written() -> None:
     with pytest.raises(RecipeError, match="50%") as raised:
         Recipe(name="mine", stages=(stage,)).check(frozenset({Property.QUANTIZED}))
     assert "50000" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("distill{teacher_inputs=('token_type_ids',)}", True),
+        ("distill{teacher_inputs=()}", False),
+        ("magnitude-prune{end=50%,include=('teacher_inputs',)}", False),
+        ("distill", False),
+    ],
+)
+def test_inputs_of_a_teacher_are_those_that_an_option_names(text: str, expected: bool) -> None:
+    assert names_teacher_inputs(["simplify", text], 8) is expected
