@@ -161,9 +161,9 @@ class StageChecks:
     def __post_init__(self) -> None:
         # What a stage leaves to the next ones.
         self._known: dict[str, Program | None] = {MODEL: self.model}
-        self._may_lose = LOSS in self.model.signature.outputs
-        self._untouched = True
-        self._may_prune = schedules.pruning_window(self.model) is not None
+        self._may_have_loss = LOSS in self.model.signature.outputs
+        self._weights_as_given = True
+        self._may_move_masks = schedules.pruning_window(self.model) is not None
         self._heads: set[int] = set()
 
     def check(self) -> None:
@@ -186,29 +186,34 @@ class StageChecks:
         after = parse_pipeline(stage.after, steps).passes
         student, teacher = self._student(index), self._teacher(stage, passes)
         active = () if student is None else student.active
-        self._may_prune |= schedules.window_of((*passes, *active)) is not None
+        self._may_move_masks |= schedules.window_of((*passes, *active)) is not None
         left = sum(self.steps[later.name] or 0 for later in self.recipe.stages[index:])
         with within(stage.name, "pipeline"):
             check_hidden_tokens(passes, self.tokenizer)
             self._check_pipeline(passes, student, teacher, left)
-        self._untouched = self._untouched and not any(map(_touches, after))
-        self._known[stage.name] = student = None if _altered((*passes, *after)) else student
+        if any(map(_masks_or_reshapes, after)):
+            self._weights_as_given = False
+        if _signature_differs_after((*passes, *after)):
+            student = None
+        self._known[stage.name] = student
         if student is not None and self.task.kind != "text":
             self._check_head(student)
-        self._may_lose = self._may_lose or any(item.changes_signature for item in passes)
+        if any(item.changes_signature for item in passes):
+            self._may_have_loss = True
         with within(stage.name, "training"):
             self._check_schedule(stage, passes, steps or 0)
             if student is not None:
                 _check_frozen(stage, student)
-            if not self._may_lose:
+            if not self._may_have_loss:
                 _check_loss(stage, self.task)
-        self._may_lose = self._may_lose and not any(item.changes_signature for item in after)
+        if any(item.changes_signature for item in after):
+            self._may_have_loss = False
 
     def _student(self, index: int) -> Program | None:
         start = self.recipe.start_of(index)
         if start in self._known:
             return self._known[start]
-        self._untouched = False
+        self._weights_as_given = False
         with within(self.recipe.stages[index].name, "start"):
             check_same_tokens(start, self.tokenizer)
             return self.begin(start)
@@ -243,10 +248,10 @@ class StageChecks:
         for index, item in enumerate(passes):
             with calling(item, "last_step", f"pass {index}"):
                 _check_last_step(item, left)
-            if self._untouched:
+            if self._weights_as_given:
                 with calling(item, "check_weights", f"pass {index}"):
                     item.check_weights(self.model)
-            self._untouched = self._untouched and not _touches(item)
+            self._weights_as_given = self._weights_as_given and not _masks_or_reshapes(item)
 
     def _check_schedule(self, stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
         training = stage.training
@@ -260,7 +265,7 @@ class StageChecks:
             )
         window = schedules.window_of(passes)
         # A pass of an earlier stage may still move masks; where is known when the stage begins.
-        if training.schedule.kind == "rewind" and (window is not None or not self._may_prune):
+        if training.schedule.kind == "rewind" and (window is not None or not self._may_move_masks):
             schedules.build(training.schedule, steps, window)
 
 
@@ -273,7 +278,7 @@ def _check_passes(
 ) -> None:
     """Let the passes look at the Programs, as far as these are known to look like that."""
     for index, item in enumerate(passes):
-        if student is None or any(map(_alters, passes[:index])):
+        if student is None or any(map(_changes_signature_for_good, passes[:index])):
             return
         if teacher is None and _asks((item,)):
             continue
@@ -281,12 +286,12 @@ def _check_passes(
             item.check_programs(student, {} if teacher is None else {TEACHER: teacher})
 
 
-def _alters(item: Pass) -> bool:
+def _changes_signature_for_good(item: Pass) -> bool:
     """Whether a pass changes inputs or outputs for good: ``distill`` is undone by its end."""
     return item.changes_signature and not item.establishes
 
 
-def _altered(passes: tuple[Pass, ...]) -> bool:
+def _signature_differs_after(passes: tuple[Pass, ...]) -> bool:
     """Return whether inputs or outputs are others behind the passes of a stage."""
     begun: set[Property] = set()
     for item in passes:
@@ -301,7 +306,7 @@ def _altered(passes: tuple[Pass, ...]) -> bool:
     return bool(begun)
 
 
-def _touches(item: Pass) -> bool:
+def _masks_or_reshapes(item: Pass) -> bool:
     """Return whether weights have masks or other shapes behind a pass."""
     return item.reshapes or Property.MASKED in contract_of(item).establishes
 
