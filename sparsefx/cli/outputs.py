@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsefx.errors import ArtifactError
+from sparsefx.storage.places import is_program
 
 __all__ = ["Overwrite", "check_new", "check_new_program"]
 
@@ -47,7 +48,7 @@ def check_new_program(folder: Path, *, who: str, overwrite: bool) -> None:
     from sparsefx.storage.programs import check_free
 
     check_free(folder)
-    if (folder / "manifest.json").exists() and not overwrite:
+    if is_program(folder) and not overwrite:
         raise ArtifactError(
             "there is a Program already",
             who=who,

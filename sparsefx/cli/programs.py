@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.errors import ArtifactError
+from sparsefx.storage.places import is_program, is_tokenizer
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -39,7 +40,7 @@ def warn_not_finite(program: Program, place: str) -> None:
 
 def save(program: Program, folder: Path) -> None:
     """Save a Program, and say so when it takes the place of another."""
-    replaced = (folder / "manifest.json").exists()
+    replaced = is_program(folder)
     program.save(folder)
     told = "saved over the Program that was in" if replaced else "saved to"
     stdout.print(f"{told} {folder}: {program!r}", markup=False)
@@ -51,7 +52,7 @@ def _open(place: str) -> Program:
     if not place:
         raise ArtifactError("no model is named", who="open", hint=_PLACES)
     folder = Path(place)
-    if (folder / "manifest.json").exists() or (folder / "graph.json").exists():
+    if is_program(folder) or (folder / "graph.json").exists():
         return Program.load(folder)
     if (folder / "result.json").exists() and (folder / "run.json").exists():
         from sparsefx.train.results import RunResult
@@ -75,9 +76,9 @@ def _open(place: str) -> Program:
 
 def _inside(folder: Path) -> str:
     """Name what was meant where a folder in or around a run is given; "" elsewhere."""
-    found = [path.parent for path in sorted(folder.glob("program/manifest.json"))]
-    found += [path.parent for path in sorted(folder.glob("*/program/manifest.json"))]
-    if not found and (folder / "tokenizer.json").exists():
+    inside = (folder / "program", *sorted(folder.glob("*/program")))
+    found = [each for each in inside if is_program(each)]
+    if not found and is_tokenizer(folder):
         return "this is a tokenizer: name the folder of the model"
     return f"name one of {', '.join(map(str, found))}" if found else ""
 

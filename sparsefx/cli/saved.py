@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import ArtifactError, DataError
 from sparsefx.problem import Kind, named_classes
+from sparsefx.storage.places import is_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +184,7 @@ def tokenizer_of(model: str) -> str:
         folders.append(run)
     for folder in folders:
         for each in (folder, folder / "huggingface", folder / "tokenizer"):
-            if (each / "tokenizer.json").exists() or (each / "vocab.txt").exists():
+            if is_tokenizer(each):
                 return str(each)
     if place.exists():
         raise DataError("there is no tokenizer here", where=model, hint="give --tokenizer")

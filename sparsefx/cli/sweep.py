@@ -12,6 +12,7 @@ from rich.progress import Progress
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, did_you_mean
+from sparsefx.storage.places import is_program
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.studies.sweep import Pattern, Point
@@ -102,7 +103,7 @@ def _drawn(
 
 def _saved(model: str, out: Path) -> Path:
     """The folder of a saved Program: the one named, or a copy of the model captured."""
-    if (Path(model) / "manifest.json").exists():
+    if is_program(Path(model)):
         return Path(model)
     program = open_program(model)
     return program.save(out / "programs" / f"{Path(model).name}-{program.fingerprint()[:8]}")

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sparsefx.errors import ArtifactError, CaptureError, first_line
+from sparsefx.storage.places import is_program
 
 __all__ = ["check_place", "check_weight_files", "read_config", "unreadable"]
 
@@ -33,7 +34,7 @@ def read_config(place: str) -> Any:
 
     check_place(place)
     folder = Path(place)
-    if (folder / "manifest.json").exists():
+    if is_program(folder):
         raise ArtifactError(
             "it holds a saved Program; a Hugging Face model is needed here",
             who="load",

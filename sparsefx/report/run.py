@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefx.instruments.timing import Latency
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name
+from sparsefx.storage.places import is_program
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -146,7 +147,7 @@ def report_rows(
 def _given(folder: Path) -> Program | None:
     from sparsefx.program import Program
 
-    return Program.load(folder) if (folder / "manifest.json").exists() else None
+    return Program.load(folder) if is_program(folder) else None
 
 
 def scored_on(row: ReportRow) -> str:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["told_place"]
+__all__ = ["MANIFEST", "is_program", "is_tokenizer", "told_place"]
 
-_PROGRAM = ("manifest.json", "graph.json", "tensors.safetensors")
+MANIFEST = "manifest.json"
+_PROGRAM = (MANIFEST, "graph.json", "tensors.safetensors")
+_VOCABULARIES = ("tokenizer.json", "vocab.txt")
+
+
+def is_program(folder: Path) -> bool:
+    """Whether a Program was saved to a folder; loading it finds out whether its files are whole."""
+    return (folder / MANIFEST).is_file()
+
+
+def is_tokenizer(folder: Path) -> bool:
+    """Whether transformers finds the words of a tokenizer in a folder."""
+    return any((folder / name).exists() for name in _VOCABULARIES)
 
 
 def told_place(path: Path) -> tuple[str, str]:
@@ -29,13 +41,13 @@ def _folder(path: Path) -> tuple[str, str] | None:
         return "it is the folder of a run", _programs(path)
     if all((path / name).exists() for name in _PROGRAM):
         return "it is a saved Program", "Program.load(folder) loads it"
-    if (path / "program" / "manifest.json").exists():
+    if is_program(path / "program"):
         inside = str(path / "program")
         return "it is a stage of a run", f"Program.load({inside!r}) loads its Program"
     if (path / "config.json").exists():
         loads = "sparsefx.huggingface.capture_pretrained(folder) loads it"
         return "it is a Hugging Face model", loads
-    if (path / "tokenizer.json").exists():
+    if is_tokenizer(path):
         return "it is a tokenizer", "transformers.AutoTokenizer.from_pretrained(folder) loads it"
     return None
 

@@ -26,12 +26,12 @@ from sparsefx.passbase import Skip
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.storage.files import check_files, file_hash, read_json, saving, take_place, write_json
-from sparsefx.storage.places import told_place
+from sparsefx.storage.places import MANIFEST, is_program, told_place
 
 __all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
 
 FORMAT_VERSION = 1
-_GRAPH, _TENSORS, _MANIFEST = "graph.json", "tensors.safetensors", "manifest.json"
+_GRAPH, _TENSORS = "graph.json", "tensors.safetensors"
 _META = ("module", "by")
 
 
@@ -54,7 +54,7 @@ def save_program(program: Program, folder: Path) -> Path:
         with saving(folder):
             save_file({name: t.contiguous() for name, t in tensors.items()}, work / _TENSORS)
         shutil.copymode(work / _GRAPH, work / _TENSORS)  # safetensors lets the owner alone read
-        write_json(work / _MANIFEST, _manifest(program, work))
+        write_json(work / MANIFEST, _manifest(program, work))
         take_place(work, folder, old)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -72,7 +72,7 @@ def check_free(folder: Path) -> None:
     why = ""
     if not nearest.is_dir():
         why = f"{nearest} is a file" if nearest != folder else "it is a file"
-    elif nearest == folder and any(folder.iterdir()) and not (folder / _MANIFEST).exists():
+    elif nearest == folder and any(folder.iterdir()) and not is_program(folder):
         why = "the folder holds other files"
     elif not os.access(written, os.W_OK | os.X_OK):
         why = f"{written} cannot be written to"
@@ -87,10 +87,10 @@ def load_program(folder: Path) -> Program:
         ArtifactError: When a file is missing, cut, altered or of another version.
     """
     missing = "this is not a saved Program, or the save was cut"
-    if not (folder / _MANIFEST).is_file():
+    if not is_program(folder):
         kind, hint = told_place(folder)
         raise ArtifactError(f"{missing}: {kind}", who="load", where=str(folder), hint=hint)
-    check_files(folder / _MANIFEST, FORMAT_VERSION, (_GRAPH, _TENSORS), missing)
+    check_files(folder / MANIFEST, FORMAT_VERSION, (_GRAPH, _TENSORS), missing)
     try:
         tensors = load_file(folder / _TENSORS)
         return _decode_program(read_json(folder / _GRAPH, ""), tensors)

@@ -24,6 +24,7 @@ from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.storage.files import write_json
+from sparsefx.storage.places import is_program
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import CAPTURED, StageResult
@@ -111,7 +112,7 @@ class RunFolder:
         wanted = self._wanted()
         path = self.path / "run.json"
         if not path.exists():
-            if any((self.path / name).exists() for name in ("config.json", "manifest.json")):
+            if is_program(self.path) or (self.path / "config.json").exists():
                 raise TrainingError(
                     "the folder holds a model, and a run has a folder of its own",
                     who="session",
@@ -161,7 +162,7 @@ class RunFolder:
     @property
     def has_model(self) -> bool:
         """Whether the model that the run starts from is saved."""
-        return (self.path / CAPTURED / "manifest.json").exists()
+        return is_program(self.path / CAPTURED)
 
     def save_model(self, program: Program) -> None:
         """Save the model that the run starts from."""

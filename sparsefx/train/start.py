@@ -20,6 +20,7 @@ from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER
+from sparsefx.storage.places import is_program
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
@@ -111,7 +112,7 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
         DataError: A text has more tokens than the model has positions, or unknown ones.
     """
     saved = folder / CAPTURED
-    if (saved / "manifest.json").exists():
+    if is_program(saved):
         found = Program.load(saved)
         _check_same_model(model, found, folder)
         return found
@@ -159,7 +160,7 @@ def open_folder(folder: str, inputs: Collection[str] | None = None) -> Program:
         inputs: If given, those that a model of Hugging Face is captured with, where it takes them.
     """
     place = Path(folder).expanduser()
-    if (place / "manifest.json").exists():
+    if is_program(place):
         return Program.load(place)
     return capture_tokens(load_pretrained(str(place)), inputs)
 
@@ -177,7 +178,7 @@ def begin_folder(folder: str, model: Program) -> Program:
     """
     place = Path(folder).expanduser()
     classes = model.config.get("id2label") if "logits" in model.signature.outputs else None
-    if classes is None or (place / "manifest.json").exists():
+    if classes is None or is_program(place):
         program = open_folder(folder)
     else:
         network = load_pretrained(str(place), labels=len(classes), kind=_kind_of(model))

@@ -11,6 +11,7 @@ from sparsefx.errors import ArtifactError, RecipeError, TrainingError
 from sparsefx.huggingface import load_tokenizer
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
+from sparsefx.storage.places import is_tokenizer
 
 __all__ = ["check_hidden_tokens", "check_same_tokens", "warn_of_segments"]
 
@@ -98,6 +99,6 @@ def _tokenizer_beside(place: Path) -> Path | None:
     if (real := place.resolve()).match("stages/*/program"):
         folders.append(real.parents[2] / "tokenizer")
     for each in folders:
-        if (each / "tokenizer.json").exists() or (each / "vocab.txt").exists():
+        if is_tokenizer(each):
             return each
     return None

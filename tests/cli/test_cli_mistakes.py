@@ -41,6 +41,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages" / "1-dense" / "result.json").write_text("{}")
     (tmp_path / "run" / "stages" / "2-sparse" / "program").mkdir(parents=True)
     (tmp_path / "run" / "stages" / "2-sparse" / "program" / "manifest.json").write_text("{}")
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary" / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / "hidden.csv").write_text("text,label\ngood,1\nbad,-1\n")
     (tmp_path / "named.csv").write_text("text,label\ngood,good\nbad,bad\n")
     (tmp_path / "odd.csv").write_text("a,b\ngood,1\nbad,0\n")
@@ -71,6 +73,8 @@ def place(tmp_path: Path) -> Path:
         ("evaluate model --data odd.csv", "none of the columns 'a', 'b' is known to hold the text"),
         ("evaluate model --data data.csv --task MPRC", "did you mean 'MRPC'?"),
         ("evaluate data.onnx --data data.csv", "there is no such file"),
+        ("evaluate words --data data.csv", "this is a tokenizer: name the folder of the model"),
+        ("evaluate vocabulary --data data.csv", "this is a tokenizer: name the folder"),
         ("evaluate run --data data.csv", "finished by now: run/stages/1-dense/program"),
         ("bench model -t reference --shape 1x99", "shorten it: tokens in --shape 16 or less"),
         ("bench model -t reference --shape 1x4 --shape 1x4x4", "'1x4x4' is not BATCHxTOKENS"),

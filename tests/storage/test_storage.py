@@ -135,6 +135,14 @@ def test_a_save_that_fails_at_the_end_keeps_the_former(
     assert [place.name for place in tmp_path.iterdir()] == ["p"]
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_tokenizer_in_place_of_a_program_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(errors.ArtifactError, match="it is a tokenizer") as caught:
+        Program.load(tmp_path)
+    assert "AutoTokenizer" in caught.value.hint
+
+
 def test_a_save_that_was_cut_is_no_program(tmp_path: Path) -> None:
     relu_program().save(tmp_path / "p")
     (tmp_path / "p" / "manifest.json").unlink()
