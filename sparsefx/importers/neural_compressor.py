@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.neural_compressor_epochs import (
-    epochs_of,
-    import_epochs,
-    leave_training,
-    optimizer_of,
-    version_of,
-)
-from sparsefx.importers.neural_compressor_pruner import Found, Pruner, kept, steps_of
-from sparsefx.importers.result import Imported, Notes, names_of
-from sparsefx.recipe import Recipe, Stage, Training
+from sparsefx.importers.neural_compressor_epochs import import_epochs, version_of
+from sparsefx.importers.neural_compressor_pruner import Pruner, steps_of
+from sparsefx.importers.neural_compressor_stage import Found, one_stage, read_training
+from sparsefx.importers.result import ALL_LINEARS, Imported, Notes, names_of
+from sparsefx.recipe import Training
 
 __all__ = ["import_neural_compressor", "is_neural_compressor"]
 
@@ -52,7 +47,6 @@ _OLD_NAMES = {
 }
 _EXTRA = ("extra_excluded_op_names", "extra_excluded_names")
 _KINDS = {"basic_magnitude": "magnitude", "BasicMagnitude": "magnitude"}
-_ALL_LINEARS = ("encoder", "pooler", "head", "other")
 _ALL_BUT_HEAD = ("encoder", "pooler", "other")
 _WITH_HEAD = ("weight_compression", "weight_compression_pytorch")
 """The older sections; 2.x leaves the last linear of a model alone by itself."""
@@ -79,8 +73,6 @@ def import_neural_compressor(content: dict[str, Any], *, name: str) -> Imported:
     """
     general = {key: _untagged(value) for key, value in (_general(content) or {}).items()}
     version = version_of(content, general)
-    if version == "1.x":
-        return import_epochs(content, general, name)
     if version == "either":
         raise RecipeError(
             "nothing tells 1.x (magnitudes, in epochs) from 2.x (snip_momentum in blocks, steps)",
@@ -89,54 +81,38 @@ def import_neural_compressor(content: dict[str, Any], *, name: str) -> Imported:
         )
     pruners = general.pop("pruners", None) or general.pop("pruning_configs", None) or [{}]
     notes = Notes()
-    for key in sorted(content.keys() - {"pruning", "pruners", "pruning_configs", *general}):
-        notes.leave(key, "only the section 'pruning' is carried over")
     section = _section(content, notes)
-    roles = _ALL_LINEARS if section in _WITH_HEAD else _ALL_BUT_HEAD
+    if version == "1.x":
+        return import_epochs(content, general, pruners, name, notes)
+    roles = ALL_LINEARS if section in _WITH_HEAD else _ALL_BUT_HEAD
     found: list[Found] = []
     last = 0
     for index, pruner in enumerate(pruners):
         merged = _merged(general, pruner or {})
         last = max(last, steps_of(merged, "end_step", f"pruners[{index}]"))
         found += Pruner(merged, roles, f"pruners[{index}]", notes).found()
-    texts = kept(found, notes)
-    if not texts:
-        of_pruners = (item for item in notes.left_out if item.where.startswith("pruners["))
-        reasons = "; ".join(map(str, of_pruners))
-        raise RecipeError(f"no pruner can be carried over: {reasons}", where="pruners")
-    stage = Stage(
-        name="sparse",
-        pipeline=texts,
-        training=_training(content, last, notes),
-        after=("fold-masks",),
-    )
     release = "1.14" if section == "weight_compression_pytorch" else "2.x"
-    source = f"A pruning configuration of Intel Neural Compressor {release}."
-    return notes.result(Recipe(name=name, source=source, stages=(stage,)))
+    return one_stage(name, release, found, _training(content, last, notes), notes)
 
 
 def _section(content: dict[str, Any], notes: Notes) -> str:
-    """Return the section that is read, empty without sections; list the others beside it."""
-    approach = (content.get("pruning") or {}).get("approach") or {}
-    found = [key for key in _SECTIONS if isinstance(approach.get(key), dict)]
-    if not found or _general(content) is content:
+    """Return the section that is read, empty without sections; list what stands beside it."""
+    if _general(content) is content:
         return ""
-    for key in sorted(approach.keys() - {found[0]}):
-        notes.leave(f"pruning.approach.{key}", f"the section {found[0]} is read")
-    return found[0]
+    approach = content["pruning"]["approach"]
+    section = next(key for key in _SECTIONS if isinstance(approach.get(key), dict))
+    for key in sorted(content.keys() - {"pruning"}):
+        notes.leave(key, "only the section 'pruning' is carried over")
+    for key in sorted(approach.keys() - {section}):
+        notes.leave(f"pruning.approach.{key}", f"the section {section} is read")
+    return section
 
 
 def _training(content: dict[str, Any], last: int, notes: Notes) -> Training:
     """Return how the stage trains: to the end of the ramp, or for as long as the file says."""
-    pruning = content.get("pruning") or {}
-    train = dict(pruning.get("train") or {})
-    optimizer = optimizer_of(train, notes)
-    epochs = max(epochs_of(train), default=0.0)
+    epochs, optimizer = read_training(content, notes)
     if epochs and last:
         notes.leave("pruning.train.epoch", f"{epochs:g}: the stage ends with the ramp")
-    leave_training(train, "pruning.train", notes)
-    for key in sorted(pruning.keys() - {"approach", "train"}):
-        notes.leave(f"pruning.{key}", "only its sections 'approach' and 'train' are carried over")
     epochs = epochs or _FREE_EPOCHS
     notes.leave(
         "the run",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from sparsefx.errors import RecipeError
 from sparsefx.importers.neural_compressor_ramps import nearest_exponent
-from sparsefx.importers.overlaps import SAME_WEIGHTS
+from sparsefx.importers.neural_compressor_stage import Found, not_here, weights_of
 from sparsefx.importers.result import Notes, names_of, number_of, pass_text
 
-__all__ = ["Found", "Pruner", "kept", "steps_of", "weights_of"]
+__all__ = ["Pruner", "steps_of"]
 
 _OF_RAMPS = (
     "target_sparsity",
@@ -24,20 +23,6 @@ _OF_RAMPS = (
     "max_sparsity_ratio_per_op",
     "pruning_op_types",
 )
-_BY_GRADIENTS = (
-    "movement-prune is nearest, which weighs by weight times gradient too, summed over training "
-    "with its sign; for what training leaves alone, write magnitude into the file"
-)
-_NEAREST = {
-    "snip": _BY_GRADIENTS,
-    "snip_progressive": _BY_GRADIENTS,
-    "snip_momentum": _BY_GRADIENTS,
-    "snip_momentum_progressive": _BY_GRADIENTS,
-    "gradient_sensitivity": "prune-heads with score-heads is nearest: heads by their gradients",
-    "block_mask": "prune-neurons and prune-heads are nearest, which take whole rows and columns",
-    "retrain_free": "obert-prune is nearest, which too weighs by gradients of some batches",
-    "group_lasso": "reweighted-l1 is nearest, a penalty on single weights",
-}
 _CHANNELS = (
     "whole channels are no mask here; prune-neurons and prune-heads take whole rows and columns "
     "out, with the weights that read them"
@@ -45,16 +30,6 @@ _CHANNELS = (
 _SAME = 1e-9
 _END = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
 """An escape, a set of characters, or the sign for the end outside of both."""
-
-
-class Found(NamedTuple):
-    """The pass of a pruner."""
-
-    place: str
-    """Where the pruner stands in the file, and its criterion."""
-    text: str
-    weights: tuple[frozenset[str], ...] = ()
-    """Which it prunes: roles, include and exclude; empty for a lock, which takes all masks."""
 
 
 class Pruner:
@@ -88,7 +63,7 @@ class Pruner:
             text = self._magnitude(include, exclude)
             weights = weights_of(self._roles, include, exclude)
         else:
-            self._leave("pruning_type", f"the criterion {kind!r} is not here; {_nearest(kind)}")
+            self._leave("pruning_type", not_here(kind))
             return []
         if kind == "magnitude_progressive":
             self._leave("pruning_type", "progressive masks; plain ones at each choice are used")
@@ -202,32 +177,6 @@ def _of_weight(part: re.Match[str]) -> str:
     return r"\.weight$" if part[0] in ("$", r"\Z") else part[0]
 
 
-def weights_of(*selection: Sequence[str]) -> tuple[frozenset[str], ...]:
-    """Return what is equal for two selections of the same weights: the order of names is none."""
-    return tuple(map(frozenset, selection))
-
-
-def kept(found: Sequence[Found], notes: Notes) -> tuple[str, ...]:
-    """Return the passes of pruners, without locks that would end a ramp; list all."""
-    ramps = any(each.weights for each in found)
-    why = (
-        "a lock beside a pruner with a ramp would end it; import it as a stage of its own"
-        if ramps
-        else "only the first of several locks is taken, since one takes all masks"
-    )
-    taken: list[Found] = []
-    for each in found:
-        if not each.weights and (ramps or taken):
-            notes.leave(each.place, why)
-        elif each.weights in [other.weights for other in taken]:
-            notes.leave(each.place, SAME_WEIGHTS)
-        else:
-            taken.append(each)
-    for each in taken:
-        notes.carry(each.place, each.text)
-    return tuple(each.text for each in taken)
-
-
 def steps_of(settings: dict[str, Any], key: str, where: str) -> int:
     """Return a number of steps.
 
@@ -239,8 +188,3 @@ def steps_of(settings: dict[str, Any], key: str, where: str) -> int:
     except (OverflowError, TypeError, ValueError) as error:
         why = f"expected a number of steps, found {settings[key]!r}"
         raise RecipeError(why, where=f"{where}.{key}") from error
-
-
-def _nearest(kind: object) -> str:
-    """Say what of sparsefx comes nearest to a criterion that it does not have."""
-    return _NEAREST.get(str(kind), "magnitude and pattern_lock are carried over")

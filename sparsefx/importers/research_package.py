@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.result import Imported, Notes, names_of, number_of, pass_text
+from sparsefx.importers.result import ALL_LINEARS, Imported, Notes, names_of, number_of, pass_text
 from sparsefx.recipe import Recipe, Stage, Training
 
 __all__ = ["import_research_package", "is_research_package"]
@@ -16,7 +16,6 @@ _PRUNING_KEY = "pruning_fn"
 _QUANTIZATION_KEYS = frozenset(
     {"quantization_begin", "not_to_quantize", "not_to_requantize_output"}
 )
-_ALL_LINEARS = ("encoder", "pooler", "head", "other")
 _FREE_EPOCHS = 3
 _SCRIPT = (
     "learning rate, distillation, teacher and data are arguments of the training script, not of "
@@ -79,7 +78,7 @@ def _magnitude(rest: dict[str, Any], notes: Notes) -> Stage:
         update_end=last if last > end else None,
         mask="soft",
         ties="drop",
-        roles=_ALL_LINEARS,
+        roles=ALL_LINEARS,
         exclude=_names(rest, notes),
     )
     notes.carry("unstructured_magnitude", text)

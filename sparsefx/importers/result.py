@@ -10,7 +10,20 @@ from sparsefx.importers.overlaps import overlaps
 from sparsefx.recipe import Recipe
 from sparsefx.spec import format_value
 
-__all__ = ["Imported", "LeftOut", "Notes", "Share", "names_of", "number_of", "pass_text", "share"]
+__all__ = [
+    "ALL_LINEARS",
+    "Imported",
+    "LeftOut",
+    "Notes",
+    "Share",
+    "names_of",
+    "number_of",
+    "pass_text",
+    "share",
+]
+
+ALL_LINEARS = ("encoder", "pooler", "head", "other")
+"""The roles that linears have."""
 
 
 class LeftOut(NamedTuple):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsefx.errors import RecipeError
-from sparsefx.importers.result import Notes, names_of, number_of, pass_text, share
+from sparsefx.importers.result import ALL_LINEARS, Notes, names_of, number_of, pass_text, share
 from sparsefx.importers.sparseml_file import Modifier
 from sparsefx.importers.sparseml_names import EVERY, expressions, named, some_names
+from sparsefx.importers.sparseml_training import WITHOUT_EFFECT
 
 __all__ = [
     "begins",
@@ -21,7 +22,6 @@ __all__ = [
     "reason_for",
 ]
 
-_EVERY_LINEAR = ("encoder", "pooler", "head", "other")
 _EVERY_MATRIX = ("encoder", "pooler", "head", "embedding", "other")
 _EXPONENTS = {"cubic": 3.0, "linear": 1.0, "inverse_cubic": 1 / 3}
 _PASSES = {"OBSPruningModifier": "obert-prune", "MovementPruningModifier": "movement-prune"}
@@ -36,7 +36,6 @@ _SINGLE = ("unstructured", "0:0")
 _FOURS = ("block", "block4")
 _WHOLE = ("filter", "channel")
 _GROUPS = re.compile(r"(\d+):(\d+)")
-_WITHOUT_EFFECT = ("log_types", "update_frequency", "end_comparator", "constant_logging")
 _QUANTIZATION_DEFAULTS: dict[str, Any] = {
     "activation_bits": 8,
     "activation_qconfig_kwargs": None,
@@ -183,13 +182,13 @@ def lock(items: Sequence[Modifier], length: float, notes: Notes) -> str:
             notes.leave(f"{item.kind}.start_epoch", f"{start:g}: a lock starts with its stage")
         if 0 <= stop < length:
             notes.leave(f"{item.kind}.end_epoch", f"{stop:g}: a lock holds to the end")
-        for key in ("params", *_WITHOUT_EFFECT):
+        for key in ("params", *WITHOUT_EFFECT):
             rest.pop(key, None)
         notes.leave_rest(item.kind, rest)
     kind = items[0].kind
     names = list(dict.fromkeys(name for item in items for name in named(item)))
     chosen = _selection(names, kind, notes)
-    if chosen["roles"] == _EVERY_LINEAR:
+    if chosen["roles"] == ALL_LINEARS:
         del chosen["roles"]
     text = pass_text("pattern-lock", **chosen)
     for item in items:
@@ -311,7 +310,7 @@ def _pattern(mask: Any, sparsity: float) -> str | None:
 def _selection(names: Any, kind: str, notes: Notes) -> dict[str, tuple[str, ...]]:
     chosen = some_names(names, f"{kind}.params")
     if chosen == EVERY[:1]:
-        return {"roles": _EVERY_LINEAR}
+        return {"roles": ALL_LINEARS}
     if chosen == EVERY[1:]:
         notes.leave(f"{kind}.params", "__ALL__: matrices alone; biases and norms have no masks")
         return {"roles": _EVERY_MATRIX}

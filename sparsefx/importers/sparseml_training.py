@@ -8,9 +8,10 @@ from sparsefx.importers.result import Notes, number_of, pass_text
 from sparsefx.importers.sparseml_file import Modifier
 from sparsefx.importers.sparseml_names import EVERY, expressions, some_names
 
-__all__ = ["distillation", "frozen", "span_of", "weight_decay"]
+__all__ = ["WITHOUT_EFFECT", "distillation", "frozen", "span_of", "weight_decay"]
 
-_WITHOUT_EFFECT = ("log_types", "update_frequency", "end_comparator", "constant_logging")
+WITHOUT_EFFECT = ("log_types", "update_frequency", "end_comparator", "constant_logging")
+"""Settings that do not change what is trained."""
 
 
 def span_of(item: Modifier, end: float) -> tuple[float, float]:
@@ -50,7 +51,7 @@ def distillation(
         outputs=tuple(outputs),
     )
     notes.carry(item.kind, f"{text}, label_weight {1 - hardness:g}")
-    for key in ("start_epoch", "end_epoch", *_WITHOUT_EFFECT):
+    for key in ("start_epoch", "end_epoch", *WITHOUT_EFFECT):
         rest.pop(key, None)
     notes.leave(f"{item.kind}: the teacher", "it is not in the file; ./teacher is its folder here")
     notes.leave_rest(item.kind, rest)
@@ -70,7 +71,7 @@ def weight_decay(items: Sequence[Modifier], begin: float, notes: Notes) -> float
         where = f"{item.kind}.weight_decay"
         found = number_of(rest.pop("weight_decay", 0.01), where, low=0.0)
         notes.carry(item.kind, f"weight_decay {found:g}")
-        for key in ("start_epoch", "end_epoch", *_WITHOUT_EFFECT):
+        for key in ("start_epoch", "end_epoch", *WITHOUT_EFFECT):
             rest.pop(key, None)
         notes.leave_rest(item.kind, rest)
     return found
@@ -93,7 +94,7 @@ def frozen(items: Sequence[Modifier], span: tuple[float, float], notes: Notes) -
         else:
             found += expressions(names)
             notes.carry(item.kind, f"freeze {list(expressions(names))}")
-            known = ("params", "trainable", "start_epoch", "end_epoch", *_WITHOUT_EFFECT)
+            known = ("params", "trainable", "start_epoch", "end_epoch", *WITHOUT_EFFECT)
             rest = {key: each for key, each in item.settings.items() if key not in known}
             notes.leave_rest(item.kind, rest)
     return tuple(found)

@@ -123,10 +123,14 @@ def test_an_optimizer_is_carried_over_or_listed() -> None:
     training = found.recipe.stages[0].training
     assert training
     assert (training.optimizer.learning_rate, training.optimizer.weight_decay) == (3e-5, 0.1)
-    assert left(found).keys() == {"train.optimizer.AdamW.eps", "train.optimizer.SGD"}
+    assert left(found).keys() == {
+        "pruning.train.optimizer.AdamW.eps",
+        "pruning.train.optimizer.SGD",
+    }
     given = "{optimizer: {SGD: {learning_rate: 0.1, momentum: 0.9, weight_decay: 0.1}}}"
     listed = left(one(RAMP_1, train=given))
-    assert listed.keys() == {"train.optimizer.SGD.momentum", "train.optimizer.SGD.weight_decay"}
+    sgd = "pruning.train.optimizer.SGD"
+    assert listed.keys() == {f"{sgd}.momentum", f"{sgd}.weight_decay"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_an_optimizer_is_carried_over_or_listed() -> None:
             "of 0 or more, found 'fast'",
         ),
         ("{optimizer: {AdamW: {learning_rate: 0}}}", "a learning rate of 0 trains nothing"),
-        ("{optimizer: AdamW}", "train.optimizer: expected keys with values, found 'AdamW'"),
+        ("{optimizer: AdamW}", "pruning.train.optimizer: expected keys with values, found 'AdamW'"),
     ],
 )
 def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) -> None:
@@ -147,11 +151,16 @@ def test_wrong_optimizers_are_refused_with_their_place(given: str, told: str) ->
     assert caught.value.who == "import"
 
 
-def of_section(version: int, train: dict[str, Any]) -> Imported:
-    """Import a configuration whose section on training is given."""
+def sections(version: int, train: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with a section on training."""
     kinds = {1: {"prune_type": "basic_magnitude"}, 2: {"pruning_type": "magnitude"}}
     approach = {"weight_compression" if version == 1 else "weight_compression_v2": kinds[version]}
-    return import_text(json.dumps({"pruning": {"train": train, "approach": approach}}), name="s")
+    return {"pruning": {"train": train, "approach": approach}}
+
+
+def of_section(version: int, train: dict[str, Any]) -> Imported:
+    """Import a configuration whose section on training is given."""
+    return import_text(json.dumps(sections(version, train)), name="section")
 
 
 @pytest.mark.parametrize("key", ["epoch", "end_epoch"])
@@ -170,10 +179,31 @@ def test_epochs_may_be_written_as_a_text(version: int, key: str) -> None:
 def test_a_distillation_is_listed_with_what_is_nearest() -> None:
     given = "{criterion: {KnowledgeDistillationLoss: {temperature: 2.0}, CrossEntropyLoss: {}}}"
     listed = left(one(RAMP_1, train=given))
-    assert "distill{logits=...,temp" in listed["train.criterion.KnowledgeDistillationLoss"]
-    assert listed["train.criterion.CrossEntropyLoss"] == "{}: has no counterpart"
+    assert "distill{logits=...,temp" in listed["pruning.train.criterion.KnowledgeDistillationLoss"]
+    assert listed["pruning.train.criterion.CrossEntropyLoss"] == "{}: has no counterpart"
     told = left(one(RAMP_1, train="{criterion: distillation}"))
-    assert told == {"train.criterion": "'distillation' has no counterpart"}
+    assert told == {"pruning.train.criterion": "'distillation' has no counterpart"}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_stands_beside_the_pruners_is_listed(version: int) -> None:
+    content = {**sections(version, {"start_epoch": 2, "epoch": 4}), "target_sparsity": 0.5}
+    content["pruning"]["extra"] = content["pruning"]["approach"]["other"] = {}
+    listed = left(import_text(json.dumps(content), name="beside"))
+    beside = {"pruning.train.start_epoch", "pruning.approach.other", "pruning.extra"}
+    assert beside | {"target_sparsity"} <= listed.keys()
+    assert "pruning.train.start_epoch" not in left(of_section(version, {"start_epoch": 0}))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_criterion_that_is_not_here_is_told_alike_in_both_versions(version: int) -> None:
+    ramp, key = RAMP_1.replace("NAME", "a.weight"), "prune_type" if version == 1 else "pruning_type"
+    for kind, told in (
+        ("group_lasso", "reweighted-l1 is nearest, a penalty on single weights"),
+        ("own", "magnitude and pattern_lock are carried over"),
+    ):
+        found = one(ramp, f"{{prune_type: {kind}}}") if version == 1 else two({}, {key: kind})
+        assert left(found)[f"pruners[1].{key}"] == f"the criterion {kind!r} is not here; {told}"
 
 
 def test_one_name_is_a_list_of_one() -> None:

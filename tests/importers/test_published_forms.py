@@ -98,9 +98,9 @@ def test_neural_compressor_of_version_1_counts_epochs() -> None:
     assert stage.training.epochs == 10
     assert stage.training.optimizer.learning_rate == 1e-3
     listed = {item.where: item.reason for item in left_out}
-    assert "score-heads with prune-heads" in listed["pruners[1].prune_type"]
+    assert "prune-heads with score-heads" in listed["pruners[1].prune_type"]
     assert "pruners[0].method" in listed
-    assert any(line.startswith("train.optimizer.AdamW.learning_rate") for line in carried)
+    assert any(line.startswith("pruning.train.optimizer.AdamW.learning_rate") for line in carried)
 
 
 @pytest.mark.parametrize(
