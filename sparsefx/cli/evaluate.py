@@ -13,7 +13,7 @@ from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_col
 from sparsefx.cli.console import stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
-from sparsefx.errors import DataError, did_you_mean
+from sparsefx.errors import DataError
 from sparsefx.storage.files import write_json
 
 if TYPE_CHECKING:
@@ -109,11 +109,13 @@ def _show(score: Score, runs_on: str) -> None:
 def _read(model: str, asked: _Asked, saved: Saved, made: Made | None) -> Task:
     """Return the data as a task with the classes of the model's head."""
     from sparsefx.train.data.columns import find_text
+    from sparsefx.train.data.glue import glue_layout
     from sparsefx.train.data.tables import read_table
     from sparsefx.train.data.tasks import load_task
 
     table = read_table(asked.data)
-    layout = _layout(asked.task or _without_header(table))
+    named = asked.task or _without_header(table)
+    layout = glue_layout(named) if named else None
     if layout is not None and layout.header is not None and _lacks_header(table, layout.header):
         table = table.with_header(layout.header)
     columns, origin = table.columns, table.origin
@@ -136,16 +138,6 @@ def _metric(asked: _Asked, made: Made | None, layout: GlueLayout | None) -> str 
     """Return the metric: the first that know one count, but for a loss."""
     own = made.metric if made is not None and made.metric != "loss" else None
     return asked.metric or (layout.metric if layout else None) or own
-
-
-def _layout(task: str | None) -> GlueLayout | None:
-    from sparsefx.train.data.glue import GLUE
-
-    if task is None:
-        return None
-    if task not in GLUE:
-        raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
-    return GLUE[task]
 
 
 def _without_header(table: Table) -> str | None:

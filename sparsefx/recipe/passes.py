@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparsefx.errors import PassError, PipelineError, RecipeError, SpecError, did_you_mean
 from sparsefx.hooks import calling
+from sparsefx.passbase import Pass
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.recipe.amounts import Shares, parse_pipeline
 
 __all__ = [
     "TEACHER",
+    "asks_teacher",
     "check_labels",
     "check_passes",
     "is_path",
@@ -108,6 +110,11 @@ def names_teacher_inputs(texts: Sequence[str], steps: int | None) -> bool:
     """Whether one of these passes, checked already, adds inputs that its teacher alone reads."""
     passes = parse_pipeline(texts, steps).passes
     return any(getattr(item, "teacher_inputs", ()) for item in passes)
+
+
+def asks_teacher(passes: Iterable[Pass]) -> bool:
+    """Return whether one of the passes needs the teacher of its stage."""
+    return any(TEACHER in item.needs for item in passes)
 
 
 def is_path(text: str) -> bool:

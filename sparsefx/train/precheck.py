@@ -20,7 +20,7 @@ from sparsefx.program import Program
 from sparsefx.properties import Property
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline, resolve
-from sparsefx.recipe.passes import TEACHER
+from sparsefx.recipe.passes import TEACHER, asks_teacher
 from sparsefx.train import schedules
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData, TokenData, head_outputs
@@ -220,7 +220,7 @@ class StageChecks:
 
     def _teacher(self, stage: Stage, passes: tuple[Pass, ...]) -> Program | None:
         name = stage.teacher or ""
-        if name and name not in self._known and _asks(passes):
+        if name and name not in self._known and asks_teacher(passes):
             with within(stage.name, "teacher"):
                 check_same_tokens(name, self.tokenizer)
                 self._known[name] = teacher = self.load(name)
@@ -269,10 +269,6 @@ class StageChecks:
             schedules.build(training.schedule, steps, window)
 
 
-def _asks(passes: tuple[Pass, ...]) -> bool:
-    return any(TEACHER in item.needs for item in passes)
-
-
 def _check_passes(
     passes: tuple[Pass, ...], student: Program | None, teacher: Program | None
 ) -> None:
@@ -280,7 +276,7 @@ def _check_passes(
     for index, item in enumerate(passes):
         if student is None or any(map(_changes_signature_for_good, passes[:index])):
             return
-        if teacher is None and _asks((item,)):
+        if teacher is None and asks_teacher((item,)):
             continue
         with calling(item, "check_programs", f"pass {index}"):
             item.check_programs(student, {} if teacher is None else {TEACHER: teacher})

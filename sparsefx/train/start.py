@@ -19,7 +19,7 @@ from sparsefx.problem import PROBLEM_TYPES, Kind
 from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
-from sparsefx.recipe.passes import TEACHER
+from sparsefx.recipe.passes import TEACHER, asks_teacher
 from sparsefx.storage.places import is_program
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
@@ -58,8 +58,7 @@ class Programs:
         self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
     ) -> dict[str, Program]:
         """Return the teacher of a stage if a pass asks for it."""
-        asked = any(TEACHER in item.needs for item in pipeline.passes)
-        if stage.teacher is None or not asked:
+        if stage.teacher is None or not asks_teacher(pipeline.passes):
             return {}
         return {TEACHER: self.of(stage.teacher, finished).eval()}
 

@@ -15,7 +15,7 @@ from sparsefx.problem import Kind
 from sparsefx.train.data.tasks import Task, load_task
 from sparsefx.train.metrics import MetricName
 
-__all__ = ["GLUE", "GlueLayout", "load_glue"]
+__all__ = ["GLUE", "GlueLayout", "glue_layout", "load_glue"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,20 @@ _FILES = {
 }
 
 
+def glue_layout(task: str) -> GlueLayout:
+    """Return columns, classes and metric of a task.
+
+    Args:
+        task: A name as in :data:`GLUE`.
+
+    Raises:
+        DataError: The task is not known.
+    """
+    if task not in GLUE:
+        raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
+    return GLUE[task]
+
+
 def load_glue(task: str, folder: Path | str | None = None) -> Task:
     """Load a GLUE task; its development split, the one with labels, serves as 'test'.
 
@@ -70,9 +84,7 @@ def load_glue(task: str, folder: Path | str | None = None) -> Task:
     Raises:
         DataError: The task is not known, or its files are missing or malformed.
     """
-    layout = GLUE.get(task)
-    if layout is None:
-        raise DataError(f"{task!r} is not a GLUE task", who="GLUE", hint=did_you_mean(task, GLUE))
+    layout = glue_layout(task)
     kind: Kind = "classification" if layout.classes else "regression"
     load = partial(load_task, kind=kind, classes=layout.classes, metric=layout.metric, name=task)
     if folder is None:
