@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import fx
 
-from sparsefx.inputs.signature import SENTENCE_OUTPUT
+from sparsefx.errors import PassError
+from sparsefx.inputs.signature import SENTENCE_MODULES, SENTENCE_OUTPUT
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.rewrite import Rewriter
@@ -51,16 +52,20 @@ class PoolSentences(Pass):
     return {sentence_embedding: %select}
 
     Attributes:
-        pooling: ``mean`` over the tokens that are no padding, or ``cls``, the first token.
-        normalise: Scale every vector to length 1.
+        pooling: ``mean`` over the tokens that are no padding, or ``cls``, the first token. ``auto``
+            is what the folder of the model says to sentence-transformers, else ``mean``.
+        normalise: Scale every vector to length 1. ``auto`` is what the folder says, else True.
+
+    Raises:
+        PassError: The folder has other modules (Dense, pooling by max), and an option is ``auto``.
     """
 
     name: ClassVar[str] = "pool-sentences"
     changes_signature: ClassVar[bool] = True
     drops_heads: ClassVar[bool] = True
 
-    pooling: Literal["mean", "cls"] = "mean"
-    normalise: bool = True
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    normalise: Literal["auto"] | bool = "auto"
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Pool, and remove what only the former outputs needed."""
@@ -71,19 +76,43 @@ class PoolSentences(Pass):
         states = _last_states(program, former)
         if isinstance(states, Skip):
             return PassReport(0, (states,))
-        mask = _mask(program) if self.pooling == "mean" else None
-        if mask is None and self.pooling == "mean":
+        pooling, normalise = self._chosen(program)
+        mask = _mask(program) if pooling == "mean" else None
+        if mask is None and pooling == "mean":
             return PassReport(0, (Skip("attention_mask", "no input says what is padding"),))
         with rw.before(program.graph.output_node()):
             pooled = _first(rw, states) if mask is None else _mean(rw, states, mask)
-            if self.normalise:
+            if normalise:
                 norm = rw.call(aten.linalg_vector_norm.default, pooled, 2.0, [-1], True)
                 pooled = rw.call(aten.div.Tensor, pooled, rw.call(aten.clamp.default, norm, 1e-12))
         rw.set_output(SENTENCE_OUTPUT, pooled)
         for name in former:
             rw.drop_output(name)
         count = rw.erase_unused(former.values())
-        return PassReport(1, notes=(f"{count} nodes that nothing reads any more were removed",))
+        said = program.config.get(SENTENCE_MODULES, {})
+        told = {"pooling": pooling, "normalise": normalise, "lacks": []}
+        program.config[SENTENCE_MODULES] = {**said, **told}
+        how = f"{pooling} pooling, {'' if normalise else 'not '}normalised"
+        why = "as its folder says" if said else "its folder says nothing"
+        removed = f"{count} nodes that nothing reads any more were removed"
+        return PassReport(1, notes=(f"{how}: {why}" if self._asks else how, removed))
+
+    @property
+    def _asks(self) -> bool:
+        return "auto" in (self.pooling, self.normalise)
+
+    def _chosen(self, program: Program) -> tuple[str, bool]:
+        """Return the pooling, and whether vectors are normalised."""
+        said = program.config.get(SENTENCE_MODULES, {})
+        if self._asks and said.get("lacks"):
+            raise PassError(
+                f"the folder of the model has what this pass does not: {', '.join(said['lacks'])}",
+                hint="pool-sentences{pooling='mean',normalise=True} embeds without it; the vectors "
+                "are then others than those of the model",
+            )
+        pooling = said.get("pooling", "mean") if self.pooling == "auto" else self.pooling
+        normalise = said.get("normalise", True) if self.normalise == "auto" else self.normalise
+        return pooling, normalise
 
 
 def _last_states(program: Program, outputs: dict[str, fx.Node]) -> fx.Node | Skip:

@@ -26,7 +26,8 @@ from sparsefx.huggingface.model_folder import (
     read_config,
     unreadable,
 )
-from sparsefx.huggingface.sentence_folder import write_sentence_modules
+from sparsefx.huggingface.sentence_folder import read_sentence_modules, write_sentence_modules
+from sparsefx.inputs.signature import SENTENCE_MODULES
 from sparsefx.masks import find_masks
 from sparsefx.problem import MULTI_LABEL, PROBLEM_TYPES, Kind
 from sparsefx.program import Program
@@ -98,6 +99,8 @@ def load_pretrained(
             "%s: %d weights are not in the files and begin with random values: %s",
             *(place, len(drawn), ", ".join(drawn[:5])),
         )
+    if labels is None and (modules := read_sentence_modules(place)):
+        setattr(model.config, SENTENCE_MODULES, modules)
     found: nn.Module = model.eval()
     return found
 
@@ -237,7 +240,7 @@ def plain_weights(program: Program) -> dict[str, Tensor]:
 
 def from_transformers(program: Program) -> bool:
     """Whether a Program has the configuration of a model; a run writes its problem into any."""
-    return bool(program.config.keys() - {"problem_type"})
+    return bool(program.config.keys() - {"problem_type", SENTENCE_MODULES})
 
 
 def save_pretrained(program: Program, folder: str | Path) -> Path:
@@ -281,7 +284,8 @@ def save_pretrained(program: Program, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: weights[name].contiguous() for name in sorted(expected.keys() & weights.keys())}
     weights_file, config_file = folder / "model.safetensors", folder / "config.json"
-    config_file.write_text(json.dumps(program.config, indent=2) + "\n", encoding="utf-8")
+    config = {key: held for key, held in program.config.items() if key != SENTENCE_MODULES}
+    config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with saving(weights_file):
         save_file(_without_ties(kept, program), weights_file, {"format": "pt"})
     shutil.copymode(config_file, weights_file)  # safetensors lets the owner alone read

@@ -12,7 +12,15 @@ from sparsefx.arithmetic import names_in
 from sparsefx.errors import ProgramError, misnamed_inputs
 from sparsefx.inputs.conditions import broken, check_condition
 
-__all__ = ["LOSS", "SENTENCE_OUTPUT", "TAUGHT", "Dim", "InputSpec", "Signature"]
+__all__ = [
+    "LOSS",
+    "SENTENCE_MODULES",
+    "SENTENCE_OUTPUT",
+    "TAUGHT",
+    "Dim",
+    "InputSpec",
+    "Signature",
+]
 
 Dim = int | str
 LOSS: Final = "loss"
@@ -21,6 +29,10 @@ TAUGHT: Final = "teacher_"
 """What the names of inputs begin with that hold what a teacher computed of the batch before."""
 SENTENCE_OUTPUT: Final = "sentence_embedding"
 """The output of a Program that has one vector for each sentence."""
+SENTENCE_MODULES: Final = "sentence_transformers"
+"""The key of a configuration under which is kept what sentence-transformers computes behind the
+model: ``pooling`` ("mean" or "cls"), ``normalise``, ``lacks`` (what is neither) and ``files``.
+"""
 
 
 @dataclass(frozen=True)

@@ -119,5 +119,5 @@ def test_distilled_embeddings_are_compared_by_their_angle() -> None:
 
 
 def test_wrong_pooling_is_refused() -> None:
-    with pytest.raises(PassError, match="expected 'mean' or 'cls'"):
+    with pytest.raises(PassError, match="expected 'auto', 'mean' or 'cls'"):
         PoolSentences(pooling="max")  # type: ignore[arg-type]  # what is tested
