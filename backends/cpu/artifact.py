@@ -34,6 +34,7 @@ from sparsefx.backends.cpu.machine.private import sign
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.indices import Rule, check_index, index_of
 from sparsefx.backends.cpu.plan.plan import Buffer, Plan, Step, Word
+from sparsefx.backends.cpu.runtime.in_process import InProcess
 from sparsefx.backends.cpu.runtime.pool import shared_pool
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ArtifactError, ProgramError, misnamed_inputs, unnamed_inputs
@@ -76,7 +77,7 @@ class Interface:
     marks: bool
 
 
-class LoadedModel:
+class LoadedModel(InProcess):
     """A compiled model without its graph; safe to call from several threads.
 
     Args:

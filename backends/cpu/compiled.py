@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from sparsefx.backends.cpu.lowering.lowering import Lowered
 from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
 from sparsefx.backends.cpu.plan.plan import Step
+from sparsefx.backends.cpu.runtime.in_process import InProcess
 from sparsefx.backends.cpu.runtime.runtime import Runtime
-from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
+from sparsefx.errors import ProgramError, unnamed_inputs
 from sparsefx.huggingface.drop_in import DropIn
 from sparsefx.inputs.failures import explained
 from sparsefx.program import Program
@@ -44,7 +45,7 @@ _NO_MARKS = (
 )
 
 
-class CpuCompiled:
+class CpuCompiled(InProcess):
     """A Program as machine code.
 
     Call it like the Program. It is safe to call from several threads; calls take turns.
@@ -156,18 +157,6 @@ class CpuCompiled:
     def outside(self) -> tuple[Unsupported, ...]:
         """What runs in PyTorch, why, and how many linears do so because of it."""
         return self._lowered.unsupported()
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse, with what to do instead: code and arena belong to the process.
-
-        Raises:
-            TargetError: Always.
-        """
-        raise TargetError(
-            "a compiled model cannot be pickled or copied",
-            who="cpu",
-            hint="save(folder), and sparsefx.backends.cpu.artifact.load(folder) where it is needed",
-        )
 
     def as_model(self, model: nn.Module) -> DropIn:
         """A callable with the calling convention and output class of a Hugging Face model."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from sparsefx.backends.cpu.codegen.engine import shared_engine
 from sparsefx.backends.cpu.compiled import CpuCompiled
 from sparsefx.backends.cpu.machine.private import cache_folder
 from sparsefx.backends.cpu.target import CpuTarget
-from sparsefx.errors import ArtifactError, ProgramError
+from sparsefx.errors import ArtifactError, ProgramError, TargetError
 from tests.backends.cpu_cases import padded_batch, quantized, sparse_
 from tests.programs import captured
 from tests.tiny_models import example_batch
@@ -189,6 +192,15 @@ def test_wrong_inputs(program: Program, saved: Path) -> None:
     longer = {name: torch.tile(torch.tensor(v), (1, 60)) for name, v in batch.items()}
     with pytest.raises(ProgramError, match="tokens; the model takes"):
         model(**longer)
+
+
+@pytest.mark.parametrize("attempt", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_says_how_it_comes_into_another_process(
+    attempt: Callable[[object], object], compiled: CpuCompiled, saved: Path
+) -> None:
+    for model in (compiled, load(saved)):
+        with pytest.raises(TargetError, match=r"pickled or copied\n.*cpu\.artifact\.load"):
+            attempt(model)
 
 
 def test_what_was_given_in_place_of_a_plan_is_named(program: Program, tmp_path: Path) -> None:
