@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from sparsefx.inputs.signature import LOSS
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.rewrite import Rewriter
 
 __all__ = ["IGNORED", "SUM", "add_term", "cross_entropy", "mean_of_known"]
+
+aten = torch.ops.aten
 
 SUM = 2
 """The reduction of a loss operator that adds up."""

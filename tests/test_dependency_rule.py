@@ -262,6 +262,29 @@ def test_names_that_a_folder_hands_on_are_taken_from_it(imports: list[Import]) -
     assert listed(offenders) == []
 
 
+def offered(source: str) -> set[str]:
+    """What a module lists in `__all__`."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def test_names_are_taken_from_modules_that_offer_them(
+    imports: list[Import], sources: dict[str, str]
+) -> None:
+    offers = {
+        module_name(path.removesuffix("/__init__.py")): offered(text)
+        for path, text in sources.items()
+    }
+    offenders = []
+    for found in imports:
+        module, _, name = found.name.rpartition(".")
+        if found.name not in offers and name not in offers.get(module, {name}):
+            offenders.append(found)
+    assert listed(offenders) == []
+
+
 def test_no_more_files_of_the_framework_import_each_other(
     imports: list[Import], sources: dict[str, str]
 ) -> None:

@@ -15,7 +15,15 @@ BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 Int8Array = npt.NDArray[np.int8]
 
-__all__ = ["BoolArray", "Encoded", "FormatSize", "Int8Array", "IntArray", "SparseFormat"]
+__all__ = [
+    "BoolArray",
+    "Encoded",
+    "FormatSize",
+    "Int8Array",
+    "IntArray",
+    "SparseFormat",
+    "width_of",
+]
 
 
 @dataclass(frozen=True)

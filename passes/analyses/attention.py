@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from sparsefx.passes.analyses.dataflow import (
-    aten,
     carried,
     is_linear,
     last_dim,
@@ -20,6 +20,8 @@ from sparsefx.passes.analyses.dataflow import (
 from sparsefx.passes.analyses.operators import SOFTMAXES
 
 __all__ = ["AttentionCore", "NoCore", "find_attention", "linears_behind"]
+
+aten = torch.ops.aten
 
 _SDPA = aten.scaled_dot_product_attention.default
 

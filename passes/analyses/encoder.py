@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
+import torch
 from torch import fx
 
 from sparsefx.analysis import Analysis
@@ -24,7 +25,6 @@ from sparsefx.passes.analyses.attention import (
     linears_behind,
 )
 from sparsefx.passes.analyses.dataflow import (
-    aten,
     carried,
     data_graph,
     is_linear,
@@ -44,6 +44,8 @@ __all__ = [
     "EncoderStructure",
     "LinearSite",
 ]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)

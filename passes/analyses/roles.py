@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import networkx as nx
+import torch
 from torch import Tensor, fx, nn
 
-from sparsefx.passes.analyses.dataflow import (
-    aten,
-    carried,
-    is_linear,
-    last_dim,
-    next_nodes,
-    weight_of,
-)
+from sparsefx.passes.analyses.dataflow import carried, is_linear, last_dim, next_nodes, weight_of
 from sparsefx.passes.analyses.operators import CONVOLUTIONS
 
 __all__ = ["DISTILL_PREFIX", "TEACHER_PREFIX", "Role", "roles_of"]
+
+aten = torch.ops.aten
 
 TEACHER_PREFIX = "teacher."
 """Tensors of a teacher that was joined to the graph; the analysis leaves its layers out."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from sparsefx.passes.analyses.dataflow import aten, last_dim
+from sparsefx.passes.analyses.dataflow import last_dim
 from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.roles import DISTILL_PREFIX
 from sparsefx.rewrite import Rewriter
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sparsefx.passes.distill.distill import Distill
 
 __all__ = ["LOWEST_SCORE", "Pair", "Scope"]
+
+aten = torch.ops.aten
 
 LOWEST_SCORE = -1e4
 """exp of it is 0 in float32; -inf would make 0 * inf of a divergence."""

@@ -12,7 +12,7 @@ from torch import fx
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.graph.ops import dropout_rate
 from sparsefx.inputs.signature import InputSpec
-from sparsefx.passes.analyses.dataflow import aten, origin, weight_of, whole_graph
+from sparsefx.passes.analyses.dataflow import origin, weight_of, whole_graph
 from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 from sparsefx.rewrite import Rewriter
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["Joined", "check_inputs", "check_vocabulary"]
+
+aten = torch.ops.aten
 
 _WHO = "distill"
 

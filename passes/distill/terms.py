@@ -15,13 +15,15 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError
-from sparsefx.passes.analyses.dataflow import aten, last_dim
+from sparsefx.passes.analyses.dataflow import last_dim
 from sparsefx.passes.distill.heads import over_positions
 from sparsefx.passes.distill.scope import LOWEST_SCORE, Pair, Scope
 from sparsefx.passes.loss_terms import SUM, cross_entropy, mean_of_known
 from sparsefx.rewrite import Rewriter
 
 __all__ = ["TERMS", "Term"]
+
+aten = torch.ops.aten
 
 _MASKED_SCORE = -1e2  # SparseBERT: what lies below was put there by the padding mask
 

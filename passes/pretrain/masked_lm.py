@@ -10,7 +10,6 @@ from torch import fx
 
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.loss_terms import IGNORED, add_term, cross_entropy
 from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
 from sparsefx.rewrite import Rewriter
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["DRAW", "TERM", "MaskedLm"]
+
+aten = torch.ops.aten
 
 DRAW = torch.ops.sparsefx.draw_masked.default
 TERM = "loss.masked_lm"

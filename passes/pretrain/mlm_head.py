@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten, last_dim
+from sparsefx.passes.analyses.dataflow import last_dim
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.pretrain.vocabulary import masked_lm_output, token_table
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["HEAD_OUTPUT", "MlmHead"]
+
+aten = torch.ops.aten
 
 HEAD_OUTPUT = "mlm_logits"
 _PREFIX = "mlm_head."

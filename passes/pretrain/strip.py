@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import fx
 
 from sparsefx.inputs.signature import LOSS
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.pretrain.masked_lm import DRAW, TERM
 from sparsefx.rewrite import Rewriter
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["StripMaskedLm"]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import fx
 
 from sparsefx.errors import PassError
-from sparsefx.passes.analyses.dataflow import aten, origin, weight_of
+from sparsefx.passes.analyses.dataflow import origin, weight_of
 from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["masked_lm_output", "token_table"]
+
+aten = torch.ops.aten
 
 
 def token_table(program: Program, *, who: str) -> tuple[fx.Node, str]:

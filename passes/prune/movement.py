@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from sparsefx.errors import PassError, TrainingError
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Contract, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.loss_terms import add_term
 from sparsefx.passes.prune.masking import add_mask, masks_of
 from sparsefx.passes.prune.patterns import Unstructured, mask_for
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from sparsefx.rewrite import Rewriter
 
 __all__ = ["PENALTY", "MovementPrune"]
+
+aten = torch.ops.aten
 
 PENALTY = "loss.movement"
 _SCORES = "_scores"

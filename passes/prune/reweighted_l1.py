@@ -11,7 +11,6 @@ from torch import fx
 
 from sparsefx.masks import MaskSite
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.selection import check_selection, select_weights
 from sparsefx.properties import FIXES_ZEROS, Property
 
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["PENALTY", "ReweightedL1"]
+
+aten = torch.ops.aten
 
 PENALTY = "loss.l1"
 _SUFFIX = "_l1"

@@ -10,7 +10,7 @@ from torch import fx
 
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten, weight_of
+from sparsefx.passes.analyses.dataflow import weight_of
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.prune.masking import zero_masked
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["RewindWeights"]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)

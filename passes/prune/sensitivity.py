@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from sparsefx.errors import PassError
 from sparsefx.graph.fake_quantization import fake_quantize, fake_quantize_weight
-from sparsefx.passes.analyses.dataflow import aten, weight_of, whole_graph
+from sparsefx.passes.analyses.dataflow import weight_of, whole_graph
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
 from sparsefx.passes.selection import Selection, select_weights
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["LEVELS", "Sensitivity", "measure_sensitivity"]
+
+aten = torch.ops.aten
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Sparsities that are measured unless others are asked for."""

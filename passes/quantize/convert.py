@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
 
-__all__ = ["QuantizeConvert"]
+__all__ = ["QuantizeConvert", "quantize_weight"]
 
 _ops = torch.ops.sparsefx
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sparsefx.passes.analyses.dataflow import aten
 from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.operators import (
     CASTS,
@@ -23,6 +22,8 @@ from sparsefx.passes.analyses.operators import (
 from sparsefx.rewrite import Rewriter
 
 __all__ = ["HeadAxes", "trace_heads", "with_entry"]
+
+aten = torch.ops.aten
 
 _SDPA = aten.scaled_dot_product_attention.default
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, _SDPA}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx
 
-from sparsefx.passes.analyses.dataflow import aten, is_linear, is_norm, last_dim
+from sparsefx.passes.analyses.dataflow import is_linear, is_norm, last_dim
 from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.operators import (
     CASTS,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["HiddenStream", "trace_hidden"]
+
+aten = torch.ops.aten
 
 _KEEPS = COPIES | CASTS | DROPOUTS | ELEMENTWISE
 _PICKS = PARTS | {aten.index.Tensor, aten.index_select.default, operator.getitem}

@@ -12,7 +12,7 @@ from torch import fx
 
 from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten, whole_graph
+from sparsefx.passes.analyses.dataflow import whole_graph
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.drop_layers import chosen_layers
 from sparsefx.properties import Property
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
 
 __all__ = ["DRAW", "RATE", "SUCCESSOR_PREFIX", "ReplaceModules"]
+
+aten = torch.ops.aten
 
 DRAW = torch.ops.sparsefx.draw.default
 RATE = "replacing.rate"

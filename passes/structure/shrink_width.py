@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
-from sparsefx.passes.analyses.dataflow import aten, is_linear, is_norm
+from sparsefx.passes.analyses.dataflow import is_linear, is_norm
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.head_axes import HeadAxes, trace_heads
 from sparsefx.passes.structure.hidden_stream import HiddenStream, trace_hidden
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from sparsefx.rewrite import Rewriter
 
 __all__ = ["ShrinkWidth"]
+
+aten = torch.ops.aten
 
 _WIDTHS = ("hidden_size", "dim")
 _DEVIATION = 0.02  # of BERT's first weights

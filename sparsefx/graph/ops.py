@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "MODE",
     "Mode",
     "along",
     "dequantize",

@@ -20,6 +20,8 @@ __all__ = [
     "Dim",
     "InputSpec",
     "Signature",
+    "format_dtype",
+    "format_type",
 ]
 
 Dim = int | str

@@ -33,6 +33,7 @@ __all__ = [
     "FormatSpec",
     "Host",
     "Network",
+    "Operand",
     "Sram",
     "SramEnergy",
     "VectorUnit",

@@ -21,7 +21,7 @@ from sparsefx.backends.accelerator.workload.operations import (
 )
 from sparsefx.report.svg import plain, short
 
-__all__ = ["against_dense", "reasons"]
+__all__ = ["against_dense", "causes", "reasons"]
 
 _LEAST: Final = 0.02
 """Causes with a smaller share of the cycles are left out."""

@@ -26,6 +26,7 @@ from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import COLOURS, Axis, Canvas
 
 __all__ = [
+    "SIZES",
     "Pattern",
     "Point",
     "Result",

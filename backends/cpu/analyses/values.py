@@ -19,6 +19,7 @@ __all__ = [
     "Heads",
     "Kept",
     "Length",
+    "Live",
     "Mask",
     "Octets",
     "Projected",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 from sparsefx.backends.cpu.codegen.ir import Function, Value, vector
+from sparsefx.backends.cpu.codegen.shuffles import transpose
 from sparsefx.backends.cpu.kernels.amx_tiles import TileRegisters, full_tiles, tiles_of
 from sparsefx.backends.cpu.kernels.attention import CHUNK, open_attention
 from sparsefx.backends.cpu.kernels.attention_codes import (
@@ -24,7 +25,6 @@ from sparsefx.backends.cpu.kernels.attention_codes import (
     start_sums,
 )
 from sparsefx.backends.cpu.kernels.context import SCORE_BYTES
-from sparsefx.backends.cpu.kernels.embed import transpose
 from sparsefx.backends.cpu.kernels.place import Place
 from sparsefx.backends.cpu.machine.isa import Isa
 

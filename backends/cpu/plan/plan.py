@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from sparsefx.backends.cpu.plan.catalog import Kernel
 
-__all__ = ["Arena", "Buffer", "Plan", "Step", "Word", "pack_arena"]
+__all__ = [
+    "SEQUENCES",
+    "TOKENS",
+    "Arena",
+    "Buffer",
+    "Plan",
+    "Step",
+    "Word",
+    "pack_arena",
+    "word_bits",
+]
 
 TOKENS, SEQUENCES = 0, 1
 """Spaces: one column per token, or one per sequence."""

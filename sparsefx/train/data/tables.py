@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sparsefx.errors import DataError, did_you_mean
 
-__all__ = ["FORMATS", "Table", "read_table"]
+__all__ = ["FORMATS", "Cell", "Table", "read_table"]
 
 Cell = str | int | float | bool | list[str] | None
 _READER = "data reader"
