@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.graph.printing import node_and_op
 from sparsefx.passes.analyses.dataflow import data_inputs
 from sparsefx.passes.analyses.operators import (
     CASTS,
@@ -121,13 +122,13 @@ class _Labels:
             return self._elementwise(node)
         if node.target in _VALUE_OF:
             return self._product(node)
-        raise _OrderMattersError(f"{_told(node)} is not known to work on each feature alone")
+        raise _OrderMattersError(f"{node_and_op(node)} is not known to work on each feature alone")
 
     def _moved(self, node: fx.Node) -> Tensor:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._argument)
         moved = node.target(*args, **kwargs)  # type: ignore[operator]  # an ATen operator
         if not isinstance(moved, Tensor):
-            raise _OrderMattersError(f"{_told(node)} takes them apart")
+            raise _OrderMattersError(f"{node_and_op(node)} takes them apart")
         return moved
 
     def _argument(self, node: fx.Node) -> Any:
@@ -141,7 +142,7 @@ class _Labels:
         result = self._labels[labelled[0]].expand(shape)
         for arg in labelled[1:]:
             if not torch.equal(self._labels[arg].expand(shape), result):
-                raise _OrderMattersError(f"{_told(node)} joins different features")
+                raise _OrderMattersError(f"{node_and_op(node)} joins different features")
         for arg in node.all_input_nodes:
             other = self._shape(arg)
             if arg not in self._labels and any(
@@ -149,7 +150,7 @@ class _Labels:
                 for place, size in zip(range(-1, -len(other) - 1, -1), reversed(other), strict=True)
             ):
                 raise _OrderMattersError(
-                    f"{_told(node)} gives each feature a value of its own from %{arg.name}"
+                    f"{node_and_op(node)} gives each feature a value of its own from %{arg.name}"
                 )
         return result
 
@@ -160,13 +161,13 @@ class _Labels:
         shape = self._shape(node)
         labels = self._labels.get(value)  # type: ignore[arg-type]  # None for what is no node
         if others or labels is None or labels.dim() < 2 or labels.shape[:-2] != shape[:-2]:
-            raise _OrderMattersError(f"{_told(node)} sums over the features")
+            raise _OrderMattersError(f"{node_and_op(node)} sums over the features")
         first = labels[..., :1, :]
         ordered = first.sort(dim=-1).values
         whole = ordered[..., :1] + torch.arange(self._group)
         in_groups = ordered.shape == whole.shape and torch.equal(ordered, whole)
         if not in_groups or bool((ordered[..., 0] % self._group).any()) or _varies(labels, -2):
-            raise _OrderMattersError(f"{_told(node)} mixes features of several groups")
+            raise _OrderMattersError(f"{node_and_op(node)} mixes features of several groups")
         return first.expand(shape)
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -178,7 +179,3 @@ class _Labels:
 
 def _varies(labels: Tensor, dim: int) -> bool:
     return not torch.equal(labels, labels.narrow(dim, 0, 1).expand(labels.shape))
-
-
-def _told(node: fx.Node) -> str:
-    return f"%{node.name} ({str(node.target).removesuffix('.default')})"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sparsefx.graph.printing import node_and_op
 from sparsefx.passes.analyses.encoder import EncoderLayer
 from sparsefx.passes.analyses.operators import (
     CASTS,
@@ -163,13 +164,13 @@ class _Walk:
                 return axis
         if node.target in (aten.chunk.default, aten.split.Tensor) and axis.parts == 3:
             return self._divided(node)
-        raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
+        raise _NoAxisError(f"{node_and_op(node)} is not known to keep heads apart")
 
     def _before(self, node: fx.Node) -> _Axis:
         """Return the axis of the first argument."""
         axis = self._axes.get(node.args[0])  # type: ignore[arg-type]  # None for what is no node
         if axis is None:
-            raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
+            raise _NoAxisError(f"{node_and_op(node)} is not known to keep heads apart")
         return axis
 
     def _dim(self, node: fx.Node, place: int) -> int:
@@ -183,15 +184,17 @@ class _Walk:
         axis, *others = {self._axes[arg] for arg in node.all_input_nodes if arg in self._axes}
         products = node.target in _PRODUCTS
         if others or (products and (axis.parts or axis.dim > -3)):
-            raise _NoAxisError(f"{_told(node)} joins different heads")
+            raise _NoAxisError(f"{node_and_op(node)} joins different heads")
         for arg in node.all_input_nodes:
             dims = _dims(arg)
             if arg not in self._axes and len(dims) >= -axis.dim and dims[axis.dim] != "1":
-                raise _NoAxisError(f"{_told(node)} gives each head a value of its own")
+                raise _NoAxisError(f"{node_and_op(node)} gives each head a value of its own")
             if node.target in ELEMENTWISE and dims[-1:] == (str(self._found.size),):
-                self._found.fixed = f"{_told(node)} gives each feature of a head its own value"
+                self._found.fixed = (
+                    f"{node_and_op(node)} gives each feature of a head its own value"
+                )
         if _works_along(node, axis):
-            raise _NoAxisError(f"{_told(node)} works along the heads")
+            raise _NoAxisError(f"{node_and_op(node)} works along the heads")
         return axis
 
     def _reshaped(self, node: fx.Node, axis: _Axis) -> _Axis:
@@ -207,7 +210,7 @@ class _Walk:
         elif node.target is aten.unsqueeze.default and new[axis.dim :] == old[axis.dim :]:
             after = axis
         else:
-            raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
+            raise _NoAxisError(f"{node_and_op(node)} is not known to keep heads apart")
         self._note_sizes(node, after)
         return after
 
@@ -217,10 +220,10 @@ class _Walk:
             if not isinstance(sizes, (list, tuple)):
                 continue
             if len(sizes) < -axis.dim:
-                raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
+                raise _NoAxisError(f"{node_and_op(node)} is not known to keep heads apart")
             entry = len(sizes) + axis.dim
             if isinstance(sizes[entry], fx.Node):
-                raise _NoAxisError(f"{_told(node)} computes the number of heads")
+                raise _NoAxisError(f"{node_and_op(node)} computes the number of heads")
             if sizes[entry] != -1:
                 whole = bool(axis.parts)
                 count = _Count(node, place, entry, parts=axis.parts or 1, size=whole)
@@ -245,7 +248,7 @@ class _Walk:
         if self._dim(node, 2) != -1 or node.args[1] != (
             3 if node.target is aten.chunk.default else whole
         ):
-            raise _NoAxisError(f"{_told(node)} is not known to keep heads apart")
+            raise _NoAxisError(f"{node_and_op(node)} is not known to keep heads apart")
         if node.target is aten.split.Tensor:
             self._found.counts.append(_Count(node, 1, None))
         return _Axis(-1, 1)
@@ -264,7 +267,3 @@ def _works_along(node: fx.Node, axis: _Axis) -> bool:
         return False
     dim = node.args[place] if len(node.args) > place else 0
     return not isinstance(dim, int) or (dim if dim < 0 else dim - len(_dims(node))) == axis.dim
-
-
-def _told(node: fx.Node) -> str:
-    return f"%{node.name} ({str(node.target).removesuffix('.default')})"

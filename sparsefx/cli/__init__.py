@@ -54,7 +54,7 @@ def one_message(*, goes_on: bool = True) -> Iterator[None]:
         sys.stderr.write(_interrupted(goes_on))
         sys.exit(INTERRUPTED)
     except Exception as error:
-        status = _told(error)
+        status = _report_known(error)
         if status is None:
             raise
         sys.exit(status)
@@ -66,7 +66,7 @@ def _interrupted(goes_on: bool) -> str:
     return f"{told}\n" if LEADS else ""
 
 
-def _told(error: Exception) -> int | None:
+def _report_known(error: Exception) -> int | None:
     """Print an error that is the user's or the machine's; None for any other."""
     from rich.console import Console
 

@@ -32,10 +32,10 @@ def open_program(place: str) -> Program:
 
 def warn_not_finite(program: Program, place: str) -> None:
     """Print a warning that names weights which are no numbers."""
-    from sparsefx.graph.finite import not_finite, told
+    from sparsefx.graph.finite import describe_weights, not_finite
 
     if names := not_finite(program):
-        stderr.print(f"warning: {place} holds {told(names)}", markup=False)
+        stderr.print(f"warning: {place} holds {describe_weights(names)}", markup=False)
 
 
 def save(program: Program, folder: Path) -> None:

@@ -71,7 +71,7 @@ def capture(
         return _from_exported(model)
     if not isinstance(model, nn.Module):
         raise CaptureError(
-            f"expected an nn.Module or an ExportedProgram, got {_told(model)}",
+            f"expected an nn.Module or an ExportedProgram, got {_kind_of(model)}",
             who="capture",
             hint="load the model first, e.g. with AutoModelForSequenceClassification"
             ".from_pretrained, or use sparsefx.huggingface.capture_pretrained(folder)",
@@ -97,7 +97,7 @@ def capture(
     return program.train(model.training)
 
 
-def _told(value: object) -> str:
+def _kind_of(value: object) -> str:
     return repr(value) if isinstance(value, (str, Path)) else type(value).__name__
 
 

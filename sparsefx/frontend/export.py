@@ -42,7 +42,7 @@ def export(
         try:
             return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
-            raise _told(error, model, trace) from error
+            raise _export_error(error, model, trace) from error
 
 
 @dataclass
@@ -71,7 +71,7 @@ def _watched(model: nn.Module) -> Iterator[_Trace]:
             handle.remove()
 
 
-def _told(error: Exception, model: nn.Module, trace: _Trace) -> CaptureError:
+def _export_error(error: Exception, model: nn.Module, trace: _Trace) -> CaptureError:
     where = type(model).__name__
     kinds = (type(leaf) for leaf in pytree.tree_leaves(trace.returned))
     strange = next((kind for kind in kinds if not issubclass(kind, _EXPORTED)), None)

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["is_finite", "not_finite", "told"]
+__all__ = ["describe_weights", "is_finite", "not_finite"]
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -38,7 +38,7 @@ def not_finite(program: Program) -> tuple[str, ...]:
     return tuple(found)
 
 
-def told(names: tuple[str, ...]) -> str:
+def describe_weights(names: tuple[str, ...]) -> str:
     """Return a sentence that names the first of the tensors."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"weights that are NaN or infinite: {', '.join(names[:3])}{more}"

@@ -14,7 +14,7 @@ from sparsefx.inputs.signature import format_dtype, format_type
 if TYPE_CHECKING:
     from sparsefx.graph.shapes import ShapeFact
 
-__all__ = ["format_facts", "format_node", "format_ratio"]
+__all__ = ["format_facts", "format_node", "format_ratio", "node_and_op"]
 
 
 def format_ratio(ratio: float) -> str:
@@ -37,6 +37,11 @@ def format_node(node: fx.Node) -> str:
     args = [_arg(arg) for arg in node.args]
     args += [f"{key}={_arg(value)}" for key, value in node.kwargs.items()]
     return f"%{node.name} = {name}({', '.join(args)})"
+
+
+def node_and_op(node: fx.Node) -> str:
+    """Return what a message calls a node, e.g. ``%x (aten.add.Tensor)``."""
+    return f"%{node.name} ({str(node.target).removesuffix('.default')})"
 
 
 def format_facts(node: fx.Node, value: ShapeFact | None, tensor: Tensor | None) -> str:

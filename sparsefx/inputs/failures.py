@@ -93,7 +93,7 @@ class _Lookups(fx.Interpreter):
 def _check_rows(lookup: fx.Node, table: Tensor, index: Tensor) -> None:
     low, high, rows = int(index.min()), int(index.max()), table.shape[0]
     if low < 0 or high >= rows:
-        name, asked = (_told(node) for node in lookup.args[:2])
+        name, asked = (_name_of(node) for node in lookup.args[:2])
         raise ProgramError(
             f"{low if low < 0 else high} is outside the table {name!r}, which has {rows} rows",
             who="program",
@@ -102,7 +102,7 @@ def _check_rows(lookup: fx.Node, table: Tensor, index: Tensor) -> None:
         )
 
 
-def _told(node: object) -> str:
+def _name_of(node: object) -> str:
     """Return the name of an input or tensor, and of what is computed the node's."""
     named = isinstance(node, fx.Node) and node.op in ("placeholder", "get_attr")
     return str(node.target) if named else f"%{node}"  # type: ignore[attr-defined]  # a node

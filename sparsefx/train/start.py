@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsefx.errors import TrainingError
 from sparsefx.frontend.capture import capture
-from sparsefx.graph.finite import not_finite, told
+from sparsefx.graph.finite import describe_weights, not_finite
 from sparsefx.huggingface import capture_tokens, load_pretrained
 from sparsefx.pipeline import Pipeline
 from sparsefx.problem import PROBLEM_TYPES, Kind
@@ -143,7 +143,7 @@ def _of_problem(program: Program, kind: Kind) -> Program:
 def _checked(program: Program) -> Program:
     if names := not_finite(program):
         raise TrainingError(
-            f"the model holds {told(names)}",
+            f"the model holds {describe_weights(names)}",
             who="session",
             where=names[0],
             hint="nothing can be learnt from them: take another checkpoint of the model",

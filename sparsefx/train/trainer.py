@@ -150,7 +150,7 @@ class StageTrainer:
             TrainingError: A loss or gradient is not finite.
         """
         pending, self._pending = self._pending, []
-        return [self._told(item) for item in pending]
+        return [self._step_done(item) for item in pending]
 
     def check_start(self) -> None:
         """Hold what training begins with, or goes on from, to be the same in every process.
@@ -172,7 +172,7 @@ class StageTrainer:
         values = torch.stack([value.detach().float() for value in numbers.values()])
         return _Pending(self.done, rows, tuple(numbers), values, rate, self._sparsity())
 
-    def _told(self, item: _Pending) -> StepDone:
+    def _step_done(self, item: _Pending) -> StepDone:
         numbers = dict(zip(item.names, item.values.tolist(), strict=True))
         loss, norm = numbers.pop("loss"), numbers.pop("gradient_norm", None)
         wrong = [n for n, v in (("loss", loss), ("gradient", norm)) if v and not math.isfinite(v)]

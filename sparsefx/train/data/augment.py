@@ -194,7 +194,7 @@ class Augmenter:
             masked[rows, some] = self._mask
             logits = self._program(**self._inputs(masked))[str(self._output)]
             best = logits[rows, some].topk(min(self._settings.candidates, logits.shape[-1]))
-            found += [self._told(row) for row in best.indices.tolist()]
+            found += [self._words_of(row) for row in best.indices.tolist()]
         return found
 
     @torch.no_grad()
@@ -205,9 +205,9 @@ class Augmenter:
         if len(ids) == 1:
             alike[ids] = -torch.inf
         count = min(self._settings.candidates, int(torch.isfinite(alike).sum()))
-        return self._told(alike.topk(count).indices.tolist())
+        return self._words_of(alike.topk(count).indices.tolist())
 
-    def _told(self, tokens: Sequence[int]) -> list[str]:
+    def _words_of(self, tokens: Sequence[int]) -> list[str]:
         """Return those tokens that are whole words."""
         return [self._words[token] for token in tokens if token in self._words]
 

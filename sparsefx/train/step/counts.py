@@ -40,7 +40,7 @@ class Counts:
         draws = find_draws(program)
         self._names = {node: f"whole_count_{index}" for index, node in enumerate(found)}
         self._draws = {node: f"whole_draw_{index}" for index, node in enumerate(draws)}
-        self.forward = _told(program, self._names | self._draws)
+        self.forward = _with_inputs(program, self._names | self._draws)
         self._counting = _computing(program, found)
         self._drawing = _computing(program, draws)
 
@@ -109,7 +109,7 @@ def _certain(target: Any) -> bool:
     )
 
 
-def _told(program: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
+def _with_inputs(program: Program, names: Mapping[fx.Node, str]) -> fx.GraphModule:
     """Return the graph with further inputs in place of some nodes."""
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
