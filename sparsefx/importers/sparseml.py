@@ -56,7 +56,7 @@ def import_sparseml(content: dict[str, Any], *, name: str) -> Imported:
     stages: list[Stage] = []
     pruned: list[Modifier] = []
     locks: list[Modifier] = []
-    tables = False
+    quantizes = tables = False
     for part in read_stages(content):
         reader = _Reader(part, notes, pruned, locks)
         made = reader.stages()
@@ -64,20 +64,20 @@ def import_sparseml(content: dict[str, Any], *, name: str) -> Imported:
             stages[-1] = stages[-1].model_copy(update={"after": (*stages[-1].after, "fold-masks")})
         stages += made
         pruned, locks = reader.pruned, reader.locks
-        tables = tables or reader.tables
-    stages[-1] = _finished(stages[-1], bool(pruned or locks), tables)
+        quantizes, tables = quantizes or reader.quantizes, tables or reader.tables
+    ends = _ends(masked=bool(pruned or locks), quantized=quantizes, tables=tables)
+    stages[-1] = stages[-1].model_copy(update={"after": (*stages[-1].after, *ends)})
     source = "A SparseML recipe."
     return notes.result(Recipe(name=name, source=source, stages=tuple(stages)))
 
 
-def _finished(stage: Stage, masked: bool, tables: bool) -> Stage:
-    """Add what ends the last stage: fold the masks, turn fake quantization into integers."""
-    quantized = any("quantize-prepare" in text for text in stage.pipeline)
+def _ends(*, masked: bool, quantized: bool, tables: bool) -> list[str]:
+    """Return what ends the last stage: fold the masks, turn fake quantization into integers."""
     ends = ["fold-masks"] if masked else []
     if quantized:
         ends += ["quantize-convert", *(["quantize-embeddings"] if tables else [])]
         ends += ["simplify{inference=True}"]
-    return stage.model_copy(update={"after": (*stage.after, *ends)})
+    return ends
 
 
 class _Reader:
@@ -93,6 +93,7 @@ class _Reader:
         self.pruned = list(pruned)
         self.locks = list(locks)
         self.folds = False
+        self.quantizes = False
         self.tables = False
         part = part._replace(modifiers=tuple(map(_with_numbers, part.modifiers)))
         self._name = part.name
@@ -119,6 +120,7 @@ class _Reader:
             for item in pruners:
                 self._notes.leave(item.kind, "masks move while quantizers learn; give it a stage")
         if cut is not None:
+            self.quantizes = True
             texts = () if made else self._masks(self._length, only_lock=True)
             if self.pruned and not self.locks:
                 texts = ("pattern-lock",)

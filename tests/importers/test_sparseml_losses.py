@@ -234,6 +234,16 @@ def test_flags_of_an_expression_stand_before_all_else() -> None:
     assert zeros(run(found), r"query\.weight$") == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("names", [(), ("quantize-prepare.weight",)])
+def test_a_quantized_model_ends_in_integers_whatever_stage_is_last(names: tuple[str, ...]) -> None:
+    ramps = [ramp(list(names))] if names else []
+    found = staged([*ramps, ("QuantizationModifier", {"start_epoch": 3.0})], [])
+    folds = ("fold-masks",) if names else ()
+    ends = (*folds, "quantize-convert", "quantize-embeddings", "simplify{inference=True}")
+    assert [stage.after for stage in found.recipe.stages][-2:] == [(), ends]
+    assert staged(ramps).recipe.stages[0].after == folds  # a name tells nothing of integers
+
+
 def function(start: float, end: float, init: float, final: float) -> Item:
     span = {"start_epoch": start, "end_epoch": end, "lr_func": "linear"}
     return ("LearningRateFunctionModifier", {**span, "init_lr": init, "final_lr": final})
