@@ -26,11 +26,11 @@ import typer
 from transformers import AutoTokenizer
 
 from sparsefx.cli import one_message
-from sparsefx.cli.compress import name_classes
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
 from sparsefx.huggingface import load_pretrained
 from sparsefx.instruments.timing import machine
+from sparsefx.problem import name_classes
 from sparsefx.recipe import Recipe
 from sparsefx.report.run import report_rows
 from sparsefx.storage.files import write_json
@@ -110,7 +110,7 @@ def run_one(
     outputs = len(task.classes) if task.kind == "classification" else 1
     seed_everything(recipe.seed)
     network = load_pretrained(model, labels=outputs)
-    name_classes(network, task)
+    name_classes(network.config, task.classes)
     with SessionProgress() as progress:
         return Session(
             recipe,

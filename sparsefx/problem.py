@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-__all__ = ["MULTI_LABEL", "PROBLEM_TYPES", "SINGLE_LABEL", "Kind", "head_classes", "named_classes"]
+__all__ = [
+    "MULTI_LABEL",
+    "PROBLEM_TYPES",
+    "SINGLE_LABEL",
+    "Kind",
+    "head_classes",
+    "name_classes",
+    "named_classes",
+]
 
 Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
 """What a model learns of a text: its class, any number of classes, the class of each word, a value;
@@ -38,3 +46,20 @@ def named_classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """
     found = head_classes(config)
     return None if all(name.startswith("LABEL_") for name in found) else found
+
+
+def name_classes(config: Any, classes: Sequence[str]) -> None:
+    """Write the names of a head's classes into the configuration of transformers; none change none.
+
+    Args:
+        config: Of the model, which saves it.
+        classes: In the order of the head's outputs.
+
+    >>> from types import SimpleNamespace
+    >>> config = SimpleNamespace()
+    >>> name_classes(config, ("bad", "good")); config
+    namespace(id2label={0: 'bad', 1: 'good'}, label2id={'bad': 0, 'good': 1})
+    """
+    if classes:
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: index for index, name in enumerate(classes)}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import track
 
-from sparsefx.cli.compress import FILE_HELP, text_columns
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.data_options import FILE_HELP, Text, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import tokenizer_of
@@ -29,10 +29,7 @@ def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
     data: Annotated[Path, typer.Option(help=FILE_HELP)],
     out: Annotated[Path, typer.Option(help="The jsonl file to write.")],
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text column, or two: first,second. Default: by their names."),
-    ] = None,
+    text: Text = None,
     copies: Annotated[int, typer.Option(help="Copies of each text to try.")] = 20,
     probability: Annotated[float, typer.Option(help="Share of words to replace.")] = 0.4,
     candidates: Annotated[int, typer.Option(help="Words to choose from.")] = 15,

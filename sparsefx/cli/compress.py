@@ -10,47 +10,29 @@ import typer
 
 from sparsefx.cli.classes import given_classes
 from sparsefx.cli.console import stderr
+from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.errors import DataError
-from sparsefx.problem import named_classes
+from sparsefx.problem import name_classes, named_classes
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
-__all__ = [
-    "DATA_HELP",
-    "FILE_HELP",
-    "LABEL_HELP",
-    "command",
-    "label_columns",
-    "name_classes",
-    "read_task",
-    "text_columns",
-]
+__all__ = ["command"]
 
 _SPLITS = ("train", "test", "validation", "dev")
-FILE_HELP = "A csv, tsv, jsonl, parquet or conll file."
-DATA_HELP = (
+_DATA_HELP = (
     f"{FILE_HELP[:-1]}; split=FILE for each of several (train, test); "
     "or the name of a Hugging Face dataset."
-)
-LABEL_HELP = (
-    "Label column, or several with commas, each 0 or 1 for the class of its name. Default: by its "
-    "name."
 )
 
 
 def command(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     model: Annotated[str, typer.Option(help="Hugging Face id, or a folder.")],
-    data: Annotated[list[str] | None, typer.Option(help=DATA_HELP)] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text column, or two: first,second. Default: by their names."),
-    ] = None,
-    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
+    data: Annotated[list[str] | None, typer.Option(help=_DATA_HELP)] = None,
+    text: Text = None,
+    label: Label = None,
     classes: Annotated[
         str | None,
         typer.Option(help="Names of the classes whose numbers the data hold, with commas."),
@@ -80,14 +62,14 @@ def command(
 
     found = Recipe.load(recipe)
     task, more = _read(data, unlabelled, text, label, classes, model)
-    show_classes(task)
+    _show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
         model,
         labels={"regression": 1, "text": None}.get(task.kind, len(task.classes)),
         kind=task.kind,
     )
-    name_classes(network, task)
+    name_classes(network.config, task.classes)
     train_and_report(
         found,
         network,
@@ -99,7 +81,7 @@ def command(
     )
 
 
-def in_order_of_head(task: Task, model: str) -> Task:
+def _in_order_of_head(task: Task, model: str) -> Task:
     """Return the task with the classes of the model's own head, if that has all of its names.
 
     Such a head goes on with what it knows, where sorted names would give its outputs other ones.
@@ -137,7 +119,7 @@ def _read(
 
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     if data:
-        return in_order_of_head(read_task(data, text, label, classes), model), more
+        return _in_order_of_head(_read_task(data, text, label, classes), model), more
     if more is not None:
         return text_task(more), None
     raise DataError(
@@ -147,35 +129,7 @@ def _read(
     )
 
 
-def show_classes(task: Task) -> None:
-    """Print each class with its number of training examples: a stray label is one too."""
-    from collections import Counter
-
-    if not task.classes:
-        return
-    counts: Counter[int] = Counter()
-    for label in task.split("train").labels or ():
-        if not isinstance(label, tuple):
-            counts[int(label)] += 1
-        elif task.kind == "multi-label":
-            counts.update(place for place, has in enumerate(label) if has)
-        else:
-            counts.update(map(int, label))
-    listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
-    what = "words" if task.kind == "token-classification" else "examples"
-    told = f"{len(task.classes)} classes, with their training {what}: {listed}"
-    stderr.print(told, markup=False)  # a name may stand in brackets
-
-
-def name_classes(model: nn.Module, task: Task) -> None:
-    """Write the names of the classes into the model's configuration, which is saved with it."""
-    if task.classes:
-        config: Any = model.config
-        config.id2label = dict(enumerate(task.classes))
-        config.label2id = {name: index for index, name in enumerate(task.classes)}
-
-
-def read_task(
+def _read_task(
     data: list[str], text: str | None, label: str | None, classes: str | None = None
 ) -> Task:
     """Return the task that the options name.
@@ -206,16 +160,21 @@ def read_task(
     return load(named)
 
 
-def text_columns(text: str | None) -> str | tuple[str, str] | None:
-    """Return one column, or the two that a comma separates; None where nobody said."""
-    if text is None:
-        return None
-    first, comma, second = text.partition(",")
-    return (first.strip(), second.strip()) if comma else first
+def _show_classes(task: Task) -> None:
+    """Print each class with its number of training examples: a stray label is one too."""
+    from collections import Counter
 
-
-def label_columns(label: str | None) -> str | tuple[str, ...] | None:
-    """Return one column, or several that commas separate; None where nobody said."""
-    if label is None or "," not in label:
-        return label
-    return tuple(name.strip() for name in label.split(","))
+    if not task.classes:
+        return
+    counts: Counter[int] = Counter()
+    for label in task.split("train").labels or ():
+        if not isinstance(label, tuple):
+            counts[int(label)] += 1
+        elif task.kind == "multi-label":
+            counts.update(place for place, has in enumerate(label) if has)
+        else:
+            counts.update(map(int, label))
+    listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
+    what = "words" if task.kind == "token-classification" else "examples"
+    told = f"{len(task.classes)} classes, with their training {what}: {listed}"
+    stderr.print(told, markup=False)  # a name may stand in brackets

@@ -23,9 +23,9 @@ def command(
     ] = None,
 ) -> None:
     """Make all-MiniLM-L6-v2 90 % sparse and int8 on review sentences, and report."""
-    from sparsefx.cli.compress import name_classes
     from sparsefx.cli.runs import train_and_report
     from sparsefx.huggingface import load_pretrained, load_tokenizer
+    from sparsefx.problem import name_classes
     from sparsefx.recipe import Recipe
     from sparsefx.train.data.assets import demo_data, minilm_folder
     from sparsefx.train.evaluation import SessionData
@@ -40,7 +40,7 @@ def command(
     data = demo_data(test=QUICK_TEST, transfer=QUICK_TRANSFER) if quick else demo_data()
     seed_everything(recipe.seed)
     model = load_pretrained(str(place), labels=len(data.task.classes))
-    name_classes(model, data.task)
+    name_classes(model.config, data.task.classes)
     train_and_report(
         recipe,
         model,

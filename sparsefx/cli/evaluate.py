@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stdout
+from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.saved import Made, Saved, made_by, open_saved, tokenizer_of
 from sparsefx.errors import DataError
@@ -48,11 +48,8 @@ def command(
         ),
     ],
     data: Annotated[str, typer.Option(help=FILE_HELP)],
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text column, or two: first,second. Default: by their names."),
-    ] = None,
-    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
+    text: Text = None,
+    label: Label = None,
     task: Annotated[
         str | None, typer.Option(help="A GLUE task: columns, classes and metric are its own.")
     ] = None,

@@ -11,8 +11,8 @@ from rich.progress import track
 from rich.table import Table
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.compress import FILE_HELP, LABEL_HELP, label_columns, text_columns
 from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.cli.saved import made_by, tokenizer_of
@@ -37,11 +37,8 @@ def command(
     model: Annotated[str, typer.Argument(help="Run folder, saved Program, or Hugging Face model.")],
     data: Annotated[str, typer.Option(help=FILE_HELP)],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("sensitivity"),
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text column, or two: first,second. Default: by their names."),
-    ] = None,
-    label: Annotated[str | None, typer.Option(help=LABEL_HELP)] = None,
+    text: Text = None,
+    label: Label = None,
     classes: Annotated[
         str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
     ] = None,
