@@ -54,9 +54,13 @@ class SparsefxError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
+        return f"{self._told}\n  hint: {self.hint}" if self.hint else self._told
+
+    @property
+    def _told(self) -> str:
+        """Why, with who and where in front."""
         place = " at ".join(part for part in (self.who, self.where) if part)
-        text = f"{place}: {self.why}" if place else self.why
-        return f"{text}\n  hint: {self.hint}" if self.hint else text
+        return f"{place}: {self.why}" if place else self.why
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.args, dict(self.__dict__)))
@@ -144,7 +148,7 @@ class SpecError(SparsefxError):
 
     def __str__(self) -> str:
         caret = " " * self.position + "^"
-        lines = [self.why, f"  {self.text}", f"  {caret}"]
+        lines = [self._told, f"  {self.text}", f"  {caret}"]
         return "\n".join([*lines, f"  hint: {self.hint}"] if self.hint else lines)
 
 

@@ -6,12 +6,16 @@ import difflib
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
 
 from sparsefx.errors import PassError, SparsefxError
 from sparsefx.passbase import Contract, Pass
 
-__all__ = ["active_passes", "calling", "contract_of"]
+__all__ = ["active_passes", "calling", "contract_of", "raised_at"]
 
+_TORCH, _SPARSEFX = Path(torch.__file__).parent, Path(__file__).parent
 _STEP = "after_step"
 _CALLED = (_STEP, "mask_window", "taught")
 """The methods of an active pass that training calls; ``taught`` is no method of every pass."""
@@ -35,6 +39,19 @@ def contract_of(item: Pass, place: str = "pass") -> Contract:
                 hint="return Contract(requires=..., establishes=...)",
             )
     return found
+
+
+def raised_at(error: BaseException, item: Pass) -> str:
+    """Return the file and line of a pass from which an error came.
+
+    That is the last line outside of torch and sparsefx, which only refuse what the pass gave them;
+    for a pass of sparsefx the last line outside of torch.
+    """
+    homes = [_TORCH] if type(item).__module__.startswith("sparsefx.") else [_TORCH, _SPARSEFX]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [at for at in frames if not any(home in Path(at.filename).parents for home in homes)]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"
 
 
 def active_passes(passes: Iterable[Pass]) -> tuple[Pass, ...]:
@@ -93,16 +110,17 @@ def calling(item: Pass, hook: str, place: str, step: int | None = None) -> Itera
         if not error.who or (error.who == item.name and step is not None):
             error.who = who
             error.where = error.where or where
+        elif step is not None:
+            error.who = f"{who}, {where}: {error.who}"
         raise
     except MemoryError:
         raise  # of the machine, and told as such
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the machine too
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise PassError(
             f"{type(error).__name__}: {error}",
             who=who,
             where=where,
-            hint=f"a fault of the pass, raised at {frame.filename}:{frame.lineno}",
+            hint=f"a fault of the pass, raised at {raised_at(error, item)}",
         ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sparsefx.errors import PassError, SparsefxError, did_you_mean
 from sparsefx.option_types import choices, wrong_types
 from sparsefx.properties import Property
-from sparsefx.spec import format_spec, options_of
+from sparsefx.spec import format_spec, is_name, options_of
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
@@ -26,6 +26,7 @@ __all__ = [
     "PassReport",
     "Skip",
     "Window",
+    "check_properties",
     "function_pass",
 ]
 
@@ -139,11 +140,15 @@ class Contract:
 
     def __post_init__(self) -> None:
         for name in _DECLARED:
-            _check_properties(name, getattr(self, name))
+            check_properties(name, getattr(self, name))
 
 
-def _check_properties(name: str, found: object, who: str = "") -> None:
-    """Refuse what is no set of Property, by which no order could be checked."""
+def check_properties(name: str, found: object, who: str = "") -> None:
+    """Refuse what is no set of Property, by which no order could be checked.
+
+    Raises:
+        PassError: ``found``, which is called ``name``, is something else.
+    """
     if not isinstance(found, (set, frozenset)):
         raise PassError(
             f"{name} is {found!r}, not a set of Property",
@@ -161,6 +166,18 @@ def _check_properties(name: str, found: object, who: str = "") -> None:
                 where=name,
                 hint=f"write {near[0]}" if near else f"the properties are {known}",
             )
+
+
+def _check_name(cls: type[Pass]) -> None:
+    """Refuse a pass that has no name, or one that its text form could not be read by."""
+    found = getattr(cls, "name", None)
+    if not is_name(found):
+        raise PassError(
+            "it has no name" if found is None else f"its name is {found!r}, which is no name",
+            who=cls.__name__,
+            where="name",
+            hint='write name: ClassVar[str] = "my-pass": a letter, then letters, digits, _ . or -',
+        )
 
 
 @dataclass(frozen=True)
@@ -197,6 +214,8 @@ class Pass(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if "name" in cls.__dict__:
+            _check_name(cls)
         for name in ("needs", "last_step", "takes_labels"):
             if callable(cls.__dict__.get(name)):
                 raise PassError(
@@ -208,9 +227,10 @@ class Pass(ABC):
         for name in _DECLARED:
             if name in cls.__dict__:
                 who = str(cls.__dict__.get("name", cls.__name__))
-                _check_properties(name, cls.__dict__[name], who)
+                check_properties(name, cls.__dict__[name], who)
 
     def __post_init__(self) -> None:
+        _check_name(type(self))  # a base of several passes has none
         for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
 
@@ -313,11 +333,12 @@ def function_pass(
     establishes: frozenset[Property] = _NONE,
     destroys: frozenset[Property] = _NONE,
     forbids: frozenset[Property] = _NONE,
+    changes_signature: bool = False,
 ) -> Callable[[Callable[[Program, PassContext], PassReport | int]], type[Pass]]:
     """Make a pass from a function: the ten-line door.
 
     The function takes the Program and the context, and returns how often it applied (or a whole
-    :class:`PassReport`).
+    :class:`PassReport`). The contract is given as in :class:`Pass`.
 
     Raises:
         PassError: No name is given, or the function does not take the two.
@@ -353,6 +374,7 @@ def function_pass(
             "establishes": establishes,
             "destroys": destroys,
             "forbids": forbids,
+            "changes_signature": changes_signature,
             "run": run,
             "__doc__": function.__doc__,
             "__module__": function.__module__,

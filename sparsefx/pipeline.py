@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from sparsefx import registry
-from sparsefx.errors import (
-    ConvergenceError,
-    PassError,
-    PipelineError,
-    RegistryError,
-    SparsefxError,
-)
+from sparsefx.errors import ConvergenceError, PassError, PipelineError, SparsefxError
 from sparsefx.graph.memory import no_collection
-from sparsefx.hooks import contract_of
-from sparsefx.passbase import Contract, Pass, PassContext, PassReport
+from sparsefx.hooks import contract_of, raised_at
+from sparsefx.passbase import Contract, Pass, PassContext, PassReport, check_properties
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.rewrite import Rewriter
-from sparsefx.verify import Baseline, verify
+from sparsefx.verify import Baseline, unread_parameters, verify
 
 __all__ = ["Fixpoint", "Instrument", "PassEvent", "Pipeline"]
 
 logger = logging.getLogger(__name__)
+_FROM_TEXT = "Pipeline.parse(text) reads passes from text; a class is called to make a pass of it"
 _ONE_THREAD = threading.RLock()
 """Held while a pipeline runs: the shape inference that copies share is for one thread at a time."""
 
@@ -69,18 +62,15 @@ class Pipeline:
     passes: tuple[Pass, ...]
 
     def __post_init__(self) -> None:
-        if isinstance(self.passes, Pass):
-            raise PipelineError(
-                "expected passes, got a single one", who="pipeline", hint="Pipeline((one,))"
-            )
+        given: object = self.passes
+        if isinstance(given, Pass):
+            raise _no_passes("a single one", "Pipeline((one,))")
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise _no_passes(repr(given), _FROM_TEXT)
+        object.__setattr__(self, "passes", tuple(given))  # what can be read once is read once
         for item in self.passes:
             if not isinstance(item, Pass):
-                raise PipelineError(
-                    f"expected passes, got {item!r}",
-                    who="pipeline",
-                    hint="Pipeline.parse(text) reads passes from text; a class is called to make a "
-                    "pass of it",
-                )
+                raise _no_passes(repr(item), _FROM_TEXT)
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:
@@ -132,8 +122,8 @@ class Pipeline:
             did.
 
         Raises:
-            PipelineError: When what is given is no Program or the order is wrong (before anything
-                runs), or a pass breaks.
+            PipelineError: When what is given is no Program or no instrument, or the order is wrong
+                (before anything runs), or a pass breaks.
             SparsefxError: What a pass raised, with its place in the pipeline.
         """
         for given in (program, *(programs or {}).values()):
@@ -143,6 +133,7 @@ class Pipeline:
                     who="pipeline",
                     hint="sparsefx.capture(model, example_inputs) makes one of a model",
                 )
+        _check_instruments(instruments)
         self.check(program.properties)
         with _ONE_THREAD:
             program.infer_shapes()  # before the copy, which shares them
@@ -180,6 +171,25 @@ class Pipeline:
                 idle.append(item)
 
 
+def _no_passes(given: str, hint: str) -> PipelineError:
+    return PipelineError(f"expected passes, got {given}", who="pipeline", hint=hint)
+
+
+def _check_instruments(instruments: object) -> None:
+    several = instruments if isinstance(instruments, Sequence) else None
+    for each in (instruments,) if several is None else several:
+        hooks = [getattr(each, name, None) for name in ("before_pass", "after_pass")]
+        if several is not None and not isinstance(each, type) and all(map(callable, hooks)):
+            continue
+        raise PipelineError(
+            f"expected a list of instruments, got {instruments!r}",
+            who="pipeline",
+            where="instruments",
+            hint="instruments=[Timing()]; one of your own has before_pass(event) and "
+            "after_pass(event)",
+        )
+
+
 def _tell(instruments: Sequence[Instrument], event: PassEvent) -> None:
     """Show the event to all; a broken instrument must not hide why the pass failed."""
     for instrument in instruments:
@@ -210,6 +220,7 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
             who=item.name,
             hint="return PassReport(how often it applied)",
         )
+    check_properties("program.properties", program.properties, item.name)
     rewriter.finish()
     if report.applied:
         program.properties = (program.properties - contract.destroys) | contract.establishes
@@ -217,13 +228,35 @@ def run_pass(item: Pass, program: Program, programs: Mapping[str, Program]) -> P
     verified = replace(baseline, wired=rewriter.wired)
     verify(program, signature=signature, before=verified, who=item.name)
     after = program.fingerprint()
-    if not report.applied:
+    if not report.applied and not _only_marked(program, baseline.properties, before):
         _no_match(item, report, changed=before != after)
-    entry = HistoryEntry(
-        str(item), report.applied, report.skipped, report.notes, before != after, after
-    )
+    notes = (*report.notes, *_left_unread(item, unread_parameters(program) - baseline.unread))
+    entry = HistoryEntry(str(item), report.applied, report.skipped, notes, before != after, after)
     program.history = (*program.history, entry)
     return report
+
+
+def _only_marked(program: Program, held: frozenset[Property], fingerprint: str) -> bool:
+    """Whether a pass found nothing to change, and says by a property that this is so."""
+    found, program.properties = program.properties, held
+    try:
+        return found != held and program.fingerprint() == fingerprint
+    finally:
+        program.properties = found
+
+
+def _left_unread(item: Pass, names: Iterable[str]) -> Iterator[str]:
+    """Tell of parameters that nothing takes since the pass: they are trained and saved in vain."""
+    if not (unread := sorted(names)):
+        return
+    more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+    yield f"it left parameters that nothing reads: {', '.join(unread[:3])}{more}"
+    logger.warning(
+        "%s: it left parameters that nothing reads: %s%s; ctx.rewriter.erase_unused takes them out",
+        item,
+        ", ".join(unread[:3]),
+        more,
+    )
 
 
 def _no_match(item: Pass, report: PassReport, *, changed: bool) -> None:
@@ -240,15 +273,14 @@ def _no_match(item: Pass, report: PassReport, *, changed: bool) -> None:
 def _placed(error: Exception, event: PassEvent) -> Exception:
     """Return the error with the pass's place in the pipeline."""
     if not isinstance(error, SparsefxError):
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         return PipelineError(
             f"{type(error).__name__}: {error}",
             who=event.where,
-            hint=f"raised at {frame.filename}:{frame.lineno}; the Reproducer instrument writes "
+            hint=f"raised at {raised_at(error, event.item)}; the Reproducer instrument writes "
             "pipeline and program for a bug report",
         )
-    if not error.who or error.who == event.item.name:
-        error.who = event.where
+    own = error.who in ("", event.item.name)
+    error.who = event.where if own else f"{event.where}: {error.who}"
     return error
 
 
@@ -271,7 +303,7 @@ def _check_contract(
             hint=_how_to_get(missing, idle),
         )
     if unwanted := contract.forbids & held:
-        enders = _passes_that(lambda other: other.destroys & unwanted)
+        enders = registry.passes_that(lambda other: other.destroys & unwanted)
         earlier = "move it earlier"
         raise PipelineError(
             f"it cannot run where {_listed(unwanted)} holds",
@@ -283,7 +315,7 @@ def _check_contract(
 def _how_to_get(missing: frozenset[Property], idle: Sequence[Pass]) -> str:
     if ran := [f"'{item}'" for item in idle if contract_of(item).establishes & missing]:
         return f"{' and '.join(ran)} ran before, but applied nowhere: its warning says why"
-    givers = _passes_that(lambda other: other.establishes & missing)
+    givers = registry.passes_that(lambda other: other.establishes & missing)
     return f"run {' or '.join(givers)} before it" if givers else "no pass gives this"
 
 
@@ -299,27 +331,6 @@ def _held_after(item: Pass, held: frozenset[Property]) -> frozenset[Property]:
         return held
     contract = contract_of(item)
     return (held - contract.destroys) | contract.establishes
-
-
-def _passes_that(fits: Callable[[Contract], object]) -> list[str]:
-    """Return, quoted, the text of each registered pass whose contract fits: ``'simplify'``.
-
-    An option is part of the text where the contract fits with it alone.
-    """
-    found = []
-    for name in registry.names("passes"):
-        try:
-            found += _texts_of(registry.pass_class(name), fits)
-        except (RegistryError, PassError) as error:
-            logger.warning("%s", error)  # a broken pass must not hide what is wrong with another
-    return sorted(found)
-
-
-def _texts_of(cls: type[Pass], fits: Callable[[Contract], object]) -> list[str]:
-    if fits(Contract(cls.requires, cls.establishes, cls.destroys, cls.forbids)):
-        return [f"'{cls.name}'"]
-    fitting = (str(item) for item in cls.variants() if fits(contract_of(item)))
-    return [f"'{text}'" for text in itertools.islice(fitting, 1)]
 
 
 @dataclass(frozen=True)

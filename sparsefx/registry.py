@@ -7,19 +7,22 @@ A package adds passes and targets through the entry point groups ``sparsefx.pass
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparsefx.errors import RegistryError, SpecError, did_you_mean
-from sparsefx.passbase import Pass
+from sparsefx.errors import PassError, RegistryError, SpecError, did_you_mean
+from sparsefx.hooks import contract_of
+from sparsefx.passbase import Contract, Pass
 from sparsefx.spec import Spec, build, parse_specs
 
 if TYPE_CHECKING:
     from sparsefx.target import Target
 
-__all__ = ["names", "parse_passes", "parse_target", "pass_class", "target_class"]
+__all__ = ["names", "parse_passes", "parse_target", "pass_class", "passes_that", "target_class"]
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +95,27 @@ def target_class(name: str) -> type[Target]:
     """Return the target called ``name``; errors as in :func:`pass_class`."""
     found: type[Target] = _resolve("targets", name)
     return found
+
+
+def passes_that(fits: Callable[[Contract], object]) -> list[str]:
+    """Return, quoted, the text of each pass whose contract fits: ``'simplify'``.
+
+    An option is part of the text where the contract fits with it alone.
+    """
+    found = []
+    for name in names("passes"):
+        try:
+            found += _texts_of(pass_class(name), fits)
+        except (RegistryError, PassError) as error:
+            logger.warning("%s", error)  # a broken pass must not hide what is wrong with another
+    return sorted(found)
+
+
+def _texts_of(cls: type[Pass], fits: Callable[[Contract], object]) -> list[str]:
+    if fits(Contract(cls.requires, cls.establishes, cls.destroys, cls.forbids)):
+        return [f"'{cls.name}'"]
+    fitting = (str(item) for item in cls.variants() if fits(contract_of(item)))
+    return [f"'{text}'" for text in itertools.islice(fitting, 1)]
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:

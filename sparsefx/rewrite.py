@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
 from sparsefx.errors import ProgramError
+from sparsefx.graph.callables import callable_name
 from sparsefx.graph.ops import MODE, Mode
 from sparsefx.graph.shapes import is_wired_as, wiring
 from sparsefx.inputs.signature import InputSpec
@@ -70,7 +71,9 @@ class Rewriter:
 
         Raises:
             ProgramError: When no place is set, or the operator refuses these inputs.
+            ArtifactError: The function is none that a Program can hold, such as a custom operator.
         """
+        callable_name(target)
         if self._anchor is None:
             raise ProgramError(
                 "no place for the new node",
@@ -229,14 +232,18 @@ class Rewriter:
         return self._adopt(node, self._anchor or last)
 
     def add_parameter(self, name: str, tensor: Tensor) -> fx.Node:
-        """Add a trainable parameter and return the node that reads it."""
-        module, leaf = self._new_place(name)
+        """Add a trainable parameter and return the node that reads it.
+
+        Raises:
+            ProgramError: The name is taken or is none, or ``tensor`` is no tensor.
+        """
+        module, leaf = self._new_place(name, tensor)
         module.register_parameter(leaf, nn.Parameter(tensor))
         return self._read(name)
 
     def add_buffer(self, name: str, tensor: Tensor) -> fx.Node:
-        """Add a buffer (saved, not trained) and return the node that reads it."""
-        module, leaf = self._new_place(name)
+        """Add a buffer (saved, not trained) and return the node that reads it; errors as above."""
+        module, leaf = self._new_place(name, tensor)
         module.register_buffer(leaf, tensor)
         return self._read(name)
 
@@ -244,9 +251,10 @@ class Rewriter:
         """Replace a tensor by another, of any shape or dtype; a parameter stays a parameter.
 
         Raises:
-            ProgramError: There is none of this name.
+            ProgramError: There is none of this name, or ``tensor`` is no tensor.
         """
         name = self.program.canonical(name)
+        self._check_tensor(name, tensor)
         try:
             old = self.program.tensor(name)
         except ProgramError as error:
@@ -284,7 +292,7 @@ class Rewriter:
         """
         tensor = self.program.tensor(name)
         old = self.program.canonical(name)
-        module, leaf = self._new_place(new)
+        module, leaf = self._new_place(new, tensor)
         if isinstance(tensor, nn.Parameter):
             module.register_parameter(leaf, tensor)
         else:
@@ -303,16 +311,29 @@ class Rewriter:
         path, _, leaf = name.rpartition(".")
         return self.program._module.get_submodule(path), leaf
 
-    def _new_place(self, name: str) -> tuple[nn.Module, str]:
+    def _new_place(self, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
+        self._check_tensor(name, tensor)
         *path, leaf = name.split(".")
+        if not all((*path, leaf)):
+            raise self._refuse(name, f"{name!r} is no name of a tensor", "e.g. 'layer.scale'")
         module: nn.Module = self.program._module
         for part in path:
             if not hasattr(module, part):
                 module.add_module(part, nn.Module())
-            module = getattr(module, part)
+            found: object = getattr(module, part)
+            if not isinstance(found, nn.Module):
+                raise self._refuse(name, f"{part!r} is a tensor, or no module", "another name")
+            module = found
         if hasattr(module, leaf):
-            raise ProgramError(f"there is a tensor {name!r} already", who=self.author, where=name)
+            raise self._refuse(name, f"there is a tensor {name!r} already", "set_tensor sets it")
         return module, leaf
+
+    def _check_tensor(self, name: str, given: object) -> None:
+        if not isinstance(given, Tensor):
+            raise self._refuse(name, f"expected a tensor, got {given!r}", "torch.tensor(...)")
+
+    def _refuse(self, name: str, why: str, hint: str) -> ProgramError:
+        return ProgramError(why, who=self.author, where=name, hint=hint)
 
     # -- inputs ----------------------------------------------------------------------------------
 

@@ -17,7 +17,16 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from sparsefx.errors import SparsefxError, SpecError, did_you_mean
 from sparsefx.option_types import wrong_types
 
-__all__ = ["Described", "Spec", "build", "format_spec", "format_value", "options_of", "parse_specs"]
+__all__ = [
+    "Described",
+    "Spec",
+    "build",
+    "format_spec",
+    "format_value",
+    "is_name",
+    "options_of",
+    "parse_specs",
+]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -40,6 +49,15 @@ class Spec(NamedTuple):
     text: str
     position: int
     option_positions: dict[str, int]
+
+
+def is_name(text: object) -> bool:
+    """Whether ``parse_specs`` reads ``text`` as the name of a pass or target.
+
+    >>> is_name("fold-masks"), is_name("fold masks"), is_name(None)
+    (True, False, False)
+    """
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def format_value(value: object) -> str:
@@ -70,6 +88,13 @@ def parse_specs(text: str) -> list[Spec]:
     Raises:
         SpecError: With a caret under the first character that cannot be read.
     """
+    if not isinstance(text, str):
+        raise SpecError(
+            f"expected text, got a {type(text).__name__}",
+            text=repr(text),
+            position=0,
+            hint="several are one text: 'simplify,fold-masks'; Pipeline((a, b)) takes passes",
+        )
     specs: list[Spec] = []
     position = _skip_space(text, 0)
     if position == len(text):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils.weak import WeakIdRef
 
-from sparsefx.errors import ProgramError, VerifyError
+from sparsefx.errors import ProgramError, VerifyError, first_line
 from sparsefx.graph.memory import overlaps
 from sparsefx.graph.shapes import is_wired_as, wiring
 from sparsefx.inputs.signature import LOSS, Signature
@@ -21,10 +21,11 @@ from sparsefx.properties import Property
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["DEFAULT_RULES", "Baseline", "Rule", "verify"]
+__all__ = ["DEFAULT_RULES", "Baseline", "Rule", "unread_parameters", "verify"]
 
 Rule = Callable[["Program"], Iterable[str]]
 aten = torch.ops.aten
+_FAKE_QUANTIZE = "sparsefx.fake_quantize.default"
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,24 @@ class Baseline:
         signature: Its signature.
         outputs: The value of each output, as inferred.
         wired: For each node what its value was inferred from.
+        properties: What it was said to be.
+        unread: Names of the parameters that no node took.
     """
 
     signature: Signature
     outputs: Mapping[str, Any]
     wired: Mapping[fx.Node, tuple[object, ...]]
+    properties: frozenset[Property]
+    unread: frozenset[str]
 
     @classmethod
     def of(cls, program: Program) -> Baseline:
         """Return the baseline of ``program`` as it is now."""
         program.infer_shapes()
         wired = {node: wiring(node) for node in program.graph.nodes}
-        return cls(program.signature, _output_values(program), wired)
+        outputs = _output_values(program)
+        unread = unread_parameters(program)
+        return cls(program.signature, outputs, wired, program.properties, unread)
 
 
 def verify(
@@ -80,6 +87,8 @@ def verify(
     elif signature is not None and before is not None:
         violations += _changed_outputs(program, before)
     violations += _untrue_types(program, before)
+    if before is not None:
+        violations += _denied(program, before.properties)
     if violations:
         raise VerifyError(violations, who=who)
 
@@ -99,6 +108,29 @@ def _changed_outputs(program: Program, before: Baseline) -> Iterable[str]:
                 f"the output {name} changed from {shapes.describe(old)} to "
                 f"{shapes.describe(value)}, which this pass does not declare (changes_signature)"
             )
+
+
+def _denied(program: Program, claimed: frozenset[Property]) -> Iterable[str]:
+    """Compare what is claimed no more with the graph; a teacher may show what is not claimed."""
+    gone = claimed - program.properties
+    if Property.MASKED in gone and (masks := find_masks(program)):
+        yield (
+            f"the property masked was taken away, but the graph has {masks[0].mask} and "
+            f"{len(masks) - 1} more masks: fold-masks takes masks out"
+        )
+    if Property.QUANT_PREPARED in gone and _calls(program, _FAKE_QUANTIZE):
+        yield "the property quant-prepared was taken away, but the graph has fake quantization"
+
+
+def _calls(program: Program, name: str) -> bool:
+    return any(n.op == "call_function" and str(n.target) == name for n in program.graph.nodes)
+
+
+def unread_parameters(program: Program) -> frozenset[str]:
+    """Return the names of the parameters that the graph holds and that nothing takes."""
+    nodes = program.graph.find_nodes(op="get_attr")
+    unread = {str(node.target) for node in nodes if not node.users}
+    return frozenset(unread & {name for name, _ in program._module.named_parameters()})
 
 
 def _untrue_types(program: Program, before: Baseline | None) -> Iterable[str]:
@@ -130,7 +162,7 @@ def lint(program: Program) -> Iterable[str]:
             warnings.simplefilter("ignore")
             program.graph.lint()
     except Exception as error:
-        yield f"FX lint: {error}"
+        yield f"FX lint: {first_line(error)}"  # the rest is the whole graph
 
 
 def inputs_match(program: Program) -> Iterable[str]:
@@ -256,7 +288,7 @@ def properties_true(program: Program) -> Iterable[str]:
         Property.MASKED: masks,
         Property.LOCKED: masks,
         Property.DISTILLING: LOSS in program.signature.outputs,
-        Property.QUANT_PREPARED: "sparsefx.fake_quantize.default" in targets,
+        Property.QUANT_PREPARED: _FAKE_QUANTIZE in targets,
         Property.QUANTIZED: "sparsefx.dequantize.default" in targets,
         Property.INFERENCE: not masks and not any(name.startswith(training) for name in targets),
     }

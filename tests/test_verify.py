@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from sparsefx import Analysis, Pipeline, Program, capture, errors, function_pass
-from sparsefx.passbase import PassContext
+from sparsefx import (
+    Analysis,
+    Pass,
+    PassReport,
+    Pipeline,
+    Program,
+    Property,
+    capture,
+    errors,
+    function_pass,
+)
+from sparsefx.masks import find_masks
+from sparsefx.passbase import Contract, PassContext
 from sparsefx.passes.analyses.ties import ParameterTies
 from sparsefx.rewrite import Rewriter
 from sparsefx.testing import small_program
@@ -204,3 +216,116 @@ def test_two_parameters_on_one_memory_are_tied_when_captured() -> None:
 def test_parameters_that_share_a_part_of_their_memory_are_refused() -> None:
     with pytest.raises(errors.CaptureError, match="first and second share a part of their memory"):
         capture(Twins(2), {"x": torch.randn(2, 4)})
+
+
+@dataclass(frozen=True)
+class Forget(Pass):
+    """Says that the masks are gone, and leaves them."""
+
+    name: ClassVar[str] = "forget"
+
+    ends: str = "masked"
+
+    def contract(self) -> Contract:
+        return Contract(destroys=frozenset({Property(self.ends)}))
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "told"),
+    [
+        ("magnitude-prune{sparsity=0.5,roles=other}", "masked", "the graph has weight_mask"),
+        ("quantize-prepare{roles=other}", "quant-prepared", "the graph has fake quantization"),
+    ],
+)
+def test_what_is_still_there_is_not_gone(text: str, ends: str, told: str) -> None:
+    program = small_program(nn.Linear(4, 4), input=torch.randn(2, 4))
+    prepared = Pipeline.parse(text).run(program)
+    assert Property(ends) in prepared.properties
+    with pytest.raises(errors.VerifyError, match=told) as caught:
+        Pipeline((Forget(ends),)).run(prepared)
+    assert caught.value.who == f"pass 0 '{Forget(ends)}'"
+
+
+class BringsItsOwnMask(nn.Module):
+    """Looks as if sparsefx had masked it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.weight_mask: torch.Tensor
+        self.register_buffer("weight_mask", torch.ones(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x`` times the masked weight."""
+        return x @ (self.weight * self.weight_mask)
+
+
+def test_a_model_may_bring_masks_of_its_own() -> None:
+    program = small_program(BringsItsOwnMask(), x=torch.randn(2, 4))
+    assert find_masks(program)
+    Pipeline((Forget(),)).run(program)
+
+
+def test_lint_says_what_is_wrong_and_not_the_whole_graph() -> None:
+    @function_pass("too-late")
+    def too_late(program: Program, ctx: PassContext) -> int:
+        (relu,) = program.graph.find_nodes(op="call_function", target=aten.relu.default)
+        (add,) = program.graph.find_nodes(op="call_function", target=aten.add.Tensor)
+        add.append(relu)
+        return 1
+
+    program = small_program(lambda x: torch.relu(x) + 1, x=torch.randn(2, 3))
+    with pytest.raises(errors.VerifyError) as caught:
+        Pipeline((too_late(),)).run(program)
+    told = caught.value.violations[0]
+    assert told.startswith("FX lint: Argument 'relu' of Node 'add' was used before it")
+    assert "\n" not in told
+
+
+class Two(nn.Module):
+    """Two linears, and a parameter that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum of both."""
+        found: torch.Tensor = self.first(x) + self.second(x)
+        return found
+
+
+def first_alone(tidy: bool) -> Pass:
+    """Lets the first linear stand for the second."""
+
+    @function_pass("first-alone")
+    def first_alone(program: Program, ctx: PassContext) -> int:
+        found = program.graph.find_nodes(op="call_function", target=aten.linear.default)
+        if len(found) == 1:
+            return 0
+        first, second = found
+        ctx.rewriter.replace(second, first, erase=not tidy)
+        if tidy:
+            ctx.rewriter.erase_unused([second])
+        return 1
+
+    return first_alone(on_no_match="ignore")
+
+
+def test_parameters_that_a_pass_left_behind_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    program = small_program(Two(), x=torch.randn(1, 3))
+    left = Pipeline((first_alone(tidy=False), first_alone(tidy=False))).run(program)
+    told = "it left parameters that nothing reads: second.bias, second.weight"
+    assert [entry.notes for entry in left.history] == [(told,), ()]
+    assert caplog.text.count(told) == 1
+    assert "idle" not in caplog.text
+    assert "ctx.rewriter.erase_unused takes them out" in caplog.text
+    caplog.clear()
+    tidied = Pipeline((first_alone(tidy=True),)).run(program)
+    assert tidied.history[-1].notes == ()
+    assert not caplog.text
+    assert "second.weight" not in tidied.named_tensors()
