@@ -370,15 +370,15 @@ class Program:
         return save_program(self, Path(folder))
 
     @staticmethod
-    def load(folder: str | Path) -> Program:
-        """Read a Program that :meth:`save` wrote; runs no code from the files.
+    def load(folder: str | Path, *, passes: Iterable[type[Pass]] = ()) -> Program:
+        """Read what :meth:`save` wrote; runs no code from it. ``passes``: classes of one's own.
 
         Raises:
-            ArtifactError: When a file is missing, cut, altered or of another version.
+            ArtifactError: A file is missing, cut, altered or of another version, or a pass unknown.
         """
         from sparsefx.storage.programs import load_program
 
-        return load_program(Path(folder))
+        return load_program(Path(folder), passes)
 
 
 def _version_of(program: Program, name: str) -> tuple[int, int] | None:

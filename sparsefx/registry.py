@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
@@ -118,13 +118,20 @@ def _texts_of(cls: type[Pass], fits: Callable[[Contract], object]) -> list[str]:
     return [f"'{text}'" for text in itertools.islice(fitting, 1)]
 
 
-def parse_passes(text: str) -> tuple[Pass, ...]:
+def parse_passes(text: str, given: Iterable[type[Pass]] = ()) -> tuple[Pass, ...]:
     """Read passes from their text form, e.g. ``simplify,magnitude-prune{sparsity=0.9}``.
+
+    Args:
+        text: Their text form.
+        given: Classes to take by their names before those that are installed.
 
     Raises:
         SpecError: With a caret under what is wrong, and a suggestion.
     """
-    return tuple(build(_class_for("passes", spec), spec) for spec in parse_specs(text))
+    own = {cls.name: cls for cls in given}
+    return tuple(
+        build(own.get(spec.name) or _class_for("passes", spec), spec) for spec in parse_specs(text)
+    )
 
 
 def parse_target(text: str) -> Target:

@@ -6,8 +6,10 @@ a manifest is a save that was cut off.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,19 @@ from torch import Tensor, fx, nn
 
 import sparsefx
 from sparsefx import registry
-from sparsefx.errors import ArtifactError
+from sparsefx.errors import ArtifactError, RegistryError, SpecError
 from sparsefx.graph.callables import callable_name, resolve_callable
 from sparsefx.graph.ops import MODE, Mode
 from sparsefx.inputs.signature import InputSpec, Signature, format_dtype
-from sparsefx.passbase import Skip
+from sparsefx.passbase import Pass, Skip, check_properties
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
 from sparsefx.storage.files import check_files, file_hash, read_json, saving, take_place, write_json
 from sparsefx.storage.places import MANIFEST, is_program, told_place
 
 __all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _GRAPH, _TENSORS = "graph.json", "tensors.safetensors"
@@ -42,6 +46,8 @@ def save_program(program: Program, folder: Path) -> Path:
     leaves the former one whole.
     """
     check_free(folder)
+    check_properties("program.properties", program.properties, "save")
+    _tell_unnamed(program, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work, old = (
         folder.with_name(f".{folder.name}-{os.getpid()}-{part}") for part in ("new", "old")
@@ -80,12 +86,39 @@ def check_free(folder: Path) -> None:
         raise ArtifactError(why, who="save", where=str(folder), hint="choose another folder")
 
 
-def load_program(folder: Path) -> Program:
+def _tell_unnamed(program: Program, folder: Path) -> None:
+    """Warn of active passes that the registry does not find, by which the folder is loaded."""
+    for item in program.active:
+        try:
+            found = registry.pass_class(item.name)
+        except RegistryError:
+            found = None
+        if found is type(item):
+            continue
+        cls = type(item).__name__
+        logger.warning(
+            "save: the active pass '%s' is no installed one%s: Program.load(%r, passes=[%s]) takes "
+            "its class, an entry point names it for all (docs/writing-a-pass.md); to save a "
+            "Program that trains no more, set program.active = ()",
+            item,
+            ", and another has its name" if found else "",
+            str(folder),
+            cls,
+        )
+
+
+def load_program(folder: Path, passes: Iterable[type[Pass]] = ()) -> Program:
     """Read a folder that :func:`save_program` wrote.
 
+    Args:
+        folder: The folder.
+        passes: Classes of active passes that no installed package names.
+
     Raises:
-        ArtifactError: When a file is missing, cut, altered or of another version.
+        ArtifactError: When a file is missing, cut, altered or of another version, or an active
+            pass is not known.
     """
+    given = _classes_of(passes)
     missing = "this is not a saved Program, or the save was cut"
     if not is_program(folder):
         kind, hint = told_place(folder)
@@ -93,10 +126,40 @@ def load_program(folder: Path) -> Program:
     check_files(folder / MANIFEST, FORMAT_VERSION, (_GRAPH, _TENSORS), missing)
     try:
         tensors = load_file(folder / _TENSORS)
-        return _decode_program(read_json(folder / _GRAPH, ""), tensors)
+        found = read_json(folder / _GRAPH, "")
+        program = _decode_program(found, tensors)
+        active: list[str] = found["active"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"the files do not fit together: {error}", who="load", where=str(folder)
+        ) from error
+    program.active = tuple(_read_active(text, given, folder) for text in active)
+    return program
+
+
+def _classes_of(passes: object) -> tuple[type[Pass], ...]:
+    if isinstance(passes, Iterable):
+        found = tuple(passes)
+        if all(isinstance(each, type) and issubclass(each, Pass) for each in found):
+            return found
+    why = f"expected a list of classes of passes, got {passes!r}"
+    raise ArtifactError(why, who="load", where="passes", hint="passes=[MyPass]")
+
+
+def _read_active(text: str, given: Iterable[type[Pass]], folder: Path) -> Pass:
+    try:
+        return registry.parse_passes(text, given)[0]
+    except SpecError as error:
+        name = text.partition("{")[0]
+        hint = (
+            f"Program.load(folder, passes=[...]) takes the class of {name!r}, where that is a pass "
+            "of a script; else install the package that has it"
+        )
+        raise ArtifactError(
+            f"'{text}', which was active when it was saved, cannot be made: {error.why}",
+            who="load",
+            where=str(folder / _GRAPH),
+            hint=hint,
         ) from error
 
 
@@ -160,7 +223,6 @@ def _decode_program(found: dict[str, Any], tensors: dict[str, Tensor]) -> Progra
         ties=tuple(tuple(group) for group in found["ties"]),
     )
     program.properties = frozenset(Property(value) for value in found["properties"])
-    program.active = tuple(registry.parse_passes(text)[0] for text in found["active"])
     program.steps = found["steps"]
     program.history = tuple(
         HistoryEntry(

@@ -7,14 +7,16 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from sparsefx import Pipeline, Program, errors
+from sparsefx import Pass, PassReport, Pipeline, Program, errors
+from sparsefx.passbase import PassContext
 from sparsefx.storage.files import read_json, take_blocks, whole_file, write_json, write_text
 from sparsefx.testing import assert_equal_outputs, small_program
 
@@ -234,3 +236,74 @@ def test_blocks_are_taken_on_systems_without_a_call_for_it(
     if full.exists():
         with pytest.raises(OSError, match="No space left"), full.open("wb") as file:
             take_blocks(file, size)
+
+
+@dataclass(frozen=True)
+class Counts(Pass):
+    """Counts steps, as a pass of a script does."""
+
+    name: ClassVar[str] = "counts"
+
+    by: int = 1
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        ctx.rewriter.add_buffer("count", torch.zeros(()))
+        program.active = (*program.active, self)
+        return PassReport(1)
+
+    @torch.no_grad()
+    def after_step(self, program: Program, step: int) -> None:
+        program.tensor("count").add_(self.by)
+
+
+def counting() -> Program:
+    program = small_program(torch.nn.Linear(2, 2), input=torch.ones(1, 2))
+    return Pipeline((Counts(by=3),)).run(program)
+
+
+def test_a_pass_of_ones_own_is_told_at_save_and_given_at_load(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program, folder = counting(), tmp_path / "saved"
+    program.step()
+    program.save(folder)
+    assert "the active pass 'counts{by=3}' is no installed one: Program.load(" in caplog.text
+    assert "passes=[Counts])" in caplog.text
+    with pytest.raises(errors.ArtifactError, match=r"'counts\{by=3\}', which was active") as caught:
+        Program.load(folder)
+    assert caught.value.where == str(folder / "graph.json")
+    assert "there is no pass 'counts'" in caught.value.why
+    assert "Program.load(folder, passes=[...]) takes the class of 'counts'" in caught.value.hint
+    again = Program.load(folder, passes=[Counts])
+    assert again.active == (Counts(by=3),)
+    again.step()
+    assert again.tensor("count").item() == 6
+    caplog.clear()
+    program.active = ()
+    program.save(folder)
+    assert not caplog.text
+    assert Program.load(folder).tensor("count").item() == 3
+
+
+def test_another_pass_of_the_same_name_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = counting()
+    program.active = (type("Own", (Counts,), {"name": "magnitude-prune"})(),)
+    program.save(tmp_path / "saved")
+    assert "is no installed one, and another has its name: Program.load(" in caplog.text
+
+
+@pytest.mark.parametrize("given", [Counts, [Counts()], "counts", None, [int]])
+def test_what_is_no_class_of_passes_is_not_taken(given: Any, tmp_path: Path) -> None:
+    folder = counting().save(tmp_path / "saved")
+    with pytest.raises(errors.ArtifactError, match="load at passes: expected a list of classes"):
+        Program.load(folder, passes=given)
+
+
+def test_a_property_that_is_none_is_not_saved(tmp_path: Path) -> None:
+    program = small_program(torch.nn.Linear(2, 2), input=torch.ones(1, 2))
+    program.properties |= {"banana"}  # type: ignore[arg-type]  # what this is about
+    with pytest.raises(errors.PassError, match=r"save at program\.properties: .* holds 'banana'"):
+        program.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
