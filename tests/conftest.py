@@ -30,3 +30,14 @@ def seed() -> None:
 def checkout() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def sources(checkout: Path) -> dict[str, str]:
+    """Text of every module of the package by its path in the tree (links are not followed)."""
+    found = {}
+    for top in ("sparsefx", "passes", "backends"):
+        for path in sorted((checkout / top).rglob("*.py")):
+            if path.resolve() == path:
+                found[path.relative_to(checkout).as_posix()] = path.read_text(encoding="utf-8")
+    return found

@@ -126,17 +126,6 @@ def imports_of(path: str, source: str) -> Iterator[Import]:
 
 
 @pytest.fixture(scope="module")
-def sources(checkout: Path) -> dict[str, str]:
-    """Text of every module of the package by its path in the tree (links are not followed)."""
-    found = {}
-    for top in ("sparsefx", "passes", "backends"):
-        for path in sorted((checkout / top).rglob("*.py")):
-            if path.resolve() == path:
-                found[path.relative_to(checkout).as_posix()] = path.read_text(encoding="utf-8")
-    return found
-
-
-@pytest.fixture(scope="module")
 def imports(sources: dict[str, str]) -> list[Import]:
     """Every import of the package."""
     return [found for path, text in sources.items() for found in imports_of(path, text)]
@@ -357,56 +346,3 @@ def test_import_stays_light(module: str, checkout: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert sorted({*SLOW, *SLOW_CORE} & set(ran.stdout.split())) == []
-
-
-def assigned(node: ast.AST) -> list[ast.expr]:
-    """What a statement assigns to."""
-    if isinstance(node, ast.Assign):
-        return node.targets
-    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
-
-
-def test_tensors_are_not_written_through_data(sources: dict[str, str]) -> None:
-    offenders = []
-    for path, source in sources.items():
-        offenders += [f"{path}:{line}" for line in data_writes(ast.parse(source, filename=path))]
-    assert offenders == []
-
-
-def data_writes(tree: ast.AST) -> Iterator[int]:
-    """Lines that assign to `x.data`, to a part of it, or call a method in place on it.
-
-    Such a write does not raise the tensor's `_version`, so neither autograd nor the fingerprint
-    of a Program sees it.
-    """
-    for node in ast.walk(tree):
-        for target in assigned(node):
-            inner = target.value if isinstance(target, ast.Subscript) else target
-            if isinstance(inner, ast.Attribute) and inner.attr == "data":
-                yield target.lineno
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            method, owner = node.func.attr, node.func.value
-            in_place = method.endswith("_") and not method.endswith("__")
-            if in_place and isinstance(owner, ast.Attribute) and owner.attr == "data":
-                yield node.lineno
-
-
-def test_writes_through_data_are_found() -> None:
-    source = "a.data = b\na.data[0] = 1\na.data += 1\na.data.mul_(2)\nb = a.data.sum()\n"
-    assert list(data_writes(ast.parse(source))) == [1, 2, 3, 4]
-
-
-def test_public_names_have_docstrings(sources: dict[str, str]) -> None:
-    missing = []
-    for path, source in sources.items():
-        tree = ast.parse(source, filename=path)
-        if not ast.get_docstring(tree):
-            missing.append(path)
-        missing += [
-            f"{path}:{node.lineno}: {node.name}"
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            and not node.name.startswith("_")
-            and not ast.get_docstring(node)
-        ]
-    assert missing == []
