@@ -97,7 +97,7 @@ def test_labels_are_neither_needed_nor_used() -> None:
     task = text_task(labelled)
     assert [len(task.split(name)) for name in ("train", "test")] == [38, 2]
     assert task.split("train").labels is None
-    with pytest.raises(DataError, match="cannot be held back"):
+    with pytest.raises(DataError, match="cannot be held back\n  hint: give more texts; in Python"):
         text_task(Examples("drawn", ("a b",)))
 
 

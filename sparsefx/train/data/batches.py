@@ -158,8 +158,6 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
     if not len(examples):
         raise DataError("there are no examples", who="encode", where=examples.origin)
     _check_tokenizer(tokenizer)
-    if tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no padding token", who="encode", where=examples.origin)
     added = tokenizer.num_special_tokens_to_add(pair=examples.pairs is not None)
     least = added + (1 if examples.pairs is None else 2)
     if max_length < least:
@@ -167,7 +165,8 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
             f"max_length {max_length} leaves nothing of a text: {added} special tokens are added",
             who="encode",
             where=examples.origin,
-            hint=f"set max_length in the data of the recipe to {least} or more; 128 is usual",
+            hint=f"set max_length to {least} or more, in the data of the recipe or by "
+            "--max-length; 128 is usual",
         )
     per_word = examples.per_word
     if per_word:
@@ -200,6 +199,17 @@ def _check_tokenizer(tokenizer: Any) -> None:
             where="tokenizer",
             hint="PreTrainedTokenizerFast(tokenizer_object=...) makes one of any table of words, "
             "as docs/recipes.md does; ids of your own train in your own loop",
+        )
+    if tokenizer.pad_token_id is None:
+        known = tokenizer.get_vocab()
+        usual = ("[PAD]", "<pad>", tokenizer.eos_token, tokenizer.unk_token)
+        token = next((each for each in usual if each in known), next(iter(known), "[PAD]"))
+        raise DataError(
+            "the tokenizer has no padding token, which fills up the shorter texts of a batch",
+            who="encode",
+            where=getattr(tokenizer, "name_or_path", "") or "tokenizer",
+            hint=f'write "pad_token": "{token}", or another token that it knows, into its '
+            f"tokenizer_config.json; in Python tokenizer.pad_token = {token!r}",
         )
 
 

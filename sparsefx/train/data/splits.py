@@ -41,18 +41,26 @@ def with_test(
             hint="name the one to train on 'train', and the one to score on 'test'",
         )
     train = splits.get("train") or next(iter(splits.values()))
-    rest, held = hold_back(train, round(share * len(train)), seed)
+    rest, held = hold_back(
+        train,
+        round(share * len(train)),
+        seed,
+        hint="give more examples, or files for both: --data train=FILE --data test=FILE; in Python "
+        "load_task({'train': ..., 'test': ...}), or another test_share",
+    )
     others = {name: split for name, split in splits.items() if split is not train}
     return {**others, "train": rest, "test": held}
 
 
-def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, Examples]:
+def hold_back(
+    examples: Examples, count: int, seed: int = 0, *, hint: str = "give more of them"
+) -> tuple[Examples, Examples]:
     """Split examples into (rest, held back), fixed by ``seed``.
 
     It is stratified by class, or by the whole numbers next to values, where a text has one.
 
     Texts are compared by :func:`text_key`; of several alike only the first is used, so that no
-    held-back text is also in the rest.
+    held-back text is also in the rest. ``hint`` is what the error says to do.
 
     Raises:
         DataError: ``count`` leaves no example on one of the two sides.
@@ -69,7 +77,7 @@ def hold_back(examples: Examples, count: int, seed: int = 0) -> tuple[Examples, 
             f"{count} of {len(seen)} different examples cannot be held back",
             who=_WHO,
             where=examples.origin,
-            hint="give a test file, or a test_share between 0 and 1",
+            hint=hint,
         )
     held: list[int] = []
     rest: list[int] = []

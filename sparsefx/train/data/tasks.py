@@ -142,7 +142,7 @@ class Task:
                     f"a regression task needs a head with 1 output, this one has {outputs}",
                     who=_WHO,
                     where=self.name,
-                    hint="load the model with num_labels=1",
+                    hint="give a model with one output (num_labels=1), or labels that are classes",
                 )
             return
         if self.kind != "classification":
@@ -321,7 +321,8 @@ def text_task(
     """
     plain = replace(examples, labels=None)
     count = min(_TEST_TEXTS, max(1, round(test_share * len(plain))))
-    train, test = hold_back(plain, count, seed)
+    hint = "give more texts; in Python text_task takes another test_share"
+    train, test = hold_back(plain, count, seed, hint=hint)
     return Task(name, "text", (), "loss", {"train": train, "test": test})
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sparsefx.errors import DataError
+from sparsefx.huggingface import load_tokenizer
 from sparsefx.train.data.assets import minilm_folder
 from sparsefx.train.data.batches import (
     UNLABELLED,
@@ -19,6 +23,7 @@ from sparsefx.train.data.batches import (
     known_labels,
 )
 from sparsefx.train.data.examples import Examples
+from tests.train import tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +120,27 @@ def test_a_tokenizer_of_ones_own_is_named() -> None:
         encode(Words(), Examples("o", ("a b",)), 8)
 
 
+def test_a_tokenizer_without_padding_token_is_named(tmp_path: Path) -> None:
+    tiny_run.tokenizer().save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    found = json.loads(settings.read_text())
+    del found["pad_token"]
+    settings.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="no padding token") as caught:
+        encode(load_tokenizer(str(tmp_path)), Examples("data.csv", ("a b",)), 8)
+    assert caught.value.where == str(tmp_path)
+    told = re.search(r'"pad_token": "[^"]+"', caught.value.hint)
+    assert told
+    settings.write_text(json.dumps({**found, **json.loads(f"{{{told[0]}}}")}))
+    assert encode(load_tokenizer(str(tmp_path)), Examples("data.csv", ("a b",)), 8).pad == 0
+
+
 def test_errors(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="there are no examples"):
         encode(tokenizer, Examples("o", ()), 16)
     with pytest.raises(DataError, match="leaves nothing of a text: 2 special tokens") as caught:
         encode(tokenizer, Examples("o", ("a text",)), 2)
-    assert "3 or more" in str(caught.value)
+    assert "3 or more, in the data of the recipe or by --max-length" in str(caught.value)
     with pytest.raises(DataError, match="leaves nothing of a text: 3 special tokens"):
         encode(tokenizer, Examples("o", ("a",), pairs=("b",)), 4)
     with pytest.raises(DataError, match="no batches of 0 can be drawn from 103 examples"):

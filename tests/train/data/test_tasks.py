@@ -282,6 +282,15 @@ def test_hold_back_refuses_everything() -> None:
         hold_back(Examples("o", ("a", "b", "A"), labels=(0, 1, 0)), 2)
 
 
+def test_too_few_examples_to_hold_one_back(tmp_path: Path) -> None:
+    few = _file(tmp_path, "text\tlabel\na\t0\nb\t1\nc\t1\n")
+    with pytest.raises(DataError, match="0 of 3 different examples") as caught:
+        load_task(few)
+    # Of what the command line can do, and of what Python can.
+    assert "--data train=FILE --data test=FILE; in Python load_task(" in caught.value.hint
+    assert load_task({"train": few, "test": few}).split("test").labels == (0, 1, 1)
+
+
 def test_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
