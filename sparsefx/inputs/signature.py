@@ -31,7 +31,7 @@ TAUGHT: Final = "teacher_"
 """What the names of inputs begin with that hold what a teacher computed of the batch before."""
 SENTENCE_OUTPUT: Final = "sentence_embedding"
 """The output of a Program that has one vector for each sentence."""
-SENTENCE_MODULES: Final = "sentence_transformers"
+SENTENCE_MODULES: Final = "sentence_modules"
 """The key of a configuration under which is kept what sentence-transformers computes behind the
 model: ``pooling`` ("mean" or "cls"), ``normalise``, ``lacks`` (what is neither) and ``files``.
 """

@@ -15,6 +15,7 @@ from sparsefx import Pipeline
 from sparsefx.errors import ArtifactError, PassError
 from sparsefx.huggingface import capture_pretrained, capture_tokens, load_tokenizer, save_pretrained
 from sparsefx.huggingface.sentence_folder import read_sentence_modules
+from sparsefx.inputs.signature import SENTENCE_MODULES
 from sparsefx.train.data.batches import encode
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import inputs_for
@@ -89,7 +90,7 @@ def test_the_modules_of_the_folder_decide(mode: str, normalise: bool, tmp_path: 
     assert found.max_seq_length == expected.max_seq_length == 9
     texts = [*TEXTS, "a b c d e f g h a b c d"]
     np.testing.assert_allclose(found.encode(texts), expected.encode(texts), atol=1e-6)
-    assert "sentence_transformers" not in (tmp_path / "again" / "config.json").read_text()
+    assert SENTENCE_MODULES not in (tmp_path / "again" / "config.json").read_text()
 
 
 def test_modules_before_version_6_are_read(tmp_path: Path) -> None:
