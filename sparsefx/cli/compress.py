@@ -81,14 +81,11 @@ def command(
     )
 
 
-def _in_order_of_head(task: Task, model: str) -> Task:
+def _in_order_of_head(task: Task, config: Any, model: str) -> Task:
     """Return the task with the classes of the model's own head, if that has all of its names.
 
     Such a head goes on with what it knows, where sorted names would give its outputs other ones.
     """
-    from sparsefx.huggingface.model_folder import read_config
-
-    config: Any = read_config(model)
     names = named_classes({"id2label": config.id2label})
     kind = "Token" if task.kind == "token-classification" else "Sequence"
     ends = any(each.endswith(f"For{kind}Classification") for each in config.architectures or ())
@@ -115,11 +112,16 @@ def _read(
     Raises:
         DataError: There are neither data nor texts, or a file cannot be used.
     """
+    from sparsefx.huggingface.model_folder import outputs_for_texts, read_config
     from sparsefx.train.data.tasks import load_texts, text_task
 
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     if data:
-        return _in_order_of_head(_read_task(data, text, label, classes), model), more
+        config: Any = read_config(model)
+        outputs = outputs_for_texts(config)
+        task = _read_task(data, text, label, classes, outputs)
+        _show_kept_head(task, outputs, model)
+        return _in_order_of_head(task, config, model), more
     if more is not None:
         return text_task(more), None
     raise DataError(
@@ -130,9 +132,13 @@ def _read(
 
 
 def _read_task(
-    data: list[str], text: str | None, label: str | None, classes: str | None = None
+    data: list[str],
+    text: str | None,
+    label: str | None,
+    classes: str | None,
+    outputs: int | None,
 ) -> Task:
-    """Return the task that the options name.
+    """Return the task that the options name, for a model whose own head has some ``outputs``.
 
     Raises:
         DataError: When several sources are given without split names, or a file cannot be used.
@@ -140,7 +146,13 @@ def _read_task(
     from sparsefx.train.data.tasks import load_task
 
     names = None if classes is None else given_classes(classes, None, None, who="compress")
-    load = partial(load_task, text=text_columns(text), label=label_columns(label), classes=names)
+    load = partial(
+        load_task,
+        text=text_columns(text),
+        label=label_columns(label),
+        classes=names,
+        outputs=outputs,
+    )
     if len(data) == 1 and "=" not in data[0]:
         return load(data[0])
     named = dict(item.split("=", 1) for item in data if "=" in item)
@@ -158,6 +170,16 @@ def _read_task(
             hint=f"the names are {', '.join(_SPLITS)}, and 'train' is needed",
         )
     return load(named)
+
+
+def _show_kept_head(task: Task, outputs: int | None, model: str) -> None:
+    """Say that labels which could be classes are values, as the head has one output for them."""
+    labels = task.split("train").labels or ()
+    if task.kind != "regression" or outputs != 1:
+        return
+    if all(not isinstance(label, tuple) and float(label).is_integer() for label in labels):
+        told = "labels are values, not classes; --classes NAME,NAME trains a new head for classes"
+        stderr.print(f"{model} keeps its head of one output: {told}", markup=False)
 
 
 def _show_classes(task: Task) -> None:

@@ -50,6 +50,7 @@ _NO_CONFIGURATION = (
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
     "writes any Program"
 )
+_KEEPS_ONE = "; labels that are numbers, and no names of classes, keep a head of one output"
 
 
 def load_pretrained(
@@ -108,9 +109,10 @@ def load_pretrained(
 def _set_head(config: Any, place: str, labels: int, kind: Kind) -> None:
     """Write the head into the configuration, and tell what it was before."""
     if len(config.id2label or ()) not in (0, 2, labels):  # 2 is what every configuration has
+        one = len(config.id2label) == 1
         logger.warning(
-            "%s: its head of %d outputs is replaced by a new one of %d",
-            *(place, len(config.id2label), labels),
+            "%s: its head of %d outputs is replaced by a new one of %d%s",
+            *(place, len(config.id2label), labels, _KEEPS_ONE if one else ""),
         )
     if config.problem_type == MULTI_LABEL and kind != "multi-label":
         logger.warning(

@@ -38,16 +38,27 @@ _MARKS = {"0": 0.0, "1": 1.0, "false": 0.0, "true": 1.0}
 _WRITTEN = re.compile(r"\[\s*(['\"\d].*)?\]", re.DOTALL)
 
 
-def guess_kind(cells: Sequence[Cell], classes: Sequence[str], *, words: bool = False) -> Kind:
+def guess_kind(
+    cells: Sequence[Cell],
+    classes: Sequence[str],
+    *,
+    words: bool = False,
+    outputs: int | None = None,
+) -> Kind:
     """Return what a label column holds: numbers where one has a decimal point, else classes.
 
     Labels that are 0.0 or 1.0 alone are two classes, as pandas writes them beside a missing one.
+    For a head of one of ``outputs`` they are values too, unless one is below 0, as -1 hides labels.
     Lists are the classes of each word if ``words``, as texts are lists too; else of a text.
     """
     if any(map(is_list, cells)):
         return "token-classification" if words else "multi-label"
     values = {as_number(cell) for cell in cells}
-    if classes or None in values or values <= {0.0, 1.0}:
+    if classes or None in values:
+        return "classification"
+    if outputs == 1 and all(value is not None and value >= 0 for value in values):
+        return "regression"
+    if values <= {0.0, 1.0}:
         return "classification"
     fractions = any(value is not None and not value.is_integer() for value in values)
     pointed = any("." in str(cell) for cell in cells)
@@ -266,7 +277,10 @@ def _no_label(
         return DataError(told, who=_WHO, where=table.where(row), hint=_FORMS)
     if kind == "regression":
         return DataError(
-            f"column {label!r} holds {cell!r}, not a number", who=_WHO, where=table.where(row)
+            f"column {label!r} holds {cell!r}, not a number",
+            who=_WHO,
+            where=table.where(row),
+            hint="labels for one output are numbers; classes need a head with an output for each",
         )
     hint = did_you_mean(str(cell), classes)
     if str(cell).strip() in _HIDDEN:

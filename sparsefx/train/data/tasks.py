@@ -158,11 +158,13 @@ class Task:
         for examples in self.splits.values():
             largest = int(max(examples.labels or (0,)))  # type: ignore[arg-type]  # no tuples
             if largest >= outputs:
+                keep = "; kind='regression' keeps a head of one output" if outputs == 1 else ""
+                wanted = max(largest + 1, len(self.classes))
                 raise DataError(
                     f"label {largest} is outside the range 0..{outputs - 1} of the model's head",
                     who=_WHO,
                     where=examples.origin,
-                    hint=f"load the model with num_labels={max(largest + 1, len(self.classes))}",
+                    hint=f"load the model with num_labels={wanted}{keep}",
                 )
 
 
@@ -173,6 +175,7 @@ def load_task(
     label: str | Sequence[str] | None = None,
     kind: Kind | None = None,
     classes: Sequence[str] | None = None,
+    outputs: int | None = None,
     metric: MetricName | None = None,
     name: str | None = None,
     header: Sequence[str] | None = None,
@@ -198,6 +201,9 @@ def load_task(
             point; 0.0 and 1.0 alone are two classes. Lists and several columns are as said above.
         classes: Names of the classes in the order of the head; by default the dataset's own, or
             the sorted names found in the training split.
+        outputs: Of the head that the model brings, if it is to be kept: for one output labels that
+            are numbers from 0 on are values, whole ones too, unless ``kind`` or ``classes`` say
+            otherwise.
         metric: By default accuracy; micro-averaged F1 for texts with any number of classes; F1 of
             entities for words, or their accuracy where no class is named B- or I-; for regression
             Pearson's and Spearman's mean.
@@ -219,9 +225,9 @@ def load_task(
     tables = _without_hidden(tables, label)
     if classes is None and isinstance(label, str):
         classes = declared.get(label)
-    kind, names = _kind_and_classes(_main(tables), text, label, kind, tuple(classes or ()))
+    kind, names = _kind_and_classes(_main(tables), text, label, kind, tuple(classes or ()), outputs)
     splits = {each: _examples(table, text, label, names, kind) for each, table in tables.items()}
-    if kind != "regression" and "train" in tables:
+    if "train" in tables:
         check_classes(tables["train"], label)
     score = metric_for(kind, names, metric)
     return Task(name, kind, names, score, with_test(splits, test_share, seed, where=name))
@@ -233,6 +239,7 @@ def _kind_and_classes(
     label: str | tuple[str, ...],
     kind: Kind | None,
     classes: tuple[str, ...],
+    outputs: int | None,
 ) -> tuple[Kind, tuple[str, ...]]:
     """Return what the labels are, and the names of their classes, where nobody gave them.
 
@@ -241,7 +248,7 @@ def _kind_and_classes(
     """
     if isinstance(label, str):
         words = holds_words(table, text)
-        kind = kind or guess_kind(table.column(label), classes, words=words)
+        kind = kind or guess_kind(table.column(label), classes, words=words, outputs=outputs)
         return kind, () if kind == "regression" else classes or class_names(table, label)
     if kind in (None, "multi-label") and (classes or label) == label:
         return "multi-label", label
