@@ -9,7 +9,9 @@ from __future__ import annotations
 import dis
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from sparsefx.errors import CaptureError, first_line
+from sparsefx.frontend.gradients import compare_gradients
+from sparsefx.frontend.places import place
 from sparsefx.program import Program
 
 __all__ = ["check_agreement", "in_mode", "named_outputs"]
@@ -37,6 +42,14 @@ _NO_READ = (
     "no code of the model asks for self.training: it may ask for its mode in another way, or take "
     "random numbers from outside torch; if it does neither, this is a fault of capture"
 )
+_DROPS = (
+    "give it the mode, as in functional.dropout(x, p, self.training) and in "
+    "scaled_dot_product_attention(..., dropout_p=p if self.training else 0.0), or use nn.Dropout"
+)
+_CHANGES = (
+    "a graph does the same in every call: keep what changes from call to call in a buffer, and "
+    "draw random numbers with torch"
+)
 _FOLLOWED = {  # read the mode as a graph does, too
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.modules.batchnorm._BatchNorm),
     *(nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer),
@@ -46,17 +59,18 @@ _FILLED = -1e4  # no model computes what is so low, but many fill it in
 
 
 def check_agreement(
-    model: nn.Module, program: Program, inputs: Mapping[str, Tensor]
+    model: nn.Module, program: Program, inputs: Mapping[str, Tensor], doubts: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Compare Program and model in evaluation mode; return conditions on sizes that it needs.
 
     Dynamic dimensions of the examples are cut short. One that is 1 in a second comparison must be
-    larger if that alone differs.
+    larger if that alone differs. Gradients are compared where there are doubts about them.
 
     Args:
         model: What was captured; it is left as it is.
         program: What it became.
         inputs: The example inputs, with dynamic dimensions of two and more.
+        doubts: Why gradients may differ; most models give no reason, and no backward is run.
 
     Raises:
         CaptureError: They differ; names where the model asks for its mode.
@@ -68,16 +82,23 @@ def check_agreement(
     if not program.signature.admits(tried):
         tried = sizes
     small = _cut(program, inputs, tried)
-    expected = _of_model(model, small)
+    expected = _of_model(model, small, gradients=bool(doubts))
     if isinstance(expected, Exception) and tried != sizes:  # it may need all of its example
         tried, small = sizes, dict(inputs)
-        expected = _of_model(model, small)
+        expected = _of_model(model, small, gradients=bool(doubts))
+    if isinstance(expected, Exception) and doubts:
+        causes, why = ", ".join(doubts), first_line(expected)
+        logger.warning("capture: gradients not compared (%s): the model fails: %s", causes, why)
+        expected, doubts = _of_model(model, small), ()
     if isinstance(expected, Exception):
         why = first_line(expected)
         logger.warning("capture: not compared with the model, which fails on its example: %s", why)
         return ()
-    if found := _difference(expected, _of_program(program, small)):
-        raise _disagreement(model, found)
+    found = _of_program(program, small, gradients=bool(doubts))
+    if told := _difference(expected, found):
+        raise _disagreement(model, small, expected, told)
+    if doubts and not isinstance(found, Exception):
+        compare_gradients(model, program, expected, found, doubts)
     return tuple(
         f"{dim} >= 2" for dim in tried if _is_lost_at_one(model, program, small, {**tried, dim: 1})
     )
@@ -116,28 +137,32 @@ def _cut(
     }
 
 
-def _of_model(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | Exception:
+def _of_model(
+    model: nn.Module, inputs: Mapping[str, Tensor], *, gradients: bool = False
+) -> dict[str, Tensor] | Exception:
     try:
         with in_mode(model, training=False), _plain_attention():
-            return dict(named_outputs(_called(model, inputs), Tensor))
+            return dict(named_outputs(_called(model, inputs, gradients), Tensor))
     except Exception as error:  # of code of a user, which may raise anything; the callers tell
         return error
 
 
-def _of_program(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | Exception:
+def _of_program(
+    program: Program, inputs: Mapping[str, Tensor], *, gradients: bool = False
+) -> dict[str, Tensor] | Exception:
     try:
         with program.evaluating():
-            return dict(named_outputs(_called(program.module, inputs), Tensor))
+            return dict(named_outputs(_called(program.module, inputs, gradients), Tensor))
     except (IndexError, RuntimeError) as error:
         return error
 
 
-def _called(module: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
+def _called(module: nn.Module, inputs: Mapping[str, Tensor], gradients: bool) -> Any:
     """Run ``module`` on copies of its buffers, with the random numbers that come next anyway."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     devices = range(torch.cuda.device_count()) if is_used else ()
-    with torch.no_grad(), torch.random.fork_rng(list(devices)):
+    with torch.set_grad_enabled(gradients), torch.random.fork_rng(list(devices)):
         copies = {name: value.clone() for name, value in inputs.items()}
         return functional_call(module, buffers, (), copies)
 
@@ -210,15 +235,50 @@ def _apart(name: str, expected: Tensor, found: Tensor) -> str:
     return "" if gap <= allowed else f"{name} differs by {gap:.3g}, with values up to {scale:.3g}"
 
 
-def _disagreement(model: nn.Module, found: str) -> CaptureError:
-    places = _mode_reads(model)
-    listed = f"; self.training is read in {', '.join(places[:5])}" if places else ""
+def _disagreement(
+    model: nn.Module, inputs: Mapping[str, Tensor], expected: dict[str, Tensor], found: str
+) -> CaptureError:
+    dropping = _Dropping()
+    with dropping:
+        again = _of_model(model, inputs)
+    if places := list(dropping.places):
+        listed, hint = f"; dropout that ignores the mode runs in {', '.join(places[:5])}", _DROPS
+    elif places := _mode_reads(model):
+        listed, hint = f"; self.training is read in {', '.join(places[:5])}", _HINT
+    elif _difference(expected, again):
+        listed, hint = "; called a second time, the model gives something else, too", _CHANGES
+    else:
+        listed, hint = "", _NO_READ
     return CaptureError(
         f"in evaluation mode the graph computes something else than the model: {found}{listed}",
         who="capture",
         where=places[0] if places else type(model).__name__,
-        hint=_HINT if places else _NO_READ,
+        hint=hint,
     )
+
+
+class _Dropping(TorchFunctionMode):
+    """Notes where dropout runs while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, None] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if _drops(func, args, kwargs or {}):
+            self.places[place(traceback.walk_stack(sys._getframe()))] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _drops(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if func is nn.functional.scaled_dot_product_attention:
+        return bool(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
+    if "dropout" not in getattr(func, "__name__", ""):
+        return False
+    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    return bool(rate and kwargs.get("training", args[2] if len(args) > 2 else True))
 
 
 def _mode_reads(model: nn.Module) -> list[str]:

@@ -61,7 +61,9 @@ def capture(
         A Program in the mode (train or eval) of the model; in eval mode when captured from an
         ExportedProgram. Both modes run from the same graph: dropout and batch norm follow the mode,
         and nothing else. It refuses sizes at which the model would take another way through its
-        code than with the examples; a warning names them.
+        code than with the examples; a warning names them. Gradients end where the model switches
+        them off (``torch.no_grad``); a warning names parameters whose gradients are others than the
+        model's, since a graph holds no backward of the model's own and no hooks.
 
     Raises:
         CaptureError: When the model cannot be exported, or computes something else than its graph
@@ -91,9 +93,10 @@ def capture(
         for name, value in inputs.items()
     )
     with no_collection():
-        exported = export(model, inputs, dims)
-        program = _to_program(exported, specs, _config_of(model), given=False)
-    _require(program, check_agreement(model, program, inputs))
+        exported, doubts = export(model, inputs, dims)
+        program, overwrites = _to_program(exported, specs, _config_of(model), given=False)
+    doubts += ("writes while gradients are off",) * overwrites
+    _require(program, check_agreement(model, program, inputs, doubts))
     return program.train(model.training)
 
 
@@ -254,7 +257,8 @@ def _from_exported(exported: ExportedProgram) -> Program:
         )
         for name, value in values.items()
     )
-    return _to_program(exported, specs, {}, given=True).eval()
+    program, _ = _to_program(exported, specs, {}, given=True)
+    return program.eval()
 
 
 def _names_of_symbols(values: Mapping[str, Tensor]) -> dict[str, str]:
@@ -288,26 +292,33 @@ def _to_program(
     config: dict[str, Any],
     *,
     given: bool,
-) -> Program:
-    """Make the Program; ``given``: the user exported it, in whatever mode."""
+) -> tuple[Program, bool]:
+    """Make the Program, and say whether it overwrites values while gradients are off.
+
+    Args:
+        exported: What it is made of.
+        specs: Its inputs.
+        config: The configuration of the model.
+        given: Whether the user exported it, in whatever mode.
+    """
     flat = exported.module(check_guards=False)
     results = next(n for n in flat.graph.nodes if n.op == "output").args[0]
     structured = pytree.tree_unflatten(list(results), exported.call_spec.out_spec)
     outputs = dict(named_outputs(structured, fx.Node))
     if not outputs:
         raise CaptureError("the model returns no tensor", who="capture", where="forward")
-    module, ties = clean_graph(flat, [s.name for s in specs], outputs, training=not given)
+    clean = clean_graph(flat, [s.name for s in specs], outputs, training=not given)
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     values = {s.name: n.meta["val"] for s, n in zip(specs, placeholders, strict=True)}
     signature = Signature(tuple(_as_found(s, values[s.name]) for s in specs), tuple(outputs))
     shapes = Shapes.of_export(signature, values)
-    shapes.infer(module, missing=True)
-    program = Program(module, signature, config=config, ties=ties, shapes=shapes)
+    shapes.infer(clean.module, missing=True)
+    program = Program(clean.module, signature, config=config, ties=clean.ties, shapes=shapes)
     conditions, unknown = exported_conditions(exported, signature.inputs, values, bounds=given)
     for guard in unknown:
         logger.warning("capture: the graph is wrong where this is not so, unchecked: %s", guard)
     _require(program, conditions)
-    return program
+    return program, clean.overwrites
 
 
 def _require(program: Program, conditions: Sequence[str]) -> None:

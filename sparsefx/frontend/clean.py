@@ -1,8 +1,8 @@
 """Turns the module that torch.export gives back into the clean graph of a Program.
 
 What export leaves behind and a Program must not have: guards and metadata assertions, a fixed
-training flag in every dropout, in-place updates of counters, sums that overwrite what shares memory
-with nothing, two nodes for one tied parameter.
+training flag in every dropout, regions without gradients, in-place updates of counters, sums that
+overwrite what shares memory with nothing, two nodes for one tied parameter.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
+from torch.utils import _pytree as pytree
 
 from sparsefx.errors import CaptureError
-from sparsefx.graph.effects import out_of_place, remove_dead_nodes
+from sparsefx.graph.effects import out_of_place, remove_dead_nodes, writes
 from sparsefx.graph.memory import memory_span, overlaps
 from sparsefx.graph.ops import MODE, Mode, dropout_rate
 
-__all__ = ["clean_graph"]
+__all__ = ["Cleaned", "clean_graph"]
 
 aten = torch.ops.aten
 _DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default}
 _SDPA = aten.scaled_dot_product_attention.default
 _LOWEST = torch.finfo(torch.bfloat16).min
-_REGIONS = {
-    torch.ops.higher_order.wrap_with_set_grad_enabled,
-    torch.ops.higher_order.wrap_with_autocast,
-}
+_SET_GRAD = torch.ops.higher_order.wrap_with_set_grad_enabled
+_REGIONS = {_SET_GRAD, torch.ops.higher_order.wrap_with_autocast}
+_ENDS = {aten.detach.default, aten.detach_.default}
 _ASSERTIONS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -40,10 +40,25 @@ _ASSERTIONS = {
 }
 
 
+class Cleaned(NamedTuple):
+    """What became of an exported graph.
+
+    Attributes:
+        module: The module of a Program.
+        ties: The groups of names that are one parameter.
+        overwrites: Whether what has a gradient is written while gradients are off (no_grad): it
+            keeps the gradient that it had, in a graph it does not.
+    """
+
+    module: fx.GraphModule
+    ties: tuple[tuple[str, ...], ...]
+    overwrites: bool
+
+
 def clean_graph(
     flat: fx.GraphModule, inputs: Sequence[str], outputs: Mapping[str, fx.Node], *, training: bool
-) -> tuple[fx.GraphModule, tuple[tuple[str, ...], ...]]:
-    """Return the module of a Program, and its groups of tied names.
+) -> Cleaned:
+    """Make the module of a Program.
 
     Args:
         flat: ``ExportedProgram.module()``.
@@ -57,13 +72,14 @@ def clean_graph(
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, inputs, strict=True):
         new = copier.graph.placeholder(name, default_value=None)
-        copier.copied[node], copier.values[new] = new, node.meta.get("val")
+        copier.copied[node] = new
+        copier.note(new, node.meta.get("val"))
     copier.start()
     copier.copy(flat)
     copier.graph.output({name: copier.copied[node] for name, node in outputs.items()})
     remove_dead_nodes(copier.graph)
     _compute_out_of_place(copier.graph, copier.values)
-    return _assemble(flat, copier.graph), ties
+    return Cleaned(_assemble(flat, copier.graph), ties, copier.overwrites)
 
 
 def _compute_out_of_place(graph: fx.Graph, values: Mapping[fx.Node, object]) -> None:
@@ -86,6 +102,9 @@ class _Copier:
         self.graph = fx.Graph()
         self.copied: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, object] = {}
+        self.overwrites = False
+        self._with_gradient: set[fx.Node] = set()
+        self._in_no_grad = False
         self._root = root
         self._canonical = canonical
         self._in_training = training
@@ -101,7 +120,18 @@ class _Copier:
                 if name not in self._tensors:
                     self._tensors[name] = self.graph.get_attr(name)
                 self.copied[node] = self._tensors[name]
-                self.values[self._tensors[name]] = tensor
+                self.note(self._tensors[name], tensor)
+
+    def note(self, node: fx.Node, value: object) -> None:
+        """Note the value of a new node, and whether gradients may flow through it."""
+        self.values[node] = value
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        if not any(leaf.is_floating_point() or leaf.is_complex() for leaf in leaves):
+            return
+        starts = node.op == "placeholder" or isinstance(value, nn.Parameter)
+        goes_on = not self._with_gradient.isdisjoint(node.all_input_nodes)
+        if starts or (goes_on and node.target not in _ENDS):
+            self._with_gradient.add(node)
 
     def copy(self, module: fx.GraphModule) -> None:
         """Copy all nodes of ``module`` whose placeholders are already in ``copied``."""
@@ -130,9 +160,21 @@ class _Copier:
         names = [n for n in body.graph.nodes if n.op == "placeholder"]
         for name, arg in zip(names, node.args[position + 1 :], strict=True):
             self.copied[name] = self.copied[arg]  # type: ignore[index]  # regions take nodes alone
+        outer = self._in_no_grad
+        self._in_no_grad = outer or (node.target is _SET_GRAD and not node.args[0])
         self.copy(body)
-        results = next(n for n in body.graph.nodes if n.op == "output").args[0]
-        return tuple(self.copied[result] for result in results)
+        leaves, self._in_no_grad = self._in_no_grad and not outer, outer
+        found = (self.copied[n] for n in _output(body))
+        return tuple(self._detached(value) if leaves else value for value in found)
+
+    def _detached(self, value: Any) -> Any:
+        """End the gradients of a value that leaves a region without gradients."""
+        if value not in self._with_gradient:
+            return value
+        new = self.graph.call_function(aten.detach.default, (value,))
+        new.meta = dict(value.meta)
+        self.note(new, self.values[value])
+        return new
 
     def _copy_call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
@@ -145,11 +187,18 @@ class _Copier:
             return self.copied[node.all_input_nodes[0]]
         new = self.graph.node_copy(node, lambda n: self.copied[n])
         new.meta = _short_meta(node)
-        self.values[new] = new.meta.get("val")
+        self.note(new, new.meta.get("val"))
+        if self._in_no_grad and writes(new):
+            self.overwrites |= not self._with_gradient.isdisjoint(new.all_input_nodes)
         if not is_off:
             _follow_mode(self.graph, new, self._training)
         _narrow_fill(new)
         return new
+
+
+def _output(module: fx.GraphModule) -> Sequence[fx.Node]:
+    result = next(n for n in module.graph.nodes if n.op == "output").args[0]
+    return cast("Sequence[fx.Node]", result)
 
 
 def _nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

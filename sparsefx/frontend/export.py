@@ -1,19 +1,21 @@
-"""torch.export of a model, with errors that name the module and a way out."""
+"""torch.export of a model, with errors that name the line and a way out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+import traceback
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from sparsefx.errors import CaptureError, first_line
 from sparsefx.frontend.agreement import in_mode
+from sparsefx.frontend.places import place
+from sparsefx.frontend.watch import Trace, watched
 
 __all__ = ["export"]
 
@@ -21,11 +23,24 @@ _EXPORTED: Final = (
     *(Tensor, torch.SymInt, torch.SymFloat, torch.SymBool),
     *(int, float, complex, str, type(None)),
 )
+_ON_VALUES: Final = (
+    "what it does there depends on the value of a tensor, and a graph does the same for all values"
+)
+_HINT_VALUES: Final = (
+    "compute both ways and choose with torch.where, or decide by the configuration, a size or an "
+    "attribute of the module"
+)
+_HINTS: Final = {  # of layers of torch that look at values
+    "_detect_is_causal_mask": "give is_causal=True or is_causal=False along with the mask: "
+    "without it torch looks into the mask",
+    "_BatchNorm.forward": "give the batch norm a momentum: with None torch computes it from the "
+    "number of batches so far",
+}
 
 
 def export(
     model: nn.Module, inputs: dict[str, Tensor], dims: Mapping[str, Mapping[int, str]]
-) -> ExportedProgram:
+) -> tuple[ExportedProgram, tuple[str, ...]]:
     """Export a model in training mode, in which every dropout shows its rate.
 
     Args:
@@ -33,45 +48,23 @@ def export(
         inputs: The example inputs.
         dims: The names of the dynamic dimensions of each.
 
+    Returns:
+        What was exported, and why its gradients may be others than the model's.
+
     Raises:
-        CaptureError: It cannot be exported; names the module.
+        CaptureError: It cannot be exported; names the module and the line.
     """
     auto = torch.export.Dim.AUTO
     shapes = {name: dict.fromkeys(found, auto) for name, found in dims.items()}
-    with in_mode(model, training=True), _watched(model) as trace:
+    with in_mode(model, training=True), watched(model) as trace:
         try:
-            return torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+            found = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise _export_error(error, model, trace) from error
+    return found, tuple(trace.doubts)
 
 
-@dataclass
-class _Trace:
-    """The modules whose forward has not returned, and what that of the model returned."""
-
-    entered: list[str] = field(default_factory=list)
-    returned: Any = None
-
-
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[_Trace]:
-    trace = _Trace()
-    handles = []
-    for name, module in model.named_modules():
-        label = f"{name or '<root>'} ({type(module).__name__})"
-        handles.append(
-            module.register_forward_pre_hook(lambda *_, label=label: trace.entered.append(label))
-        )
-        handles.append(module.register_forward_hook(lambda *_: trace.entered.pop() and None))
-    handles.append(model.register_forward_hook(lambda *call: setattr(trace, "returned", call[-1])))
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _export_error(error: Exception, model: nn.Module, trace: _Trace) -> CaptureError:
+def _export_error(error: Exception, model: nn.Module, trace: Trace) -> CaptureError:
     where = type(model).__name__
     kinds = (type(leaf) for leaf in pytree.tree_leaves(trace.returned))
     strange = next((kind for kind in kinds if not issubclass(kind, _EXPORTED)), None)
@@ -83,10 +76,18 @@ def _export_error(error: Exception, model: nn.Module, trace: _Trace) -> CaptureE
             hint="return a tensor, or a tuple, list, dict or ModelOutput of tensors; a module "
             "around the model can do so",
         )
+    # The innermost line first; before the model is entered, none is the model's.
+    frames = [*traceback.walk_tb(error.__traceback__)][::-1] if trace.entered else []
+    line = place(frames)
+    failed = f"torch.export failed at {line}" if line else "torch.export failed"
+    where = trace.entered[-1] if trace.entered else where
+    if isinstance(error, GuardOnDataDependentSymNode):
+        known = _HINTS.get(line.partition(" ")[0], _HINT_VALUES)
+        return CaptureError(f"{failed}: {_ON_VALUES}", who="capture", where=where, hint=known)
     return CaptureError(
-        f"torch.export failed: {first_line(error)}",
+        f"{failed}: {first_line(error)}",
         who="capture",
-        where=trace.entered[-1] if trace.entered else where,
+        where=where,
         hint="make this module free of control flow that depends on tensor values and of "
         "calls outside torch; or export it yourself and capture the ExportedProgram",
     )

@@ -114,17 +114,6 @@ def test_the_way_out_gives_the_graph_of_evaluation() -> None:
     torch.testing.assert_close(program(**X)["output"], X["x"].softmax(-1))
 
 
-def test_dropout_that_never_ends_is_refused() -> None:
-    class Always(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.dropout(x, 0.5, training=True)
-
-    with pytest.raises(CaptureError, match="output differs by") as caught:
-        sparsefx.capture(Always().eval(), X)
-    assert caught.value.where == "Always"
-    assert "no code of the model asks for self.training" in caught.value.hint
-
-
 @pytest.mark.parametrize(
     ("module", "place"),
     [(nn.RReLU(), "RReLU.forward (activation.py:"), (nn.AlphaDropout(), "AlphaDropout.forward (")],
@@ -209,3 +198,36 @@ class Whole(nn.Module):
 def test_an_example_that_cannot_be_cut_is_compared_whole() -> None:
     x = torch.ones(2, 12, dtype=torch.int64)
     assert sparsefx.capture(Whole(), {"x": x}).signature.conditions == ()
+
+
+class Attending(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        found = nn.functional.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+        return x + found
+
+
+class Always(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
+@pytest.mark.parametrize("model", [Always(), Attending()])
+def test_dropout_that_never_ends_is_named(model: nn.Module) -> None:
+    with pytest.raises(CaptureError, match="dropout that ignores the mode runs in") as caught:
+        sparsefx.capture(Inside(model).eval(), X)
+    assert caught.value.where.startswith(f"{type(model).__name__}.forward (test_agreement.py:")
+    assert "functional.dropout(x, p, self.training)" in caught.value.hint
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+def test_a_model_that_changes_from_call_to_call_is_told_to_use_buffers() -> None:
+    with pytest.raises(CaptureError, match="called a second time, the model gives some") as caught:
+        sparsefx.capture(Inside(Counting()).eval(), X)
+    assert "keep what changes from call to call in a buffer" in caught.value.hint

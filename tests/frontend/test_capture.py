@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,12 +239,67 @@ class BranchingInner(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_captured_names_module_reason_and_way_out() -> None:
-    with pytest.raises(CaptureError) as caught:
-        sparsefx.capture(Branching(), {"x": torch.randn(2, 3)})
-    assert "inner (BranchingInner)" in str(caught.value)
-    assert "torch.export failed" in str(caught.value)
-    assert "hint:" in str(caught.value)
+class Printing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        print("noted", file=sys.stderr)
+        return x if x.sum() > 0 else -x
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.encoder(x, mask=torch.ones(5, 5, dtype=torch.bool).triu(1))
+        return found
+
+
+ON_VALUES = ": what it does there depends on the value of a tensor, and a graph does the same"
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "where", "line", "hint"),
+    [
+        (
+            *(Branching(), torch.randn(2, 3), "inner (BranchingInner)"),
+            *(r"BranchingInner.forward \(test_capture.py:\d+\)", "choose with torch.where"),
+        ),
+        (
+            *(nn.Sequential(nn.BatchNorm1d(4, momentum=None)), torch.randn(2, 4)),
+            *("0 (BatchNorm1d)", r"_BatchNorm.forward \(batchnorm.py:\d+\)", "a momentum"),
+        ),
+        (
+            *(Masked(), torch.randn(2, 5, 4), "encoder (TransformerEncoder)"),
+            *(r"_detect_is_causal_mask \(transformer.py:\d+\)", "is_causal=True"),
+        ),
+    ],
+)
+def test_what_looks_at_values_names_module_line_and_way_out(
+    model: nn.Module, x: Tensor, where: str, line: str, hint: str
+) -> None:
+    with pytest.raises(CaptureError, match=f"torch.export failed at {line}{ON_VALUES}") as caught:
+        sparsefx.capture(model, [x])
+    assert caught.value.where == where
+    assert hint in caught.value.hint
+
+
+def test_other_failures_name_the_line_too() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x[0]])
+
+    line = r"Failing.forward \(test_capture.py:\d+\)"
+    with pytest.raises(CaptureError, match=f"torch.export failed at .*{line}: .*dim") as caught:
+        sparsefx.capture(Failing(), [torch.randn(2, 3)])
+    assert caught.value.where == "<root> (Failing)"
+
+
+def test_torch_prints_no_graph_where_capture_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError):
+        sparsefx.capture(Printing(), {"x": torch.randn(2, 3)})
+    assert capfd.readouterr().err == "noted\n"
 
 
 @dataclass
