@@ -147,7 +147,7 @@ def labels_are_hidden(cells: Sequence[Cell]) -> bool:
 
 
 def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
-    """Refuse a training table of which every row, or every word, is of one class.
+    """Refuse a training table of which every row, or every word, is of one class or value.
 
     Of several columns one may say the same of every text, which is told: a sample may lack a class.
 

@@ -364,8 +364,8 @@ def test_glue_layouts(tmp_path: Path) -> None:
     sts = tmp_path / "STS-B"
     sts.mkdir()
     for name in ("train.tsv", "dev.tsv"):
-        _file(sts, "sentence1\tsentence2\tscore\na\tb\t5\n", name)
-    assert load_glue("STS-B", tmp_path).split("train").labels == (5.0,)
+        _file(sts, "sentence1\tsentence2\tscore\na\tb\t5\nc\td\t2\n", name)
+    assert load_glue("STS-B", tmp_path).split("train").labels == (5.0, 2.0)
     with pytest.raises(DataError, match="there is none of train"):
         load_glue("MRPC", tmp_path)
     with pytest.raises(DataError, match="did you mean 'CoLA'"):
