@@ -81,7 +81,9 @@ def unpack(archive: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         unpacked = Path(work) / folder.name
         with tarfile.open(archive) as file:
-            file.extractall(unpacked, filter="data")
+            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
+                file.extraction_filter = tarfile.data_filter
+            file.extractall(unpacked)
         try:
             unpacked.rename(folder)
         except OSError:

@@ -51,6 +51,8 @@ def watched(model: nn.Module) -> Iterator[Trace]:
         stack.enter_context(_inference_as_no_grad())
         stack.enter_context(_partial_graph_withheld())
         yield trace
+    # Not before: asking a view that was written to for its grad_fn computes, which export records.
+    trace.doubts.update(dict.fromkeys(_functions_behind(trace.returned)))
 
 
 def _note_hooks(model: nn.Module, trace: Trace) -> None:
@@ -70,7 +72,6 @@ def _label(name: str, module: nn.Module) -> str:
 def _modules_noted(model: nn.Module, trace: Trace) -> Iterator[None]:
     def note_result(*call: Any) -> None:
         trace.returned = call[-1]
-        trace.doubts.update(dict.fromkeys(_functions_behind(trace.returned)))
 
     handles = []
     for name, module in model.named_modules():
@@ -90,7 +91,7 @@ def _modules_noted(model: nn.Module, trace: Trace) -> Iterator[None]:
 def _functions_behind(returned: Any) -> list[str]:
     """Return the autograd Functions with a backward in Python that gradients would pass."""
     leaves = pytree.tree_leaves(returned)
-    stack: list[Any] = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+    stack: list[Any] = [_source(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
     seen: set[Any] = {None}
     found = []
     while stack:
@@ -103,6 +104,13 @@ def _functions_behind(returned: Any) -> list[str]:
             name = type(node).__name__.removesuffix("Backward")
             found.append(f"the backward of the autograd.Function {name}")
     return found
+
+
+def _source(value: Tensor) -> Any:
+    try:
+        return value.grad_fn
+    except RuntimeError:  # autograd forbids what was written to it, in the model as in a graph
+        return None
 
 
 @contextmanager
