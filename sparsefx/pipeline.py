@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
@@ -245,18 +245,14 @@ def _only_marked(program: Program, held: frozenset[Property], fingerprint: str) 
         program.properties = found
 
 
-def _left_unread(item: Pass, names: Iterable[str]) -> Iterator[str]:
+def _left_unread(item: Pass, names: Iterable[str]) -> tuple[str, ...]:
     """Tell of parameters that nothing takes since the pass: they are trained and saved in vain."""
     if not (unread := sorted(names)):
-        return
+        return ()
     more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-    yield f"it left parameters that nothing reads: {', '.join(unread[:3])}{more}"
-    logger.warning(
-        "%s: it left parameters that nothing reads: %s%s; ctx.rewriter.erase_unused takes them out",
-        item,
-        ", ".join(unread[:3]),
-        more,
-    )
+    told = f"it left parameters that nothing reads: {', '.join(unread[:3])}{more}"
+    logger.warning("%s: %s; ctx.rewriter.erase_unused takes them out", item, told)
+    return (told,)
 
 
 def _no_match(item: Pass, report: PassReport, *, changed: bool) -> None:

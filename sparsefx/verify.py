@@ -115,8 +115,8 @@ def _denied(program: Program, claimed: frozenset[Property]) -> Iterable[str]:
     gone = claimed - program.properties
     if Property.MASKED in gone and (masks := find_masks(program)):
         yield (
-            f"the property masked was taken away, but the graph has {masks[0].mask} and "
-            f"{len(masks) - 1} more masks: fold-masks takes masks out"
+            f"the property masked was taken away, but the graph has {masks[0].mask} (masks in all: "
+            f"{len(masks)}): fold-masks takes masks out"
         )
     if Property.QUANT_PREPARED in gone and _calls(program, _FAKE_QUANTIZE):
         yield "the property quant-prepared was taken away, but the graph has fake quantization"
