@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
@@ -65,7 +67,7 @@ class SessionProgress:
         facts = f"loss {event.loss:.3f}"
         if event.sparsity is not None:
             facts += f", {event.sparsity:.0%} zeros"
-        facts += f", {_minutes(event.left)} left"
+        facts += f", {timedelta(seconds=int(event.left))} left"
         if stderr.is_terminal:
             self._bars.update(self._tasks[event.stage], completed=event.step, facts=facts)
         elif event.seconds < self._shown:  # another stage
@@ -76,7 +78,3 @@ class SessionProgress:
 
     def _say(self, text: str) -> None:
         stderr.print(text, markup=False)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
