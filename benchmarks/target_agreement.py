@@ -46,7 +46,10 @@ def main(
     labels = examples.scored_labels()
     assert labels is not None
     names = dict.fromkeys(("reference", *target))
-    predicted = {name: open_saved(model, name).predict(examples, batch_size) for name in names}
+    predicted = {
+        name: open_saved(model, name).predict(examples, batch_size, lambda *done: None)
+        for name in names
+    }
     wanted = predicted["reference"]
     rows: list[dict[str, object]] = []
     for name, found in predicted.items():

@@ -1,7 +1,8 @@
-"""Progress bars for a training session: loss, sparsity and time left."""
+"""Progress of a training session: loss, sparsity and time left, texts in between."""
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -9,6 +10,7 @@ from rich.table import Column
 
 from sparsefx.cli.console import stderr
 from sparsefx.train.events import (
+    Computed,
     Evaluated,
     Event,
     RunStarted,
@@ -18,6 +20,9 @@ from sparsefx.train.events import (
 )
 
 __all__ = ["SessionProgress"]
+
+_SECONDS = 15  # between two lines on a pipe
+_COMPUTED = {"score": "scoring", "teacher": "asking the teacher"}
 
 
 class SessionProgress:
@@ -36,6 +41,7 @@ class SessionProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._shown = 0.0
+        self._told = time.monotonic()
 
     def __enter__(self) -> SessionProgress:
         if stderr.is_terminal:
@@ -48,6 +54,8 @@ class SessionProgress:
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
+        if not isinstance(event, Computed):
+            self._told = time.monotonic()
         if isinstance(event, RunStarted) and event.finished:
             self._say(f"goes on in {event.folder}; finished before: {', '.join(event.finished)}")
         elif isinstance(event, StageStarted):
@@ -58,6 +66,8 @@ class SessionProgress:
             )
         elif isinstance(event, StepDone):
             self._step(event)
+        elif isinstance(event, Computed):
+            self._computed(event)
         elif isinstance(event, Evaluated):
             self._say(f"{event.stage}: step {event.step}: {event.score}")
         elif isinstance(event, StageFinished) and event.result.score is not None:
@@ -72,9 +82,21 @@ class SessionProgress:
             self._bars.update(self._tasks[event.stage], completed=event.step, facts=facts)
         elif event.seconds < self._shown:  # another stage
             self._shown = event.seconds
-        elif event.seconds - self._shown >= 15:
+        elif event.seconds - self._shown >= _SECONDS:
             self._shown = event.seconds
             self._say(f"{event.stage}: step {event.step}/{event.steps}, {facts}")
+
+    def _computed(self, event: Computed) -> None:
+        what = _COMPUTED[event.what]
+        if stderr.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=event.total, facts="texts")
+            self._bars.update(self._tasks[what], completed=event.done)
+            if event.done >= event.total:
+                self._bars.remove_task(self._tasks.pop(what))
+        elif time.monotonic() - self._told >= _SECONDS:
+            self._told = time.monotonic()
+            self._say(f"{event.stage}: {what}: {event.done}/{event.total} texts")
 
     def _say(self, text: str) -> None:
         stderr.print(text, markup=False)

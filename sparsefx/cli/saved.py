@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from sparsefx.train.data.batches import Encoded
+    from sparsefx.train.data.batches import Encoded, Tell
 
 __all__ = [
     "Made",
@@ -53,7 +53,8 @@ class Saved:
     """A saved model.
 
     Attributes:
-        predict: From data and batch size to outputs [examples, classes], or of words.
+        predict: From data and batch size to outputs [examples, classes], or of words; the third is
+            told how far it has come.
         outputs: Outputs of the head; None when the form does not tell.
         per_word: Whether they are for each token.
         classes: Their names, if the model knows them.
@@ -61,7 +62,7 @@ class Saved:
         runs_on: The target that it runs on.
     """
 
-    predict: Callable[[Encoded, int], NDArray[np.float32]]
+    predict: Callable[[Encoded, int, Tell], NDArray[np.float32]]
     outputs: int | None
     per_word: bool
     classes: tuple[str, ...] | None
@@ -92,7 +93,7 @@ def open_saved(model: str, target: str) -> Saved:
     elif target != "reference":
         compiled = registry.parse_target(target).compile(program)
     return Saved(
-        lambda data, size: predict(program, data, size, compiled),
+        lambda data, size, tell: predict(program, data, size, compiled, tell=tell),
         head_outputs(program),
         predicts_tokens(program),
         named_classes(program.config),
@@ -112,8 +113,8 @@ def _onnx(model: str, target: str) -> Saved:
     file = OnnxFile(model)
     fixed = file.batch is not None
     return Saved(
-        lambda data, size: predict_by(
-            file.predict, file.inputs, data, file.batch or size, filled=fixed
+        lambda data, size, tell: predict_by(
+            file.predict, file.inputs, data, file.batch or size, filled=fixed, tell=tell
         ),
         file.classes,
         file.predicts_tokens,

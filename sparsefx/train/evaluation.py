@@ -17,11 +17,11 @@ from sparsefx.graph.subgraph import subgraph
 from sparsefx.inputs.signature import LOSS, TAUGHT
 from sparsefx.program import Program
 from sparsefx.recipe import Training
-from sparsefx.train.data.batches import UNLABELLED, Encoded, encode, evaluation_batches
+from sparsefx.train.data.batches import UNLABELLED, Encoded, Tell, encode, evaluation_batches
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.data.words import stacked
-from sparsefx.train.metrics import LEAST_BATCHES, Score, mean_loss
+from sparsefx.train.metrics import LEAST_BATCHES, Score, evaluate, mean_loss
 from sparsefx.train.sizes import check_sizes, fixed_batch, scored_sizes
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "predict",
     "predict_by",
     "predicts_tokens",
+    "scored",
 ]
 
 Predictor = Callable[[Mapping[str, Tensor]], Tensor]
@@ -240,7 +241,9 @@ def predictor(program: Program) -> tuple[Predictor, tuple[str, ...]]:
     return run, inputs
 
 
-def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> Score:
+def losses(
+    program: Program, data: Encoded, batch_size: int, seed: int = 0, tell: Tell | None = None
+) -> Score:
     """Return the mean of what ``program`` minimises, ``loss`` and its terms, in evaluation mode.
 
     What is drawn in the graph, such as which tokens are masked, is drawn from ``seed``: two
@@ -248,7 +251,8 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
     the interval is drawn over batches: a loss in the graph is one number for all of a batch. Where
     that leaves fewer than twice ``LEAST_BATCHES``, batches are smaller, but not below
     four examples, of which a masked-language loss may see no token. A Program that was captured
-    with a fixed batch gets batches of that size, and not the examples that fill none.
+    with a fixed batch gets batches of that size, and not the examples that fill none. ``tell`` is
+    called after each batch.
 
     Raises:
         TrainingError: It has no output ``loss``, or takes larger batches than there are examples.
@@ -266,6 +270,8 @@ def losses(program: Program, data: Encoded, batch_size: int, seed: int = 0) -> S
             outputs = program(**{name: value.to(device) for name, value in inputs.items()})
             found.append({name: float(outputs[name]) for name in names})
             sizes.append(len(rows))
+            if tell is not None:
+                tell(sum(sizes), len(data))
     return mean_loss(
         [{n.removeprefix(f"{LOSS}."): v for n, v in each.items()} for each in found], sizes
     )
@@ -288,6 +294,21 @@ def _drawn_batches(
     return whole
 
 
+def scored(
+    program: Program, data: TokenData, test: Encoded, batch_size: int, tell: Tell | None = None
+) -> tuple[Score, NDArray[np.float32] | None]:
+    """Return the score by the metric of a task, and the logits where it is not the loss.
+
+    ``test`` is the test split, for the loss with what a teacher gave for it.
+    """
+    task = data.task
+    if task.metric == "loss":
+        return losses(program, test, batch_size, tell=tell), None
+    logits = predict(program, data.test, batch_size, tell=tell)
+    labels = data.test_labels
+    return evaluate(task.metric, logits.astype(np.float64), labels, classes=task.classes), logits
+
+
 def predict(
     program: Program,
     data: Encoded,
@@ -295,6 +316,7 @@ def predict(
     compiled: Callable[..., Mapping[str, Tensor]] | None = None,
     *,
     bf16: bool = False,
+    tell: Tell | None = None,
 ) -> NDArray[np.float32]:
     """Return the logits for all examples, in fp32 and evaluation mode.
 
@@ -307,6 +329,7 @@ def predict(
         batch_size: Examples in a batch.
         compiled: The same model lowered to a target, to be run instead.
         bf16: Compute under autocast, as a stage with ``precision: bf16`` does.
+        tell: Called after each batch.
 
     Returns:
         Of shape (examples, outputs), in the order of ``data``; where words have labels, of shape
@@ -331,11 +354,19 @@ def predict(
 
     cast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with program.evaluating(), cast:
-        return predict_by(moved, inputs, data, fixed or batch_size, filled=fixed is not None)
+        return predict_by(
+            moved, inputs, data, fixed or batch_size, filled=fixed is not None, tell=tell
+        )
 
 
 def predict_by(
-    run: Predictor, inputs: Sequence[str], data: Encoded, batch_size: int, *, filled: bool = False
+    run: Predictor,
+    inputs: Sequence[str],
+    data: Encoded,
+    batch_size: int,
+    *,
+    filled: bool = False,
+    tell: Tell | None = None,
 ) -> NDArray[np.float32]:
     """Return what ``run`` gives for all examples, as :func:`predict` does.
 
@@ -345,11 +376,12 @@ def predict_by(
         data: The examples.
         batch_size: Examples in a batch.
         filled: Whether it takes batches of that size alone.
+        tell: Called after each batch.
     """
     results: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * len(data)
     words = data.labels if isinstance(data.labels, tuple) else None
     known = [each != UNLABELLED for each in words or ()]
-    for rows, batch in evaluation_batches(data, batch_size, filled=filled):
+    for rows, batch in evaluation_batches(data, batch_size, filled=filled, tell=tell):
         found = run(_chosen(inputs, batch)).float().cpu().numpy()
         for row, logits in zip(rows, found, strict=False):  # behind them, some come again
             results[row] = logits if words is None else logits[: len(known[row])][known[row]]

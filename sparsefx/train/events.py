@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sparsefx.extras import need
 from sparsefx.train.metrics import Score
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckpointSaved",
+    "Computed",
     "Evaluated",
     "Event",
     "Listener",
@@ -93,6 +94,23 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A model has run over ``done`` of ``total`` texts, between the steps of a stage.
+
+    Attributes:
+        stage: Name of the stage.
+        what: ``score``: for an evaluation; ``teacher``: so that the student can learn from it.
+        done: Texts so far.
+        total: All of them.
+    """
+
+    stage: str
+    what: Literal["score", "teacher"]
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A checkpoint is complete on disk."""
 
@@ -116,7 +134,14 @@ class RunFinished:
 
 
 Event = (
-    RunStarted | StageStarted | StepDone | Evaluated | CheckpointSaved | StageFinished | RunFinished
+    RunStarted
+    | StageStarted
+    | StepDone
+    | Computed
+    | Evaluated
+    | CheckpointSaved
+    | StageFinished
+    | RunFinished
 )
 Listener = Callable[[Event], None]
 

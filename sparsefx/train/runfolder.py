@@ -9,11 +9,8 @@ import logging
 import os
 import platform
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 import torch
@@ -29,7 +26,7 @@ from sparsefx.train.data.examples import Examples
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import CAPTURED, StageResult
 
-__all__ = ["RunFolder", "StopRequest", "differences"]
+__all__ = ["RunFolder", "differences"]
 
 FORMAT = 1
 _SHOWN = 60  # characters of a value that a message shows
@@ -196,36 +193,6 @@ class RunFolder:
                 break
             found[stage.name] = result
         return found
-
-
-class StopRequest:
-    """While entered, SIGINT and SIGTERM ask to stop; a second one does what it always does.
-
-    Attributes:
-        asked: Whether one came.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former.clear()
 
 
 def _upto(settings: Mapping[str, Any], count: int) -> dict[str, Any]:

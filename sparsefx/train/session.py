@@ -27,22 +27,23 @@ import time
 from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsefx.errors import TrainingInterruptedError
 from sparsefx.inputs.signature import LOSS
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.recipe.passes import names_teacher_inputs
 from sparsefx.train.checkpoints import Checkpoints
-from sparsefx.train.data.batches import Encoded
-from sparsefx.train.evaluation import SessionData, TokenData, losses, predict
+from sparsefx.train.data.batches import Encoded, Tell
+from sparsefx.train.evaluation import SessionData, TokenData, scored
 from sparsefx.train.events import (
     CheckpointSaved,
+    Computed,
     Evaluated,
     Event,
     Listener,
@@ -52,7 +53,6 @@ from sparsefx.train.events import (
     StageFinished,
     StageStarted,
 )
-from sparsefx.train.metrics import evaluate
 from sparsefx.train.precheck import (
     StageChecks,
     check_arguments,
@@ -63,9 +63,10 @@ from sparsefx.train.precheck import (
 )
 from sparsefx.train.randomness import seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
-from sparsefx.train.runfolder import RunFolder, StopRequest
+from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.start import Programs, begin_folder, open_folder, starting_model
 from sparsefx.train.step.processes import Processes
+from sparsefx.train.stop import StopRequest, interrupted
 from sparsefx.train.taught import takes_taught, with_teacher
 from sparsefx.train.trainer import StageTrainer
 
@@ -162,14 +163,14 @@ class Session:
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
                 if stop.asked and self._processes.count == 1:  # others wait for a next stage
-                    raise _interrupted(_FINISHED, names[index])
+                    raise interrupted(_FINISHED, names[index])
             stages, classes = tuple(finished.values()), self._source.task.classes
             result = RunResult(self.recipe.name, self.folder, stages, classes)
             result.save({**folder.machine, "processes": self._processes.count})
             self._processes.announce(None)
             self._emit(RunFinished(result))
         if stop.asked:
-            raise _interrupted(_FINISHED, names[-1])
+            raise interrupted(_FINISHED, names[-1])
         return result
 
     def _follow(self) -> RunResult:
@@ -219,6 +220,15 @@ class Session:
         That is before ``after``, which takes the loss out of the graph.
         """
         return self._source.task.metric == "loss"
+
+    def _telling(self, stage: str, what: Literal["score", "teacher"]) -> Tell:
+        def tell(done: int, total: int) -> None:
+            self._emit(Computed(stage, what, done, total))
+            # A score is a matter of minutes, and steps lie behind it that are in no checkpoint yet.
+            if what == "teacher" and self._stop.asked and self._processes.count == 1:
+                raise interrupted("stopped while its teacher was asked", stage)
+
+        return tell
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -314,7 +324,8 @@ class Session:
         split = "test" if data is self._data.test else "train"
         place = self._folder.stage(len(finished)) / _TAUGHT / f"{split}-{self._processes.rank}"
         size, bf16 = self.recipe.data.eval_batch_size, training.precision == "bf16"
-        return with_teacher(program, teacher, data, size, place, bf16=bf16)
+        tell = self._telling(stage.name, "teacher")
+        return with_teacher(program, teacher, data, size, place, bf16=bf16, tell=tell)
 
     def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         """Train to the last step; save in between, at the end, and when asked to stop."""
@@ -335,7 +346,7 @@ class Session:
                 self._processes.wait()
                 at = f"step {trainer.done} of {trainer.steps}"
                 what = "training was interrupted; a checkpoint was saved"
-                raise _interrupted(what, trainer.name, at)
+                raise interrupted(what, trainer.name, at)
 
     def _evaluate_between(self, trainer: StageTrainer, every: int) -> None:
         """Evaluate before a step, and so not after the last one and not when asked to stop."""
@@ -353,14 +364,8 @@ class Session:
         self, stage: str, step: int, program: Program
     ) -> tuple[Evaluated, NDArray[np.float32] | None]:
         began = time.perf_counter()
-        metric, size = self._source.task.metric, self.recipe.data.eval_batch_size
-        logits = None
-        if metric == "loss":
-            found = losses(program, self._test, size)
-        else:
-            logits = predict(program, self._data.test, size)
-            labels, classes = self._data.test_labels, self._source.task.classes
-            found = evaluate(metric, logits.astype(np.float64), labels, classes=classes)
+        size, tell = self.recipe.data.eval_batch_size, self._telling(stage, "score")
+        found, logits = scored(program, self._data, self._test, size, tell)
         event = Evaluated(stage, step, found, time.perf_counter() - began)
         self._emit(event)
         return event, logits
@@ -391,8 +396,3 @@ class Session:
             shutil.rmtree(place / leftover, ignore_errors=True)
         self._emit(StageFinished(result))
         return result
-
-
-def _interrupted(what: str, stage: str, where: str = "") -> TrainingInterruptedError:
-    hint = "run the same command again to go on from there"
-    return TrainingInterruptedError(what, who=f"stage {stage}", where=where, hint=hint)

@@ -23,7 +23,7 @@ from sparsefx.hooks import calling
 from sparsefx.inputs.signature import TAUGHT
 from sparsefx.program import Program
 from sparsefx.storage.files import take_blocks
-from sparsefx.train.data.batches import Encoded, TokenValues, evaluation_batches
+from sparsefx.train.data.batches import Encoded, Tell, TokenValues, evaluation_batches
 from sparsefx.train.evaluation import inputs_for
 from sparsefx.train.sizes import check_sizes, fixed_batch, scored_sizes
 
@@ -46,7 +46,14 @@ def takes_taught(program: Program) -> bool:
 
 
 def with_teacher(
-    student: Program, teacher: Program, data: Encoded, size: int, place: Path, *, bf16: bool
+    student: Program,
+    teacher: Program,
+    data: Encoded,
+    size: int,
+    place: Path,
+    *,
+    bf16: bool,
+    tell: Tell | None = None,
 ) -> Encoded:
     """Return ``data`` with what ``student`` takes of its teacher: inputs named ``teacher_...``.
 
@@ -57,6 +64,7 @@ def with_teacher(
         size: Examples in a batch.
         place: Folder for hidden states; files in it are written over.
         bf16: Run it under autocast.
+        tell: Called after each batch.
 
     Raises:
         TrainingError: The student takes what no teacher gives, or hides tokens from it; the states
@@ -72,7 +80,8 @@ def with_teacher(
     fixed = fixed_batch(teacher)
     check_sizes(teacher, data, scored_sizes(teacher, len(data), size), where="teacher")
     with teacher.evaluating(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for rows, batch in evaluation_batches(data, fixed or size, filled=fixed is not None):
+        batches = evaluation_batches(data, fixed or size, filled=fixed is not None, tell=tell)
+        for rows, batch in batches:
             inputs = inputs_for(teacher, batch)
             found = run({name: value.to(device) for name, value in inputs.items()})
             for name, value in found.items():

@@ -15,7 +15,6 @@ from sparsefx.errors import (
     PassError,
     SparsefxError,
     TrainingError,
-    TrainingInterruptedError,
 )
 from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
@@ -24,23 +23,10 @@ from sparsefx.recipe import Recipe
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.events import Evaluated, Event, StepDone
-from sparsefx.train.results import RunResult
+from sparsefx.train.events import Event, StepDone
 from sparsefx.train.session import Session
 from tests.train import tiny_run
-
-TWO = """
-name: two
-data: {max_length: 16, batch_size: 8}
-stages:
-- {name: dense, training: {steps: 2, precision: fp32}}
-- name: student
-  teacher: TEACHER
-  pipeline: DISTILL
-  training: {steps: 4, precision: fp32, label_weight: 0}
-  after: strip-distillation
-"""
-
+from tests.train.tiny_run import run, two_stages
 
 ONE = """
 name: one
@@ -60,15 +46,6 @@ stages:
   training: {steps: 4, data: labelled+unlabelled, precision: fp32, accumulate: 1}
   after: strip-distillation
 """
-
-
-def two_stages(distill: str = "distill", teacher: str = "dense") -> Recipe:
-    return Recipe.parse(TWO.replace("DISTILL", f'"{distill}"').replace("TEACHER", teacher))
-
-
-def run(recipe: Recipe, folder: Path, **options: Any) -> RunResult:
-    given = {"model": tiny_run.program(), "data": tiny_run.data(), "device": "cpu", **options}
-    return Session(recipe, folder=folder, **given).run()
 
 
 def refused(recipe: Recipe, folder: Path, **options: Any) -> SparsefxError:
@@ -287,50 +264,6 @@ def test_a_ramp_may_end_in_a_later_stage(tmp_path: Path) -> None:
     assert run(recipe, tmp_path / "run").stages[-1].sparsity == pytest.approx(0.9, abs=0.02)
 
 
-@pytest.mark.parametrize("terms", ["logits=1", "logits=1,hidden=1,embedding=1"])
-def test_cached_teachers_are_run_once_before_the_stage(terms: str, tmp_path: Path) -> None:
-    joined = run(two_stages(f"distill{{{terms}}}"), tmp_path / "joined")
-    cached = run(two_stages(f"distill{{{terms},cached=True}}"), tmp_path / "cached")
-    ours, theirs = (result.program.named_tensors() for result in (cached, joined))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
-    assert not list(tmp_path.glob("cached/stages/*/taught"))
-
-
-def test_cached_states_are_the_same_when_a_run_goes_on(tmp_path: Path) -> None:
-    recipe = two_stages("distill{hidden=1,cached=True}")
-    whole = run(recipe, tmp_path / "whole")
-    with pytest.raises(TrainingInterruptedError):
-        run(recipe, tmp_path / "again", listeners=[tiny_run.interrupt_at(2, "student")])
-    assert list(tmp_path.glob("again/stages/*/taught/train-0/teacher_hidden_2"))
-    again = run(recipe, tmp_path / "again")
-    assert again.program.fingerprint() == whole.program.fingerprint()
-
-
-@pytest.mark.parametrize("terms", ["logits=1", "logits=0,hidden=1", "labels=1"])
-def test_a_stage_that_keeps_its_cached_teacher_is_scored(terms: str, tmp_path: Path) -> None:
-    recipe = two_stages(f"distill{{{terms},cached=True}}").to_yaml()
-    kept = Recipe.parse(
-        recipe.replace("strip-distillation", "simplify").replace(
-            "steps: 4", "steps: 4\n    evaluate_every: 2"
-        )
-    )
-    stripped = Recipe.parse(recipe)
-    scores: list[Event] = []
-    found, same = (
-        run(each, tmp_path / str(place), listeners=[scores.append]).stage("student")
-        for place, each in enumerate((kept, stripped))
-    )
-    assert [e.step for e in scores if isinstance(e, Evaluated) and e.stage == "student"] == [
-        2,
-        4,
-        4,
-    ]
-    assert found.score == same.score
-    assert (found.outputs()[0] == same.outputs()[0]).all()
-
-
 def test_the_problem_of_the_configuration_becomes_that_of_the_labels(tmp_path: Path) -> None:
     model = tiny_run.program().copy()
     model.config["problem_type"] = "multi_label_classification"
@@ -341,14 +274,6 @@ def test_the_problem_of_the_configuration_becomes_that_of_the_labels(tmp_path: P
     found = Session(recipe, model, tiny_run.data(), tmp_path / "run", device="cpu").run()
     assert found.program.config["problem_type"] == "single_label_classification"
     assert model.config["problem_type"] == "multi_label_classification"
-
-
-def test_a_cached_teacher_cannot_know_what_is_hidden_from_it(tmp_path: Path) -> None:
-    recipe = two_stages("mlm-head,distill{logits=0,hidden=1,cached=True},MASKED").to_yaml()
-    text = recipe.replace("MASKED", "masked-lm{special=(0,1,2,3),mask_token=1}")
-    text = text.replace("strip-distillation", "strip-masked-lm,strip-distillation")
-    with pytest.raises(TrainingError, match="tokens are hidden anew in each step"):
-        run(Recipe.parse(text), tmp_path / "run")
 
 
 def test_batches_that_the_model_does_not_take_are_told_before_the_first_step(

@@ -23,8 +23,9 @@ from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
 from sparsefx.train.events import Evaluated, Event, RunStarted, StageStarted
-from sparsefx.train.runfolder import RunFolder, StopRequest, differences
+from sparsefx.train.runfolder import RunFolder, differences
 from sparsefx.train.session import Session
+from sparsefx.train.stop import StopRequest
 from tests.train import tiny_run
 
 RECIPE = """

@@ -25,6 +25,7 @@ from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.events import Event, StepDone
+from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
 
 LETTERS = "abcdefgh"
@@ -40,6 +41,18 @@ stages:
     optimizer: {learning_rate: 1e-3}
     precision: fp32
     freeze: [embeddings]
+"""
+
+TWO = """
+name: two
+data: {max_length: 16, batch_size: 8}
+stages:
+- {name: dense, training: {steps: 2, precision: fp32}}
+- name: student
+  teacher: TEACHER
+  pipeline: DISTILL
+  training: {steps: 4, precision: fp32, label_weight: 0}
+  after: strip-distillation
 """
 
 
@@ -131,6 +144,17 @@ def interrupt_at(step: int, stage: str = "") -> Callable[[Event], None]:
             signal.raise_signal(signal.SIGINT)
 
     return listen
+
+
+def two_stages(distill: str = "distill", teacher: str = "dense") -> Recipe:
+    """A dense stage, then one that is taught."""
+    return Recipe.parse(TWO.replace("DISTILL", f'"{distill}"').replace("TEACHER", teacher))
+
+
+def run(recipe: Recipe, folder: Path, **options: Any) -> RunResult:
+    """Run a recipe on the tiny model and data, or on others."""
+    given = {"model": program(), "data": data(), "device": "cpu", **options}
+    return Session(recipe, folder=folder, **given).run()
 
 
 def main() -> None:

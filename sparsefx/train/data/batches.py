@@ -7,7 +7,7 @@ exactly the batches that it would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "Batches",
     "Encoded",
     "Position",
+    "Tell",
     "TokenValues",
     "check_tokens",
     "encode",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 Batch = dict[str, torch.Tensor]
+Tell = Callable[[int, int], None]
+"""Is told how many of how many texts a model has run over."""
 _POOL = 50  # batches that are sorted by length together
 
 
@@ -328,16 +331,19 @@ class Batches:
 
 
 def evaluation_batches(
-    data: Encoded, batch_size: int, *, filled: bool = False
+    data: Encoded, batch_size: int, *, filled: bool = False, tell: Tell | None = None
 ) -> Iterator[tuple[Ints, Batch]]:
     """Yield (rows, batch) over all examples once, from short to long.
 
     ``filled``: the last batch is as large as the others; behind its rows some come again.
+    ``tell``: called after each batch.
     """
     order = np.argsort(data.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, data.collate(np.resize(rows, batch_size) if filled else rows)
+        if tell is not None:
+            tell(start + len(rows), len(order))
 
 
 def _arrays(sequences: Sequence[Sequence[int]]) -> tuple[Ints, ...]:
