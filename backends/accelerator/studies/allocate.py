@@ -30,6 +30,8 @@ __all__ = ["AllocateSparsity"]
 
 LEVELS = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97)
 """Sparsities that a layer can be given."""
+_Offer = tuple[float, str, int, int]
+"""A step of a layer: its price, the layer, and the places of both sparsities."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class AllocateSparsity(Pass):
         dense = sum(choices[0].cost for choices in layers.values())
         at = dict.fromkeys(layers, 0)
         cost = dense
-        steps: list[tuple[float, str, int]] = []
+        steps: list[_Offer] = []
         for name, choices in layers.items():
             _push(steps, name, choices, 0)
         while cost > self.budget * dense:
@@ -209,8 +211,8 @@ class AllocateSparsity(Pass):
                     where="budget",
                     hint="raise the budget, or choose an architecture that skips more",
                 )
-            _, name, to = heapq.heappop(steps)
-            if to <= at[name]:
+            _, name, origin, to = heapq.heappop(steps)
+            if origin != at[name]:  # its price is that of a step from where the layer was
                 continue
             cost -= layers[name][at[name]].cost - layers[name][to].cost
             at[name] = to
@@ -222,12 +224,12 @@ class AllocateSparsity(Pass):
         return add_mask(ctx.rewriter, name, mask, owner=str(self))
 
 
-def _push(steps: list[tuple[float, str, int]], name: str, choices: list[_Choice], at: int) -> None:
+def _push(steps: list[_Offer], name: str, choices: list[_Choice], at: int) -> None:
     """Offer every later sparsity of a layer by its harm for the cost that it saves."""
     here = choices[at]
     for to in range(at + 1, len(choices)):
         saved = here.cost - choices[to].cost
-        heapq.heappush(steps, ((choices[to].harm - here.harm) / saved, name, to))
+        heapq.heappush(steps, ((choices[to].harm - here.harm) / saved, name, at, to))
 
 
 def _read_by_linear(program: Program, name: str) -> bool:

@@ -73,6 +73,16 @@ def test_a_measured_sensitivity_holds_every_budget(measure: str, tmp_path: Path)
     assert 5 < float(program.history[-1].notes[0].split("%")[0]) <= 70
 
 
+def test_a_layer_that_was_pruned_goes_on_only_at_the_price_of_the_rest(tmp_path: Path) -> None:
+    # Up to 70 % layer 1 loses more than layer 0, and less than layer 0 does beyond that.
+    first, second = LossCurve(((0.7, 1), (1, 31))), LossCurve(((0.7, 8), (1, 68)))
+    curves = {"0.weight": first, "1.weight": second}
+    file = write_loss_curves(curves, tmp_path / "curves.yaml")
+    options = f"budget=0.53,measure='bytes',roles=other,sensitivity='{file}'"
+    program = Pipeline.parse(f"allocate-sparsity{{{options}}}").run(two_layers())
+    assert program.history[-1].notes[1] == "0.weight 70%, 1.weight 70%"
+
+
 def test_loss_curves_never_fall_and_go_on_straight() -> None:
     curve = LossCurve(((0.9, 0.4), (0.5, 0.2), (0.7, 0.1)))
     assert [curve.at(place) for place in (0, 0.25, 0.5, 0.6, 0.7)] == [0, 0.1, 0.2, 0.2, 0.2]
