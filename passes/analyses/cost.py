@@ -14,6 +14,7 @@ from sparsefx.analysis import Analysis
 from sparsefx.graph.shapes import Shapes
 from sparsefx.masks import find_masks
 from sparsefx.passes.analyses.dataflow import is_linear, weight_of
+from sparsefx.passes.analyses.operators import CONVOLUTIONS
 from sparsefx.target import CostReport, CostRow
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class CostModel:
             rows,
             (
                 f"sizes: {', '.join(f'{name}={size}' for name, size in sorted(sizes.items()))}",
-                "matrix products and embeddings only; elementwise operators count no MACs",
+                "products, convolutions and embeddings only; elementwise operators count no MACs",
             ),
         )
 
@@ -109,7 +110,10 @@ class Cost(Analysis[CostModel]):
         masks = {site.weight: site.mask for site in find_masks(program)}
         found = []
         counted: set[str | None] = set()
+        constant: set[fx.Node] = set()
         for node in program.graph.nodes:
+            if _is_constant(node, constant):
+                constant.add(node)
             terms = _terms(node)
             if terms is None:
                 continue
@@ -119,7 +123,7 @@ class Cost(Analysis[CostModel]):
                 weights = 0
             counted.add(name)
             op = str(node.target).removesuffix(".default")
-            moved = tuple(_moved(node))
+            moved = tuple(_moved(node, constant))
             size = weights * width
             found.append(_Site(f"%{node.name}", op, terms, moved, weights, size, density))
         return CostModel(tuple(found), shapes)
@@ -131,6 +135,8 @@ def _terms(node: fx.Node) -> tuple[tuple[Any, ...], ...] | None:
         return None
     if is_linear(node):
         return ((*_dims(node), _dims(node.args[1])[1]),)
+    if node.target in CONVOLUTIONS:
+        return ((*_dims(node), *_dims(node.args[1])[1:]),)
     if node.target in _PRODUCTS:
         return ((*_dims(node), _dims(node.args[0])[-1]),)
     if node.target is aten.addmm.default:
@@ -149,24 +155,24 @@ def _dims(value: Any) -> tuple[Any, ...]:
     return tuple(value.meta["val"].shape)
 
 
-def _moved(node: fx.Node) -> list[tuple[int, tuple[Any, ...]]]:
+def _moved(node: fx.Node, constant: set[fx.Node]) -> list[tuple[int, tuple[Any, ...]]]:
     """Return item size and dimensions of each activation that a node reads or writes."""
-    sources = [arg for arg in node.all_input_nodes if not _is_weight(arg)]
+    sources = [arg for arg in node.all_input_nodes if arg not in constant]
     values = [source.meta.get("val") for source in (*sources, node)]
     return [(v.element_size(), tuple(v.shape)) for v in values if isinstance(v, Tensor)]
 
 
-def _is_weight(node: fx.Node) -> bool:
-    """Whether a node's value follows from tensors of the graph alone."""
+def _is_constant(node: fx.Node, constant: set[fx.Node]) -> bool:
+    """Whether a node's value follows from tensors of the graph alone; `constant`: those before."""
+    sources = node.all_input_nodes
     return node.op == "get_attr" or (
-        node.op == "call_function"
-        and bool(node.all_input_nodes)
-        and all(_is_weight(source) for source in node.all_input_nodes)
+        node.op == "call_function" and bool(sources) and constant.issuperset(sources)
     )
 
 
 def _weight_name(node: fx.Node) -> str | None:
-    return weight_of(node) if is_linear(node) or node.target is aten.embedding.default else None
+    reads = is_linear(node) or node.target in CONVOLUTIONS or node.target is aten.embedding.default
+    return weight_of(node) if reads else None
 
 
 def _weight_facts(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from sparsefx import Pipeline
 from sparsefx.errors import ProgramError
 from sparsefx.passes.analyses.cost import Cost
+from sparsefx.testing import small_program
 from tests.programs import captured, shared
 
 SIZES = {"batch": 3, "sequence": 10}
@@ -49,6 +52,32 @@ def test_bytes_of_one_linear() -> None:
     rows = {row.where: row.figures for row in shared("bert-cls").facts(Cost).at(**SIZES).rows}
     assert rows["%linear"]["weight bytes"] == 4 * 64 * 64
     assert rows["%linear"]["activation bytes"] == 4 * 2 * 30 * 64
+
+
+def test_a_deep_model_is_counted() -> None:
+    layers = nn.Sequential(*(nn.ReLU() for _ in range(600)), nn.Linear(4, 2))
+    report = small_program(layers, input=torch.ones(3, 4)).facts(Cost).at()
+    assert [row.figures["MACs"] for row in report.rows] == [3 * 4 * 2]
+    assert [row.figures["activation bytes"] for row in report.rows] == [4 * 3 * (4 + 2)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "image", "places"),
+    [
+        (nn.Conv1d(4, 8, 3, groups=2), (4, 10), 8),
+        (nn.Conv2d(4, 8, (3, 1), padding="same"), (4, 5, 6), 30),
+    ],
+)
+def test_a_convolution_multiplies_at_every_place(
+    layer: nn.Module, image: tuple[int, ...], places: int
+) -> None:
+    program = small_program(layer, input=torch.ones(2, *image))
+    pruned = Pipeline.parse("magnitude-prune{sparsity=0.5,roles=convolution}").run(program)
+    (row,) = pruned.facts(Cost).at().rows
+    weights = program.tensor("weight").numel()
+    assert row.figures["MACs"] == 2 * places * weights
+    assert row.figures["effective MACs"] == 2 * places * weights / 2
+    assert row.figures["weight bytes"] == 4 * weights
 
 
 def test_a_size_that_is_missing_is_named() -> None:
