@@ -24,6 +24,7 @@ from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
 from sparsefx.backends.cpu.plan.plan import Step
 from sparsefx.backends.cpu.runtime.in_process import InProcess
+from sparsefx.backends.cpu.runtime.recent import Recent
 from sparsefx.backends.cpu.runtime.runtime import Runtime
 from sparsefx.errors import ProgramError, unnamed_inputs
 from sparsefx.huggingface.drop_in import DropIn
@@ -74,7 +75,8 @@ class CpuCompiled(InProcess):
         self._note = note
         self._inputs = {str(n.target): n for n in program.graph.find_nodes(op="placeholder")}
         self._outputs = program.outputs()
-        self._fixed: dict[tuple[str, int, int], NDArray[np.int32]] = {}
+        count = len(lowered.indices)
+        self._fixed: Recent[tuple[str, int, int], NDArray[np.int32]] = Recent(count)
         # Names, shapes, types and devices of the last call; None before the first.
         self._checked: list[tuple[object, ...] | None] | None = None
         self._reads_first = lowered.plan.picks or bool(lowered.rest)
@@ -180,8 +182,9 @@ class CpuCompiled(InProcess):
     ) -> NDArray[np.int32]:
         """The index of an embedding as int32 [batch, sequence]; kept if only sizes decide it."""
         key, lowered = (name, *shape), self._lowered
-        if key in self._fixed:
-            return self._fixed[key]
+        kept = self._fixed.get(key)
+        if kept is not None:
+            return kept
         wide: NDArray[Any] = np.arange(shape[1])
         if node is not None:
             known = known if node in known else lowered.host.evaluate([node], known)
@@ -192,7 +195,7 @@ class CpuCompiled(InProcess):
         whole = wide if wide.shape == shape else np.broadcast_to(wide, shape)
         index: NDArray[np.int32] = whole.astype(np.int32)
         if node is None or lowered.host.sizes_only(node):
-            self._fixed[key] = index
+            self._fixed.keep(key, index)
         return index
 
     def cost(self) -> CostReport:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sparsefx.backends.cpu.artifact import load
-from sparsefx.backends.cpu.runtime import runtime
+from sparsefx.backends.cpu.runtime import recent
 from sparsefx.backends.cpu.runtime.slabs import Cut
 from sparsefx.backends.cpu.runtime.turn import Turn
 from sparsefx.backends.cpu.target import CpuTarget
@@ -28,7 +28,7 @@ SHAPES = [(1, 3), (2, 9), (1, 17), (5, 40), (12, 64), (3, 33), (1, 64), (16, 20)
 def test_any_order_of_masks_gives_the_same_bits(
     threads: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "_KEPT", kept)
+    monkeypatch.setattr(recent, "KEPT", kept)
     program = captured("bert-cls")
     batches = [padded_batch(program, *shape, seed) for seed in range(2) for shape in SHAPES]
     expected = [CpuTarget(threads=threads).lower(program)(**b)["logits"] for b in batches]
@@ -37,6 +37,15 @@ def test_any_order_of_masks_gives_the_same_bits(
     random.Random(0).shuffle(order)
     for number in order:
         assert torch.equal(compiled(**batches[number])["logits"], expected[number])
+
+
+def test_what_is_kept_does_not_grow_with_every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "KEPT", 2)
+    program = captured("bert-cls")
+    compiled = CpuTarget(threads=1).lower(program)
+    for rows, tokens in SHAPES:
+        compiled(**padded_batch(program, rows, tokens))
+    assert 0 < len(compiled._fixed) <= 2 * 3  # ids, positions and types
 
 
 def test_new_ids_behind_a_known_mask_are_read() -> None:

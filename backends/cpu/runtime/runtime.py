@@ -24,6 +24,7 @@ from sparsefx.backends.cpu.plan.plan import Arena, Plan, Step, pack_arena, word_
 from sparsefx.backends.cpu.plan.weights import splits
 from sparsefx.backends.cpu.runtime.jobs import WORD, SlabJob
 from sparsefx.backends.cpu.runtime.pool import MOST_PARTS, Pool
+from sparsefx.backends.cpu.runtime.recent import Recent
 from sparsefx.backends.cpu.runtime.slabs import Cut
 from sparsefx.backends.cpu.runtime.teams import Team, Teams
 from sparsefx.backends.cpu.runtime.turn import Turn
@@ -38,9 +39,6 @@ _LEAST_SECONDS = 1e-9
 
 _TIMED_RUNS = 9
 """Of which the shortest counts."""
-
-_KEPT = 32
-"""Masks whose slabs are kept."""
 
 _Indices = Mapping[str, NDArray[np.int32]]
 _Results = Mapping[str, NDArray[np.float32]]
@@ -85,7 +83,7 @@ class Runtime:
         self._cut = Cut(widest(engine.isa), pool.threads, per_token, by_distance)
         self._turn = Turn()
         self._steps: dict[tuple[int, int], tuple[NDArray[np.int64], list[NDArray[np.int64]]]] = {}
-        self._calls: dict[tuple[int, int, bytes], list[_Shared | _Apart]] = {}
+        self._calls: Recent[tuple[int, int, bytes], list[_Shared | _Apart]] = Recent()
         self._memory: dict[tuple[str, int], NDArray[np.uint8]] = {}
         self._scratches: dict[int, int] = {}  # bytes, by the longest sequence
         self._teams: dict[tuple[int, int, int], Teams] = {}
@@ -166,11 +164,8 @@ class Runtime:
     def _prepared(self, mask: NDArray[np.bool_]) -> list[_Shared | _Apart]:
         """What to run for batches with this mask."""
         key = (*mask.shape, mask.tobytes())
-        calls = self._calls.pop(key, None) or self._prepare(mask)
-        self._calls[key] = calls  # at the end: the first one was not asked for the longest time
-        if len(self._calls) > _KEPT:
-            del self._calls[next(iter(self._calls))]
-        return calls
+        calls = self._calls.get(key)
+        return self._calls.keep(key, self._prepare(mask)) if calls is None else calls
 
     def _prepare(self, mask: NDArray[np.bool_]) -> list[_Shared | _Apart]:
         slabs = [SlabJob(slab, self.plan, self._cut) for slab in self._cut.slabs(mask)]
