@@ -9,13 +9,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, Literal
 
 from sparsefx.backends.accelerator.hardware.archfile import dump_architecture, load_architecture
 from sparsefx.backends.accelerator.simulation.tile_level import simulate
-from sparsefx.backends.accelerator.workload.bert import EncoderSize, Zeros, encoder_workload
+from sparsefx.backends.accelerator.workload.bert import (
+    EncoderSize,
+    Zeros,
+    check_ratio,
+    encoder_workload,
+)
 from sparsefx.backends.accelerator.workload.operations import Workload
 from sparsefx.backends.accelerator.workload.programs import workload_of
 from sparsefx.errors import SparsefxError, TargetError
@@ -91,13 +97,18 @@ def grid(
     batch: int = 1,
     tokens: int = 128,
 ) -> list[Point]:
-    """All combinations, in order."""
-    return [
+    """All combinations, in order.
+
+    Raises:
+        TargetError: When a pattern has no zeros of a ratio.
+    """
+    points = [
         Point(arch, ratio, pattern, size, batch, tokens, machine=machine_hash(arch))
-        for arch in archs
-        for ratio in ratios
-        for pattern in patterns
+        for arch, ratio, pattern in product(archs, ratios, patterns)
     ]
+    for point in points:
+        check_ratio(point.ratio, point.pattern)
+    return points
 
 
 def program_grid(

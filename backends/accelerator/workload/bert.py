@@ -10,8 +10,16 @@ import numpy as np
 
 from sparsefx.backends.accelerator.engines.base import BoolArray
 from sparsefx.backends.accelerator.workload.operations import MatmulOp, Op, VectorOp, Workload
+from sparsefx.errors import TargetError
 
-__all__ = ["EncoderSize", "Zeros", "balanced_mask", "draw_mask", "encoder_workload"]
+__all__ = [
+    "EncoderSize",
+    "Zeros",
+    "balanced_mask",
+    "check_ratio",
+    "draw_mask",
+    "encoder_workload",
+]
 
 Zeros = Literal["random", "balanced", "n-of-m", "block"]
 """How zeros are drawn.
@@ -56,6 +64,23 @@ def balanced_mask(
     return mask
 
 
+def check_ratio(ratio: float, zeros: str) -> None:
+    """Refuse a compression that a kind of zeros has no pattern for.
+
+    Raises:
+        TargetError: For zeros of n-of-m, unless 2 x ratio is an integer.
+    """
+    group = 2 * ratio
+    if zeros != "n-of-m" or group == int(group):
+        return
+    raise TargetError(
+        f"n-of-m keeps 2 of every 2 x ratio weights, and {group:g} are no number of weights",
+        who="accelerator",
+        where=f"ratio {ratio:g}",
+        hint=f"the nearest are {int(group) / 2:g} and {(int(group) + 1) / 2:g}",
+    )
+
+
 def draw_mask(
     rows: int, columns: int, ratio: float, zeros: Zeros, rng: np.random.Generator
 ) -> BoolArray:
@@ -63,7 +88,7 @@ def draw_mask(
     if zeros == "balanced":
         return balanced_mask(rows, columns, ratio, rng)
     if zeros == "n-of-m":
-        group = max(round(2 * ratio), 2)
+        group = round(2 * ratio)
         return balanced_mask(rows, columns, group / 2, rng, group)
     if zeros == "block":
         blocks = random_mask(rows, -(-columns // 16), 1 / ratio, rng)
@@ -91,7 +116,11 @@ def encoder_workload(
         zeros: How they are drawn.
         distinct: Draw new non-zeros for every layer; else one mask serves all of a shape.
         seed: For the places of the non-zeros.
+
+    Raises:
+        TargetError: When there are no such zeros of this ratio.
     """
+    check_ratio(ratio, zeros)
     rng = np.random.default_rng(seed)
     drawn: dict[tuple[int, int], BoolArray] = {}
 

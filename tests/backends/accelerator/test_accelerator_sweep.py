@@ -92,6 +92,18 @@ def test_a_pattern_machine_needs_its_pattern(tmp_path: Path) -> None:
     assert pairs.millijoules < min(random.millijoules, balanced.millijoules, block.millijoules)
 
 
+def test_a_ratio_that_no_pattern_has_is_told() -> None:
+    sweep = ["sweep", "--out", "x", "--patterns", "random,n-of-m", "--ratios", "2,3.3"]
+    for command in (sweep, ["simulate", "bert-base", "--pattern", "n-of-m", "--ratio", "3.3"]):
+        error = CliRunner().invoke(app, command).exception
+        assert isinstance(error, TargetError)
+        assert "n-of-m keeps 2 of every 2 x ratio weights, and 6.6 are no number" in str(error)
+        assert "the nearest are 3 and 3.5" in str(error)
+    with pytest.raises(TargetError, match=r"the nearest are 1 and 1\.5"):
+        grid(["anton"], [1.25], ["n-of-m"])
+    assert len(grid(["anton"], [1, 1.5, 3.5], ["n-of-m"])) == 3
+
+
 def test_an_unknown_pattern_is_told() -> None:
     for command in (
         ["sweep", "--out", "x", "--patterns", "blok"],
