@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from sparsefx.backends.onnxruntime.export import export_onnx
 from sparsefx.errors import ProgramError, TargetError, unnamed_inputs
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntime", "OnnxRuntimeCompiled", "open_session", "run_session"]
 
-_TRANSLATED = {torch.ops.sparsefx.quantize.default, torch.ops.sparsefx.dequantize.default}
+_QUANTIZE = torch.ops.sparsefx.quantize.default
+_TRANSLATED = {_QUANTIZE, torch.ops.sparsefx.dequantize.default}
+_RANGES = ((0, 255), (-128, 127))
 _UNFINISHED = {
     Property.MASKED: "masks are not folded; run fold-masks before",
     Property.DISTILLING: "a teacher is in the graph; run strip-distillation before",
@@ -102,6 +104,8 @@ class OnnxRuntime(Target):
             if node.op != "call_function":
                 continue
             name = callable_name(node.target)
+            if why := _range_refused(node):
+                found.append(Unsupported(f"%{node.name}", why))
             if name.startswith("sparsefx.") and not _translates(node.target):
                 found.append(Unsupported(f"%{node.name}", f"{name} has no translation to ONNX"))
         return (*found, *_clashes(program))
@@ -130,6 +134,14 @@ def _clashes(program: Program) -> list[Unsupported]:
         for name, node in program.outputs().items()
         if inputs.get(name, node) is not node
     ]
+
+
+def _range_refused(node: fx.Node) -> str:
+    """Why the range of a quantize node is lost in ONNX, which saturates at the type; "" if not."""
+    if node.target is not _QUANTIZE or node.args[3:5] in _RANGES:
+        return ""
+    low, high = node.args[3:5]
+    return f"it quantizes to {low}..{high}; ONNX has 0..255 and -128..127"
 
 
 def _translates(target: object) -> bool:

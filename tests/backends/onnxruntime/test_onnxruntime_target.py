@@ -52,6 +52,19 @@ def test_file_is_explicit() -> None:
     )
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 127), (-8, 7), (0, 1000)])
+def test_a_range_that_onnx_does_not_have_is_refused(low: int, high: int) -> None:
+    program = int8().copy()
+    node = program.graph.find_nodes(op="call_function", target=torch.ops.sparsefx.quantize.default)[
+        3
+    ]
+    assert OnnxRuntime().unsupported(program) == ()
+    node.args = (*node.args[:3], low, high, *node.args[5:])
+    (found,) = OnnxRuntime().unsupported(program)
+    assert found.where == f"%{node.name}"
+    assert found.reason == f"it quantizes to {low}..{high}; ONNX has 0..255 and -128..127"
+
+
 def test_axes_and_names() -> None:
     graph = compiled().model.graph
     dims = {
