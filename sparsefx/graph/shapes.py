@@ -171,12 +171,12 @@ class Shapes:
             node.meta["val"] = self.call(node)
 
     def _constant(self, tensor: torch.Tensor) -> FakeTensor:
-        key = (tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+        key = (tensor.dtype, tensor.shape, tensor.stride())
         known = self._constants.get(key)
         if known is None:
             with self._mode:
                 fake: Any = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device
                 )
             known = self._constants[key] = fake
         return known
@@ -190,7 +190,7 @@ class Shapes:
         Raises:
             ProgramError: When the operator refuses its inputs.
         """
-        args, kwargs = _recorded(node)
+        args, kwargs = self._recorded(node)
         key = _call_key(node.target, args, kwargs)
         if key in self._calls:
             return self._calls[key]
@@ -207,9 +207,26 @@ class Shapes:
         self._remember(key, result)
         return result
 
+    def _recorded(self, node: fx.Node) -> tuple[Any, Any]:
+        """Return the arguments of a call with the recorded value of each node."""
+        device = self._device
+
+        def recorded(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                return value.meta["val"]
+            return device if isinstance(value, torch.device) else value
+
+        found: tuple[Any, Any] = fx.node.map_aggregate((node.args, node.kwargs), recorded)
+        return found
+
+    @property
+    def _device(self) -> torch.device:
+        """Where all fake tensors are said to be: no shape depends on where the Program is."""
+        return next((fake.device for fake in self._inputs.values()), torch.device("cpu"))
+
     def _learn(self, node: fx.Node) -> None:
         """Take over what a node's value was inferred to be by torch.export."""
-        self._remember(_call_key(node.target, *_recorded(node)), node.meta["val"])
+        self._remember(_call_key(node.target, *self._recorded(node)), node.meta["val"])
 
     def _remember(self, key: Hashable, result: Any) -> None:
         if key is not None and self._is_settled(result):
@@ -310,12 +327,6 @@ def _told_once() -> Iterator[None]:
         yield
     finally:
         _TORCH.removeFilter(wanted)
-
-
-def _recorded(node: fx.Node) -> tuple[Any, Any]:
-    """Return the arguments of a call with the recorded value of each node."""
-    found: tuple[Any, Any] = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    return found
 
 
 def _call_key(target: object, args: Any, kwargs: Mapping[str, Any]) -> Hashable:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import ProgramError
 from sparsefx.rewrite import Rewriter
-from sparsefx.testing import small_program
+from sparsefx.testing import small_encoder, small_program
 from sparsefx.verify import verify
 
 
@@ -101,3 +102,13 @@ def test_shapes_that_operators_compute_in_python_keep_names_of_sizes(tmp_path: P
         fact = each.shape_of(scores)
         assert fact is not None
         assert fact.dims == ("2*batch", "sequence", "sequence")
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "meta", "cuda:0"])
+def test_shapes_are_the_same_on_every_device(device: str) -> None:
+    program = small_encoder()
+    expected = [program.shape_of(node) for node in program.graph.nodes]
+    with FakeTensorMode(allow_non_fake_inputs=True):  # so that no such device is needed
+        program.to(device)
+    assert program.device == torch.device(device)
+    assert [program.shape_of(node) for node in program.graph.nodes] == expected
