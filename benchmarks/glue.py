@@ -38,10 +38,10 @@ from sparsefx.train.data.assets import cache_folder, minilm_folder
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.glue import load_glue
 from sparsefx.train.data.tasks import Task
+from sparsefx.train.differences import differences
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
-from sparsefx.train.runfolder import differences
 from sparsefx.train.session import Session
 
 HERE = Path(__file__).resolve().parent

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,13 +23,14 @@ from sparsefx.recipe import Recipe
 from sparsefx.storage.files import write_json
 from sparsefx.storage.places import is_program
 from sparsefx.train.data.examples import Examples
+from sparsefx.train.differences import differences, leaves
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import CAPTURED, StageResult
+from sparsefx.train.vocabulary import check_kept_tokenizer
 
-__all__ = ["RunFolder", "differences"]
+__all__ = ["RunFolder"]
 
 FORMAT = 1
-_SHOWN = 60  # characters of a value that a message shows
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class RunFolder:
     Args:
         path: The folder.
         recipe: Has to be the one that the run began with, but for stages that have not begun.
-        data: Has to be what the run began with.
+        data: Has to be what the run began with, and its tokenizer too.
 
     Raises:
         TrainingError: It is the folder of another run or of a model, or another process works on
@@ -96,7 +97,7 @@ class RunFolder:
         """Return what all processes have to be asked for alike: texts by their paths."""
         training = {s.name: s.training for s in self._recipe.stages if s.training is not None}
         parts = {name: each.accumulate for name, each in training.items()}
-        return dict(_leaves({**self._wanted(), "accumulate": parts}, ""))
+        return dict(leaves({**self._wanted(), "accumulate": parts}, ""))
 
     def _wanted(self) -> dict[str, Any]:
         return {
@@ -139,6 +140,8 @@ class RunFolder:
                 hint="go on with the same recipe and data, or choose another folder; only stages "
                 "that have not begun may change",
             )
+        if (tokenizer := self.path / "tokenizer").exists():
+            check_kept_tokenizer(tokenizer, self._data.tokenizer)
         if later := _differences(found, wanted):
             listed = "\n  ".join(later[:10])
             logger.warning("stages that have not begun were changed:\n  %s", listed)
@@ -204,53 +207,6 @@ def _upto(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     keys = ("format", "recipe", "data")
     return [line for key in keys for line in differences(found.get(key), wanted.get(key), key)]
-
-
-def differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield a line for each plain value that differs, with its path.
-
-    >>> list(differences({"a": [1, 2]}, {"a": [1, 3]}, "x"))
-    ['x.a[1]: was 2, is 3']
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys((*old, *new)):
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}")
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from differences(one, other, f"{path}[{index}]")
-    elif old != new:
-        texts = json.dumps(old), json.dumps(new)
-        # What is cut off a long text must not be what differs.
-        pairs = enumerate(zip(*texts, strict=False))
-        same = next((place for place, (a, b) in pairs if a != b), 0)
-        begin = 0 if same < _SHOWN // 2 else same - _SHOWN // 4
-        one, other = (_short(text, begin) for text in texts)
-        yield f"{path}: was {one}, is {other}"
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of each plain value, and its text.
-
-    >>> list(_leaves({"a": [1, {"b": None}]}, ""))
-    [('a[0]', '1'), ('a[1].b', 'null')]
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{index}]")
-    else:
-        yield path, json.dumps(value)
-
-
-def _short(text: str, begin: int) -> str:
-    """Return a text, or of a long one what stands around ``begin``."""
-    if len(text) <= _SHOWN:
-        return text
-    end = begin + _SHOWN
-    left, right = "..." if begin else "", "..." if end < len(text) else ""
-    return f"{left}{text[begin:end]}{right}"
 
 
 def _data_hashes(data: SessionData) -> dict[str, Any]:

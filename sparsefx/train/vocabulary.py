@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sparsefx.errors import ArtifactError, RecipeError, TrainingError
+from sparsefx.errors import ArtifactError, RecipeError, TrainingError, first_line
 from sparsefx.huggingface import load_tokenizer
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.storage.places import is_tokenizer
+from sparsefx.train.differences import differences
 
-__all__ = ["check_hidden_tokens", "check_same_tokens", "warn_of_segments"]
+__all__ = ["check_hidden_tokens", "check_kept_tokenizer", "check_same_tokens", "warn_of_segments"]
 
+_FILE = "tokenizer.json"
+_TOLD = 3  # differences that a message names
 _SPECIAL = ("pad", "unk", "cls", "sep")
 
 logger = logging.getLogger(__name__)
@@ -79,6 +84,67 @@ def check_same_tokens(folder: str, tokenizer: Any) -> None:
             where=folder,
             hint="both read the same token ids: take a model with the same tokenizer",
         )
+
+
+def check_kept_tokenizer(place: Path, tokenizer: Any) -> None:
+    """Refuse a run that goes on with another tokenizer than the one that it keeps.
+
+    Of one that is written in Python alone the words and their ids are compared; of others all but
+    padding and truncation, which each call sets.
+
+    Raises:
+        TrainingError: Says what differs.
+        ArtifactError: The tokenizer that is kept cannot be read.
+    """
+    file, core = place / _FILE, getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None and file.is_file():
+        kept = _read_core(file)
+        old, new = kept.get_vocab(), core.get_vocab()
+        changed = differences(_settings(kept), _settings(core), "tokenizer")
+    else:
+        old, new = load_tokenizer(str(place)).get_vocab(), tokenizer.get_vocab()
+        changed = iter(())
+    words = [word for word in {**old, **new} if old.get(word) != new.get(word)]
+    words.sort(key=lambda word: int(old.get(word, new.get(word))))
+    told = [*islice(changed, _TOLD)]
+    if words:
+        listed = [f"{word!r} was {_id(old, word)}, is {_id(new, word)}" for word in words[:_TOLD]]
+        told = [f"{len(words)} of {len(old)} words have other ids: {', '.join(listed)}"]
+    if told:
+        raise TrainingError(
+            "the tokenizer is not the one that this run began with:\n  " + "\n  ".join(told),
+            who="resume",
+            where=str(place),
+            hint="go on with the same tokenizer, or choose another folder",
+        )
+
+
+def _read_core(file: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exceptions for files that it cannot read
+        raise ArtifactError(
+            f"the tokenizer of the run cannot be read: {first_line(error)}",
+            who="resume",
+            where=str(file),
+            hint=f"remove {file.parent}: the tokenizer that the run is given is saved again",
+        ) from error
+
+
+def _settings(core: Any) -> dict[str, Any]:
+    """Return what a tokenizer does beside giving words their ids."""
+    found: dict[str, Any] = json.loads(core.to_str())
+    for name in ("padding", "truncation"):
+        found.pop(name, None)
+    if isinstance(found["model"].get("vocab"), dict):
+        del found["model"]["vocab"]
+    return found
+
+
+def _id(vocabulary: Mapping[str, int], word: str) -> str:
+    return str(vocabulary.get(word, "not there"))
 
 
 def warn_of_segments(folder: str, teacher: Program) -> None:

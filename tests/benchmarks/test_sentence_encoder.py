@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks import sentence_encoder
 from sparsefx.recipe import Recipe
-from sparsefx.train.runfolder import differences
+from sparsefx.train.differences import differences
 
 
 def test_spearman_is_of_the_cosines() -> None:

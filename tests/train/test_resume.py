@@ -22,8 +22,9 @@ from sparsefx.huggingface import load_tokenizer
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
 from sparsefx.train.checkpoints import Checkpoint, Checkpoints
+from sparsefx.train.differences import differences
 from sparsefx.train.events import Evaluated, Event, RunStarted, StageStarted
-from sparsefx.train.runfolder import RunFolder, differences
+from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.session import Session
 from sparsefx.train.stop import StopRequest
 from tests.train import tiny_run

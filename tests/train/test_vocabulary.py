@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from sparsefx.errors import RecipeError, SparsefxError, TrainingError
+from sparsefx.errors import ArtifactError, RecipeError, SparsefxError, TrainingError
 from sparsefx.pipeline import Pipeline
 from sparsefx.recipe import Recipe
 from sparsefx.train.evaluation import SessionData
 from sparsefx.train.session import Session
-from sparsefx.train.vocabulary import check_hidden_tokens, check_same_tokens
+from sparsefx.train.vocabulary import check_hidden_tokens, check_kept_tokenizer, check_same_tokens
 from tests.train import tiny_run
 
 TEXT = """
@@ -135,3 +137,46 @@ def test_a_teacher_reads_what_the_tokenizer_gives(
         result = session(recipe, tmp_path / "run", data).run()
     assert result.program.signature.input_names == ("input_ids", "attention_mask")
     assert "the tokenizer gives no token types; to this teacher all are 0" in caplog.text
+
+
+def swapped(tokenizer: Any) -> None:
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = core["model"]["vocab"]
+    ids["a"], ids["b"] = ids["b"], ids["a"]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(core))
+
+
+def lower_case(tokenizer: Any) -> None:
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (swapped, "2 of 12 words have other ids: 'a' was 4, is 5, 'b' was 5, is 4"),
+        (lower_case, 'tokenizer.normalizer: was null, is {"type": "Lowercase"}'),
+        (
+            lambda tokenizer: tokenizer.add_tokens(["z"]),
+            "1 of 12 words have other ids: 'z' was not there, is 12",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_its_own_tokenizer_alone(
+    change: Callable[[Any], None], what: str, tmp_path: Path
+) -> None:
+    recipe = TEXT.replace("(0,100),mask_token=4", "(0,1,2,3),mask_token=1")
+    data = tiny_run.data(16, unlabelled=16)
+    session(recipe, tmp_path / "run", data).run()
+    session(recipe, tmp_path / "run", tiny_run.data(16, unlabelled=16)).run()
+    change(data.tokenizer)
+    with pytest.raises(TrainingError, match="not the one that this run began with") as caught:
+        session(recipe, tmp_path / "run", data).run()
+    assert what in caught.value.why
+
+
+def test_a_cut_tokenizer_of_a_run_is_named(tmp_path: Path) -> None:
+    tiny_run.tokenizer().save_pretrained(tmp_path)
+    check_kept_tokenizer(tmp_path, tiny_run.tokenizer())
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"cannot be read.*\n.*hint: remove"):
+        check_kept_tokenizer(tmp_path, tiny_run.tokenizer())
