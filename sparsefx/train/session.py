@@ -12,6 +12,7 @@ Everything lies in one folder, from which a session that was interrupted, or kil
         program/           the Program that the stage ended with
         outputs.safetensors  logits and labels of the test split
         result.json        score with interval, steps, times, sparsity; written last
+        teacher.json       hashes of the tensors of a teacher from another folder
         start/             while it runs: the Program that training began with
         checkpoints/       while it runs: the last two checkpoints
         taught/            while it runs: hidden states of a cached teacher

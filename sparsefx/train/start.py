@@ -20,6 +20,7 @@ from sparsefx.program import Program
 from sparsefx.recipe import MODEL, Recipe, Stage
 from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER, asks_teacher
+from sparsefx.storage.files import read_json, write_json
 from sparsefx.storage.places import is_program
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
@@ -47,12 +48,19 @@ class Programs:
         self._inputs = inputs
 
     def of(self, name: str, finished: Mapping[str, StageResult]) -> Program:
-        """Return the model, the result of a finished stage, or the Program in another folder."""
+        """Return the model, the result of a finished stage, or the Program in another folder.
+
+        Raises:
+            TrainingError: The folder holds another Program than when the stage began.
+        """
         if name == MODEL:
             return self._folder.load_model()
         if name in finished:
             return finished[name].program()
-        return open_folder(name, self._inputs)
+        program = open_folder(name, self._inputs)
+        if (kept := self._teacher(len(finished))).exists():
+            _check_same_teacher(program, kept, name)
+        return program
 
     def teachers(
         self, stage: Stage, pipeline: Pipeline, finished: Mapping[str, StageResult]
@@ -74,12 +82,15 @@ class Programs:
         else:
             with within(stage.name, "start"):
                 program = begin_folder(start, self._folder.load_model())
+        self._teacher(index).unlink(missing_ok=True)  # of a stage that did not get to its start
         pipeline = parse_pipeline(stage.pipeline, steps)
         teachers = self.teachers(stage, pipeline, finished)
         with within(stage.name, "pipeline"):
             program = pipeline.run(program, programs=teachers, in_place=True)
         if stage.training is None:
             return program
+        if teachers and stage.teacher is not None and stage.teacher not in (MODEL, *finished):
+            write_json(self._teacher(index), teachers[TEACHER].digests())
         program.save(saved)
         return Program.load(saved)
 
@@ -101,6 +112,23 @@ class Programs:
 
     def _saved(self, index: int) -> Path:
         return self._folder.stage(index) / "start"
+
+    def _teacher(self, index: int) -> Path:
+        """Return the file that knows the teacher which a stage found in another folder."""
+        return self._folder.stage(index) / "teacher.json"
+
+
+def _check_same_teacher(teacher: Program, kept: Path, folder: str) -> None:
+    """Refuse a folder in which another teacher lies than when the stage began."""
+    old, new = read_json(kept, "it knows the teacher of the stage"), teacher.digests()
+    if differ := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+        raise TrainingError(
+            "the teacher is not the one that this stage began with: "
+            f"{len(differ)} of {len(new)} tensors differ, {differ[0]} first",
+            who="resume",
+            where=folder,
+            hint=f"put the teacher back; or remove {kept.parent} to begin the stage anew",
+        )
 
 
 def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) -> Program:

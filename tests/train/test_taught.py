@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -95,3 +96,24 @@ def test_a_run_can_be_stopped_while_its_teacher_computes(tmp_path: Path) -> None
         run(recipe, tmp_path / "run", listeners=[interrupt])
     whole = run(recipe, tmp_path / "whole")
     assert run(recipe, tmp_path / "run").program.fingerprint() == whole.program.fingerprint()
+
+
+def test_a_stage_goes_on_with_the_teacher_that_it_began_with(tmp_path: Path) -> None:
+    teacher = tiny_run.program().copy()
+    teacher.save(tmp_path / "teacher")
+    recipe = two_stages("distill{hidden=1,cached=True}", str(tmp_path / "teacher"))
+    with pytest.raises(TrainingInterruptedError):
+        run(recipe, tmp_path / "run", listeners=[tiny_run.interrupt_at(2, "student")])
+    shutil.move(tmp_path / "teacher", tmp_path / "kept")
+    name = next(name for name in teacher.named_tensors() if "query.weight" in name)
+    with torch.no_grad():
+        teacher.tensor(name).add_(0.1)
+    teacher.save(tmp_path / "teacher")
+    with pytest.raises(TrainingError, match=rf"1 of \d+ tensors differ, {name} first") as caught:
+        run(recipe, tmp_path / "run")
+    assert caught.value.where == str(tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.move(tmp_path / "kept", tmp_path / "teacher")
+    again = run(recipe, tmp_path / "run")
+    whole = run(recipe, tmp_path / "whole")
+    assert again.program.fingerprint() == whole.program.fingerprint()
