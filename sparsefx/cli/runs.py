@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Timed", "chosen_stages", "train_and_report"]
 
 Timed = Literal["all", "ends", "last"]
+_PAGE, _HUGGINGFACE = "report.html", "huggingface"
 _TIMED_TOKENS = 32  # of the sentence that is timed, unless run or model take fewer
 
 
@@ -54,12 +55,16 @@ def train_and_report(
     from sparsefx import registry
     from sparsefx.cli.progress import SessionProgress
     from sparsefx.train.events import Listener, TensorBoard
+    from sparsefx.train.runfolder import check_new_run
     from sparsefx.train.session import Session
 
     # A wrong name, or a package that is needed in the end, is refused before hours of training.
     if extra := registry.parse_target(target).extra:
         need(extra, who=target)
     need("report", who="report")
+    if LEADS:
+        exported = registry.parse_target(target).saves_as
+        check_new_run(folder, (_PAGE, _HUGGINGFACE, exported))
     if LEADS and recipe.description:
         stderr.print(f"{recipe.name}: {recipe.description}", markup=False)
     with SessionProgress() as progress:
@@ -77,7 +82,7 @@ def train_and_report(
         tokens = min(_TIMED_TOKENS, recipe.data.max_length)
         latencies, timed_on = _export(result, folder, target, timed, tokens)
     with rest.part("the Hugging Face folder"):
-        _save_pretrained(result.program, folder / "huggingface", data.tokenizer)
+        _save_pretrained(result.program, folder / _HUGGINGFACE, data.tokenizer)
     rows = _show(result, latencies, timed_on)
     with rest.part("the report"):
         _report(result, rows, timed_on, title, recipe.description)
@@ -200,5 +205,5 @@ def _report(
     from sparsefx.report.run import run_page
 
     page = run_page(result, rows, title=title, lead=lead, timed_on=timed_on)
-    path = page.write(result.folder / "report.html", "Made by sparsefx.")
+    path = page.write(result.folder / _PAGE, "Made by sparsefx.")
     stdout.print(f"report {path}", markup=False)

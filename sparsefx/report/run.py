@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +192,8 @@ def run_page(
     result: RunResult, rows: Sequence[ReportRow], *, title: str, lead: str, timed_on: str = ""
 ) -> Page:
     """Return the page of a run: table, curves, sparsity per layer, sizes, how it was made."""
+    from sparsefx.train.events import read_lines
+
     page = Page(title, lead)
     page.section(
         "Results",
@@ -204,7 +205,7 @@ def run_page(
         names = [row.name for row in rows]
         metric = "Accuracy" if rows[0].score.metric == "accuracy" else rows[0].score.metric
         page.section(metric, accuracy_plot(names, [_percent(row.score) for row in rows]))
-    lines = read_metrics(result.folder / "metrics.jsonl")
+    lines = [line for _, line in read_lines(result.folder / "metrics.jsonl")]
     if lines:
         page.section("Training", _curves(result, lines))
     if rows:
@@ -212,14 +213,6 @@ def run_page(
         page.section("Size", _sizes(rows))
     page.section("How it was made", _stages(result))
     return page
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file that are whole."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _percent(score: Score) -> tuple[float, float, float]:

@@ -122,7 +122,7 @@ def _read(folder: Path) -> Checkpoint:
                 raise ArtifactError(f"{name} was cut or altered", who="resume", where=str(folder))
         state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         return Checkpoint(state["step"], load_file(folder / _TENSORS), state)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(
             f"the checkpoint cannot be read: {error}", who="resume", where=str(folder)
         ) from error

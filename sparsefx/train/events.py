@@ -7,6 +7,7 @@ files and plots are all listeners.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,10 @@ __all__ = [
     "StageStarted",
     "StepDone",
     "TensorBoard",
+    "read_lines",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -199,10 +203,7 @@ class MetricsFile:
         if not self.path.exists():
             return
         kept = []
-        for text in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            line = _parsed(text)
-            if line is None:
-                continue
+        for text, line in read_lines(self.path):
             last = step - 1 if "metric" in line else step
             if line["stage"] in finished or (line["stage"] == stage and line["step"] <= last):
                 kept.append(text)
@@ -211,12 +212,35 @@ class MetricsFile:
         os.replace(fresh, self.path)
 
 
+def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the whole lines of a metrics file, as texts and as data; none where there is no file.
+
+    Of others, which a machine that lost its power may leave, a warning says how many they are; one
+    at the end, which a kill cut off, is nothing to speak of.
+    """
+    if not path.exists():
+        return []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if texts and not texts[-1].endswith("\n"):
+        del texts[-1]
+    parsed = [(text, line) for text in texts if (line := _parsed(text)) is not None]
+    if len(parsed) < len(texts):
+        logger.warning(
+            "%s: %d damaged lines are left out; nothing but the curves lacks them",
+            *(path, len(texts) - len(parsed)),
+        )
+    return parsed
+
+
 def _parsed(text: str) -> dict[str, Any] | None:
-    """Return a line, or None when it was cut off."""
-    if not text.endswith("\n"):
+    """Return a line; None for what is no line of a metrics file."""
+    try:
+        line = json.loads(text)
+    except ValueError:
         return None
-    line: dict[str, Any] = json.loads(text)
-    return line
+    if not isinstance(line, dict) or not isinstance(line.get("stage"), str):
+        return None
+    return line if isinstance(line.get("step"), int) else None
 
 
 class TensorBoard:

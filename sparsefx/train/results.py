@@ -164,7 +164,7 @@ class RunResult:
             places = [Path(folder) / place for place in found["folders"]]
             stages = tuple(stage for place in places if (stage := StageResult.read(place)))
             return cls(found["name"], Path(folder), stages, tuple(found.get("classes", ())))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
                 f"there is no finished run: {error}",
                 who="result",

@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +20,7 @@ import sparsefx
 from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
-from sparsefx.storage.files import write_json
+from sparsefx.storage.files import write_json, write_text
 from sparsefx.storage.places import is_program
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.differences import differences, leaves
@@ -28,11 +28,51 @@ from sparsefx.train.evaluation import SessionData
 from sparsefx.train.results import CAPTURED, StageResult
 from sparsefx.train.vocabulary import check_kept_tokenizer
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "check_new_run"]
 
 FORMAT = 1
+_RUN = "run.json"
+_WRITTEN = ("recipe.yaml", CAPTURED, "tokenizer", "metrics.jsonl", "stages", "result.json")
 
 logger = logging.getLogger(__name__)
+
+
+def check_new_run(folder: Path, more: Collection[str] = ()) -> None:
+    """Refuse a folder that is not that of a run and holds what a run would replace.
+
+    Args:
+        folder: That a run shall begin in, or go on.
+        more: Names of what is written there besides, when the run is finished.
+
+    Raises:
+        TrainingError: It holds a model, or files under the names of a run.
+        ArtifactError: It holds stages and nothing that says of which recipe and data.
+    """
+    # In this order: another process that begins writes run.json first.
+    there = [name for name in (*_WRITTEN, *more) if (folder / name).exists()]
+    if (folder / _RUN).exists():
+        return
+    if is_program(folder) or (folder / "config.json").exists():
+        raise TrainingError(
+            "the folder holds a model, and a run has a folder of its own",
+            who="session",
+            where=str(folder),
+            hint="choose another",
+        )
+    if any((folder / "stages").glob("*/*")):
+        raise ArtifactError(
+            "it is missing, and it says of which recipe and data the stages here are",
+            who="resume",
+            where=str(folder / _RUN),
+            hint="choose another folder, or remove this one to begin anew",
+        )
+    if there:
+        raise TrainingError(
+            f"the folder is not that of a run, and a run would replace {', '.join(there)} in it",
+            who="session",
+            where=str(folder),
+            hint=f"choose another folder, such as {folder / 'run'}",
+        )
 
 
 class RunFolder:
@@ -44,9 +84,8 @@ class RunFolder:
         data: Has to be what the run began with, and its tokenizer too.
 
     Raises:
-        TrainingError: It is the folder of another run or of a model, or another process works on
-            it.
-        ArtifactError: It holds stages and nothing that says of which recipe and data.
+        TrainingError: It is the folder of another run, or another process works on it.
+        ArtifactError: The file that says of which recipe and data it is cannot be read.
     """
 
     def __init__(self, path: Path, recipe: Recipe, data: SessionData) -> None:
@@ -108,29 +147,20 @@ class RunFolder:
 
     def _open(self) -> None:
         wanted = self._wanted()
-        path = self.path / "run.json"
+        path = self.path / _RUN
         if not path.exists():
-            if is_program(self.path) or (self.path / "config.json").exists():
-                raise TrainingError(
-                    "the folder holds a model, and a run has a folder of its own",
-                    who="session",
-                    where=str(self.path),
-                    hint="choose another",
-                )
-            if any((self.path / "stages").glob("*/*")):
-                raise ArtifactError(
-                    "it is missing, and it says of which recipe and data the stages here are",
-                    who="resume",
-                    where=str(path),
-                    hint="choose another folder, or remove this one to begin anew",
-                )
             self._write(wanted)
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError(f"not JSON: {error}", who="resume", where=str(path)) from error
-        count = self._begun(found)
+            count = self._begun(found)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"it does not say of which recipe the run is: {type(error).__name__} {error}",
+                who="resume",
+                where=str(path),
+                hint="choose another folder, or remove this one to begin anew",
+            ) from error
         begun = _differences(_upto(found, count), _upto(wanted, count))
         if begun:
             raise TrainingError(
@@ -146,10 +176,12 @@ class RunFolder:
             listed = "\n  ".join(later[:10])
             logger.warning("stages that have not begun were changed:\n  %s", listed)
             self._write(wanted)
+        elif not (self.path / "recipe.yaml").exists():  # it was killed in between
+            self._write(wanted)
 
     def _write(self, wanted: Mapping[str, Any]) -> None:
-        (self.path / "recipe.yaml").write_text(self._recipe.to_yaml(), encoding="utf-8")
-        write_json(self.path / "run.json", {**wanted, "machine": self.machine})
+        write_json(self.path / _RUN, {**wanted, "machine": self.machine})
+        write_text(self.path / "recipe.yaml", self._recipe.to_yaml())
 
     def _begun(self, found: Mapping[str, Any]) -> int:
         """Return how many stages have left a file."""

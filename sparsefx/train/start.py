@@ -26,7 +26,7 @@ from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
 from sparsefx.train.results import CAPTURED, StageResult
-from sparsefx.train.runfolder import RunFolder
+from sparsefx.train.runfolder import RunFolder, check_new_run
 
 __all__ = ["Programs", "begin_folder", "open_folder", "starting_model"]
 
@@ -135,9 +135,11 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
     """Return what a run starts from: the model captured, or what a former session saved of it.
 
     Raises:
-        TrainingError: The run in ``folder`` began with another model, or a weight is NaN.
+        TrainingError: The run in ``folder`` began with another model, it holds no run but what
+            one would replace, or a weight is NaN.
         DataError: A text has more tokens than the model has positions, or unknown ones.
     """
+    check_new_run(folder)
     saved = folder / CAPTURED
     if is_program(saved):
         found = Program.load(saved)

@@ -118,6 +118,18 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the report: [Errno" in said.err
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "report.html", "huggingface", "compiled"])
+def test_files_of_the_user_are_not_replaced(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (place / name).write_text("mine")
+    before = sorted(each.name for each in place.iterdir())
+    assert compress(place, **{"--folder": str(place)}) == 2
+    assert f"a run would replace {name} in it\n  hint: choose" in capsys.readouterr().err
+    assert (place / name).read_text() == "mine"
+    assert sorted(each.name for each in place.iterdir()) == before
+
+
 def test_a_model_without_configuration_is_no_failure(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,26 @@ def test_a_cut_checkpoint_is_passed_over(tmp_path: Path, whole: Path) -> None:
     assert_same_run(tmp_path / "run", whole)
 
 
+def test_a_checkpoint_with_another_manifest_is_passed_over(tmp_path: Path, whole: Path) -> None:
+    newest = max(interrupted(tmp_path / "run", at=5).iterdir())
+    (newest / "manifest.json").write_text("[]", encoding="utf-8")
+    session(tmp_path / "run").run()
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_damaged_lines_of_the_metrics_are_left_out(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(tmp_path / "run", at=5)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    first, *others = metrics.read_bytes().splitlines(keepends=True)
+    damaged = (bytes(40) + b"\n", first[:20] + b"\n", b'{"a": 1}\n', b"[1]\n", b"\xff\xfe\n")
+    metrics.write_bytes(b"".join((first, *damaged, *others)))
+    session(tmp_path / "run").run()
+    assert "5 damaged lines are left out" in caplog.text
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(tmp_path: Path, whole: Path) -> None:
     interrupted(tmp_path / "run", at=5)
     assert lines(tmp_path / "run")[-1]["step"] == 5
