@@ -98,7 +98,7 @@ def check_kept_tokenizer(place: Path, tokenizer: Any) -> None:
     """
     file, core = place / _FILE, getattr(tokenizer, "backend_tokenizer", None)
     if core is not None and file.is_file():
-        kept = _read_core(file)
+        kept = _read_core(file, type(core))
         old, new = kept.get_vocab(), core.get_vocab()
         changed = differences(_settings(kept), _settings(core), "tokenizer")
     else:
@@ -119,11 +119,9 @@ def check_kept_tokenizer(place: Path, tokenizer: Any) -> None:
         )
 
 
-def _read_core(file: Path) -> Any:
-    from tokenizers import Tokenizer
-
+def _read_core(file: Path, kind: Any) -> Any:
     try:
-        return Tokenizer.from_file(str(file))
+        return kind.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exceptions for files that it cannot read
         raise ArtifactError(
             f"the tokenizer of the run cannot be read: {first_line(error)}",
