@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
-from sparsefx.errors import DataError, did_you_mean
+from sparsefx.errors import DataError, TargetError, did_you_mean
 from sparsefx.storage.places import is_program
 
 if TYPE_CHECKING:
@@ -45,13 +45,15 @@ def command(
     A stopped sweep goes on where it was.
     """
     from sparsefx.backends.accelerator.hardware.archfile import load_architecture
-    from sparsefx.backends.accelerator.studies.sweep import program_grid, run_sweep, write_sweep
+    from sparsefx.backends.accelerator.studies.sweep import finished_points, program_grid, run_sweep
+    from sparsefx.backends.accelerator.studies.sweep_page import write_sweep
 
     names = _list(archs)
     if not names:
         raise DataError("no architecture is named", who="sweep", where="--archs")
     for name in names:
         load_architecture(name)
+    finished_points(out)  # a folder of something else is refused before anything is written to it
     if models:
         folders = [_saved(model, out) for model in models]
         points = program_grid(names, folders, batch=batch, tokens=seq)
@@ -68,10 +70,16 @@ def command(
         )
     for path in write_sweep(results, out):
         stdout.print(f"wrote {path}", markup=False)
-    for result in results:
-        if result.error:
-            told = f"{result.point.arch}, {result.point.size}, {result.point.ratio:g}x"
-            stderr.print(f"{told}: {result.error}", markup=False)
+    failed = [result for result in results if result.error]
+    for result in failed:
+        told = f"{result.point.arch}, {result.point.size}, {result.point.ratio:g}x"
+        stderr.print(f"{told}: {result.error}", markup=False)
+    if len(failed) == len(results):
+        raise TargetError(
+            "nothing could be simulated",
+            who="sweep",
+            hint="mend what is said above and run the same command again",
+        )
 
 
 def _drawn(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from sparsefx.backends.accelerator.hardware.archfile import dump_architecture, load_architecture
+from sparsefx.backends.accelerator.hardware.own_code import own_sources
 from sparsefx.backends.accelerator.simulation.tile_level import simulate
 from sparsefx.backends.accelerator.workload.bert import (
     EncoderSize,
@@ -24,26 +23,27 @@ from sparsefx.backends.accelerator.workload.bert import (
 )
 from sparsefx.backends.accelerator.workload.operations import Workload
 from sparsefx.backends.accelerator.workload.programs import workload_of
-from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.errors import ArtifactError, SparsefxError, TargetError
 from sparsefx.extras import need
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.program import Program
-from sparsefx.report.page import Page, paragraph, table
-from sparsefx.report.svg import COLOURS, Axis, Canvas
 
 __all__ = [
+    "PAGE",
+    "SHEET",
     "SIZES",
     "Pattern",
     "Point",
     "Result",
+    "finished_points",
     "grid",
     "program_grid",
     "run_point",
     "run_sweep",
-    "write_sweep",
 ]
 
 Pattern = Zeros | Literal["saved"]
+PAGE, SHEET, _POINTS = "sweep.html", "sweep.csv", "points.jsonl"
 SIZES = {"bert-base": EncoderSize(), "bert-large": EncoderSize.large()}
 
 
@@ -56,7 +56,8 @@ class Point:
         pattern: How the zeros are drawn; ``saved`` for those of a Program.
         size: Name of an encoder's sizes, or the folder of a saved Program.
         fingerprint: Of that Program, so that a changed one is simulated again.
-        machine: Hash of an architecture file, for the same reason; "" for a preset.
+        machine: Hash of an architecture file, and of the code of an engine or format that is not
+            of sparsefx, for the same reason; "" for a preset.
     """
 
     arch: str
@@ -143,11 +144,14 @@ def _ratio(program: Program) -> float:
 
 
 def machine_hash(arch: str) -> str:
-    """Hash of the numbers in an architecture file; "" for a preset."""
+    """Hash of the numbers in an architecture file, and of code that it names; "" for a preset."""
     if not Path(arch).is_file():
         return ""
-    text = json.dumps(dump_architecture(load_architecture(arch)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    machine = load_architecture(arch)
+    digest = hashlib.sha256(json.dumps(dump_architecture(machine), sort_keys=True).encode())
+    for file in own_sources(machine):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def run_point(point: Point) -> Result:
@@ -192,7 +196,7 @@ def run_sweep(
     ray_address: str = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
-    """Run what is not in `folder/points.jsonl` yet and return all results in order.
+    """Run what is not in `folder/points.jsonl` yet, or failed, and return all results in order.
 
     Every finished point is appended at once, so a sweep that was stopped goes on where it was.
 
@@ -202,15 +206,18 @@ def run_sweep(
         jobs: Processes on this machine.
         ray_address: Address of a Ray cluster (`auto` or `local`); needs the package ray.
         progress: Called with how many points are done and how many there are.
+
+    Raises:
+        ArtifactError: The folder holds files of these names that are not of a sweep.
     """
+    known = finished_points(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "points.jsonl"
-    known = _read(file)
+    file = folder / _POINTS
     todo = [point for point in dict.fromkeys(points) if point.key not in known]
     progress(len(points) - len(todo), len(points))
     runner = _on_ray(todo, ray_address) if ray_address else _here(todo, jobs)
     with file.open("a", encoding="utf-8") as out:
-        if known and not file.read_text(encoding="utf-8").endswith("\n"):
+        if file.stat().st_size and not file.read_bytes().endswith(b"\n"):
             out.write("\n")  # the last line of a sweep that was killed
         for done, result in enumerate(runner, start=len(points) - len(todo) + 1):
             known[result.point.key] = result
@@ -220,18 +227,42 @@ def run_sweep(
     return [known[point.key] for point in points]
 
 
-def _read(file: Path) -> dict[str, Result]:
-    found: dict[str, Result] = {}
+def finished_points(folder: Path) -> dict[str, Result]:
+    """Return what a sweep in a folder has simulated, by keys; points that failed are run again.
+
+    Raises:
+        ArtifactError: The folder holds files of these names that are not of a sweep.
+    """
+    file = folder / _POINTS
     if not file.exists():
-        return found
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            tree = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that was cut off
-        result = Result(**{**tree, "point": Point(**tree["point"])})
-        found[result.point.key] = result
-    return found
+        if there := [name for name in (SHEET, PAGE) if (folder / name).exists()]:
+            raise ArtifactError(
+                f"it is not the folder of a sweep, which would replace {' and '.join(there)} in it",
+                who="sweep",
+                where=str(folder),
+                hint="choose another folder",
+            )
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    results = (_result(line, f"{file}, line {number}") for number, line in enumerate(lines, 1))
+    return {each.point.key: each for each in results if each is not None and not each.error}
+
+
+def _result(line: str, where: str) -> Result | None:
+    """Return the result in a line; None when it was cut off."""
+    try:
+        tree = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    try:
+        return Result(**{**tree, "point": Point(**tree["point"])})
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"it is no result of a sweep: {type(error).__name__} {error}",
+            who="sweep",
+            where=where,
+            hint="choose another folder, or remove the file to begin anew",
+        ) from error
 
 
 def _here(points: list[Point], jobs: int) -> Iterator[Result]:
@@ -258,125 +289,3 @@ def _on_ray(points: list[Point], address: str) -> Iterator[Result]:
     finally:
         if ours:
             ray.shutdown()
-
-
-def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
-    """Write `sweep.csv` and `sweep.html` (table and plot) and return their paths."""
-    columns = [*asdict(results[0].point), *(k for k in asdict(results[0]) if k != "point")]
-    rows = [{**asdict(r.point), **{k: v for k, v in asdict(r).items() if k != "point"}}
-            for r in results]  # fmt: skip
-    sheet = folder / "sweep.csv"
-    with sheet.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.DictWriter(out, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    page = Page("Sweep", f"{len(results)} simulations; none is a measurement.")
-    drawn = [r for r in results if r.point.pattern != "saved" and not r.error]
-    saved = [r for r in results if r.point.pattern == "saved" and not r.error]
-    if drawn:
-        page.section("Throughput against compression", _curves(drawn))
-    if saved:
-        page.section("Throughput of the saved Programs", _bars(saved))
-    failed = [r for r in results if r.error]
-    if failed:
-        told = [f"{r.point.arch}, {r.point.size}, {r.point.ratio:g}x: {r.error}" for r in failed]
-        page.section("Not simulated", *(paragraph(text) for text in told))
-    page.section("Results", table(list(_SHOWN), [_shown(result) for result in results]))
-    return sheet, page.write(folder / "sweep.html")
-
-
-_SHOWN: Final = (
-    "architecture", "model", "compression", "zeros", "batch x tokens", "ms", "sequences/s", "mJ",
-    "external MB", "multipliers busy",
-)  # fmt: skip
-
-
-def _shown(result: Result) -> list[str]:
-    """The row of one result, as under `_SHOWN`; the CSV file has every figure in full."""
-    point = result.point
-    figures = (
-        f"{result.milliseconds:,.4g}",
-        f"{result.sequences_per_second:,.1f}",
-        f"{result.millijoules:,.3f}",
-        f"{result.dram_megabytes:,.3f}",
-        f"{result.utilisation:.1%}",
-    )
-    return [
-        point.arch,
-        _model(point),
-        f"{point.ratio:g}x",
-        point.pattern,
-        f"{point.batch} x {point.tokens}",
-        *(figures if not result.error else ("",) * len(figures)),
-    ]
-
-
-def _model(point: Point) -> str:
-    """The size, or the last two parts of a saved Program's path."""
-    return "/".join(Path(point.size).parts[-2:]) if point.pattern == "saved" else point.size
-
-
-def _curves(results: list[Result]) -> str:
-    """Sequences a second by compression, a line for each architecture and pattern."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        name = f"{result.point.arch}, {result.point.pattern}"
-        lines.setdefault(name, []).append((result.point.ratio, result.sequences_per_second))
-    canvas = Canvas(900, max(380, 58 + 18 * len(lines)), "throughput against compression")
-    values = [v for points in lines.values() for _, v in points]
-    most = max(x for points in lines.values() for x, _ in points)
-    x = Axis(0, most * 1.05, 80, 640)
-    y = Axis(min(values) / 1.5, max(values) * 1.5, 330, 15, log=True)
-    canvas.axes(x, y, "dense over remaining weights", "sequences a second")
-    groups, row = _coinciding(lines), 0
-    for number, names in enumerate(groups):
-        colour, told = COLOURS[number % len(COLOURS)], {name: dict(lines[name]) for name in names}
-        points = sorted(told[names[0]].items())
-        canvas.line([(x(a), y(b)) for a, b in points], colour)
-        for a, b in points:
-            tip = "\n".join(f"{name}: {a:g}x, {found[a]:,.1f}" for name, found in told.items())
-            canvas.dot(x(a), y(b), colour, tip)
-        canvas.rect(660, 20 + 18 * row, 11, 18 * len(names) - 7, colour)
-        for name in names:
-            canvas.text(677, 30 + 18 * row, name)
-            row += 1
-    if len(groups) < len(lines):
-        canvas.text(660, 34 + 18 * row, "beside one bar: equal within 1 %")
-    return canvas.render()
-
-
-def _coinciding(lines: Mapping[str, Sequence[tuple[float, float]]]) -> list[list[str]]:
-    """The names, those together whose lines would hide one another."""
-    found: list[list[str]] = []
-    for name, points in lines.items():
-        group = next((names for names in found if _is_hidden(lines[names[0]], points)), None)
-        if group is None:
-            found.append([name])
-        else:
-            group.append(name)
-    return found
-
-
-def _is_hidden(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> bool:
-    """Whether all points of two lines differ by less than what is seen, a pixel."""
-    pairs = [*zip(sorted(first), sorted(second), strict=False)]
-    near = all(a == c and math.isclose(b, d, rel_tol=0.01) for (a, b), (c, d) in pairs)
-    return near and len(first) == len(second)
-
-
-def _bars(results: list[Result]) -> str:
-    """Sequences a second, a bar for each Program and architecture, with its compression."""
-    archs = list(dict.fromkeys(result.point.arch for result in results))
-    canvas = Canvas(900, 46 + 20 * len(results), "throughput of saved Programs")
-    x = Axis(0, max(result.sequences_per_second for result in results), 330, 780)
-    for row, result in enumerate(results):
-        point, y = result.point, 8 + 20 * row
-        name = f"{_model(point)} ({point.ratio:g}x) on {point.arch}"
-        canvas.text(324, y + 12, name[-52:], "end")
-        colour = COLOURS[archs.index(point.arch) % len(COLOURS)]
-        canvas.rect(330, y, x(result.sequences_per_second) - 330, 14, colour, point.size)
-        canvas.text(
-            x(result.sequences_per_second) + 6, y + 12, f"{result.sequences_per_second:,.1f}"
-        )
-    canvas.text(555, 30 + 20 * len(results), "sequences a second", "middle")
-    return canvas.render()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import json
+import shutil
+import sys
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,10 +16,11 @@ from typer.testing import CliRunner
 
 from sparsefx.backends.accelerator.report.outcome import read_outcome
 from sparsefx.backends.accelerator.studies import sweep
-from sparsefx.backends.accelerator.studies.sweep import grid, run_sweep, write_sweep
+from sparsefx.backends.accelerator.studies.sweep import grid, run_sweep
+from sparsefx.backends.accelerator.studies.sweep_page import write_sweep
 from sparsefx.backends.accelerator.workload.bert import EncoderSize
 from sparsefx.cli.app import app
-from sparsefx.errors import DependencyError, SparsefxError, TargetError
+from sparsefx.errors import ArtifactError, DependencyError, SparsefxError, TargetError
 from tests.int8 import int8
 
 
@@ -84,6 +90,84 @@ def test_a_changed_machine_is_simulated_again(tmp_path: Path) -> None:
         (result,) = run_sweep(grid([str(file)], [1], ["random"], tokens=16), tmp_path)
         times.append(result.milliseconds)
     assert times[1] < times[0]
+
+
+ENGINE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from own_costs import FACTOR
+from sparsefx.backends.accelerator.engines.base import Engine, Timing
+
+@dataclass(frozen=True)
+class Mine(Engine):
+    kind: ClassVar[str] = "mine"
+    skips: ClassVar[frozenset[str]] = frozenset()
+    peak: ClassVar[int] = 1
+    row_step: ClassVar[int] = 1
+
+    def run(self, gemm):
+        macs = gemm.macs(self.skips)
+        return Timing(macs * FACTOR // BROKEN, macs)
+"""
+
+
+def own_sweep(folder: Path, engine: str, factor: int = 1) -> tuple[int, str, list[float]]:
+    """Sweep a machine with an engine of the user's own, as a new process would."""
+    (folder / "own_engine.py").write_text(engine)
+    (folder / "own_costs.py").write_text(f"FACTOR = {factor}")
+    for name in ("own_engine", "own_costs"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    (folder / "mine.yaml").write_text(
+        "base: lock-step-32\nname: mine\nengine: {kind: 'own_engine:Mine', numbers: {}}"
+    )
+    arguments = ["sweep", "--out", str(folder / "out"), "--archs", str(folder / "mine.yaml")]
+    run = CliRunner().invoke(app, [*arguments, "--ratios", "4", "--seq", "16", "--jobs", "1"])
+    with (folder / "out" / "sweep.csv").open() as sheet:
+        cycles = [float(row["cycles"]) for row in csv.DictReader(sheet)]
+    return run.exit_code, f"{run.stderr} {run.exception}", cycles
+
+
+def test_an_own_engine_that_changed_is_simulated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    status, told, _ = own_sweep(tmp_path, ENGINE.replace("BROKEN", "0"))
+    assert status != 0
+    assert "ZeroDivisionError" in told
+    assert "nothing could be simulated" in told
+    mended = ENGINE.replace("BROKEN", "1")
+    status, _, first = own_sweep(tmp_path, mended)
+    assert status == 0
+    assert own_sweep(tmp_path, mended)[2] == first
+    assert own_sweep(tmp_path, mended, 10)[2][0] > 2 * first[0]  # of what it imports
+
+
+def test_points_that_failed_are_run_again(tmp_path: Path) -> None:
+    points = grid(["anton"], [1], ["random"], tokens=16)
+    failed = sweep.Result(points[0], error="out of luck")
+    (tmp_path / "points.jsonl").write_text(json.dumps(asdict(failed)) + "\n")
+    (result,) = run_sweep(points, tmp_path)
+    assert result.cycles > 0
+
+
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.html"])
+def test_files_that_are_not_of_a_sweep_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious")
+    run = CliRunner().invoke(app, ["sweep", "--out", str(tmp_path), "--ratios", "1", "--seq", "16"])
+    assert isinstance(run.exception, ArtifactError)
+    assert f"would replace {name} in it" in str(run.exception)
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize("line", ['{"a": 1}', "[1]", '{"point": {"a": 1}}'])
+def test_lines_that_are_no_results_are_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / "points.jsonl").write_text(line + "\n")
+    with pytest.raises(ArtifactError, match=r"points\.jsonl, line 1: it is no result of a sweep"):
+        run_sweep(grid(["anton"], [1], ["random"], tokens=16), tmp_path)
 
 
 def test_a_pattern_machine_needs_its_pattern(tmp_path: Path) -> None:
