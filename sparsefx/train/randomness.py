@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["get_state", "seed_everything", "seeded", "set_state", "stage_seed"]
+__all__ = ["get_state", "left_as_it_is", "seed_everything", "seeded", "set_state", "stage_seed"]
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -33,6 +33,21 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def left_as_it_is(device: torch.device) -> Iterator[None]:
+    """Let what is called inside draw; afterwards all generators go on as if it had not."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
 
 
 def get_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -62,7 +62,7 @@ from sparsefx.train.precheck import (
     check_parts,
     within,
 )
-from sparsefx.train.randomness import seed_everything, stage_seed
+from sparsefx.train.randomness import left_as_it_is, seed_everything, stage_seed
 from sparsefx.train.results import RunResult, StageResult
 from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.start import Programs, begin_folder, open_folder, starting_model
@@ -89,7 +89,7 @@ class Session:
         model: What to start from. It is saved in the folder; a session that goes on uses that.
         data: Task, tokenizer and, for distillation, unlabelled texts.
         folder: Where everything is kept.
-        listeners: Called with every event, in order.
+        listeners: Called with every event, in order; what they draw at random changes no run.
         device: ``cpu`` to stay on the CPU; by default what accelerate finds.
         checkpoint_seconds: Time between checkpoints.
         patience_seconds: How long a process waits for the others: more than process 0 takes to
@@ -232,8 +232,9 @@ class Session:
         return tell
 
     def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        with left_as_it_is(self._processes.device):
+            for listener in self._listeners:
+                listener(event)
 
     # -- a stage ---------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     """The metrics, without times."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def draw(event: Event) -> None:
+    """Be a listener that takes from every generator."""
+    torch.rand(3)
+    np.random.rand(2)
+    random.random()
 
 
 def assert_same_run(folder: Path, whole: Path) -> None:
@@ -219,6 +227,13 @@ def test_damaged_lines_of_the_metrics_are_left_out(
     metrics.write_bytes(b"".join((first, *damaged, *others)))
     session(tmp_path / "run").run()
     assert "5 damaged lines are left out" in caplog.text
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_listener_that_draws_changes_no_run(tmp_path: Path, whole: Path) -> None:
+    with pytest.raises(TrainingInterruptedError):
+        session(tmp_path / "run", listeners=[draw, tiny_run.interrupt_at(5)]).run()
+    session(tmp_path / "run", listeners=[draw]).run()
     assert_same_run(tmp_path / "run", whole)
 
 
