@@ -146,13 +146,15 @@ def labels_are_hidden(cells: Sequence[Cell]) -> bool:
     return bool(found) and found <= _HIDDEN
 
 
-def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
+def check_classes(table: Table, label: str | tuple[str, ...], kind: Kind) -> None:
     """Refuse a training table of which every row, or every word, is of one class or value.
 
     Of several columns one may say the same of every text, which is told: a sample may lack a class.
+    Of texts with any number of classes all may not have the same ones, as it seems where lists hold
+    0 and 1 for each of two classes.
 
     Raises:
-        DataError: Names the class.
+        DataError: Names the class, or the classes.
     """
     if isinstance(label, tuple):
         alike = [column for column in label if len(found_labels(table, column)) == 1]
@@ -162,6 +164,8 @@ def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
                 _LOG.warning("%s: column %r holds %r in every row", table.origin, column, same)
             return
         label = label[0]
+    if kind == "multi-label":
+        _refuse_same_lists(table, label)
     found = found_labels(table, label)
     if len(found) != 1:
         return
@@ -173,6 +177,24 @@ def check_classes(table: Table, label: str | tuple[str, ...]) -> None:
         who=_WHO,
         where=table.origin,
         hint="give examples of each class, or check that this is the label column" + more,
+    )
+
+
+def _refuse_same_lists(table: Table, label: str) -> None:
+    cells = table.column(label)
+    held = {frozenset(_items([cell])) for cell in cells}
+    if len(held) != 1 or len(next(iter(held))) < 2:
+        return
+    marks = next(iter(held)) <= _MARKS.keys() | {"0.0", "1.0", "False", "True"}
+    hint = "a list names the classes that a text has"
+    if marks:
+        hint += "; 0 and 1 for each class are a column each: --label FIRST,SECOND"
+    raise DataError(
+        f"column {label!r} gives every row the same classes, {cells[0]!r} the first: there is "
+        "nothing to tell apart",
+        who=_WHO,
+        where=table.origin,
+        hint=hint,
     )
 
 

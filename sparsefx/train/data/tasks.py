@@ -228,7 +228,7 @@ def load_task(
     kind, names = _kind_and_classes(_main(tables), text, label, kind, tuple(classes or ()), outputs)
     splits = {each: _examples(table, text, label, names, kind) for each, table in tables.items()}
     if "train" in tables:
-        check_classes(tables["train"], label)
+        check_classes(tables["train"], label, kind)
     score = metric_for(kind, names, metric)
     return Task(name, kind, names, score, with_test(splits, test_share, seed, where=name))
 

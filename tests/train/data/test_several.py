@@ -184,6 +184,24 @@ def test_lists_that_name_no_classes_are_refused(
         load(jsonl(tmp_path, [{"text": "a", "labels": [0, 1]}, row]))
 
 
+@pytest.mark.parametrize(
+    ("lists", "hint"),
+    [
+        (([1, 0], [0, 1]), "a column each: --label FIRST,SECOND"),
+        (([1.0, 0.0], [0.0, 1.0]), "a column each: --label FIRST,SECOND"),
+        ((["a", "b"], ["b", "a"]), "a list names the classes that a text has"),
+    ],
+)
+def test_lists_that_tell_no_text_apart_are_refused(
+    lists: tuple[list[Any], list[Any]], hint: str, tmp_path: Path
+) -> None:
+    rows = [{"text": f"t{i}", "labels": lists[i % 2]} for i in range(20)]
+    with pytest.raises(DataError, match="gives every row the same classes") as caught:
+        load(jsonl(tmp_path, rows))
+    assert caught.value.hint.endswith(hint)
+    assert load(jsonl(tmp_path, [*rows, {"text": "x", "labels": []}])).kind == "multi-label"
+
+
 def test_lists_as_texts_are_refused(tmp_path: Path) -> None:
     place = tmp_path / "a.csv"
     place.write_text("text,labels\na,\"['x', 'y']\"\nb,[]\n")
