@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +28,25 @@ def main(arguments: list[str] | None = None) -> None:
     A mistake of the user, and a machine without space or memory, end in one message and exit code
     2, an interrupt in exit code 130.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    given = list(map(_at_home, sys.argv[1:] if arguments is None else arguments))
     name = next((each for each in given if not each.startswith("-")), "")
     goes_on = name in _GO_ON
     with imports_end(_interrupted(goes_on)), one_message(goes_on=goes_on):
         from sparsefx.cli.app import app
 
-        app(args=arguments, prog_name="sparsefx")
+        app(args=given, prog_name="sparsefx")
+
+
+def _at_home(argument: str) -> str:
+    """Put the user's folder in place of ``~``, which shells do not where ``=`` stands before it.
+
+    >>> home = os.path.expanduser("~")
+    >>> _at_home("--data=train=~/a.csv") == f"--data=train={home}/a.csv"
+    True
+    >>> _at_home("--text=~a"), _at_home("a~/b")
+    ('--text=~a', 'a~/b')
+    """
+    return re.sub(r"(?<![^=,])~(?=/|$)", lambda _: os.path.expanduser("~"), argument)
 
 
 @contextmanager

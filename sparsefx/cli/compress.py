@@ -155,13 +155,19 @@ def _read_task(
     )
     if len(data) == 1 and "=" not in data[0]:
         return load(data[0])
-    named = dict(item.split("=", 1) for item in data if "=" in item)
-    if len(named) != len(data):
+    pairs = [(split, place) for split, mark, place in (d.partition("=") for d in data) if mark]
+    named = dict(pairs)
+    if len(pairs) != len(data):
         raise DataError(
-            f"{len(data)} sources, of which {len(named)} name a split of their own",
+            f"{len(data)} sources, of which {len(pairs)} name a split",
             who="data",
             hint="give --data train=FILE --data test=FILE",
         )
+    if len(named) != len(pairs):
+        splits = [split for split, _ in pairs]
+        twice = next(split for split in splits if splits.count(split) > 1)
+        hint = "put the examples of a split into one file"
+        raise DataError(f"{twice!r} is given twice", who="data", where="--data", hint=hint)
     unknown = named.keys() - set(_SPLITS)
     if unknown or "train" not in named:
         raise DataError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsefx.errors import TrainingError
+from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.frontend.capture import capture
 from sparsefx.graph.finite import describe_weights, not_finite
 from sparsefx.huggingface import capture_tokens, load_pretrained
@@ -75,7 +75,7 @@ class Programs:
         stage = self._recipe.stages[index]
         saved = self._saved(index)
         if stage.training is not None and saved.exists():
-            return Program.load(saved)
+            return _load_start(saved)
         start = self._recipe.start_of(index)
         if start == MODEL or start in finished:
             program = self.of(start, finished)
@@ -116,6 +116,14 @@ class Programs:
     def _teacher(self, index: int) -> Path:
         """Return the file that knows the teacher which a stage found in another folder."""
         return self._folder.stage(index) / "teacher.json"
+
+
+def _load_start(saved: Path) -> Program:
+    try:
+        return Program.load(saved)
+    except ArtifactError as error:
+        error.hint = f"remove {saved.parent} to train the stage anew"
+        raise
 
 
 def _check_same_teacher(teacher: Program, kept: Path, folder: str) -> None:

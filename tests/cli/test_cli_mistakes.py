@@ -101,6 +101,10 @@ def place(tmp_path: Path) -> Path:
         ("compress fine-tune --model model", "there is nothing to train on"),
         ("compress fine-tune --model model --unlabelled data.csv", "nothing to minimise"),
         ("compress fine-tune --model model --data a=data.csv --data train=data.csv", "'train'"),
+        (
+            "compress fine-tune --model model --data train=a --data train=b",
+            "'train' is given twice",
+        ),
         ("compress fine-tune --model model --data train=long.csv --data test=data.csv", "for 16"),
     ],
 )

@@ -73,6 +73,19 @@ def test_a_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "it is a folder\n  hint: choose another --json\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["-o ~/new", "--out=~/new", "--out ~/new"])
+def test_the_folder_of_the_user_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    captured("bert-cls").save(tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert run("opt", "--program=teacher=~/../p", "p", "-p", "", *line.split()) == 0
+    assert (tmp_path / "home" / "new" / "manifest.json").exists()
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_program_is_replaced_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,6 +275,14 @@ def test_only_cut_checkpoints_are_an_error(tmp_path: Path) -> None:
         session(tmp_path / "run").run()
 
 
+def test_a_damaged_start_says_how_to_go_on(tmp_path: Path) -> None:
+    stage = interrupted(tmp_path, at=3).parent
+    (stage / "start" / "graph.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ArtifactError) as caught:
+        session(tmp_path).run()
+    assert caught.value.hint == f"remove {stage} to train the stage anew"
+
+
 def test_stages_of_an_unknown_recipe_are_refused(tmp_path: Path) -> None:
     interrupted(tmp_path, at=3)
     (tmp_path / "run.json").unlink()

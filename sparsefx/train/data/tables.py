@@ -9,7 +9,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sparsefx.errors import DataError, did_you_mean
 
@@ -234,7 +236,7 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Cell]:
     if not line.strip():
         raise DataError("the row is empty", who=_READER, where=where)
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=partial(_object, where))
     except json.JSONDecodeError as error:
         raise DataError(f"this is not JSON: {error.msg}", who=_READER, where=where) from error
     if not isinstance(row, dict):
@@ -245,6 +247,16 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, Cell]:
             hint='write one {"text": ..., "label": ...} a line',
         )
     return row
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        told = f"the line names {', '.join(map(repr, repeated))} twice"
+        raise DataError(told, who=_READER, where=where)
+    return found
 
 
 def _read_parquet(path: Path, header: Sequence[str] | None) -> Table:

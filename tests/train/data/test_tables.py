@@ -77,6 +77,11 @@ BAD = {
     "empty csv row": ("a.csv", b"text,label\nx,1\n\ny,0\n", "a.csv, line 3: the row is empty"),
     "empty jsonl row": ("a.jsonl", b'{"a": 1}\n\n{"a": 2}\n', "a.jsonl, line 2: the row is empty"),
     "ragged": ("a.tsv", b"text\tlabel\nx\n", "a.tsv, line 2: the row has 1 fields, the header 2"),
+    "repeated key": (
+        "a.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "a", "text": "b", "label": 1}\n',
+        "a.jsonl, line 2: the line names 'text' twice",
+    ),
     "repeated": ("a.csv", b"text,text\nx,y\n", "the header names 'text' twice"),
     "broken csv": (
         "a.csv",
