@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from sparsefx.properties import Property
 from sparsefx.storage.files import check_files, file_hash, read_json, saving, take_place, write_json
 from sparsefx.storage.places import MANIFEST, is_program, told_place
 
-__all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program"]
+__all__ = ["FORMAT_VERSION", "check_free", "load_program", "save_program", "unnamed"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,13 +88,7 @@ def check_free(folder: Path) -> None:
 
 def _tell_unnamed(program: Program, folder: Path) -> None:
     """Warn of active passes that the registry does not find, by which the folder is loaded."""
-    for item in program.active:
-        try:
-            found = registry.pass_class(item.name)
-        except RegistryError:
-            found = None
-        if found is type(item):
-            continue
+    for item, found in unnamed(program):
         cls = type(item).__name__
         logger.warning(
             "save: the active pass '%s' is no installed one%s: Program.load(%r, passes=[%s]) takes "
@@ -105,6 +99,17 @@ def _tell_unnamed(program: Program, folder: Path) -> None:
             str(folder),
             cls,
         )
+
+
+def unnamed(program: Program) -> Iterator[tuple[Pass, type[Pass] | None]]:
+    """Yield the active passes that the registry does not find, and what it finds by their names."""
+    for item in program.active:
+        try:
+            found = registry.pass_class(item.name)
+        except RegistryError:
+            found = None
+        if found is not type(item):
+            yield item, found
 
 
 def load_program(folder: Path, passes: Iterable[type[Pass]] = ()) -> Program:

@@ -22,6 +22,7 @@ from sparsefx.recipe.amounts import parse_pipeline
 from sparsefx.recipe.passes import TEACHER, asks_teacher
 from sparsefx.storage.files import read_json, write_json
 from sparsefx.storage.places import is_program
+from sparsefx.storage.programs import unnamed
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
@@ -144,7 +145,7 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
 
     Raises:
         TrainingError: The run in ``folder`` began with another model, it holds no run but what
-            one would replace, or a weight is NaN.
+            one would replace, a weight is NaN, or an active pass is of no package.
         DataError: A text has more tokens than the model has positions, or unknown ones.
     """
     check_new_run(folder)
@@ -153,6 +154,8 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
         found = Program.load(saved)
         _check_same_model(model, found, folder)
         return found
+    if isinstance(model, Program):
+        _check_named(model)
     config = model.config if isinstance(model, Program) else _config_of(model)
     for split in (data.everything, data.test):
         check_tokens(split, config)
@@ -161,6 +164,19 @@ def starting_model(model: nn.Module | Program, folder: Path, data: TokenData) ->
     taken = set(_parameters_of(model))
     found = capture(model, {n: t for n, t in data.example().items() if n in taken})
     return _checked(_of_problem(found, data.task.kind))
+
+
+def _check_named(program: Program) -> None:
+    """Refuse active passes that no package names: a run loads what it has saved by their names."""
+    for item, _ in unnamed(program):
+        raise TrainingError(
+            f"the active pass '{item}' of the model is no installed one, and the folder of a run "
+            "is loaded by the names of passes",
+            who="session",
+            where="model",
+            hint=f"name {type(item).__name__} by an entry point (docs/writing-a-pass.md); or set "
+            "program.active = () for a model that shall train without it",
+        )
 
 
 def _of_problem(program: Program, kind: Kind) -> Program:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from sparsefx.errors import (
     TrainingError,
 )
 from sparsefx.frontend.capture import capture
+from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe
@@ -94,6 +95,27 @@ def test_soft_targets_of_one_value_are_refused(tmp_path: Path) -> None:
     assert isinstance(error, PassError)
     assert "its soft targets are always 1" in error.why
     assert error.who == "stage student, pipeline: distill"
+
+
+@dataclass(frozen=True)
+class Own(Pass):
+    """Stays active, as a pass of a script does that learns."""
+
+    name: ClassVar[str] = "own"
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        program.active = (*program.active, self)
+        return PassReport(1)
+
+    def after_step(self, program: Program, step: int) -> None:
+        """Learn nothing."""
+
+
+def test_an_active_pass_that_no_package_names_is_refused(tmp_path: Path) -> None:
+    model = Pipeline((Own(),)).run(tiny_run.program())
+    error = refused(Recipe.parse(ONE), tmp_path / "run", model=model)
+    assert error.why.startswith("the active pass 'own' of the model is no installed one")
+    assert error.hint.startswith("name Own by an entry point")
 
 
 # -- schedules -----------------------------------------------------------------------------------
