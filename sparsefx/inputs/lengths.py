@@ -9,8 +9,24 @@ from sparsefx.errors import DataError
 
 __all__ = ["check_length", "most_tokens"]
 
-# RoBERTa counts positions from behind the padding token's id.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+# RoBERTa counts positions from behind the padding token's id, as do those made from its code.
+_OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "esm",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 def most_tokens(config: Mapping[str, Any]) -> int | None:
