@@ -97,7 +97,7 @@ def _logits(scope: Scope, ours: fx.Node, theirs: fx.Node, weights: fx.Node | Non
 def _each_class(scope: Scope, ours: fx.Node, theirs: fx.Node) -> fx.Node:
     """Return the cross-entropy of every class, yes or no, added up over the last dimension."""
     rw, temperature = scope.rw, scope.options.temperature
-    soft = rw.call(aten.sigmoid.default, scope.cooled(theirs, temperature))
+    soft = rw.call(aten.sigmoid.default, scope.cooled(scope.exact(theirs), temperature))
     cooled = scope.cooled(ours, temperature)
     loss = aten.binary_cross_entropy_with_logits.default
     return rw.call(aten.sum.dim_IntList, rw.call(loss, cooled, soft, None, None, 0), [-1])
@@ -251,6 +251,7 @@ def _first_token(scope: Scope, node: fx.Node) -> fx.Node:
     token = scope.rw.call(aten.select.int, node, 1, 0)
     if not scope.options.normalise_cls:
         return token
+    token = scope.exact(token)
     norm = scope.rw.call(aten.linalg_vector_norm.default, token, 2.0, [-1], True)
     return scope.rw.call(aten.div.Tensor, token, scope.rw.call(aten.clamp.default, norm, 1e-12))
 

@@ -49,7 +49,8 @@ class PoolSentences(Pass):
     >>> print(graph_text(pooled), end="")
     %relu = aten.relu(%states)
     %select = aten.select.int(%relu, 1, 0)
-    return {sentence_embedding: %select}
+    %to = aten.to.dtype(%select, float32)
+    return {sentence_embedding: %to}
 
     Attributes:
         pooling: ``mean`` over the tokens that are no padding, or ``cls``, the first token. ``auto``
@@ -135,7 +136,8 @@ def _mask(program: Program) -> fx.Node | None:
 
 
 def _first(rw: Rewriter, states: fx.Node) -> fx.Node:
-    return rw.call(aten.select.int, states, 1, 0)
+    # In bf16, what autocast makes of states, a vector of length 1 is one to 0.4 % alone.
+    return rw.call(aten.to.dtype, rw.call(aten.select.int, states, 1, 0), torch.float32)
 
 
 def _mean(rw: Rewriter, states: fx.Node, mask: fx.Node) -> fx.Node:

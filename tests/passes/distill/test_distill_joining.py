@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -313,22 +312,3 @@ def test_twice_is_refused_and_strip_needs_a_distillation() -> None:
 def test_options_are_checked(options: str, message: str) -> None:
     with pytest.raises(sparsefx.errors.SpecError, match=message):
         Pipeline.parse(f"distill{{{options}}}")
-
-
-@pytest.mark.parametrize("loss", ["kl", "soft-ce"])
-def test_soft_targets_are_not_rounded_under_autocast(loss: Literal["kl", "soft-ce"]) -> None:
-    """In bf16 a small divergence would vanish, or come out below 0."""
-
-    head = nn.Linear(8, 2)
-    other = copy.deepcopy(head)
-    with torch.no_grad():
-        other.bias.add_(torch.tensor([0.06, -0.06]))
-    x = torch.randn(16, 8)
-    student, teacher = (small_program(each, input=x) for each in (head, other))
-    distill = Distill(temperature=1.0, logits_loss=loss)
-    joined = Pipeline((distill,)).run(student, programs={"teacher": teacher})
-    expected = float(joined(input=x)["loss"].detach())
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = joined(input=x)["loss"]
-    assert rounded.dtype == torch.float32
-    assert float(rounded.detach()) == pytest.approx(expected, rel=0.3 if loss == "kl" else 0.003)

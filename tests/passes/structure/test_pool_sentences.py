@@ -90,6 +90,18 @@ def test_a_head_gives_way_to_the_first_token() -> None:
     assert not [name for name in program.named_tensors() if name.startswith("classifier")]
 
 
+def test_first_tokens_in_bf16_have_the_length_1() -> None:
+    states = 4 * torch.randn(16, 3, 64)
+    linear = nn.Linear(64, 64)
+    before = small_program(lambda x: {"last_hidden_state": linear(x)}, x=states)
+    program = pooled(before, "pool-sentences{pooling='cls',normalise=True}")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = before(x=states)["last_hidden_state"][:, 0]
+        found = program(x=states)["sentence_embedding"]
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(found, nn.functional.normalize(rounded.float(), dim=-1))
+
+
 def test_no_encoder_is_skipped() -> None:
     before = small_program(lambda x: torch.relu(x), x=torch.ones(2, 3))
     assert_pass(
