@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -192,7 +194,8 @@ class _Work:
                 reason = f"its constant value is larger than constant_limit={self.constant_limit}"
                 self.skipped[where] = Skip(where, reason)
                 continue
-            new = self.rewriter.add_buffer(f"constants.{node.name}", value_of(self.program, node))
+            name = _free_name(f"constants.{node.name}", self.program.named_tensors())
+            new = self.rewriter.add_buffer(name, value_of(self.program, node))
             self._replace("constants", node, new)
 
     def _remove_dead(self) -> None:
@@ -209,6 +212,15 @@ class _Work:
                 self.rewriter.remove_tensor(str(node.target))
             else:
                 self.rewriter.erase(node)
+
+
+def _free_name(base: str, taken: Container[str]) -> str:
+    """Return ``base``, or with a number behind it: a copied graph gives a node's name again."""
+    numbers = itertools.count(2)
+    name = base
+    while name in taken:
+        name = f"{base}_{next(numbers)}"
+    return name
 
 
 def _touches(node: fx.Node, untouchable: set[fx.Node]) -> bool:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import DebertaV2Config, DebertaV2Model
 
 import sparsefx
-from sparsefx import Pipeline, Program
+from sparsefx import Pipeline, Program, function_pass
 from sparsefx.errors import PassError, PipelineError, SpecError
+from sparsefx.passbase import PassContext
 from sparsefx.passes.simplify.simplify import Simplify
 from sparsefx.properties import Property
 from sparsefx.testing import assert_equal_outputs, assert_pass, graph_text, small_program
@@ -320,6 +321,35 @@ def test_a_dead_tensor_goes_with_its_last_use() -> None:
 
     program = sparsefx.capture(Unused(), {"x": X})
     assert "weight" not in simplified(program).named_tensors()
+
+
+def test_constants_of_another_run_keep_their_names() -> None:
+    """A pass between two runs makes a node of the name that the first one's constant has."""
+
+    @function_pass("scale-once-more")
+    def scale(program: Program, ctx: PassContext) -> int:
+        output = program.graph.output_node()
+        (last,) = output.all_input_nodes
+        with ctx.rewriter.before(output):
+            three = ctx.rewriter.add_buffer("three", torch.tensor(3.0))
+            factor = ctx.rewriter.call(torch.ops.aten.mul.Tensor, three, 3.0)
+            new = ctx.rewriter.call(torch.ops.aten.mul.Tensor, last, factor)
+        ctx.rewriter.set_output("output", new)
+        return 1
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor: Tensor
+            self.register_buffer("factor", torch.tensor(5.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x) + self.factor * 2.0
+
+    program = small_program(Scaled(), x=X)
+    simple = simplified(Pipeline((scale(),)).run(simplified(program)))
+    assert set(simple.named_tensors()) == {"constants.mul", "constants.mul_2"}
+    torch.testing.assert_close(simple(x=X)["output"], (torch.relu(X) + 10.0) * 9.0)
 
 
 def test_options_are_checked() -> None:
