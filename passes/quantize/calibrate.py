@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import PassError
+from sparsefx.inputs.failures import explained
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -34,17 +35,19 @@ def calibrate(program: Program, batches: Iterable[Mapping[str, Tensor]]) -> int:
 
     Raises:
         PassError: When there is no observer, or no batch.
+        ProgramError: A batch does not fit the Program, or has an id outside a table.
     """
     if Property.QUANT_PREPARED not in program.properties:
         raise PassError(
             "the Program has no observers", who="calibrate", hint="run 'quantize-prepare' before it"
         )
     count = 0
+    calibrator = _Calibrator(program.module)
     with program.evaluating():
         for batch in batches:
             program.signature.check(batch)
-            values = [batch[name] for name in program.signature.input_names]
-            _Calibrator(program.module).run(*values)
+            with explained(program, batch):
+                calibrator.run(*(batch[name] for name in program.signature.input_names))
             count += 1
     if count == 0:
         raise PassError("there is no batch to calibrate with", who="calibrate")

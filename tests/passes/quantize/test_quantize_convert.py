@@ -135,6 +135,14 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(again(**example_batch())["logits"], converted(**example_batch())["logits"])
 
 
+def test_calibration_tells_of_an_id_outside_the_vocabulary() -> None:
+    program = Pipeline.parse("quantize-prepare").run(shared("bert-cls"))
+    batch = example_batch(2, 5)
+    batch["input_ids"][1, 3] = 10_000
+    with pytest.raises(ProgramError, match=r"at input_ids: 10000 is outside the table 'bert\.emb"):
+        calibrate(program, [example_batch(2, 5), batch])
+
+
 def test_whole_way_with_masks() -> None:
     spec = "magnitude-prune{sparsity=0.9,end=0,begin=0},pattern-lock,quantize-prepare"
     program = Pipeline.parse(spec).run(shared("bert-cls"))
