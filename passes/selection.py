@@ -11,11 +11,12 @@ import torch
 from torch import fx, nn
 
 from sparsefx.errors import PassError, did_you_mean
+from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.masks import find_masks
 from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.operators import CONVOLUTIONS
-from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
+from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.analyses.ties import names_of
 
 if TYPE_CHECKING:

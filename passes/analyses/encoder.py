@@ -17,6 +17,7 @@ from torch import fx
 
 from sparsefx.analysis import Analysis
 from sparsefx.errors import PassError
+from sparsefx.joined import TEACHER_PREFIX
 from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.attention import (
     AttentionCore,
@@ -33,7 +34,7 @@ from sparsefx.passes.analyses.dataflow import (
     origin,
     weight_of,
 )
-from sparsefx.passes.analyses.roles import TEACHER_PREFIX, Role, roles_of
+from sparsefx.passes.analyses.roles import Role, roles_of
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

@@ -10,17 +10,13 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
+from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.passes.analyses.dataflow import carried, is_linear, last_dim, next_nodes, weight_of
 from sparsefx.passes.analyses.operators import CONVOLUTIONS
 
-__all__ = ["DISTILL_PREFIX", "TEACHER_PREFIX", "Role", "roles_of"]
+__all__ = ["Role", "roles_of"]
 
 aten = torch.ops.aten
-
-TEACHER_PREFIX = "teacher."
-"""Tensors of a teacher that was joined to the graph; the analysis leaves its layers out."""
-DISTILL_PREFIX = "distill."
-"""Tensors that the distillation itself trains, such as hidden projections."""
 
 
 class Role(StrEnum):

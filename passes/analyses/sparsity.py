@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.analysis import Analysis
+from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.masks import find_masks
 from sparsefx.passes.analyses.encoder import EncoderStructure
-from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX, Role
+from sparsefx.passes.analyses.roles import Role
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

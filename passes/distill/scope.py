@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from sparsefx.joined import DISTILL_PREFIX
 from sparsefx.passes.analyses.dataflow import last_dim
 from sparsefx.passes.analyses.encoder import EncoderLayer
-from sparsefx.passes.analyses.roles import DISTILL_PREFIX
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from torch import fx
 from sparsefx.errors import PassError, did_you_mean
 from sparsefx.graph.ops import dropout_rate
 from sparsefx.inputs.signature import InputSpec
+from sparsefx.joined import TEACHER_PREFIX
 from sparsefx.passes.analyses.dataflow import origin, weight_of, whole_graph
-from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:

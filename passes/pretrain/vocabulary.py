@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from sparsefx.errors import PassError
+from sparsefx.joined import TEACHER_PREFIX
 from sparsefx.passes.analyses.dataflow import origin, weight_of
-from sparsefx.passes.analyses.roles import TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

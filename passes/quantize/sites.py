@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.masks import MASK_SUFFIX, find_masks
 from sparsefx.passbase import Skip
 from sparsefx.passes.analyses.operators import (
@@ -20,7 +21,6 @@ from sparsefx.passes.analyses.operators import (
     RESHAPES,
     SOFTMAXES,
 )
-from sparsefx.passes.analyses.roles import DISTILL_PREFIX, TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program

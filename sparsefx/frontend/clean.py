@@ -21,6 +21,7 @@ from sparsefx.errors import CaptureError
 from sparsefx.graph.effects import out_of_place, remove_dead_nodes, writes
 from sparsefx.graph.memory import memory_span, overlaps
 from sparsefx.graph.ops import MODE, Mode, dropout_rate
+from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 
 __all__ = ["Cleaned", "clean_graph"]
 
@@ -286,10 +287,23 @@ def _assemble(flat: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     root.add_module(MODE, Mode())
     for node in graph.nodes:
         if node.op == "get_attr":
+            _check_name(str(node.target))
             _attach(root, str(node.target), _read(flat, str(node.target)))
     module = fx.GraphModule(root, graph, class_name="SparsefxModule")
     module.graph.lint()
     return module
+
+
+def _check_name(tensor: str) -> None:
+    """Refuse what passes would take for a tensor of a distillation, and leave alone."""
+    if tensor.startswith((TEACHER_PREFIX, DISTILL_PREFIX)):
+        name = tensor.partition(".")[0]
+        raise CaptureError(
+            f"the model has a module {name!r}, a name that distill uses: no pass would touch it",
+            who="capture",
+            where=tensor,
+            hint=f"rename self.{name}",
+        )
 
 
 def _read(module: Any, target: str) -> Any:

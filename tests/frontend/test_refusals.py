@@ -113,3 +113,27 @@ def test_a_model_that_returns_an_object_of_its_own_is_told_what_to_return(wrap: 
         "  hint: return a tensor, or a tuple, list, dict or ModelOutput of tensors; a module "
         "around the model can do so"
     )
+
+
+class Pair(nn.Module):
+    def __init__(self, other: str) -> None:
+        super().__init__()
+        self.student = nn.Linear(3, 3)
+        self.add_module(other, nn.Linear(3, 3))
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.student(x) - self.get_submodule(self.other)(x)
+        return found
+
+
+@pytest.mark.parametrize("name", ["teacher", "distill"])
+def test_names_of_a_distillation_are_refused(name: str) -> None:
+    with pytest.raises(CaptureError, match=f"has a module '{name}', a name that distill") as told:
+        sparsefx.capture(Pair(name), {"x": torch.ones(2, 3)})
+    assert told.value.where == f"{name}.weight"
+    assert told.value.hint == f"rename self.{name}"
+    inner = nn.Sequential(Pair(name))
+    assert (
+        sparsefx.capture(inner, {"input": torch.ones(2, 3)}).tensor(f"0.{name}.weight").dim() == 2
+    )
