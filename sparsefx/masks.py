@@ -13,11 +13,12 @@ import torch
 from torch import fx
 
 import sparsefx.graph.ops  # noqa: F401  # registers the ops that are looked for here
+from sparsefx.joined import TEACHER_PREFIX
 
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["MASK_SUFFIX", "MaskSite", "find_masks"]
+__all__ = ["MASK_SUFFIX", "MaskSite", "find_masks", "student_masks"]
 
 _PRODUCTS = (
     torch.ops.aten.mul.Tensor,
@@ -50,3 +51,9 @@ def find_masks(program: Program) -> tuple[MaskSite, ...]:
         if mask == weight + MASK_SUFFIX:
             found.append(MaskSite(weight, mask, node))
     return tuple(found)
+
+
+def student_masks(program: Program) -> tuple[MaskSite, ...]:
+    """Return the masked tensors without those of a teacher, which nothing may change or count."""
+    sites = find_masks(program)
+    return tuple(site for site in sites if not site.weight.startswith(TEACHER_PREFIX))

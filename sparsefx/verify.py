@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils.weak import WeakIdRef
 
 from sparsefx.errors import ProgramError, VerifyError, first_line
 from sparsefx.graph.memory import overlaps
 from sparsefx.graph.shapes import is_wired_as, wiring
 from sparsefx.inputs.signature import LOSS, Signature
-from sparsefx.masks import find_masks
+from sparsefx.masks import find_masks, student_masks
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -216,8 +216,11 @@ def shapes_known(program: Program) -> Iterable[str]:
 
 
 def locked_zeros(program: Program) -> Iterable[str]:
-    """Masks are 0 or 1 and fit their weights; once locked, what they drop is zero."""
-    locked = Property.LOCKED in program.properties
+    """Masks are 0 or 1 and fit their weights; once locked, what they drop is zero.
+
+    A teacher is none of those that are locked.
+    """
+    locked = set(student_masks(program)) if Property.LOCKED in program.properties else set()
     for site in find_masks(program):
         weight, mask = program.tensor(site.weight), program.tensor(site.mask)
         if weight.shape != mask.shape:
@@ -225,9 +228,13 @@ def locked_zeros(program: Program) -> Iterable[str]:
             yield f"{site.mask} and {site.weight} differ in shape: {shapes}"
         elif not _zero_or_one(program, site.mask):
             yield f"{site.mask} holds values other than 0 and 1"
-        elif locked and not torch.equal(weight, weight * mask):
-            count = int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))
+        elif site in locked and (count := _revived(weight, mask)):
             yield f"{count} locked weights of {site.weight} are not zero"
+
+
+def _revived(weight: Tensor, mask: Tensor) -> int:
+    """Return how many weights that the mask drops are not zero; NaN elsewhere is no concern."""
+    return int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))
 
 
 def _zero_or_one(program: Program, name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sparsefx.masks import find_masks
+from sparsefx.masks import student_masks
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.prune.masking import (
     add_mask,
@@ -52,7 +52,8 @@ class PatternLock(Pass):
             [False, False]])
 
     Skips matrices without zeros, those that are all zero (a lock would end their training), those
-    of other roles, and those that include and exclude rule out. Masks in the graph are all locked.
+    of other roles, and those that include and exclude rule out. Masks in the graph are all locked,
+    those of a teacher aside.
 
     Attributes:
         roles: Roles of the weights without a mask to look at.
@@ -80,7 +81,7 @@ class PatternLock(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Freeze the masks that are there and add those that are missing."""
-        taken = find_masks(program)
+        taken = student_masks(program)
         for site in taken:
             bake(program, site)
             torch.ne(program.tensor(site.weight).detach(), 0, out=program.tensor(site.mask))
@@ -107,6 +108,6 @@ class PatternLock(Pass):
         Raises:
             TrainingError: When a locked weight is not zero.
         """
-        zero_masked(program, find_masks(program))
+        zero_masked(program, student_masks(program))
         if self.check_every and step % self.check_every == 0:
             assert_none_revived(program, who=self.name)

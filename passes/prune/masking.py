@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import TrainingError
-from sparsefx.masks import MASK_SUFFIX, MaskSite, find_masks
+from sparsefx.masks import MASK_SUFFIX, MaskSite, student_masks
 
 if TYPE_CHECKING:
     from sparsefx.passbase import Pass
@@ -53,7 +53,7 @@ class StateOwner(MaskOwner, Protocol):
 def masks_of(program: Program, owner: Pass) -> tuple[MaskSite, ...]:
     """Return the masks that :func:`add_mask` put in for ``owner``; others may hold further ones."""
     text = str(owner)
-    return tuple(site for site in find_masks(program) if site.product.meta.get("by") == text)
+    return tuple(site for site in student_masks(program) if site.product.meta.get("by") == text)
 
 
 def end_owners(rewriter: Rewriter) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def end_owners(rewriter: Rewriter) -> tuple[str, ...]:
     for item in program.active:
         if isinstance(item, StateOwner):
             item.drop_state(rewriter)
-    makers = {site.product.meta.get("by") for site in find_masks(program)}
+    makers = {site.product.meta.get("by") for site in student_masks(program)}
     program.active = tuple(
         item
         for item in program.active
@@ -159,7 +159,7 @@ def revived_weights(program: Program) -> dict[str, int]:
     A weight that is NaN counts: its product with a mask of 0 is NaN, not 0.
     """
     found = {}
-    for site in find_masks(program):
+    for site in student_masks(program):
         weight, mask = program.tensor(site.weight), program.tensor(site.mask)
         count = int(torch.count_nonzero(weight.masked_fill(mask != 0, 0)))
         if count:

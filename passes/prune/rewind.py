@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import fx
 
-from sparsefx.masks import find_masks
+from sparsefx.masks import student_masks
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import weight_of
 from sparsefx.passes.analyses.encoder import EncoderStructure
@@ -82,7 +82,7 @@ class RewindWeights(Pass):
             else:
                 parameter.copy_(first[name])
                 applied += 1
-        zero_masked(program, find_masks(program))
+        zero_masked(program, student_masks(program))
         return PassReport(applied, tuple(skipped))
 
 

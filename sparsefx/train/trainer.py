@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparsefx import registry
 from sparsefx.errors import ArtifactError, TrainingError
 from sparsefx.graph.digest import tensor_digest
-from sparsefx.masks import find_masks
+from sparsefx.masks import find_masks, student_masks
 from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
@@ -315,10 +315,10 @@ class _Watch:
 
 
 class _SparsityMeter:
-    """The share of zeros in all masks, counted again only when a mask has changed."""
+    """The share of zeros in a student's masks, counted again only when one has changed."""
 
     def __init__(self, program: Program) -> None:
-        self._masks = [program.tensor(site.mask) for site in find_masks(program)]
+        self._masks = [program.tensor(site.mask) for site in student_masks(program)]
         self._versions: tuple[int, ...] | None = None
         self._value: float | None = None
 

@@ -171,6 +171,35 @@ def test_nan_in_a_locked_weight_is_found(plain: Program) -> None:
         locked.step()
 
 
+def test_nan_that_no_mask_hides_is_no_matter_of_locks(plain: Program) -> None:
+    locked = Pipeline((PatternLock(),)).run(plain)
+    with torch.no_grad():
+        locked.tensor("sparse.weight")[0, 1] = torch.nan
+    verify(locked)
+
+
+@pytest.mark.parametrize("text", ["distill,pattern-lock", "pattern-lock,distill"])
+def test_masks_of_a_teacher_stay_as_they_are(text: str) -> None:
+    student, teacher = (
+        Pipeline.parse(f"magnitude-prune{{sparsity={share},mask=soft,roles=other}}").run(
+            small_program(nn.Linear(8, 4), input=torch.ones(2, 8))
+        )
+        for share in (0.25, 0.75)
+    )
+    hidden = teacher.tensor("weight")[teacher.tensor("weight_mask") == 0]
+    assert bool((hidden != 0).all()), "a teacher that is not locked: the test tests it"
+    locked = Pipeline.parse(text).run(student, programs={"teacher": teacher})
+    (notes,) = (entry.notes for entry in locked.history if entry.spec == "pattern-lock")
+    assert notes == ("1 masks taken over, 0 made from zeros",)
+    locked.step()
+    assert_none_revived(locked)
+    verify(locked)
+    for name in ("weight", "weight_mask"):
+        assert torch.equal(locked.tensor(f"teacher.{name}"), teacher.tensor(name))
+    stripped = Pipeline.parse("strip-distillation").run(locked)
+    assert set(stripped.named_tensors()) == {"weight", "weight_mask", "bias"}
+
+
 def test_a_second_lock_is_refused(plain: Program) -> None:
     with pytest.raises(PipelineError, match="run 'fold-masks' before it"):
         Pipeline.parse("pattern-lock,pattern-lock").run(plain)

@@ -60,6 +60,20 @@ def test_heads_can_be_rewound_and_other_shapes_are_told() -> None:
     assert [skip.where for skip in entry.skipped] == ["weight", "bias"]
 
 
+def test_weights_of_a_teacher_stay() -> None:
+    student, teacher = (
+        Pipeline.parse("magnitude-prune{sparsity=0.5,mask=soft,roles=other}").run(
+            small_program(nn.Linear(8, 4), input=torch.ones(2, 8))
+        )
+        for _ in "ab"
+    )
+    text = "distill,rewind-weights"
+    ticket = Pipeline.parse(text).run(student, programs={"teacher": teacher})
+    assert torch.equal(ticket.tensor("teacher.weight"), teacher.tensor("weight"))
+    masked = teacher.tensor("weight") * student.tensor("weight_mask")
+    assert torch.equal(ticket.tensor("weight"), masked)
+
+
 def test_it_wants_the_first_weights() -> None:
     with pytest.raises(PassError, match="the program 'teacher' was not given"):
         Pipeline.parse("rewind-weights").run(captured(0))
