@@ -125,7 +125,8 @@ class ReweightedL1(Pass):
     @torch.no_grad()
     def after_step(self, program: Program, step: int) -> None:
         """Shrink every weight; choose the scales anew where it is time."""
-        names = [n for n in program.named_tensors() if n.endswith(_SUFFIX)]
+        reads = program.graph.find_nodes(op="get_attr")
+        names = [str(node.target) for node in reads if node.meta.get("by") == self.name]
         anew = self.reweight_every and (step - (self.start or 0)) % self.reweight_every == 0
         for name in names:
             scale, weight = program.tensor(name), program.tensor(name.removesuffix(_SUFFIX))

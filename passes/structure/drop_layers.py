@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import networkx as nx
+from torch import fx
+
+from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
+from sparsefx.passes.analyses.dataflow import whole_graph
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
 from sparsefx.passes.structure.layer_names import layer_prefix, set_layer_count, take_numbers
 from sparsefx.properties import Property
@@ -42,6 +48,10 @@ class DropLayers(Pass):
         fraction: Share of the layers to keep, above 0 and below 1; at least one is kept.
         choice: Which: the ``first`` ones, the ``last`` ones, or ``spread`` from first to last.
         keep: The layers to keep, counted from 0, ascending; overrules the other two.
+
+    Raises:
+        PassError: Something besides the next layers reads a dropped one, as ``loss.l1`` of
+            ``reweighted-l1`` does.
     """
 
     name: ClassVar[str] = "drop-layers"
@@ -74,6 +84,7 @@ class DropLayers(Pass):
             return PassReport(0, (Skip("layers", "all of them are kept"),))
         for layer in reversed(dropped):
             _remove(layer, ctx.rewriter)
+        _check_gone(program, dropped, layers[kept[-1]].hidden)
         skipped = take_numbers(ctx.rewriter, layers, kept)
         set_layer_count(program, len(kept))
         note = f"kept the layers {', '.join(map(str, kept))} of {len(layers)}"
@@ -97,9 +108,41 @@ def chosen_layers(count: int, fraction: float, choice: Choice) -> tuple[int, ...
 def _remove(layer: EncoderLayer, rewriter: Rewriter) -> None:
     prefix = layer_prefix(layer)
     rewriter.replace(layer.hidden, layer.input, erase=False)
-    rewriter.erase_unused([layer.hidden])
-    if prefix is None:
-        return
-    for node in rewriter.program.graph.find_nodes(op="get_attr"):
-        if str(node.target).startswith(prefix) and not node.users:  # what a pass keeps for it
+    writers = [  # observers, which nothing reads
+        user
+        for node in _tensors(rewriter.program, prefix)
+        for user in node.users
+        if user.op == "call_function" and not user.users
+    ]
+    rewriter.erase_unused([layer.hidden, *writers])
+    for node in _tensors(rewriter.program, prefix):
+        if not node.users:  # what a pass keeps for it
             rewriter.remove_tensor(str(node.target))
+
+
+def _tensors(program: Program, prefix: str | None) -> list[fx.Node]:
+    """Return the nodes that read tensors of a layer; none where its number is not in the names."""
+    reads = program.graph.find_nodes(op="get_attr")
+    return [node for node in reads if prefix is not None and str(node.target).startswith(prefix)]
+
+
+def _check_gone(program: Program, dropped: Sequence[EncoderLayer], last: fx.Node) -> None:
+    """Refuse to drop what something besides the layers that stay goes on to read.
+
+    Layers may share what one of them holds, as the biases by distance of T5.
+    """
+    flow = whole_graph(program.graph)
+    for layer in dropped:
+        for node in _tensors(program, layer_prefix(layer)):
+            behind = nx.descendants(flow, node)
+            if last in behind:
+                continue
+            found = program.outputs().items()
+            outputs = ", ".join(sorted(name for name, output in found if output in behind))
+            raise PassError(
+                f"%{min(node.users).name} reads a tensor of layer {layer.index}, which is dropped",
+                who=DropLayers.name,
+                where=str(node.target),
+                hint="run drop-layers before the pass that lets it be read, or take off what is "
+                f"computed from it with keep-outputs: {outputs}",
+            )

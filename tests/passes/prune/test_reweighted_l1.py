@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, SpecError
@@ -52,6 +52,28 @@ def test_steps_by_hand_with_a_save_between(tmp_path: Path) -> None:
         torch.testing.assert_close(program.tensor("weight_l1")[0], scale)
     expected = 0.1 * (weight.abs() * scale).sum()
     torch.testing.assert_close(program(input=torch.ones(1, 3))["loss.l1"], expected)
+
+
+def test_a_parameter_of_the_model_that_is_called_like_a_scale_stays(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 1, bias=False)
+            self.scale = nn.Parameter(torch.ones(2))
+            self.scale_l1 = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.linear(x * self.scale + self.scale_l1)
+            return found
+
+    program = small_program(Scaled(), x=torch.ones(1, 2))
+    program = Pipeline.parse("reweighted-l1{shrink=0.1,reweight_every=1,roles=other}").run(program)
+    before = program.tensor("linear.weight").detach().clone()
+    program = Program.load(program.save(tmp_path / "saved"))
+    program.step()
+    assert not torch.equal(program.tensor("linear.weight"), before)
+    for name in ("scale", "scale_l1"):
+        assert program.tensor(name).tolist() == [1.0, 1.0]
 
 
 def test_a_lock_ends_it_and_keeps_its_zeros() -> None:

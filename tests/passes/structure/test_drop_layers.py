@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     DistilBertConfig,
     DistilBertModel,
@@ -19,7 +19,7 @@ from sparsefx.huggingface import capture_tokens, load_pretrained, save_pretraine
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.structure.drop_layers import DropLayers, chosen_layers
 from sparsefx.program import Program
-from sparsefx.testing import assert_pass, small_program
+from sparsefx.testing import assert_pass, small_encoder, small_program
 from tests.tiny_models import HandwrittenEncoder, example_batch, small_bert
 
 
@@ -82,6 +82,53 @@ def test_no_encoder_is_skipped() -> None:
         "%relu = aten.relu(%x)\nreturn {output: %relu}",
         applied=0,
     )
+
+
+def test_a_layer_that_a_loss_reads_is_refused() -> None:
+    program = small_encoder()
+    with pytest.raises(PassError, match=r"%abs_\w* reads a tensor of layer 1, which is d") as told:
+        dropped(program, "reweighted-l1,drop-layers")
+    assert str(told.value.where).startswith("encoder.layer.1.")
+    assert "run drop-layers before" in told.value.hint
+    assert told.value.hint.endswith("with keep-outputs: loss.l1")
+    left = dropped(program, "reweighted-l1,keep-outputs{outputs=last_hidden_state},drop-layers")
+    assert not [name for name in left.named_tensors() if name.startswith("encoder.layer.1.")]
+
+
+class SharedBias(HandwrittenEncoder):
+    """Every layer reads what the first one holds, as the biases by distance of T5."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=16, layers=2)
+        self.holder = self.blocks[0]
+        self.holder.shared = nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.norm(self.words(input_ids))
+        bias = (1.0 - attention_mask[:, None, None, :].to(hidden.dtype)) * -10000.0
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        shared: Any = self.holder.shared
+        bias = bias + shared * (steps[None, :] - steps[:, None])
+        for block in self.blocks:
+            hidden = block(hidden, bias)
+        scores: Tensor = self.score(hidden[:, 0])
+        return scores
+
+
+def test_what_layers_share_stays_with_those_that_stay() -> None:
+    encoder = SharedBias().eval()
+    program = dropped(capture(encoder, example_batch()), "drop-layers{keep=1}")
+    assert "blocks.0.shared" in program.named_tensors()
+    encoder.blocks = nn.ModuleList([encoder.blocks[1]])
+    with torch.no_grad():
+        expected = encoder(**example_batch())
+    torch.testing.assert_close(program(**example_batch())["output"], expected)
+
+
+@pytest.mark.parametrize("before", ["magnitude-prune", "quantize-prepare", "score-heads"])
+def test_what_passes_keep_for_a_layer_goes_with_it(before: str) -> None:
+    small = dropped(small_encoder(), f"{before},drop-layers")
+    assert not [name for name in small.named_tensors() if name.startswith("encoder.layer.1.")]
 
 
 @pytest.mark.parametrize(
