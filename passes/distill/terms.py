@@ -43,9 +43,10 @@ def logits(scope: Scope) -> fx.Node:
              has any number of classes, as kl is the same for logits that are all moved; else kl
 
     ``logits_mean='batch-and-classes'`` takes the mean over classes in place of the sum, as
-    SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs (start and
-    end of an answer) are averaged, as in Prune OFA; their classes are positions [B, S], and with
-    the padding masked none of them is padding.
+    SparseBERT does. Rows are sequences, or tokens for outputs [B, S, C]. Several outputs are
+    averaged, as Prune OFA does with start and end of an answer; it adds the two heads of a
+    pre-training up, which ``logits=2`` does. Classes of start and end are positions [B, S], and
+    with the padding masked none of them is padding.
     """
     parts = []
     for name, ours in scope.logits.items():
