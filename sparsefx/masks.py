@@ -18,7 +18,7 @@ from sparsefx.joined import TEACHER_PREFIX
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["MASK_SUFFIX", "MaskSite", "find_masks", "student_masks"]
+__all__ = ["MASK_SUFFIX", "MaskSite", "find_masks", "mask_scores", "student_masks"]
 
 _PRODUCTS = (
     torch.ops.aten.mul.Tensor,
@@ -57,3 +57,10 @@ def student_masks(program: Program) -> tuple[MaskSite, ...]:
     """Return the masked tensors without those of a teacher, which nothing may change or count."""
     sites = find_masks(program)
     return tuple(site for site in sites if not site.weight.startswith(TEACHER_PREFIX))
+
+
+def mask_scores(program: Program) -> frozenset[str]:
+    """Return the names of the parameters that masks are chosen by; they are no weights."""
+    scored = torch.ops.sparsefx.scored_mask.default
+    nodes = program.graph.find_nodes(op="call_function", target=scored)
+    return frozenset(str(node.args[2].target) for node in nodes)

@@ -51,9 +51,10 @@ class MovementPrune(ScheduledPrune):
     How sparse the model becomes then follows from ``penalty``, not from ``sparsity``; at least
     0.5 % of each matrix stay. The scores are the parameters ``<weight>_scores``, which the
     optimizer trains with the others, times ``rate``: the released code trains them by Adam with a
-    learning rate of their own, and a step of Adam does not depend on the size of gradients. Weight
-    decay, which that code leaves out for scores, pulls them towards zero. Memory: one more
-    parameter for each weight, with its gradient and state of the optimizer.
+    learning rate of their own, and a step of Adam does not depend on the size of gradients. As
+    there, a session leaves weight decay out for them; in a loop of your own it would pull them
+    towards zero. Memory: one more parameter for each weight, with its gradient and state of the
+    optimizer.
 
     Establishes ``masked``; schedule and what is skipped are those of magnitude-prune. A threshold
     adds the outputs ``loss`` and ``loss.movement``: run it after ``distill``, and before

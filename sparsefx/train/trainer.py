@@ -100,7 +100,7 @@ class StageTrainer:
         self._frozen = freeze(program, settings.freeze)
         self._trained = trained_parameters(program)
         self._versions = {n: (id(t), t._version) for n, t in program.named_tensors().items()}
-        self._optimizer = make_optimizer(self._trained, settings)
+        self._optimizer = make_optimizer(program, self._trained, settings)
         self._gradients = _gradients(loss, settings, self._trained, processes, seed)
         self._watch = _Watch(program)
         self._factor = schedules.build(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsefx.errors import TrainingError, did_you_mean
+from sparsefx.masks import mask_scores
 from sparsefx.problem import Kind
 from sparsefx.program import Program
 from sparsefx.recipe import Training
@@ -86,16 +88,17 @@ def trained_parameters(program: Program) -> list[tuple[str, nn.Parameter]]:
 
 
 def make_optimizer(
-    trained: Iterable[tuple[str, nn.Parameter]], settings: Training
+    program: Program, trained: Iterable[tuple[str, nn.Parameter]], settings: Training
 ) -> torch.optim.Optimizer:
-    """Return a fused AdamW; weight decay is for matrices alone."""
+    """Return a fused AdamW; weight decay is for matrices alone, and for no scores of masks."""
     options = settings.optimizer
-    matrices = [parameter for _, parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for _, parameter in trained if parameter.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    scores = mask_scores(program)
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": options.weight_decay},
+        {"params": [], "weight_decay": 0.0},
     ]
+    for name, parameter in trained:
+        groups[parameter.dim() <= 1 or name in scores]["params"].append(parameter)
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=options.learning_rate,
