@@ -131,7 +131,9 @@ class StageTrainer:
             numbers["gradient_norm"] = norm
         self.done += 1
         self._pending.append(self._note(rows, numbers, rate))
-        known = self.known() if self._device.type == "cpu" or len(self._pending) == _MANY else []
+        # Numbers that are not finite end the stage before weights take them.
+        due = self._device.type == "cpu" or len(self._pending) == _MANY
+        fetched = self._fetched() if due else []
         self._optimizer.step()
         with within(self.name, f"step {self.done} of {self.steps}"):
             self.program.step()
@@ -141,7 +143,7 @@ class StageTrainer:
         if self.done % _FLUSH_EVERY == 0:
             flush_tiny(self._optimizer)
         self.seconds += time.perf_counter() - began
-        return known
+        return [self._step_done(item, numbers) for item, numbers in fetched]
 
     def known(self) -> list[StepDone]:
         """Fetch the numbers of all steps done from the device.
@@ -149,8 +151,11 @@ class StageTrainer:
         Raises:
             TrainingError: A loss or gradient is not finite.
         """
+        return [self._step_done(item, numbers) for item, numbers in self._fetched()]
+
+    def _fetched(self) -> list[tuple[_Pending, dict[str, float]]]:
         pending, self._pending = self._pending, []
-        return [self._step_done(item) for item in pending]
+        return [(item, self._finite_numbers(item)) for item in pending]
 
     def check_start(self) -> None:
         """Hold what training begins with, or goes on from, to be the same in every process.
@@ -172,9 +177,9 @@ class StageTrainer:
         values = torch.stack([value.detach().float() for value in numbers.values()])
         return _Pending(self.done, rows, tuple(numbers), values, rate, self._sparsity())
 
-    def _step_done(self, item: _Pending) -> StepDone:
+    def _finite_numbers(self, item: _Pending) -> dict[str, float]:
         numbers = dict(zip(item.names, item.values.tolist(), strict=True))
-        loss, norm = numbers.pop("loss"), numbers.pop("gradient_norm", None)
+        loss, norm = numbers["loss"], numbers.get("gradient_norm")
         wrong = [n for n, v in (("loss", loss), ("gradient", norm)) if v and not math.isfinite(v)]
         if wrong:
             raise TrainingError(
@@ -185,8 +190,12 @@ class StageTrainer:
                 hint="the last checkpoint is kept; lower the learning rate, clip gradients, or "
                 "look at these examples",
             )
+        return numbers
+
+    def _step_done(self, item: _Pending, numbers: dict[str, float]) -> StepDone:
+        loss, norm = numbers.pop("loss"), numbers.pop("gradient_norm", None)
         done, seconds = self._session_start
-        pace = (self.seconds - seconds) / max(1, item.step - done)
+        pace = (self.seconds - seconds) / max(1, self.done - done)
         return StepDone(
             stage=self.name,
             step=item.step,

@@ -73,6 +73,8 @@ def test_it_learns_and_scores(finished: tuple[RunResult, list[Event]]) -> None:
     assert score.high is not None
     assert score.low < score.value < score.high
     assert steps[-1].learning_rate == pytest.approx(2e-2 / 86)
+    assert steps[0].left == pytest.approx(95 * steps[0].seconds)
+    assert 0 < steps[0].seconds < steps[1].seconds
     assert steps[-1].left == 0
     assert all(event.gradient_norm is not None for event in steps)
 
