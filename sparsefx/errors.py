@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from sparsefx.names import natural
+
 __all__ = [
     "ArtifactError",
     "CaptureError",
@@ -214,7 +216,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     >>> did_you_mean("magnitude-prun", ["magnitude-prune", "distill"])
     "did you mean 'magnitude-prune'?"
     """
-    names = sorted(known)
+    names = sorted(known, key=natural)
     listed = f"known: {', '.join(names)}" if names else "none is known here"
     return closest(given, names) or listed
 

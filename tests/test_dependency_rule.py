@@ -51,7 +51,7 @@ SPARSEFX_FOLDERS = (
     "cli",
 )
 # Files at the top that need nothing, and those that open several folders to the user.
-GROUND = ("arithmetic", "errors", "problem")
+GROUND = ("arithmetic", "errors", "names", "problem")
 DOORS = ("__main__", "compiler", "dynamo", "testing")
 # What each folder of sparsefx/train imports of it, besides itself.
 TRAIN_FOLDERS = {

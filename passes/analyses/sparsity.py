@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sparsefx.analysis import Analysis
 from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.masks import find_masks
+from sparsefx.names import natural
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
 
@@ -69,7 +70,7 @@ class TensorSparsity:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The trained tensors of a Program, each once, sorted by name.
+    """The trained tensors of a Program, each once, sorted by name: layer 2 before layer 10.
 
     Masks, observers, scales and a teacher are no part of the model and are not counted.
     """
@@ -127,7 +128,7 @@ class SparsityStats(Analysis[Sparsity]):
             mask = program.tensor(masks[name]) if name in masks else None
             role = roles.get(name, Role.OTHER)
             found.append(TensorSparsity(name, role, tuple(tensor.shape), _share(tensor, mask)))
-        return Sparsity(tuple(found))
+        return Sparsity(tuple(sorted(found, key=lambda item: natural(item.name))))
 
 
 @torch.no_grad()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.errors import ArtifactError
+from sparsefx.names import natural
 from sparsefx.storage.places import is_program, is_tokenizer
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def _open(place: str) -> Program:
 
 def _inside(folder: Path) -> str:
     """Name what was meant where a folder in or around a run is given; "" elsewhere."""
-    inside = (folder / "program", *sorted(folder.glob("*/program")))
+    inside = (folder / "program", *_in_order(folder.glob("*/program")))
     found = [each for each in inside if is_program(each)]
     if not found and is_tokenizer(folder):
         return "this is a tokenizer: name the folder of the model"
@@ -86,5 +88,9 @@ def _inside(folder: Path) -> str:
 def _finished_stages(folder: Path) -> str:
     """Say how a run goes on, and which of its stages can be used meanwhile."""
     again = "run its command again to go on"
-    done = sorted(path.parent / "program" for path in folder.glob("stages/*/result.json"))
+    done = _in_order(path.parent / "program" for path in folder.glob("stages/*/result.json"))
     return f"{again}; finished by now: {', '.join(map(str, done))}" if done else again
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    return sorted(folders, key=lambda folder: natural(str(folder)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparsefx.names import natural
+
 __all__ = ["MANIFEST", "is_program", "is_tokenizer", "told_place"]
 
 MANIFEST = "manifest.json"
@@ -53,7 +55,7 @@ def _folder(path: Path) -> tuple[str, str] | None:
 
 
 def _programs(run: Path) -> str:
-    stages = sorted(run.glob("stages/*/program"))
+    stages = sorted(run.glob("stages/*/program"), key=lambda path: natural(str(path)))
     if not stages:
         return "no stage of it is finished yet"
     return f"Program.load({str(stages[-1])!r}) loads the Program of its last finished stage"

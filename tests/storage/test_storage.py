@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from sparsefx import Pass, PassReport, Pipeline, Program, errors
 from sparsefx.passbase import PassContext
 from sparsefx.storage.files import read_json, take_blocks, whole_file, write_json, write_text
+from sparsefx.storage.places import told_place
 from sparsefx.testing import assert_equal_outputs, small_program
 
 
@@ -307,3 +308,12 @@ def test_a_property_that_is_none_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(errors.PassError, match=r"save at program\.properties: .* holds 'banana'"):
         program.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_the_last_stage_of_many_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    for number in range(1, 12):
+        (tmp_path / "stages" / f"{number}-it" / "program").mkdir(parents=True)
+    what, hint = told_place(tmp_path)
+    assert what == "it is the folder of a run"
+    assert "11-it" in hint

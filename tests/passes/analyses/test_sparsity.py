@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sparsefx import Pipeline
 from sparsefx.passes.analyses.roles import Role
 from sparsefx.passes.analyses.sparsity import Share, SparsityStats
+from sparsefx.testing import small_program
 from tests.programs import captured, shared
 
 
@@ -57,3 +59,9 @@ def test_the_ratios_of_the_papers() -> None:
 def test_what_is_not_in_the_model() -> None:
     with pytest.raises(KeyError):
         shared("bert-cls").facts(SparsityStats).of("no.such.tensor")
+
+
+def test_layers_come_in_the_order_of_their_numbers() -> None:
+    layers = nn.Sequential(*[nn.Linear(2, 2, bias=False) for _ in range(12)])
+    tensors = small_program(layers, input=torch.ones(1, 2)).facts(SparsityStats).tensors
+    assert [item.name for item in tensors] == [f"{number}.weight" for number in range(12)]
