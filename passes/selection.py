@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -111,6 +112,7 @@ def select_weights(
     found: dict[bool, list[str]] = {False: [], True: []}
     skipped = []
     seen: list[str] = []
+    held: Counter[Role] = Counter()
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         tensor = program.tensor(name)
@@ -128,6 +130,10 @@ def select_weights(
             skipped.append(Skip(name, reason))
         else:
             found[name in masked].append(name)
+        held[role] += 1
+    if held and not any(role in roles for role in held):
+        there = ", ".join(f"roles={role} takes {count}" for role, count in held.most_common())
+        skipped.insert(0, Skip(f"roles={','.join(roles)}", f"no weight has such a role: {there}"))
     skipped += unmatched(include, exclude, seen)
     return Selection(tuple(found[False]), tuple(found[True]), tuple(skipped))
 

@@ -12,6 +12,7 @@ from sparsefx import registry
 from sparsefx.errors import ConvergenceError, PassError, PipelineError, SparsefxError
 from sparsefx.graph.memory import no_collection
 from sparsefx.hooks import contract_of, raised_at
+from sparsefx.names import listed, natural
 from sparsefx.passbase import Contract, Pass, PassContext, PassReport, check_properties
 from sparsefx.program import HistoryEntry, Program
 from sparsefx.properties import Property
@@ -21,6 +22,7 @@ from sparsefx.verify import Baseline, unread_parameters, verify
 __all__ = ["Fixpoint", "Instrument", "PassEvent", "Pipeline"]
 
 logger = logging.getLogger(__name__)
+_REASONS = 20  # that are told why a pass applied nowhere
 _FROM_TEXT = "Pipeline.parse(text) reads passes from text; a class is called to make a pass of it"
 _ONE_THREAD = threading.RLock()
 """Held while a pipeline runs: the shape inference that copies share is for one thread at a time."""
@@ -247,16 +249,17 @@ def _only_marked(program: Program, held: frozenset[Property], fingerprint: str) 
 
 def _left_unread(item: Pass, names: Iterable[str]) -> tuple[str, ...]:
     """Tell of parameters that nothing takes since the pass: they are trained and saved in vain."""
-    if not (unread := sorted(names)):
+    if not (unread := sorted(names, key=natural)):
         return ()
-    more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-    told = f"it left parameters that nothing reads: {', '.join(unread[:3])}{more}"
+    told = f"it left parameters that nothing reads: {listed(unread)}"
     logger.warning("%s: %s; ctx.rewriter.erase_unused takes them out", item, told)
     return (told,)
 
 
 def _no_match(item: Pass, report: PassReport, *, changed: bool) -> None:
-    reasons = "".join(f"\n  - {skip}" for skip in report.skipped[:20])
+    reasons = "".join(f"\n  - {skip}" for skip in report.skipped[:_REASONS])
+    if len(report.skipped) > _REASONS:
+        reasons += f"\n  and {len(report.skipped) - _REASONS} more"
     why = "it applied nowhere" + (f":{reasons}" if reasons else " and found nothing to consider")
     if changed:
         why = "it changed the Program and says that it applied nowhere: return how often it did"

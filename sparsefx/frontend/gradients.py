@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsefx.errors import first_line
+from sparsefx.names import listed
 from sparsefx.program import Program
 
 __all__ = ["compare_gradients"]
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 # Both sides run the same kernels in the same order. Only where several paths meet may their
 # gradients be added in another order: a few roundings, of terms up to the largest gradient.
 _ROUNDINGS = 8
-_LISTED = 5
 
 
 def compare_gradients(
@@ -59,13 +59,12 @@ def compare_gradients(
     ours = _gradients(program.module.named_parameters(), found)
     noise = _noise([*sums.values(), *ours.values()])
     if names := [name for name, value in sums.items() if _differ(value, ours.get(name), noise)]:
-        more = f" and {len(names) - _LISTED} more" * (len(names) > _LISTED)
         logger.warning(
             "capture: training the Program is not training the model: the gradients of %s differ, "
             "as a graph does not hold %s. For inference it is right. Write a gradient of your own "
             "as y + (f(y) - y).detach(), set hooks on the Program's own parameters, or train the "
             "model first and capture it then",
-            *(", ".join(names[:_LISTED]) + more, causes),
+            *(listed(names, 5), causes),
         )
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sparsefx.names import listed
+
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
@@ -40,5 +42,4 @@ def not_finite(program: Program) -> tuple[str, ...]:
 
 def describe_weights(names: tuple[str, ...]) -> str:
     """Return a sentence that names the first of the tensors."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"weights that are NaN or infinite: {', '.join(names[:3])}{more}"
+    return f"weights that are NaN or infinite: {listed(names)}"

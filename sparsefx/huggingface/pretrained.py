@@ -29,6 +29,7 @@ from sparsefx.huggingface.model_folder import (
 from sparsefx.huggingface.sentence_folder import read_sentence_modules, write_sentence_modules
 from sparsefx.inputs.signature import SENTENCE_MODULES
 from sparsefx.masks import find_masks
+from sparsefx.names import listed, natural
 from sparsefx.problem import MULTI_LABEL, PROBLEM_TYPES, Kind
 from sparsefx.program import Program
 from sparsefx.storage.files import saving
@@ -49,6 +50,10 @@ _NO_CONFIGURATION = (
     "no configuration of transformers describes this model, as after prune-heads, or after a "
     "shrink-width that leaves as many features as an embedding of its own width has; program.save "
     "writes any Program"
+)
+_SENTENCES = (
+    "; the folder is that of a sentence encoder: the pass pool-sentences gives its embeddings, and "
+    "takes these weights out (sparsefx opt FOLDER -p pool-sentences)"
 )
 _KEEPS_ONE = "; labels that are numbers, and no names of classes, keep a head of one output"
 
@@ -95,12 +100,13 @@ def load_pretrained(
     model, missing = _load_weights(cls, place, config, resize=labels is not None)
     body = f"{model.base_model_prefix}." if labels is not None else ""
     drawn = [name for name in missing if name.startswith(body)]
+    modules = read_sentence_modules(place) if labels is None else {}
     if drawn:
         logger.warning(
-            "%s: %d weights are not in the files and begin with random values: %s",
-            *(place, len(drawn), ", ".join(drawn[:5])),
+            "%s: %d weights are not in the files and begin with random values: %s%s",
+            *(place, len(drawn), listed(drawn, 5), _SENTENCES if modules else ""),
         )
-    if labels is None and (modules := read_sentence_modules(place)):
+    if modules:
         setattr(model.config, SENTENCE_MODULES, modules)
     found: nn.Module = model.eval()
     return found
@@ -138,7 +144,7 @@ def _load_weights(cls: Any, place: str, config: Any, *, resize: bool) -> tuple[A
         why = f"the weights cannot be loaded: {first_line(error)}"
         raise unreadable(pickles or place, why) from error
     _refuse_other_weights(model, report, place, f"{model.base_model_prefix}." if resize else "")
-    return model, sorted(report["missing_keys"])
+    return model, sorted(report["missing_keys"], key=natural)
 
 
 def _refuse_other_weights(model: Any, report: Any, place: str, body: str) -> None:
@@ -275,12 +281,12 @@ def save_pretrained(program: Program, folder: str | Path) -> Path:
     _refuse_other_shapes(weights, expected)
     _refuse_other_linears(weights, expected)
     check_agreement(program, lambda: _of_configuration(program.config), weights)
-    missing = sorted(expected.keys() - weights.keys())
+    missing = sorted(expected.keys() - weights.keys(), key=natural)
     if missing:
         logger.warning(
             "save_pretrained: %d weights that the captured graph does not use are left out: %s",
             len(missing),
-            ", ".join(missing[:5]),
+            listed(missing, 5),
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,25 @@ def test_weights_that_the_files_lack_are_named(
     assert "random values: bert.pooler.dense.bias" in caplog.text
 
 
+def test_a_sentence_encoder_with_a_drawn_head_is_told_of_its_pooling(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    load_pretrained(str(folder))
+    assert " and 1 more\n" in caplog.text
+    assert "pool-sentences" not in caplog.text
+    caplog.clear()
+    pooling = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
+    (folder / "modules.json").write_text(json.dumps([pooling]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    load_pretrained(str(folder))
+    assert " and 1 more; the folder is that of a sentence encoder" in caplog.text
+    assert "pool-sentences" in caplog.text
+
+
 def test_a_decoder_is_refused(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)
     for cls in (transformers.GPT2LMHeadModel, transformers.GPT2Model):

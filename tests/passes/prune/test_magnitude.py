@@ -349,3 +349,14 @@ def test_options_of_a_ramp_without_a_ramp_are_told(
     notes = run(plain, item).history[-1].notes[1:]
     assert len(notes) == bool(said)
     assert "".join(notes).startswith(said)
+
+
+def test_roles_that_no_weight_has_are_told_with_those_that_there_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    layers = nn.Sequential(*[nn.Linear(4, 4) for _ in range(25)])
+    run(small_program(layers, input=torch.randn(2, 4)), MagnitudePrune(0.5))
+    assert "nowhere:\n  - roles=encoder: no weight has such a role: roles=other takes 25\n" in (
+        caplog.text
+    )
+    assert caplog.text.rstrip().endswith("among roles=encoder\n  and 6 more")
