@@ -44,7 +44,7 @@ from sparsefx.storage.places import told_place
 
 __all__ = ["Interface", "LoadedModel", "load", "write"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _PART = "cpu"
 _PLAN, _WEIGHTS, _MANIFEST, _CODE = "plan.json", "weights.bin", "manifest.json", "code"
 _LINE = 64

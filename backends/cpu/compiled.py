@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from sparsefx.backends.cpu.analyses.axes import arranged
 from sparsefx.backends.cpu.artifact import Interface, write
 from sparsefx.backends.cpu.codegen.engine import assembly as write_assembly
-from sparsefx.backends.cpu.explain import Explanation, explain_layers
+from sparsefx.backends.cpu.explain import Explanation, explain_layers, stored_tables
 from sparsefx.backends.cpu.lowering.lowering import Lowered
 from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
 from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
@@ -254,7 +254,10 @@ class CpuCompiled(InProcess):
         found = explain_layers(layers, described, (batch, tokens), rates, seconds)
         apart = self._seconds_outside(batch, tokens) if timed and self._lowered.rest else None
         dropped = self._lowered.heads_dropped
-        return replace(found, linears=self._lowered.linears, heads=dropped, apart=apart)
+        tables = stored_tables(self._lowered.plan.steps)
+        return replace(
+            found, linears=self._lowered.linears, heads=dropped, apart=apart, embeddings=tables
+        )
 
     def _seconds_outside(self, rows: int, tokens: int) -> float:
         """What PyTorch takes for the part that no kernel computes, the least of three runs."""

@@ -1,5 +1,7 @@
 """Why every linear got its format: candidates with their costs, and from which sparsity zeros pay.
 
+How the tables of embeddings are stored stands before them.
+
 Costs are modelled (see `costs`); where the steps were timed, the rate that each linear reached
 stands beside what a core can do at most.
 """
@@ -9,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from sparsefx.backends.cpu.lowering.costs import dense_cost
 from sparsefx.backends.cpu.lowering.layer import Layer
 from sparsefx.backends.cpu.measure.rates import Rates
-from sparsefx.backends.cpu.plan.plan import SEQUENCES
+from sparsefx.backends.cpu.plan.plan import SEQUENCES, Step
 from sparsefx.backends.cpu.plan.weights import SHORT, TILED, Format
 
-__all__ = ["Explanation", "LayerCosts", "explain_layers"]
+__all__ = ["Explanation", "LayerCosts", "StoredTables", "explain_layers", "stored_tables"]
 
 _PANEL = 64
 
@@ -90,6 +94,30 @@ class LayerCosts:
 
 
 @dataclass(frozen=True)
+class StoredTables:
+    """The tables of one sum of embeddings, as they are stored.
+
+    Attributes:
+        node: What their sum is called in listings.
+        tables: Type, rows and channels of each.
+        stored_bytes: Of all, with the scales of int8 rows.
+    """
+
+    node: str
+    tables: tuple[tuple[str, int, int], ...]
+    stored_bytes: int
+
+    def __str__(self) -> str:
+        each = [f"{kind} [{rows}, {channels}]" for kind, rows, channels in self.tables]
+        scales = (
+            "; int8 rows have a scale each"
+            if any(kind == "int8" for kind, _, _ in self.tables)
+            else ""
+        )
+        return f"{self.node}: tables {', '.join(each)}{scales}; {self.stored_bytes:,} bytes\n"
+
+
+@dataclass(frozen=True)
 class Explanation:
     """All linears of a Program on one batch; its text is deterministic unless steps were timed.
 
@@ -103,6 +131,7 @@ class Explanation:
         heads: Heads of attention that nothing reads, and that were left out.
         apart: Seconds that PyTorch takes for what no kernel computes; None if that is nothing, or
             was not timed.
+        embeddings: How the tables of embeddings are stored.
     """
 
     shape: tuple[int, int]
@@ -113,6 +142,7 @@ class Explanation:
     linears: tuple[int, int] = (0, 0)
     heads: int = 0
     apart: float | None = None
+    embeddings: tuple[StoredTables, ...] = ()
 
     @property
     def gain(self) -> float:
@@ -145,6 +175,7 @@ class Explanation:
         left = f"left out: {self.heads} heads, {rows} rows and {columns} columns of linears\n"
         return (
             f"{batch}x{tokens} tokens, {self.isa}, one core; rates {self.rates.origin}\n"
+            + "".join(map(str, self.embeddings))
             + entries
             + others
             + f"{len(self.layers)} linears: {chosen / 1e3:,.1f} us, {self.gain:.2f}x less than "
@@ -234,6 +265,23 @@ def explain_layers(
         if kind != "linear"
     }
     return Explanation(shape, isa, rates, tuple(found), others)
+
+
+def stored_tables(steps: Sequence[Step]) -> tuple[StoredTables, ...]:
+    """How the tables of each sum of embeddings are stored, in the order of the steps."""
+    found = []
+    for step in steps:
+        family, *kinds = step.kernel.spec
+        if family != "embedding":
+            continue
+        channels = int(step.words["rows"])  # type: ignore[arg-type]  # an int
+        shapes = [
+            (kind, len(step.words[f"table{n}"]), channels)  # type: ignore[arg-type]  # an array
+            for n, kind in enumerate(kinds)
+        ]
+        size = sum(word.nbytes for word in step.words.values() if isinstance(word, np.ndarray))
+        found.append(StoredTables(step.node, tuple(shapes), size))
+    return tuple(found)
 
 
 def _peak(format: Format, rates: Rates) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from sparsefx.backends.cpu.analyses.graphs import SameValues, shape_of
 from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
 from sparsefx.backends.cpu.analyses.regions import Region, Regions
-from sparsefx.backends.cpu.analyses.values import Embedded
+from sparsefx.backends.cpu.analyses.values import Embedded, Table
 from sparsefx.program import Program
 
 __all__ = ["Rotation", "Turn", "find_rotations"]
@@ -162,7 +162,7 @@ class _Trial:
         own, other = read
         if not all(self._agrees(place, n, partner, own, other) for n in (trial, short)):
             return None
-        table = Embedded((torch.cat([own, other], 1),), (None,))
+        table = Embedded((Table(torch.cat([own, other], 1)),), (None,))
         return Turn(table, partner.numpy())
 
     def _run(self, x: Tensor, place: int) -> Tensor:

@@ -27,6 +27,7 @@ __all__ = [
     "Rows",
     "Scaled",
     "Scores",
+    "Table",
     "Term",
     "Value",
 ]
@@ -177,13 +178,32 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of embeddings.
+
+    Attributes:
+        rows: [rows, channels], int8 where each row has a scale.
+        scales: The scale of each row, fp32; None if rows are floats.
+    """
+
+    rows: Tensor
+    scales: Tensor | None = None
+
+    def scaled(self, factor: float) -> Table:
+        """All of it times a number."""
+        if self.scales is None:
+            return Table(self.rows * factor)
+        return Table(self.rows, self.scales * factor)
+
+
+@dataclass(frozen=True)
 class Embedded:
     """A sum of embeddings that is not written yet: tables and the nodes of their indices.
 
     An index without a node counts the tokens of a sequence.
     """
 
-    tables: tuple[Tensor, ...]
+    tables: tuple[Table, ...]
     indices: tuple[fx.Node | None, ...]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from sparsefx.backends.cpu.analyses.values import Embedded, Octets, Rows
+from sparsefx.backends.cpu.analyses.values import Embedded, Octets, Rows, Table
 from sparsefx.backends.cpu.codegen.panel import interleaved_rows, paired_rows
 from sparsefx.backends.cpu.kernels.embed import FIRST_INDEX_TABLE
 from sparsefx.backends.cpu.machine.isa import Isa
@@ -65,20 +65,18 @@ class Forms:
         for known, rows in self._embedded:
             if known is value:
                 return rows
-        channels = value.tables[0].shape[1]
+        channels = value.tables[0].rows.shape[1]
         stride = -(-channels // self._isa.lanes) * self._isa.lanes
         name = "positions" if value.indices == (None,) else "embedding"
         target = Buffer(name, channels, 4)
         words: dict[str, Any] = {"output": target, "rows": channels, "stride": stride}
         for n, (table, index) in enumerate(zip(value.tables, value.indices, strict=True)):
-            array = np.ascontiguousarray(table.detach().float().numpy())
-            if stride != channels:
-                array = np.pad(array, ((0, 0), (0, stride - channels)))
+            words |= _table_words(table, n, stride)
             read = index.name if index is not None else "positions"
             self._indices.setdefault(read, index)
-            words[f"table{n}"] = array
             words[f"indices{n}"] = FIRST_INDEX_TABLE + list(self._indices).index(read)
-        self._steps.append(Step(catalog.embedding(len(value.tables)), words, target.name))
+        stored = ("fp32" if t.scales is None else "int8" for t in value.tables)
+        self._steps.append(Step(catalog.embedding(*stored), words, target.name))
         self._embedded.append((value, Rows(target)))
         return Rows(target)
 
@@ -122,3 +120,16 @@ class Forms:
         shared: dict[str, Word] = {"rows": target.rows, "input": source, output: target}
         every = {**shared, "space": target.space, **words}
         self._steps.append(Step(kernel, every, target.name))
+
+
+def _table_words(table: Table, number: int, stride: int) -> dict[str, Word]:
+    """Words of table `number` of an embedding, with rows of `stride` values."""
+    rows = table.rows.detach()
+    rows = rows.float() if table.scales is None else rows
+    array = np.ascontiguousarray(rows.numpy())
+    if stride != array.shape[1]:
+        array = np.pad(array, ((0, 0), (0, stride - array.shape[1])))
+    words: dict[str, Word] = {f"table{number}": array}
+    if table.scales is not None:
+        words[f"scales{number}"] = np.ascontiguousarray(table.scales.numpy())
+    return words

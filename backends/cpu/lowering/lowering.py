@@ -81,7 +81,7 @@ class Lowered:
                 found["positions"] = min(found.get("positions", 1 << 62), longest)
             if not step.kernel.kind.startswith("embed"):
                 continue
-            for number in range(int(step.kernel.spec[1])):
+            for number in range(len(step.kernel.spec) - 1):
                 table, slot = step.words[f"table{number}"], step.words[f"indices{number}"]
                 name = names[int(slot) - FIRST_INDEX_TABLE]  # type: ignore[arg-type]  # an int
                 found[name] = min(found.get(name, 1 << 62), len(table))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from sparsefx.backends.cpu.analyses.norms import RmsNorm
 from sparsefx.backends.cpu.analyses.positions import position_table
 from sparsefx.backends.cpu.analyses.rotary import Rotation
 from sparsefx.backends.cpu.analyses.spelled import Spelled
+from sparsefx.backends.cpu.analyses.tables import stored_table
 from sparsefx.backends.cpu.analyses.values import (
     Embedded,
     Length,
@@ -31,6 +32,7 @@ from sparsefx.backends.cpu.analyses.values import (
     Rows,
     Scaled,
     Scores,
+    Table,
     Value,
 )
 from sparsefx.backends.cpu.kernels.norm import CHUNKS
@@ -156,14 +158,14 @@ class _Operators:
         """One table; written when its sum is complete."""
         table, index = node.args[:2]
         assert isinstance(table, fx.Node)
-        weight = self._walk.host.constant(table)
-        if weight is None:
+        stored = stored_table(self._walk.host, table)
+        if stored is None:
             return "its table depends on an input"
         if not isinstance(index, fx.Node) or index not in self._walk.host.nodes:
             return "its index depends on activations"
         if not self._walk.host.is_per_token(index):
             return "its index is not [batch, sequence]"
-        self._walk.values[node] = Embedded((weight,), (index,))
+        self._walk.values[node] = Embedded((stored,), (index,))
         return None
 
     def add(self, node: fx.Node) -> str | None:
@@ -188,7 +190,7 @@ class _Operators:
             table = position_table(walk.host, node.args[1], node)
             if table is None:
                 return "adds to embeddings what is no table of positions"
-            walk.values[node] = Embedded((*left.tables, table), (*left.indices, None))
+            walk.values[node] = Embedded((*left.tables, Table(table)), (*left.indices, None))
             return None
         return self._both("add", node)
 
@@ -220,7 +222,7 @@ class _Operators:
         elif isinstance(value, Relative):
             values[node] = value.scaled(factor)
         elif isinstance(value, Embedded):
-            values[node] = Embedded(tuple(t * factor for t in value.tables), value.indices)
+            values[node] = Embedded(tuple(t.scaled(factor) for t in value.tables), value.indices)
         elif isinstance(value, Scaled):
             values[node] = replace(value, factor=value.factor * factor)
         elif isinstance(value, Rows):

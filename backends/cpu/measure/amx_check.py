@@ -193,7 +193,7 @@ def embed(values: NDArray[Any], target: Buffer) -> Step:
     table = np.pad(values.astype(np.float32), ((0, 0), (0, -values.shape[1] % 16)))
     words: dict[str, Word] = {"output": target, "rows": target.rows, "table0": table}
     words |= {"stride": table.shape[1], "indices0": _INDEX}
-    return Step(catalog.embedding(1), words, target.name)
+    return Step(catalog.embedding("fp32"), words, target.name)
 
 
 def _quantize(source: Buffer, codes: Buffer, zero_point: int) -> Step:

@@ -137,10 +137,10 @@ def elementwise(operation: str) -> Kernel:
 
 
 @cache
-def embedding(tables: int) -> Kernel:
+def embedding(*tables: embed.Stored) -> Kernel:
     """Sum of embedding rows from several tables."""
     return Kernel(
-        ("embedding", tables),
+        ("embedding", *tables),
         "embed",
         embed.fields(tables),
         lambda isa, width: embed.emit(isa, width, tables),
@@ -256,11 +256,11 @@ def named(spec: Sequence[Any]) -> Kernel:
     if family == "attention_by_position":
         of_queries, of_keys = map(bool, options)
         return attention_by_position(of_queries=of_queries, of_keys=of_keys)
+    if family == "embedding":
+        return embedding(*options)
     (option,) = options
     if family == "elementwise":
         return elementwise(str(option))
-    if family == "embedding":
-        return embedding(int(option))
     if family == "attention_by_distance":
         return attention_by_distance(str(option))
     return other(str(option))
