@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
@@ -14,11 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsefx.errors import ArtifactError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # where it is not there
 
 _PART = ".part"
 _AGAIN = "copy the whole folder again, or save it again"
@@ -132,14 +128,11 @@ def _named(path: Path, beside: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Within this context others can see that a file is being written, on POSIX systems.
+    """Within this context others can see that a file is being written.
 
     The system takes the lock off when the process ends, however it ends, and knows of it on other
     machines that share the storage; the number of a process says nothing there.
     """
-    if fcntl is None:
-        yield
-        return
     with path.open("ab") as file:
         with suppress(OSError):  # some storage has no locks: then nothing is ever removed on it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,8 +141,6 @@ def _held(path: Path) -> Iterator[None]:
 
 def _remove_if_left(path: Path) -> None:
     """Remove what was written beside a file, unless somebody still writes it."""
-    if fcntl is None:
-        return
     with suppress(OSError), path.open("rb+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink()
