@@ -130,7 +130,7 @@ class TrainingError(SparsefxError):
 
 
 class TrainingInterruptedError(TrainingError):
-    """Training was asked to stop, and did after a checkpoint; the same run can go on later."""
+    """It was asked to stop, and did when what was done was saved; the same run can go on later."""
 
 
 class SpecError(SparsefxError):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from sparsefx.errors import PassError
 from sparsefx.graph.fake_quantization import fake_quantize, fake_quantize_weight
-from sparsefx.passes.analyses.dataflow import weight_of, whole_graph
+from sparsefx.passes.analyses.dataflow import weight_of
+from sparsefx.passes.prune.changed_runs import Change, ChangedRuns
 from sparsefx.passes.prune.loss_curves import LossCurve
 from sparsefx.passes.prune.patterns import GroupWise, Pattern, mask_for, parse_pattern, unfit
 from sparsefx.passes.selection import Selection, select_weights
@@ -22,16 +23,18 @@ from sparsefx.passes.selection import Selection, select_weights
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["LEVELS", "Sensitivity", "measure_sensitivity"]
+__all__ = ["LEVELS", "UNTOUCHED", "Sensitivity", "measure_sensitivity"]
 
 aten = torch.ops.aten
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Sparsities that are measured unless others are asked for."""
+UNTOUCHED = "untouched"
+"""Name of the loss of the Program as it is."""
 _WHO = "sensitivity"
 Batch = Mapping[str, Tensor]
 Loss = Callable[[Mapping[str, Tensor], int], Tensor]
-Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Tell = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,14 @@ def measure_sensitivity(
     roles: Sequence[str] = ("encoder",),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    losses: dict[str, float] | None = None,
+    tell: Tell | None = None,
 ) -> Sensitivity:
     """Prune, then quantize, each linear alone, and see what the loss does.
 
     Weights of small magnitude go, nothing is trained, and the Program stays as it is. Of each batch
-    only what comes after the changed linear is computed anew.
+    only what comes after the changed linear is computed anew, and what enters it is held: memory
+    grows with the number of batches.
 
     Args:
         program: In the mode in which it is to be measured, mostly ``eval()``.
@@ -75,10 +81,14 @@ def measure_sensitivity(
         roles: Roles of the weights to look at.
         include: Regular expressions; a weight must match one of them, when there are any.
         exclude: Regular expressions; a weight must match none.
+        losses: Mean losses by name, of an earlier call for the same, which are not measured again;
+            each that is measured is added.
+        tell: Called at the begin, and after each batch, with how many losses are known, how many
+            there will be, and the estimated seconds until then (None at the begin).
 
     Raises:
         PassError: The pattern is none, or does not fit a weight or a level; a weight has a mask;
-            there is no batch; or the loss of the untouched Program is not finite.
+            there is no weight, or no batch; or a loss is not finite.
 
     >>> from sparsefx.testing import small_program
     >>> layer = torch.nn.Linear(4, 1, bias=False)
@@ -92,18 +102,25 @@ def measure_sensitivity(
     >>> found.base, found.curves["weight"].points
     (0.0, ((0.25, 1.0), (0.5, 3.0)))
     """
-    places = _places(program, select_weights(program, roles, include, exclude))
+    chosen = select_weights(program, roles, include, exclude)
+    places = _places(program, chosen)
     shape = _checked_pattern(program, places, levels, pattern)
+    if not places:
+        why = f" ({chosen.skipped[0]})" if chosen.skipped else ""
+        raise PassError(f"there is no linear to measure{why}", who=_WHO)
+    runs = ChangedRuns(program, batches, places)
+    if not runs.count:
+        raise PassError("there is no batch to measure on", who=_WHO)
     changes: dict[float | None, Change] = {level: _pruned(level, shape) for level in levels}
-    changes[None] = _quantized
-    base, sums = _means(program, batches, loss, places, changes)
-    if not math.isfinite(base):
-        raise PassError(f"the loss of the untouched model is {base}", who=_WHO)
+    changes[None] = _INT8
+    found = {} if losses is None else losses
+    _measure(runs, loss, _cases(places, changes), found, tell)
+    base = found[UNTOUCHED]
     curves = {
-        name: LossCurve(tuple((level, sums[name, level] - base) for level in sorted(levels)))
+        name: LossCurve(tuple((level, found[_key(name, level)] - base) for level in sorted(levels)))
         for name in places
     }
-    return Sensitivity(base, curves, {name: sums[name, None] - base for name in places})
+    return Sensitivity(base, curves, {name: found[_key(name, None)] - base for name in places})
 
 
 def _places(program: Program, found: Selection) -> dict[str, tuple[fx.Node, ...]]:
@@ -119,67 +136,66 @@ def _places(program: Program, found: Selection) -> dict[str, tuple[fx.Node, ...]
     return {name: nodes for name, nodes in readers.items() if nodes}
 
 
+def _key(name: str, level: float | None) -> str:
+    return f"{name} {'int8' if level is None else level}"
+
+
+def _cases(
+    places: Iterable[str], changes: Mapping[float | None, Change]
+) -> dict[str, tuple[str, Change] | None]:
+    """Return all that is measured: which weight is changed, and how; None for none."""
+    cases: dict[str, tuple[str, Change] | None] = {UNTOUCHED: None}
+    for name, (level, change) in itertools.product(places, changes.items()):
+        cases[_key(name, level)] = name, change
+    return cases
+
+
 @torch.no_grad()
-def _means(
-    program: Program,
-    batches: Iterable[Batch],
+def _measure(
+    runs: ChangedRuns,
     loss: Loss,
-    places: Mapping[str, tuple[fx.Node, ...]],
-    changes: Mapping[float | None, Change],
-) -> tuple[float, dict[tuple[str, float | None], float]]:
-    """Return the mean loss of the untouched Program, and that of each place with each change."""
-    flow = whole_graph(program.graph)
-    later = {
-        name: set(nodes).union(*(nx.descendants(flow, node) for node in nodes))
-        for name, nodes in places.items()
-    }
-    cases = list(itertools.product(places, changes))
-    sums = dict.fromkeys(cases, 0.0)
-    base, count = 0.0, 0
-    for count, batch in enumerate(batches, start=1):
-        runner = _Runner(program.module)
-        base += float(loss(runner.whole(batch), count - 1))
-        for name, level in cases:
-            outputs = runner.altered(places[name], later[name], changes[level])
-            sums[name, level] += float(loss(outputs, count - 1))
-    if not count:
-        raise PassError("there is no batch to measure on", who=_WHO)
-    return base / count, {case: total / count for case, total in sums.items()}
+    cases: Mapping[str, tuple[str, Change] | None],
+    losses: dict[str, float],
+    tell: Tell | None,
+) -> None:
+    """Add the mean loss of each case that is not known."""
+    work = {key: len(runs.nodes(case[0] if case else None)) for key, case in cases.items()}
+    clock = _Clock(work, losses, runs.count, tell)
+    for key, case in cases.items():
+        if key in losses:
+            continue
+        total = 0.0
+        for number, outputs in enumerate(runs.changed(*case) if case else runs.untouched()):
+            total += float(loss(outputs, number))
+            if number + 1 < runs.count:  # the last one counts when the loss is known
+                clock.tick(key)
+        if not math.isfinite(total):
+            what = "of the untouched model" if case is None else f"with {key}"
+            raise PassError(f"the loss {what} is {total}", who=_WHO)
+        losses[key] = total / runs.count
+        clock.tick(key)
 
 
-class _Runner(fx.Interpreter):
-    """Runs a graph once, and then parts of it with one linear changed."""
+class _Clock:
+    """Tells how many losses are known, and the time until all are: by nodes that are computed."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._nodes: Sequence[fx.Node] = ()
-        self._change: Change | None = None
-        self._known: dict[fx.Node, Any] = {}
+    def __init__(
+        self, work: Mapping[str, int], losses: Mapping[str, float], count: int, tell: Tell | None
+    ) -> None:
+        self._work, self._losses, self._count, self._tell = work, losses, count, tell
+        self._all = sum(nodes for key, nodes in work.items() if key not in losses)
+        self._done = 0.0
+        self._began = time.monotonic()
+        self._say(None)
 
-    def whole(self, batch: Batch) -> dict[str, Tensor]:
-        """Run all of it and remember every value."""
-        inputs = [batch[str(n.target)] for n in self.graph.find_nodes(op="placeholder")]
-        outputs: dict[str, Tensor] = self.run(*inputs)
-        self._known = dict(self.env)
-        return outputs
+    def tick(self, key: str) -> None:
+        """Count one batch of a measurement."""
+        self._done += self._work[key] / self._count
+        self._say((time.monotonic() - self._began) * (self._all / self._done - 1))
 
-    def altered(
-        self, nodes: Sequence[fx.Node], later: set[fx.Node], change: Change
-    ) -> dict[str, Tensor]:
-        """Run ``later`` alone, with the linears ``nodes`` changed."""
-        self._nodes, self._change = nodes, change
-        known = {n: v for n, v in self._known.items() if n not in later and n.op != "output"}
-        outputs: dict[str, Tensor] = self.run(initial_env=known)
-        self._nodes, self._change = (), None
-        return outputs
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node; of a changed linear input and weight are others."""
-        if self._change is None or n not in self._nodes:
-            return super().run_node(n)
-        args, _ = self.fetch_args_kwargs_from_env(n)
-        value, weight = self._change(args[0], args[1])
-        return torch.nn.functional.linear(value, weight, *args[2:])
+    def _say(self, left: float | None) -> None:
+        if self._tell is not None:
+            self._tell(len(self._losses), len(self._work), left)
 
 
 def _checked_pattern(
@@ -204,17 +220,25 @@ def _checked_pattern(
 
 
 def _pruned(level: float, shape: Pattern) -> Change:
-    def change(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return value, weight * mask_for(weight.abs(), level, shape)
-
-    return change
+    return Change(lambda weight: weight * mask_for(weight.abs(), level, shape))
 
 
-def _quantized(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    now = torch.zeros((), dtype=torch.int64, device=value.device)
+def _int8(weight: Tensor) -> Tensor:
+    rounded: Tensor = fake_quantize_weight(weight, _now(weight), 0, -127, 127, 0)
+    return rounded
+
+
+def _uint8(value: Tensor) -> Tensor:
     low, high = torch.aminmax(value)
-    seen = fake_quantize(value, low, high, now, 0, 0, 255)
-    return seen, fake_quantize_weight(weight, now, 0, -127, 127, 0)
+    rounded: Tensor = fake_quantize(value, low, high, _now(value), 0, 0, 255)
+    return rounded
+
+
+def _now(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device=like.device)
+
+
+_INT8 = Change(_int8, _uint8)
 
 
 def _readers(graph: fx.Graph, name: str) -> tuple[fx.Node, ...]:

@@ -16,7 +16,7 @@ __all__ = ["LEADS", "main", "one_message"]
 LEADS = os.environ.get("RANK", "0") == "0"
 """Whether this is the process that reports; torchrun and accelerate number those they start."""
 
-_GO_ON = ("compress", "demo", "sweep")
+_GO_ON = ("compress", "demo", "sensitivity", "sweep")
 _KEPT = "interrupted; run the same command again: what is finished is kept, and no file is cut"
 _ANEW = "interrupted; no file is cut, and the same command begins anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

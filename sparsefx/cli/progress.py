@@ -22,7 +22,11 @@ from sparsefx.train.events import (
 __all__ = ["SessionProgress"]
 
 _SECONDS = 15  # between two lines on a pipe
-_COMPUTED = {"score": "scoring", "teacher": "asking the teacher"}
+_COMPUTED = {
+    "score": ("scoring", "texts"),
+    "teacher": ("asking the teacher", "texts"),
+    "measure": ("measuring", "losses"),
+}
 
 
 class SessionProgress:
@@ -77,7 +81,7 @@ class SessionProgress:
         facts = f"loss {event.loss:.3f}"
         if event.sparsity is not None:
             facts += f", {event.sparsity:.0%} zeros"
-        facts += f", {timedelta(seconds=int(event.left))} left"
+        facts += f", {_left(event.left)}"
         if stderr.is_terminal:
             self._bars.update(self._tasks[event.stage], completed=event.step, facts=facts)
         elif event.seconds < self._shown:  # another stage
@@ -87,16 +91,22 @@ class SessionProgress:
             self._say(f"{event.stage}: step {event.step}/{event.steps}, {facts}")
 
     def _computed(self, event: Computed) -> None:
-        what = _COMPUTED[event.what]
+        what, facts = _COMPUTED[event.what]
+        if event.left is not None:
+            facts += f", {_left(event.left)}"
         if stderr.is_terminal:
             if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=event.total, facts="texts")
-            self._bars.update(self._tasks[what], completed=event.done)
+                self._tasks[what] = self._bars.add_task(what, total=event.total, facts=facts)
+            self._bars.update(self._tasks[what], completed=event.done, facts=facts)
             if event.done >= event.total:
                 self._bars.remove_task(self._tasks.pop(what))
         elif time.monotonic() - self._told >= _SECONDS:
             self._told = time.monotonic()
-            self._say(f"{event.stage}: {what}: {event.done}/{event.total} texts")
+            self._say(f"{event.stage}: {what}: {event.done}/{event.total} {facts}")
 
     def _say(self, text: str) -> None:
         stderr.print(text, markup=False)
+
+
+def _left(seconds: float) -> str:
+    return f"{timedelta(seconds=int(seconds))} left"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import track
 from rich.table import Table
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
@@ -23,14 +23,17 @@ from sparsefx.storage.files import write_json, write_text
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsefx.cli.unfinished import Unfinished
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
+    from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
 
 _LEVELS = "0.5,0.7,0.8,0.9,0.95"
 _CURVES, _INT8, _PAGE = "curves.json", "int8.json", "sensitivity.html"
+_UNFINISHED = "unfinished.json"
 
 
 def command(
@@ -47,6 +50,7 @@ def command(
         typer.Option(help=f"Sparsities, with commas. Default: {_LEVELS}; of N:M its own."),
     ] = None,
     pattern: Annotated[str, typer.Option(help="unstructured, a block, or N:M.")] = "unstructured",
+    roles: Annotated[str, typer.Option(help="Roles of the linears, with commas.")] = "encoder",
     examples: Annotated[int, typer.Option(min=1, help="Examples to measure on.")] = 256,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
@@ -56,13 +60,16 @@ def command(
     """Prune and quantize each linear alone, and show what the loss does.
 
     ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
+
+    A stopped command goes on where it was.
     """
+    from sparsefx.cli.unfinished import Unfinished
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode, evaluation_batches
 
     for name in (_CURVES, _INT8, _PAGE):
         check_new({"--out": out / name}, who="sensitivity", overwrite=overwrite)
-    wanted = _levels(levels, pattern)
+    wanted, chosen = _levels(levels, pattern), [each.strip() for each in roles.split(",")]
     program = open_program(model).eval()
     head = _head(program, model, classes)
     task = _task(data, text, label, head)
@@ -72,11 +79,19 @@ def command(
     check_tokens(coded, program.config)
     task.check_head(head.outputs or 0)
     batches = [batch for _, batch in evaluation_batches(coded, batch_size)]
+    asked = {
+        "levels": list(wanted),
+        "pattern": pattern,
+        "roles": chosen,
+        "max_length": max_length,
+        "batch_size": batch_size,
+        **_given(program, task, some, batches),
+    }
+    kept = Unfinished(out / _UNFINISHED, asked, who="sensitivity", overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    found = _measured(program, batches, task.kind, wanted, pattern)
-    if not found.curves:
-        raise DataError("the model has no linear of the encoder", who="sensitivity", where=model)
+    found = _measured(program, batches, task.kind, chosen, wanted, pattern, kept)
     curves, page = _write(found, wanted, f"{len(some)} examples of {data}", out)
+    kept.finish()
     stdout.print(_shown(found, wanted))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
@@ -124,13 +139,22 @@ def _measured(
     program: Program,
     batches: Sequence[Mapping[str, Tensor]],
     kind: Kind,
+    roles: Sequence[str],
     levels: tuple[float, ...],
     pattern: str,
+    kept: Unfinished,
 ) -> Sensitivity:
-    """Return what the loss against the labels does, and show how far the measurement is."""
+    """Return what the loss against the labels does, and show how far the measurement is.
+
+    Raises:
+        TrainingInterruptedError: SIGINT or SIGTERM came; what was measured is kept.
+    """
+    from sparsefx.cli.progress import SessionProgress
     from sparsefx.passes.prune.sensitivity import measure_sensitivity
     from sparsefx.train.evaluation import inputs_for, logits_name
+    from sparsefx.train.events import Computed
     from sparsefx.train.step.optimization import label_loss
+    from sparsefx.train.stop import StopRequest, interrupted
 
     output = logits_name(program)
 
@@ -139,9 +163,54 @@ def _measured(
         labels = labels.long() if kind == "classification" else labels
         return label_loss(kind, outputs[output], labels)
 
-    watched = track(batches, "measuring", console=stderr, transient=True)
-    inputs = (inputs_for(program, batch) for batch in watched)
-    return measure_sensitivity(program, inputs, loss, levels=levels, pattern=pattern)
+    def tell(done: int, total: int, left: float | None) -> None:
+        if left is None:
+            _say_begin(done, total, levels, batches)
+        if kept.keep() and stop.asked and done < total:
+            raise interrupted(f"stopped; {done} of {total} losses are kept", "sensitivity")
+        progress(Computed("sensitivity", "measure", done, total, left))
+
+    inputs = [inputs_for(program, batch) for batch in batches]
+    with SessionProgress() as progress, StopRequest() as stop:
+        return measure_sensitivity(
+            program,
+            inputs,
+            loss,
+            levels=levels,
+            pattern=pattern,
+            roles=roles,
+            losses=kept.numbers,
+            tell=tell,
+        )
+
+
+def _say_begin(
+    done: int, total: int, levels: Sequence[float], batches: Sequence[Mapping[str, Tensor]]
+) -> None:
+    linears, zeros = (total - 1) // (len(levels) + 1), ", ".join(f"{each:.0%}" for each in levels)
+    text = (
+        f"sensitivity: {total} losses, each over {len(batches)} batches: {linears} linears, each "
+        f"with {zeros} zeros and in int8, and the untouched model"
+    )
+    if done:
+        text += f"; {done} are kept from before"
+    stderr.print(text, markup=False)
+
+
+def _given(
+    program: Program, task: Task, examples: Examples, batches: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Any]:
+    """Return what tells model and data from others; tokens as they are put into batches."""
+    from sparsefx.graph.digest import tensor_digest
+
+    tokens = [f"{name}:{tensor_digest(each)}" for batch in batches for name, each in batch.items()]
+    return {
+        "model": program.fingerprint()[:16],
+        "examples": examples.digest(),
+        "kind": task.kind,
+        "classes": list(task.classes),
+        "tokens": hashlib.sha256(" ".join(tokens).encode()).hexdigest()[:16],
+    }
 
 
 def _levels(levels: str | None, pattern: str) -> tuple[float, ...]:

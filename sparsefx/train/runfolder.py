@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -248,12 +247,5 @@ def _data_hashes(data: SessionData) -> dict[str, Any]:
         "test": task.split("test"),
         "unlabelled": data.unlabelled,
     }
-    hashes = {name: _hash(examples) for name, examples in named.items()}
+    hashes = {name: each.digest() if each is not None else None for name, each in named.items()}
     return {"kind": task.kind, "metric": task.metric, "classes": list(task.classes), **hashes}
-
-
-def _hash(examples: Examples | None) -> str | None:
-    if examples is None:
-        return None
-    content = json.dumps([examples.texts, examples.pairs, examples.labels])
-    return f"{len(examples)} examples, {hashlib.sha256(content.encode()).hexdigest()[:16]}"

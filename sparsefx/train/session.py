@@ -164,14 +164,14 @@ class Session:
             for index in range(len(finished), len(names)):
                 finished[names[index]] = self._run_stage(index, finished)
                 if stop.asked and self._processes.count == 1:  # others wait for a next stage
-                    raise interrupted(_FINISHED, names[index])
+                    raise interrupted(_FINISHED, f"stage {names[index]}")
             stages, classes = tuple(finished.values()), self._source.task.classes
             result = RunResult(self.recipe.name, self.folder, stages, classes)
             result.save({**folder.machine, "processes": self._processes.count})
             self._processes.announce(None)
             self._emit(RunFinished(result))
         if stop.asked:
-            raise interrupted(_FINISHED, names[-1])
+            raise interrupted(_FINISHED, f"stage {names[-1]}")
         return result
 
     def _follow(self) -> RunResult:
@@ -227,7 +227,7 @@ class Session:
             self._emit(Computed(stage, what, done, total))
             # A score is a matter of minutes, and steps lie behind it that are in no checkpoint yet.
             if what == "teacher" and self._stop.asked and self._processes.count == 1:
-                raise interrupted("stopped while its teacher was asked", stage)
+                raise interrupted("stopped while its teacher was asked", f"stage {stage}")
 
         return tell
 
@@ -348,7 +348,7 @@ class Session:
                 self._processes.wait()
                 at = f"step {trainer.done} of {trainer.steps}"
                 what = "training was interrupted; a checkpoint was saved"
-                raise interrupted(what, trainer.name, at)
+                raise interrupted(what, f"stage {trainer.name}", at)
 
     def _evaluate_between(self, trainer: StageTrainer, every: int) -> None:
         """Evaluate before a step, and so not after the last one and not when asked to stop."""

@@ -1,4 +1,4 @@
-"""Signals that ask a session to stop, and the error by which it does."""
+"""Signals that ask a session, or another long job, to stop, and the error by which it does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StopRequest:
         self._former.clear()
 
 
-def interrupted(what: str, stage: str, where: str = "") -> TrainingInterruptedError:
-    """Return the error that ends a session which was asked to stop."""
+def interrupted(what: str, who: str, where: str = "") -> TrainingInterruptedError:
+    """Return the error that ends what was asked to stop, and goes on when run again."""
     hint = "run the same command again to go on from there"
-    return TrainingInterruptedError(what, who=f"stage {stage}", where=where, hint=hint)
+    return TrainingInterruptedError(what, who=who, where=where, hint=hint)

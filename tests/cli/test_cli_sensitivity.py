@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from sparsefx.cli import main
 from sparsefx.errors import DataError
 from sparsefx.passes.prune.loss_curves import read_loss_curves
+from sparsefx.passes.prune.patterns import Pattern, mask_for
 from tests.tiny_models import small_bert
 from tests.train.tiny_run import LETTERS, texts, tokenizer
 
@@ -58,10 +61,102 @@ def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[
     assert all([s for s, _ in curve.points] == [0.5, 0.9] for curve in curves.values())
     assert json.loads((out / "int8.json").read_text(encoding="utf-8")).keys() == curves.keys()
     assert "<svg" in (out / "sensitivity.html").read_text(encoding="utf-8")
-    assert "loss of the untouched model" in capsys.readouterr().out
+    assert not (out / "unfinished.json").exists()
+    said = capsys.readouterr()
+    assert "loss of the untouched model" in said.out
+    begin = "sensitivity: 19 losses, each over 3 batches: 6 linears, each with 50%, 90% zeros and"
+    assert begin in said.err
 
 
-def test_interrupted_it_leaves_the_older_results_whole(
+def test_a_pipe_is_told_how_far_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsefx.cli.progress._SECONDS", 0)
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", place / "out")
+    assert run(*command, "--levels", "0.5", "--batch-size", 10) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"sensitivity: measuring: 0/13 losses, 0:00:\d\d left\n", said)
+    assert "sensitivity: measuring: 13/13 losses, 0:00:00 left\n" in said
+
+
+def stop_at(call: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Send a signal when the mask of that number is made; return the levels of all masks."""
+    made: list[float] = []
+
+    def mask(scores: Tensor, level: float, pattern: Pattern) -> Tensor:
+        made.append(level)
+        if len(made) == call:
+            signal.raise_signal(number)
+        return mask_for(scores, level, pattern)
+
+    monkeypatch.setattr("sparsefx.passes.prune.sensitivity.mask_for", mask)
+    return made
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_goes_on_where_it_was(
+    number: signal.Signals,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--data", place / "data.csv", "--levels", "0.5,0.9", "--batch-size", 8)
+    assert run("sensitivity", place / "model", *options, "--out", place / "whole") == 0
+    made = stop_at(4, number, monkeypatch)
+    assert run("sensitivity", place / "model", *options, "--out", place / "out") == 130
+    said = capsys.readouterr().err
+    # The untouched model, two levels and int8 of the first weight, two of the second.
+    assert "sensitivity: stopped; 6 of 19 losses are kept" in said
+    assert "run the same command again to go on from there" in said
+    assert [path.name for path in (place / "out").iterdir()] == ["unfinished.json"]
+    assert run("sensitivity", place / "model", *options, "--out", place / "out") == 0
+    assert "; 6 are kept from before\n" in capsys.readouterr().err
+    assert len(made) == 12
+    assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in (place / "whole").iterdir()
+    }
+
+
+def test_what_is_kept_of_something_else_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = place / "out"
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", out)
+    stop_at(2, signal.SIGINT, monkeypatch)
+    assert run(*command, "--levels", "0.5") == 130
+    kept = (out / "unfinished.json").read_bytes()
+    capsys.readouterr()
+
+    def refused(*options: object, told: str) -> None:
+        assert run(*command, *options) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert "choose another --out, or give --overwrite to begin anew" in said
+        assert (out / "unfinished.json").read_bytes() == kept
+
+    refused("--levels", "0.7", told="  levels[0]: was 0.5, is 0.7\n")
+    refused("--levels", "0.5", "--batch-size", 5, told="  batch_size: was 32, is 5\n")
+    refused("--levels", "0.5", "--examples", 8, told='  examples: was "20 examples, ')
+    model = BertForSequenceClassification.from_pretrained(place / "model")
+    model.classifier.bias.data.add_(torch.tensor([0.0, 1.0]))
+    model.save_pretrained(place / "model")
+    refused("--levels", "0.5", told='  model: was "')
+    (out / "unfinished.json").write_bytes(kept := b"{")
+    refused("--levels", "0.5", told="  not JSON: ")
+    assert run(*command, "--levels", "0.5", "--overwrite") == 0
+    assert "kept from before" not in capsys.readouterr().err
+    assert not (out / "unfinished.json").exists()
+
+
+def test_linears_of_other_roles(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", place / "out")
+    assert run(*command, "--levels", "0.5", "--roles", "other") == 2
+    assert "there is no linear to measure (roles=other: no weight" in capsys.readouterr().err
+    assert run(*command, "--levels", "0.5", "--roles", "encoder,head") == 0
+    assert len(read_loss_curves(place / "out" / "curves.json")) > 6
+
+
+def test_interrupted_at_once_it_leaves_the_older_results_whole(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = place / "out"
@@ -72,9 +167,9 @@ def test_interrupted_it_leaves_the_older_results_whole(
     def interrupt(_: fx.Interpreter, *__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fx.Interpreter, "run", interrupt)
+    monkeypatch.setattr(fx.Interpreter, "run_node", interrupt)
     assert run(*command, "--levels", "0.9", "--overwrite") == 130
-    assert capsys.readouterr().err.strip().endswith("the same command begins anew")
+    assert "run the same command again: what is finished is kept" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.iterdir()} == older
 
 

@@ -15,6 +15,10 @@ def step(number: int, seconds: float, left: float) -> StepDone:
     return StepDone("dense", number, 4, 0.5, {}, 1e-3, None, None, seconds, left)
 
 
+def measured(done: int, left: float | None) -> Computed:
+    return Computed("sensitivity", "measure", done, 19, left)
+
+
 def teacher(done: int) -> Computed:
     return Computed("sparse", "teacher", done, 320)
 
@@ -48,3 +52,21 @@ def test_a_pipe_is_told_of_texts_now_and_then(
         show(teacher(done))
     told = capsys.readouterr().err.splitlines()[1:]
     assert told == [f"sparse: asking the teacher: {done}/320 texts" for done in (96, 192, 288)]
+
+
+def test_a_pipe_is_told_of_a_measurement_that_takes_longer_than_a_line(
+    capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
+) -> None:
+    show = SessionProgress()
+    show(measured(0, None))
+    clock(14)
+    show(measured(0, 8000.0))
+    clock(2)
+    show(measured(0, 7322.5))
+    clock(15)
+    show(measured(1, None))
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "sensitivity: measuring: 0/19 losses, 2:02:02 left",
+        "sensitivity: measuring: 1/19 losses",
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -144,6 +146,11 @@ class Examples:
             pairs=None if self.pairs is None else tuple(self.pairs[row] for row in rows),
             labels=None if self.labels is None else tuple(self.labels[row] for row in rows),
         )
+
+    def digest(self) -> str:
+        """Return how many there are, and a hash of texts and labels."""
+        content = json.dumps([self.texts, self.pairs, self.labels])
+        return f"{len(self)} examples, {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _plain(given: Any) -> Any:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError
-from sparsefx.passes.prune.patterns import Unstructured, mask_for
-from sparsefx.passes.prune.sensitivity import Sensitivity, measure_sensitivity
+from sparsefx.passes.prune.patterns import Pattern, Unstructured, mask_for
+from sparsefx.passes.prune.sensitivity import UNTOUCHED, Sensitivity, measure_sensitivity
 from sparsefx.passes.quantize.calibrate import calibrate
 from tests.tiny_models import example_batch, tiny
 
@@ -61,6 +61,81 @@ def test_pruning_one_weight_equals_the_eager_model() -> None:
     assert program().fingerprint() == before
 
 
+@pytest.mark.parametrize("architecture", ["bert-cls", "albert"])
+def test_each_weight_alone_is_changed_however_many_linears_read_it(architecture: str) -> None:
+    model: Any = tiny(architecture)
+    captured = sparsefx.capture(model, example_batch()).eval()
+    measured = measure_sensitivity(captured, BATCHES, loss, levels=(0.9,))
+    assert len(measured.curves) == {"bert-cls": 12, "albert": 6}[architecture]
+    for name, curve in measured.curves.items():
+        weight = model.get_parameter(name)
+        whole = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(whole * mask_for(whole.abs(), 0.9, Unstructured()))
+            found = [float(loss(model(**batch), number)) for number, batch in enumerate(BATCHES)]
+            weight.copy_(whole)
+        ((_, increase),) = curve.points
+        assert increase == pytest.approx(sum(found) / 2 - measured.base, abs=1e-6)
+
+
+def test_the_mask_of_a_weight_is_made_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[float] = []
+
+    def counted(scores: Tensor, level: float, pattern: Pattern) -> Tensor:
+        made.append(level)
+        return mask_for(scores, level, pattern)
+
+    monkeypatch.setattr("sparsefx.passes.prune.sensitivity.mask_for", counted)
+    again = measure_sensitivity(program(), BATCHES, loss, levels=(0.9, 0.5))
+    assert made == [0.9, 0.5] * 12
+    assert again == found()
+
+
+def test_losses_that_are_known_are_not_measured_again() -> None:
+    losses: dict[str, float] = {}
+    measure_sensitivity(program(), BATCHES, loss, levels=(0.9, 0.5), losses=losses)
+    assert next(iter(losses)) == UNTOUCHED
+    assert len(losses) == 1 + 12 * 3
+    some = dict(list(losses.items())[:20])
+    asked: list[int] = []
+
+    def counted(outputs: Any, number: int) -> Tensor:
+        asked.append(number)
+        return loss(outputs, number)
+
+    again = measure_sensitivity(program(), BATCHES, counted, levels=(0.9, 0.5), losses=some)
+    assert again == found()
+    assert some == losses
+    assert asked == [0, 1] * 17
+
+
+def test_it_is_told_how_many_losses_there_are_and_how_long_they_take() -> None:
+    told: list[tuple[int, int, float | None]] = []
+    measure_sensitivity(
+        program(), BATCHES, loss, levels=(0.9,), tell=lambda *each: told.append(each)
+    )
+    assert [done for done, _, _ in told] == [0, *(n for k in range(25) for n in (k, k + 1))]
+    assert {total for _, total, _ in told} == {25}
+    assert told[0][2] is None
+    left = [seconds for _, _, seconds in told[1:] if seconds is not None]
+    assert len(left) == 50
+    assert left[-1] == pytest.approx(0, abs=1e-6)
+    assert all(seconds > 0 for seconds in left[:-1])
+
+
+def test_a_loss_that_is_no_number_is_named() -> None:
+    calls: list[int] = []
+
+    def broken(outputs: Any, number: int) -> Tensor:
+        calls.append(number)
+        return torch.tensor(float("nan")) if len(calls) > 4 else loss(outputs, number)
+
+    with pytest.raises(PassError, match=r"the loss with bert.*query\.weight int8 is nan"):
+        measure_sensitivity(program(), BATCHES, broken, levels=(0.9,))
+    with pytest.raises(PassError, match="the loss of the untouched model is nan"):
+        measure_sensitivity(program(), BATCHES, broken, levels=(0.9,))
+
+
 def test_every_linear_of_the_encoder_is_measured_once() -> None:
     assert len(found().curves) == 12
     assert found().curves.keys() == found().int8.keys()
@@ -87,6 +162,8 @@ def test_what_would_not_be_measured_is_refused() -> None:
     assert caught.value.hint == "run fold-masks before"
     with pytest.raises(PassError, match="there is no batch"):
         measure_sensitivity(program(), [], loss)
+    with pytest.raises(PassError, match=r"no linear to measure.*roles=encoder takes 12"):
+        measure_sensitivity(program(), BATCHES, loss, roles=("other",))
 
 
 def test_weights_are_chosen_by_name() -> None:
