@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import track
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import stdout
 from sparsefx.cli.data_options import FILE_HELP, Text, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
@@ -44,6 +43,7 @@ def command(
     A model with a head for masked tokens predicts what fits in a word's place; of any other model
     the nearest words of its embedding table are taken.
     """
+    from sparsefx.cli.progress import counting
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.augment import Augmentation, Augmenter
     from sparsefx.train.data.columns import find_text
@@ -65,15 +65,19 @@ def command(
         batch_size=batch_size,
     )
     columns = (names,) if isinstance(names, str) else names
-    rows = track(range(len(examples)), "augmenting", console=stderr, transient=True)
     written = 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(out) as beside, beside.open("w", encoding="utf-8") as file:
-        for row in rows:
+    with (
+        counting("augment", "augmenting", "texts") as tell,
+        whole_file(out) as beside,
+        beside.open("w", encoding="utf-8") as file,
+    ):
+        for row in range(len(examples)):
             cells = {name: values[row] for name, values in table.columns.items()}
             lines = [_line(cells, columns, some) for some in _forms(augmenter, examples, row)]
             file.writelines(lines)
             written += len(lines)
+            tell(row + 1, len(examples))
     source = "a head for masked tokens" if augmenter.predicts else "the embedding table"
     stdout.print(f"{len(examples):,} rows became {written:,} by {source}; wrote {out}",
                  markup=False)  # fmt: skip

@@ -73,10 +73,9 @@ def command(
     overwrite: Overwrite = False,
 ) -> None:
     """Print the score of a model on labelled data, with its 95 % interval."""
-    from sparsefx.cli.progress import SessionProgress
+    from sparsefx.cli.progress import counting
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode
-    from sparsefx.train.events import Computed
     from sparsefx.train.metrics import check_metric, evaluate
 
     if metric is not None:
@@ -91,10 +90,8 @@ def command(
     if labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
     check_tokens(examples, saved.config)
-    with SessionProgress() as progress:
-        logits = saved.predict(
-            examples, batch_size, lambda *done: progress(Computed("evaluate", "score", *done))
-        )
+    with counting("evaluate", "scoring", "texts") as tell:
+        logits = saved.predict(examples, batch_size, tell)
     score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones
     _show(score, saved.runs_on)
     if to_json is not None:

@@ -1,9 +1,13 @@
-"""Progress of a training session: loss, sparsity and time left, texts in between."""
+"""How far a command is: a bar in a terminal, a line now and then on a pipe."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from typing import Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
@@ -19,18 +23,14 @@ from sparsefx.train.events import (
     StepDone,
 )
 
-__all__ = ["SessionProgress"]
+__all__ = ["SessionProgress", "counting"]
 
 _SECONDS = 15  # between two lines on a pipe
-_COMPUTED = {
-    "score": ("scoring", "texts"),
-    "teacher": ("asking the teacher", "texts"),
-    "measure": ("measuring", "losses"),
-}
+_COMPUTED = {"score": "scoring", "teacher": "asking the teacher"}
 
 
-class SessionProgress:
-    """A listener that shows one bar for each stage; on a pipe it prints a line now and then.
+class _CountProgress:
+    """Shows how many of a number of things are done.
 
     Use it as a context manager.
     """
@@ -44,10 +44,9 @@ class SessionProgress:
             console=stderr,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._shown = 0.0
         self._told = time.monotonic()
 
-    def __enter__(self) -> SessionProgress:
+    def __enter__(self) -> Self:
         if stderr.is_terminal:
             self._bars.start()
         return self
@@ -55,6 +54,43 @@ class SessionProgress:
     def __exit__(self, *raised: object) -> None:
         if stderr.is_terminal:
             self._bars.stop()
+
+    def count(
+        self, who: str, what: str, unit: str, done: int, total: int, left: float | None = None
+    ) -> None:
+        """Show how many are done; ``left`` are estimated seconds, where somebody knows."""
+        facts = unit if left is None else f"{unit}, {_left(left)}"
+        if stderr.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total, facts=facts)
+            self._bars.update(self._tasks[what], completed=done, facts=facts)
+            if done >= total:
+                self._bars.remove_task(self._tasks.pop(what))
+        elif time.monotonic() - self._told >= _SECONDS:
+            self._told = time.monotonic()
+            self._say(f"{who}: {what}: {done}/{total} {facts}")
+
+    def _say(self, text: str) -> None:
+        stderr.print(text, markup=False)
+
+
+@contextmanager
+def counting(who: str, what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Show what a command counts.
+
+    What it yields takes how many are done, how many there are, and the seconds that are left where
+    somebody knows.
+    """
+    with _CountProgress() as shown:
+        yield partial(shown.count, who, what, unit)
+
+
+class SessionProgress(_CountProgress):
+    """A listener that shows a session: loss, sparsity and time left, texts in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show what happened."""
@@ -71,7 +107,8 @@ class SessionProgress:
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, Computed):
-            self._computed(event)
+            what = _COMPUTED[event.what]
+            self.count(event.stage, what, "texts", event.done, event.total)
         elif isinstance(event, Evaluated):
             self._say(f"{event.stage}: step {event.step}: {event.score}")
         elif isinstance(event, StageFinished) and event.result.score is not None:
@@ -89,23 +126,6 @@ class SessionProgress:
         elif event.seconds - self._shown >= _SECONDS:
             self._shown = event.seconds
             self._say(f"{event.stage}: step {event.step}/{event.steps}, {facts}")
-
-    def _computed(self, event: Computed) -> None:
-        what, facts = _COMPUTED[event.what]
-        if event.left is not None:
-            facts += f", {_left(event.left)}"
-        if stderr.is_terminal:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=event.total, facts=facts)
-            self._bars.update(self._tasks[what], completed=event.done, facts=facts)
-            if event.done >= event.total:
-                self._bars.remove_task(self._tasks.pop(what))
-        elif time.monotonic() - self._told >= _SECONDS:
-            self._told = time.monotonic()
-            self._say(f"{event.stage}: {what}: {event.done}/{event.total} {facts}")
-
-    def _say(self, text: str) -> None:
-        stderr.print(text, markup=False)
 
 
 def _left(seconds: float) -> str:

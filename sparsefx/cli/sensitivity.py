@@ -149,10 +149,9 @@ def _measured(
     Raises:
         TrainingInterruptedError: SIGINT or SIGTERM came; what was measured is kept.
     """
-    from sparsefx.cli.progress import SessionProgress
+    from sparsefx.cli.progress import counting
     from sparsefx.passes.prune.sensitivity import measure_sensitivity
     from sparsefx.train.evaluation import inputs_for, logits_name
-    from sparsefx.train.events import Computed
     from sparsefx.train.step.optimization import label_loss
     from sparsefx.train.stop import StopRequest, interrupted
 
@@ -168,10 +167,10 @@ def _measured(
             _say_begin(done, total, levels, batches)
         if kept.keep() and stop.asked and done < total:
             raise interrupted(f"stopped; {done} of {total} losses are kept", "sensitivity")
-        progress(Computed("sensitivity", "measure", done, total, left))
+        show(done, total, left)
 
     inputs = [inputs_for(program, batch) for batch in batches]
-    with SessionProgress() as progress, StopRequest() as stop:
+    with counting("sensitivity", "measuring", "losses") as show, StopRequest() as stop:
         return measure_sensitivity(
             program,
             inputs,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
-from rich.progress import Progress
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.cli.programs import open_program
@@ -47,6 +46,7 @@ def command(
     from sparsefx.backends.accelerator.hardware.archfile import load_architecture
     from sparsefx.backends.accelerator.studies.sweep import finished_points, program_grid, run_sweep
     from sparsefx.backends.accelerator.studies.sweep_page import write_sweep
+    from sparsefx.cli.progress import counting
 
     names = _list(archs)
     if not names:
@@ -59,15 +59,9 @@ def command(
         points = program_grid(names, folders, batch=batch, tokens=seq)
     else:
         points = _drawn(names, ratios, patterns, size=size, batch=batch, seq=seq)
-    with Progress(console=stderr) as bar:
-        task = bar.add_task("simulating", total=len(points))
-        results = run_sweep(
-            points,
-            out,
-            jobs=jobs or os.cpu_count() or 1,
-            ray_address=ray,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counting("sweep", "simulating", "points") as tell:
+        jobs = jobs or os.cpu_count() or 1
+        results = run_sweep(points, out, jobs=jobs, ray_address=ray, progress=tell)
     for path in write_sweep(results, out):
         stdout.print(f"wrote {path}", markup=False)
     failed = [result for result in results if result.error]

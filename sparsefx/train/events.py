@@ -102,19 +102,16 @@ class Computed:
     """A model has run over ``done`` of ``total`` texts, between the steps of a stage.
 
     Attributes:
-        stage: Name of the stage, or of a command that trains nothing.
-        what: ``score``: for an evaluation; ``teacher``: so that the student can learn from it;
-            ``measure``: for ``sensitivity``, which counts losses in place of texts.
+        stage: Name of the stage.
+        what: ``score``: for an evaluation; ``teacher``: so that the student can learn from it.
         done: Texts so far.
         total: All of them.
-        left: Estimated seconds until all are done; None where nobody knows.
     """
 
     stage: str
-    what: Literal["score", "teacher", "measure"]
+    what: Literal["score", "teacher"]
     done: int
     total: int
-    left: float | None = None
 
 
 @dataclass(frozen=True)

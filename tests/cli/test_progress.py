@@ -7,16 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from sparsefx.cli.progress import SessionProgress
+from sparsefx.cli.progress import SessionProgress, counting
 from sparsefx.train.events import Computed, StageStarted, StepDone
 
 
 def step(number: int, seconds: float, left: float) -> StepDone:
     return StepDone("dense", number, 4, 0.5, {}, 1e-3, None, None, seconds, left)
-
-
-def measured(done: int, left: float | None) -> Computed:
-    return Computed("sensitivity", "measure", done, 19, left)
 
 
 def teacher(done: int) -> Computed:
@@ -54,17 +50,17 @@ def test_a_pipe_is_told_of_texts_now_and_then(
     assert told == [f"sparse: asking the teacher: {done}/320 texts" for done in (96, 192, 288)]
 
 
-def test_a_pipe_is_told_of_a_measurement_that_takes_longer_than_a_line(
+def test_a_pipe_is_told_of_a_count_that_takes_longer_than_a_line(
     capsys: pytest.CaptureFixture[str], clock: Callable[[float], None]
 ) -> None:
-    show = SessionProgress()
-    show(measured(0, None))
-    clock(14)
-    show(measured(0, 8000.0))
-    clock(2)
-    show(measured(0, 7322.5))
-    clock(15)
-    show(measured(1, None))
+    with counting("sensitivity", "measuring", "losses") as show:
+        show(0, 19)
+        clock(14)
+        show(0, 19, 8000.0)
+        clock(2)
+        show(0, 19, 7322.5)
+        clock(15)
+        show(1, 19)
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "sensitivity: measuring: 0/19 losses, 2:02:02 left",
