@@ -139,10 +139,10 @@ def _check_gone(program: Program, dropped: Sequence[EncoderLayer], last: fx.Node
                 continue
             found = program.outputs().items()
             outputs = ", ".join(sorted(name for name, output in found if output in behind))
+            without = f", or keep-outputs{{outputs=...}} without {outputs}" if outputs else ""
             raise PassError(
                 f"%{min(node.users).name} reads a tensor of layer {layer.index}, which is dropped",
                 who=DropLayers.name,
                 where=str(node.target),
-                hint="run drop-layers before the pass that lets it be read, or take off what is "
-                f"computed from it with keep-outputs: {outputs}",
+                hint=f"run drop-layers before the pass that lets it be read{without}",
             )

@@ -95,10 +95,8 @@ def _drawn(
         wanted = [float(ratio) for ratio in _list(ratios)]
     except ValueError as error:
         raise DataError(f"{ratios!r} are not numbers", who="sweep", where="--ratios") from error
-    if not wanted or not kinds or not all(1 <= ratio <= 1e6 for ratio in wanted):
-        raise DataError(
-            f"{ratios!r}: expected compressions of 1 to 1e6", who="sweep", where="--ratios"
-        )
+    if not wanted or not kinds:
+        raise DataError("name a ratio and a pattern", who="sweep", where="--ratios, --patterns")
     some = [cast("Pattern", kind) for kind in kinds]
     return grid(archs, wanted, some, size=size, batch=batch, tokens=seq)
 

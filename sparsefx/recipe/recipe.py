@@ -124,12 +124,12 @@ class ScheduleSettings(_Settings):
 
 
 class OptimizerSettings(_Settings):
-    """AdamW (fused); weight decay spares biases, norms and other vectors."""
+    """AdamW (fused); weight decay spares vectors (biases, norms) and the scores of masks."""
 
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay of matrices."""
+    """Decoupled weight decay of matrices, but of scores of masks."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the two moments."""
     epsilon: float = Field(default=1e-8, gt=0)

@@ -265,13 +265,15 @@ def losses(
     found: list[dict[str, float]] = []
     with program.evaluating(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        for rows in _drawn_batches(program, len(data), batch_size, seed):
+        batches = _drawn_batches(program, len(data), batch_size, seed)
+        total = sum(map(len, batches))
+        for rows in batches:
             inputs = inputs_for(program, data.collate(rows))
             outputs = program(**{name: value.to(device) for name, value in inputs.items()})
             found.append({name: float(outputs[name]) for name in names})
             sizes.append(len(rows))
             if tell is not None:
-                tell(sum(sizes), len(data))
+                tell(sum(sizes), total)
     return mean_loss(
         [{n.removeprefix(f"{LOSS}."): v for n, v in each.items()} for each in found], sizes
     )

@@ -17,10 +17,13 @@ from sparsefx.program import Program
 from sparsefx.storage.files import saving, write_json
 from sparsefx.train.metrics import Score
 
-__all__ = ["CAPTURED", "RunResult", "StageResult"]
+__all__ = ["ASKED_TEACHER", "CAPTURED", "RunResult", "StageResult"]
 
 CAPTURED = "captured"
 """Where the folder of a run has the model that it started from, as it was captured."""
+
+ASKED_TEACHER = "teacher.json"
+"""Where the folder of a stage has the digests of its teacher, before the stage has begun."""
 
 _RESULT, _OUTPUTS = "result.json", "outputs.safetensors"
 

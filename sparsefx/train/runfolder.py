@@ -24,7 +24,7 @@ from sparsefx.storage.places import is_program
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.differences import differences, leaves
 from sparsefx.train.evaluation import SessionData
-from sparsefx.train.results import CAPTURED, StageResult
+from sparsefx.train.results import ASKED_TEACHER, CAPTURED, StageResult
 from sparsefx.train.vocabulary import check_kept_tokenizer
 
 __all__ = ["RunFolder", "check_new_run"]
@@ -183,10 +183,11 @@ class RunFolder:
         write_text(self.path / "recipe.yaml", self._recipe.to_yaml())
 
     def _begun(self, found: Mapping[str, Any]) -> int:
-        """Return how many stages have left a file."""
+        """Return how many stages have left more than the digests of their teacher."""
         names = [stage["name"] for stage in found["recipe"]["stages"]]
         places = [self.path / "stages" / f"{n}-{name}" for n, name in enumerate(names, start=1)]
-        return sum(place.is_dir() and any(place.iterdir()) for place in places)
+        left = ({each.name for each in place.glob("*")} - {ASKED_TEACHER} for place in places)
+        return sum(map(bool, left))
 
     # -- model and stages ------------------------------------------------------------------------
 

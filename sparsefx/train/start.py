@@ -26,7 +26,7 @@ from sparsefx.storage.programs import unnamed
 from sparsefx.train.data.batches import check_tokens
 from sparsefx.train.evaluation import TokenData, predicts_tokens
 from sparsefx.train.precheck import within
-from sparsefx.train.results import CAPTURED, StageResult
+from sparsefx.train.results import ASKED_TEACHER, CAPTURED, StageResult
 from sparsefx.train.runfolder import RunFolder, check_new_run
 
 __all__ = ["Programs", "begin_folder", "open_folder", "starting_model"]
@@ -116,7 +116,7 @@ class Programs:
 
     def _teacher(self, index: int) -> Path:
         """Return the file that knows the teacher which a stage found in another folder."""
-        return self._folder.stage(index) / "teacher.json"
+        return self._folder.stage(index) / ASKED_TEACHER
 
 
 def _load_start(saved: Path) -> Program:
@@ -129,7 +129,11 @@ def _load_start(saved: Path) -> Program:
 
 def _check_same_teacher(teacher: Program, kept: Path, folder: str) -> None:
     """Refuse a folder in which another teacher lies than when the stage began."""
-    old, new = read_json(kept, "it knows the teacher of the stage"), teacher.digests()
+    try:
+        old, new = read_json(kept, "it knows the teacher of the stage"), teacher.digests()
+    except ArtifactError as error:
+        error.hint = f"remove {kept.parent} to begin the stage anew"
+        raise
     if differ := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
         raise TrainingError(
             "the teacher is not the one that this stage began with: "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from sparsefx.errors import ArtifactError, RecipeError, TrainingError, first_lin
 from sparsefx.huggingface import load_tokenizer
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
+from sparsefx.storage.files import read_json
 from sparsefx.storage.places import is_tokenizer
 from sparsefx.train.differences import differences
 
 __all__ = ["check_hidden_tokens", "check_kept_tokenizer", "check_same_tokens", "warn_of_segments"]
 
-_FILE = "tokenizer.json"
+_FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+_SIDES = ("truncation_side", "padding_side")
 _TOLD = 3  # differences that a message names
 _SPECIAL = ("pad", "unk", "cls", "sep")
 
@@ -89,21 +91,21 @@ def check_same_tokens(folder: str, tokenizer: Any) -> None:
 def check_kept_tokenizer(place: Path, tokenizer: Any) -> None:
     """Refuse a run that goes on with another tokenizer than the one that it keeps.
 
-    Of one that is written in Python alone the words and their ids are compared; of others all but
-    padding and truncation, which each call sets.
+    Of one that is written in Python alone the words, their ids and the sides are compared; of
+    others all but lengths of padding and truncation, which each call sets.
 
     Raises:
         TrainingError: Says what differs.
         ArtifactError: The tokenizer that is kept cannot be read.
     """
     file, core = place / _FILE, getattr(tokenizer, "backend_tokenizer", None)
+    changed = _other_sides(place / _CONFIG, tokenizer)
     if core is not None and file.is_file():
         kept = _read_core(file, type(core))
         old, new = kept.get_vocab(), core.get_vocab()
-        changed = differences(_settings(kept), _settings(core), "tokenizer")
+        changed = chain(changed, differences(_settings(kept), _settings(core), "tokenizer"))
     else:
         old, new = load_tokenizer(str(place)).get_vocab(), tokenizer.get_vocab()
-        changed = iter(())
     words = [word for word in {**old, **new} if old.get(word) != new.get(word)]
     words.sort(key=lambda word: int(old.get(word, new.get(word))))
     told = [*islice(changed, _TOLD)]
@@ -117,6 +119,15 @@ def check_kept_tokenizer(place: Path, tokenizer: Any) -> None:
             where=str(place),
             hint="go on with the same tokenizer, or choose another folder",
         )
+
+
+def _other_sides(file: Path, tokenizer: Any) -> Iterator[str]:
+    """Yield on which other side texts are cut or filled up; no call sets that."""
+    kept = read_json(file, "") if file.is_file() else {}
+    for name in _SIDES:
+        old, new = kept.get(name, "right"), getattr(tokenizer, name, "right")
+        if old != new:
+            yield f"{name}: was {old}, is {new}"
 
 
 def _read_core(file: Path, kind: Any) -> Any:

@@ -83,7 +83,7 @@ def place(tmp_path: Path) -> Path:
         ("explain-cpu model --shape 1x99", "the model has positions for 16"),
         ("simulate model --seq 99", "the model has positions for 16"),
         ("simulate model --seq 8 --html /dev/full", "/dev/full: cannot be written: No space left"),
-        ("sweep --out sweep --ratios 2,nan", "expected compressions of 1 to 1e6"),
+        ("sweep --out sweep --ratios 2,nan", "are between 1 (dense) and 1e6"),
         ("opt model -p simplify --program teacher=", "expected NAME=FOLDER"),
         ("opt model -p distill --program a=model --program a=model", "is given twice"),
         ("evaluate model --data semicolons.csv", "its columns are separated by ';'"),

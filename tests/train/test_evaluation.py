@@ -54,7 +54,9 @@ def texts(count: int) -> Encoded:
 
 
 def test_a_loss_of_fixed_batches_is_of_those_that_are_full() -> None:
-    assert losses(of_four(), texts(10), 32).count == 8
+    told: list[tuple[int, int]] = []
+    assert losses(of_four(), texts(10), 32, tell=lambda *done: told.append(done)).count == 8
+    assert told == [(4, 8), (8, 8)]
     with pytest.raises(TrainingError, match="batches of 4 examples alone, and there are 3"):
         losses(of_four(), texts(3), 32)
 

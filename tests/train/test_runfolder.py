@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_run_that_was_killed_before_its_recipe_was_written_goes_on(tmp_path: P
     (tmp_path / "recipe.yaml").unlink()
     run(tmp_path)
     assert Recipe.load(tmp_path / "recipe.yaml") == Recipe.parse(ONE)
+
+
+def test_a_stage_that_was_killed_before_its_start_was_saved_may_change(tmp_path: Path) -> None:
+    run(tmp_path)
+    stage = tmp_path / "stages" / "1-one"
+    shutil.rmtree(stage)
+    stage.mkdir()
+    (stage / "teacher.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "result.json").unlink()
+    other = Recipe.parse(ONE.replace("steps: 2", "steps: 3"))
+    tiny_run.run(other, tmp_path)
+    assert Recipe.load(tmp_path / "recipe.yaml") == other
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", '{"recipe": {}}', '{"recipe": {"stag', "\0"])

@@ -150,6 +150,10 @@ def lower_case(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
 
 
+def cut_in_front(tokenizer: Any) -> None:
+    tokenizer.truncation_side = "left"
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -159,6 +163,7 @@ def lower_case(tokenizer: Any) -> None:
             lambda tokenizer: tokenizer.add_tokens(["z"]),
             "1 of 12 words have other ids: 'z' was not there, is 12",
         ),
+        (cut_in_front, "truncation_side: was right, is left"),
     ],
 )
 def test_a_run_goes_on_with_its_own_tokenizer_alone(

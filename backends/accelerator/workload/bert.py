@@ -68,8 +68,14 @@ def check_ratio(ratio: float, zeros: str) -> None:
     """Refuse a compression that a kind of zeros has no pattern for.
 
     Raises:
-        TargetError: For zeros of n-of-m, unless 2 x ratio is an integer.
+        TargetError: It is not between 1 and 1e6; for zeros of n-of-m, 2 x ratio is no integer.
     """
+    if not 1 <= ratio <= 1e6:
+        raise TargetError(
+            "dense weights over those that are left are between 1 (dense) and 1e6",
+            who="accelerator",
+            where=f"ratio {ratio:g}",
+        )
     group = 2 * ratio
     if zeros != "n-of-m" or group == int(group):
         return
@@ -125,7 +131,7 @@ def encoder_workload(
     drawn: dict[tuple[int, int], BoolArray] = {}
 
     def mask_of(n: int, k: int) -> BoolArray | None:
-        if ratio <= 1:
+        if ratio == 1:
             return None
         if distinct or (n, k) not in drawn:
             drawn[n, k] = draw_mask(n, k, ratio, zeros, rng)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import math
 import shutil
 import sys
 from dataclasses import asdict
@@ -185,6 +186,9 @@ def test_a_ratio_that_no_pattern_has_is_told() -> None:
         assert "the nearest are 3 and 3.5" in str(error)
     with pytest.raises(TargetError, match=r"the nearest are 1 and 1\.5"):
         grid(["anton"], [1.25], ["n-of-m"])
+    for none in (0.5, math.inf, math.nan):
+        with pytest.raises(TargetError, match="between 1"):
+            grid(["anton"], [none], ["n-of-m"])
     assert len(grid(["anton"], [1, 1.5, 3.5], ["n-of-m"])) == 3
 
 

@@ -90,7 +90,7 @@ def test_a_layer_that_a_loss_reads_is_refused() -> None:
         dropped(program, "reweighted-l1,drop-layers")
     assert str(told.value.where).startswith("encoder.layer.1.")
     assert "run drop-layers before" in told.value.hint
-    assert told.value.hint.endswith("with keep-outputs: loss.l1")
+    assert told.value.hint.endswith("or keep-outputs{outputs=...} without loss.l1")
     left = dropped(program, "reweighted-l1,keep-outputs{outputs=last_hidden_state},drop-layers")
     assert not [name for name in left.named_tensors() if name.startswith("encoder.layer.1.")]
 
