@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from sparsefx.errors import ProgramError, did_you_mean, unnamed_inputs
 from sparsefx.graph.devices import as_device, move_constants
 from sparsefx.graph.digest import tensor_digest
+from sparsefx.graph.memory import freed_with_last_use
 from sparsefx.graph.printing import format_facts, format_node
 from sparsefx.graph.shapes import ShapeFact, Shapes
 from sparsefx.graph.writes import count_optimizer_steps
@@ -72,7 +73,7 @@ class Program:
         shapes: Shapes | None = None,
     ) -> None:
         count_optimizer_steps()  # facts and digests are kept until a tensor is written to
-        self._module = module
+        self._module = freed_with_last_use(module)
         self._is_compiled = True
         self.signature = signature
         self.properties: frozenset[Property] = frozenset()

@@ -15,7 +15,7 @@ from sparsefx.errors import ArtifactError, SparsefxError, UnrepresentableError
 from sparsefx.extras import need
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from sparsefx.instruments.timing import Latency
     from sparsefx.program import Program
@@ -125,8 +125,7 @@ def _export(
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
     from sparsefx import registry
-    from sparsefx.inputs.lengths import most_tokens
-    from sparsefx.instruments.timing import machine, random_batch, time_in_turns
+    from sparsefx.instruments.timing import machine, time_in_turns
 
     place = registry.parse_target(target)
     compiled = {}
@@ -142,13 +141,21 @@ def _export(
     if last in compiled:
         saved = compiled[last].save(folder / place.saves_as)
         stderr.print(f"{last} exported to {saved}", markup=False)
-    tokens = min(tokens, most_tokens(result.program.config) or tokens)
-    batch = random_batch(result.program, 1, tokens)
+    tokens, batch = _sentence(result.program, tokens)
     latencies = time_in_turns(compiled, batch, runs=31)
     timed_on = f"Timed on {target}: one sentence of {tokens} tokens, 31 runs in turns; {machine()}."
     if len(compiled) < len(scored):
         timed_on += " What was not exported is not timed: sparsefx bench times any Program."
     return latencies, timed_on
+
+
+def _sentence(program: Program, tokens: int) -> tuple[int, dict[str, Tensor]]:
+    """Return a random sentence of so many tokens, or of fewer if the model takes fewer."""
+    from sparsefx.inputs.lengths import most_tokens
+    from sparsefx.instruments.timing import random_batch
+
+    taken = min(tokens, most_tokens(program.config) or tokens)
+    return taken, random_batch(program, 1, taken)
 
 
 def chosen_stages(scored: list[StageResult], timed: Timed) -> list[StageResult]:
@@ -164,7 +171,7 @@ def _without_masks(program: Program) -> Program:
     from sparsefx.properties import Property
 
     masked = Property.MASKED in program.properties
-    return Pipeline.parse("fold-masks").run(program) if masked else program
+    return Pipeline.parse("fold-masks").run(program, in_place=True) if masked else program
 
 
 def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:

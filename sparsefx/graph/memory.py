@@ -1,15 +1,29 @@
-"""Which tensors lie on the same memory, and when it is looked for garbage."""
+"""Which tensors lie on the same memory, when they are freed, and when garbage is looked for."""
 
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
-__all__ = ["memory_span", "no_collection", "overlaps"]
+__all__ = ["freed_with_last_use", "memory_span", "no_collection", "overlaps"]
+
+
+def freed_with_last_use(module: fx.GraphModule) -> fx.GraphModule:
+    """Return ``module``, which is freed as soon as nobody holds it, its tensors too.
+
+    FX has the graph hold its module, which holds the graph: the tensors of a module that is not
+    needed any more would stay until Python looks for cycles, and it goes by the number of objects,
+    not by bytes. What the stages of a run had left, gigabytes each, added up.
+    """
+    proxy: Any = weakref.proxy(module)  # for a type checker it is another class
+    module.graph.owning_module = proxy
+    return module
 
 
 @contextmanager

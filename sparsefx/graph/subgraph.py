@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, fx
 
 from sparsefx.graph.effects import remove_dead_nodes
+from sparsefx.graph.memory import freed_with_last_use
 
 __all__ = ["Computing", "subgraph"]
 
@@ -34,7 +35,7 @@ def subgraph(
     for node in graph.find_nodes(op="placeholder"):
         if not node.users:
             graph.erase_node(node)
-    part = fx.GraphModule(module, graph)
+    part = freed_with_last_use(fx.GraphModule(module, graph))
     inputs = tuple(str(node.target) for node in graph.find_nodes(op="placeholder"))
 
     def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

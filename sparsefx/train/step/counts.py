@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 import sparsefx.graph.ops  # noqa: F401  # registers the operators
+from sparsefx.graph.memory import freed_with_last_use
 from sparsefx.program import Program
 from sparsefx.train.randomness import seeded
 
@@ -118,7 +119,7 @@ def _with_inputs(program: Program, names: Mapping[fx.Node, str]) -> fx.GraphModu
         with graph.inserting_before(next(iter(graph.nodes))):
             copied[node].replace_all_uses_with(graph.placeholder(name))
         graph.erase_node(copied[node])
-    return fx.GraphModule(program.module, graph)
+    return freed_with_last_use(fx.GraphModule(program.module, graph))
 
 
 def _computing(program: Program, wanted: list[fx.Node]) -> fx.GraphModule:
@@ -130,7 +131,7 @@ def _computing(program: Program, wanted: list[fx.Node]) -> fx.GraphModule:
         if node in nodes:
             copied[node] = graph.node_copy(node, lambda each: copied[each])
     graph.output([copied[node] for node in wanted])
-    return fx.GraphModule(program.module, graph)
+    return freed_with_last_use(fx.GraphModule(program.module, graph))
 
 
 def _called(module: fx.GraphModule, batch: Mapping[str, Tensor]) -> list[Tensor]:
