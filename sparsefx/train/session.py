@@ -23,57 +23,35 @@ Everything lies in one folder, from which a session that was interrupted, or kil
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from sparsefx.inputs.signature import LOSS
 from sparsefx.program import Program
-from sparsefx.recipe import Recipe, Stage, Training
-from sparsefx.recipe.amounts import parse_pipeline, resolve
+from sparsefx.recipe import Recipe
 from sparsefx.recipe.passes import names_teacher_inputs
-from sparsefx.train.checkpoints import Checkpoints
-from sparsefx.train.data.batches import Encoded, Tell
-from sparsefx.train.evaluation import SessionData, TokenData, scored
-from sparsefx.train.events import (
-    CheckpointSaved,
-    Computed,
-    Evaluated,
-    Event,
-    Listener,
-    MetricsFile,
-    RunFinished,
-    RunStarted,
-    StageFinished,
-    StageStarted,
-)
+from sparsefx.train.evaluation import SessionData, TokenData
+from sparsefx.train.events import Event, Listener, MetricsFile, RunFinished, RunStarted
 from sparsefx.train.precheck import (
     StageChecks,
     check_arguments,
     check_batches,
     check_folders,
     check_parts,
-    within,
 )
-from sparsefx.train.randomness import left_as_it_is, seed_everything, stage_seed
-from sparsefx.train.results import RunResult, StageResult
+from sparsefx.train.randomness import left_as_it_is
+from sparsefx.train.results import RunResult
 from sparsefx.train.runfolder import RunFolder
+from sparsefx.train.stage import Run, StageRun, steps_of
 from sparsefx.train.start import Programs, begin_folder, open_folder, starting_model
 from sparsefx.train.step.processes import Processes
 from sparsefx.train.stop import StopRequest, interrupted
-from sparsefx.train.taught import takes_taught, with_teacher
-from sparsefx.train.trainer import StageTrainer
 
 __all__ = ["Session"]
 
-_TAUGHT = "taught"
 _FINISHED = "the run was interrupted; this stage is finished and saved"
 
 
@@ -150,43 +128,58 @@ class Session:
         self._check_same()
         if not self._processes.leads:
             return self._follow()
-        model = starting_model(self._model, self.folder, self._data)
-        self._check(model)
-        with RunFolder(self.folder, self.recipe, self._source) as folder, StopRequest() as stop:
-            self._folder, self._stop = folder, stop
-            self._programs = Programs(self.recipe, folder, self._inputs)
-            finished = folder.finished()
+        with ExitStack() as opened:
+            run = self._begin(opened)
+            finished = run.folder.finished()
             names = tuple(stage.name for stage in self.recipe.stages)
             self._emit(RunStarted(self.recipe.name, self.folder, names, tuple(finished)))
-            if not folder.has_model:
-                folder.save_model(model)
-            folder.save_tokenizer()
             for index in range(len(finished), len(names)):
-                finished[names[index]] = self._run_stage(index, finished)
-                if stop.asked and self._processes.count == 1:  # others wait for a next stage
+                finished[names[index]] = StageRun(run, index, finished).run()
+                if run.stop.asked and self._processes.count == 1:  # others wait for a next stage
                     raise interrupted(_FINISHED, f"stage {names[index]}")
             stages, classes = tuple(finished.values()), self._source.task.classes
             result = RunResult(self.recipe.name, self.folder, stages, classes)
-            result.save({**folder.machine, "processes": self._processes.count})
+            result.save({**run.folder.machine, "processes": self._processes.count})
             self._processes.announce(None)
             self._emit(RunFinished(result))
-        if stop.asked:
+        if run.stop.asked:
             raise interrupted(_FINISHED, f"stage {names[-1]}")
         return result
+
+    def _begin(self, opened: ExitStack) -> Run:
+        """Check the run, open its folder and save there what it starts from.
+
+        The stages load that, so that the model as it was captured is not held beside them.
+        """
+        model = starting_model(self._model, self.folder, self._data)
+        self._check(model)
+        folder = opened.enter_context(RunFolder(self.folder, self.recipe, self._source))
+        stop = opened.enter_context(StopRequest())
+        if not folder.has_model:
+            folder.save_model(model)
+        folder.save_tokenizer()
+        return self._run_in(folder, stop)
+
+    def _run_in(self, folder: RunFolder, stop: StopRequest) -> Run:
+        return Run(
+            recipe=self.recipe,
+            folder=folder,
+            programs=Programs(self.recipe, folder, self._inputs),
+            data=self._data,
+            processes=self._processes,
+            metrics=self._metrics,
+            emit=self._emit,
+            stop=stop,
+            checkpoint_seconds=self._checkpoint_seconds,
+        )
 
     def _follow(self) -> RunResult:
         """Train with process 0, which does everything else."""
         self._listeners = ()
-        self._folder = RunFolder(self.folder, self.recipe, self._source)
-        self._programs = Programs(self.recipe, self._folder, self._inputs)
-        with StopRequest() as self._stop:
+        with StopRequest() as stop:
+            run = self._run_in(RunFolder(self.folder, self.recipe, self._source), stop)
             while (index := self._processes.announced()) is not None:
-                stage, finished = self.recipe.stages[index], self._folder.finished()
-                program = self._programs.begun(index, self._processes.rank)
-                steps = self._steps_of(stage)
-                assert stage.training is not None  # only such stages are announced
-                assert steps is not None
-                self._train(stage, stage.training, program, steps, finished)
+                StageRun(run, index, run.folder.finished()).follow()
         return RunResult.read(self.folder)
 
     def _check_same(self) -> None:
@@ -198,203 +191,28 @@ class Session:
 
     def _check(self, model: Program) -> None:
         """Refuse what would stop one of the stages, before the first one trains."""
-        steps = {stage.name: self._steps_of(stage) for stage in self.recipe.stages}
         begin = partial(begin_folder, model=model)
         task, tokenizer = self._source.task, self._source.tokenizer
         check_batches(self.recipe, model, self._data, self._processes.count)
-        StageChecks(self.recipe, model, steps, self._open, begin, task, tokenizer).check()
+        checks = StageChecks(self.recipe, model, self._steps, self._open, begin, task, tokenizer)
+        checks.check()
 
     def _open(self, folder: str) -> Program:
         return open_folder(folder, self._inputs)
 
     @cached_property
+    def _steps(self) -> dict[str, int | None]:
+        """Optimizer steps of each stage; None for one that does not train."""
+        return {each.name: steps_of(each, self.recipe, self._data) for each in self.recipe.stages}
+
+    @cached_property
     def _inputs(self) -> Collection[str] | None:
         """What the data give a teacher; None for all it takes, where the recipe names inputs."""
-        stages = self.recipe.stages
-        named = any(names_teacher_inputs(each.pipeline, self._steps_of(each)) for each in stages)
+        stages, steps = self.recipe.stages, self._steps
+        named = any(names_teacher_inputs(each.pipeline, steps[each.name]) for each in stages)
         return None if named else frozenset(self._data.example())
-
-    @property
-    def _by_loss(self) -> bool:
-        """Whether there is text alone, and a stage is scored by what it minimised.
-
-        That is before ``after``, which takes the loss out of the graph.
-        """
-        return self._source.task.metric == "loss"
-
-    def _telling(self, stage: str, what: Literal["score", "teacher"]) -> Tell:
-        def tell(done: int, total: int) -> None:
-            self._emit(Computed(stage, what, done, total))
-            # A score is a matter of minutes, and steps lie behind it that are in no checkpoint yet.
-            if what == "teacher" and self._stop.asked and self._processes.count == 1:
-                raise interrupted("stopped while its teacher was asked", f"stage {stage}")
-
-        return tell
 
     def _emit(self, event: Event) -> None:
         with left_as_it_is(self._processes.device):
             for listener in self._listeners:
                 listener(event)
-
-    # -- a stage ---------------------------------------------------------------------------------
-
-    def _run_stage(self, index: int, finished: Mapping[str, StageResult]) -> StageResult:
-        stage = self.recipe.stages[index]
-        place = self._folder.stage(index)
-        seconds = {"passes": 0.0, "training": 0.0, "evaluation": 0.0}
-        seed_everything(stage_seed(self.recipe.seed, stage.name))
-        self._test = self._data.test
-        steps = self._steps_of(stage)
-        began = time.perf_counter()
-        program = self._programs.begin(index, finished, steps)
-        seconds["passes"] = time.perf_counter() - began
-        sparsity = None
-        if stage.training is not None and steps is not None:
-            self._processes.announce(index)
-            trainer = self._train(stage, stage.training, program, steps, finished)
-            seconds["training"], sparsity = trainer.seconds, trainer.sparsity
-        else:
-            self._metrics.forget_after(tuple(finished), stage.name, 0)
-        loss = None
-        if self._by_loss and stage.evaluate and LOSS in program.signature.outputs:
-            loss = self._evaluate(stage.name, steps or 0, program)[0]
-        began = time.perf_counter()
-        after = parse_pipeline(stage.after, steps)
-        teachers = self._programs.teachers(stage, after, finished)
-        with within(stage.name, "after"):
-            program = after.run(program.to("cpu"), programs=teachers, in_place=True)
-        seconds["passes"] += time.perf_counter() - began
-        return self._finish(stage, place, program, steps or 0, seconds, sparsity, loss)
-
-    def _steps_of(self, stage: Stage) -> int | None:
-        """Return the optimizer steps of a stage; None when it does not train."""
-        training = stage.training
-        if training is None:
-            return None
-        examples = len(self._data.of(training))
-        return training.steps_on(examples, self.recipe.data.batch_size)
-
-    def _train(
-        self,
-        stage: Stage,
-        training: Training,
-        program: Program,
-        steps: int,
-        finished: Mapping[str, StageResult],
-    ) -> StageTrainer:
-        program.to(self._processes.device)
-        data = self._taught(stage, training, program, finished, self._data.of(training))
-        if self._by_loss and self._processes.leads:
-            self._test = self._taught(stage, training, program, finished, self._data.test)
-        seed = stage_seed(self.recipe.seed, stage.name)
-        seed_everything(seed)
-        trainer = StageTrainer(
-            stage.name,
-            training,
-            program,
-            data,
-            self._source.task.kind,
-            self._processes,
-            steps=steps,
-            batch_size=self.recipe.data.batch_size,
-            seed=seed,
-        )
-        checkpoints = Checkpoints(self._folder.stage(len(finished)) / "checkpoints")
-        saved = checkpoints.latest()
-        if saved is not None:
-            trainer.restore(saved)
-        trainer.check_start()
-        if self._processes.leads:
-            self._metrics.forget_after(tuple(finished), stage.name, trainer.done)
-        self._emit(StageStarted(stage.name, trainer.steps, trainer.done))
-        self._loop(training, trainer, checkpoints)
-        trainer.close()
-        return trainer
-
-    def _taught(
-        self,
-        stage: Stage,
-        training: Training,
-        program: Program,
-        finished: Mapping[str, StageResult],
-        data: Encoded,
-    ) -> Encoded:
-        """Return ``data`` with the teacher's outputs, if the Program takes them."""
-        if stage.teacher is None or not takes_taught(program):
-            return data
-        teacher = self._programs.of(stage.teacher, finished).to(self._processes.device)
-        split = "test" if data is self._data.test else "train"
-        place = self._folder.stage(len(finished)) / _TAUGHT / f"{split}-{self._processes.rank}"
-        size, bf16 = self.recipe.data.eval_batch_size, training.precision == "bf16"
-        tell = self._telling(stage.name, "teacher")
-        return with_teacher(program, teacher, data, size, place, bf16=bf16, tell=tell)
-
-    def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
-        """Train to the last step; save in between, at the end, and when asked to stop."""
-        saved = time.perf_counter()
-        every = training.evaluate_every
-        evaluate_every = resolve(every, trainer.steps) if every is not None else 0
-        while trainer.done < trainer.steps:
-            self._evaluate_between(trainer, evaluate_every)
-            for event in trainer.advance():
-                self._emit(event)
-            (stop,) = self._processes.any([self._stop.asked])
-            due = time.perf_counter() - saved >= self._checkpoint_seconds
-            if self._processes.leads and (due or stop or trainer.done == trainer.steps):
-                self._save(trainer, checkpoints)
-                saved = time.perf_counter()
-            if stop:
-                # Whoever started the processes may kill all of them when the first one ends.
-                self._processes.wait()
-                at = f"step {trainer.done} of {trainer.steps}"
-                what = "training was interrupted; a checkpoint was saved"
-                raise interrupted(what, f"stage {trainer.name}", at)
-
-    def _evaluate_between(self, trainer: StageTrainer, every: int) -> None:
-        """Evaluate before a step, and so not after the last one and not when asked to stop."""
-        if self._processes.leads and every and trainer.done and trainer.done % every == 0:
-            self._evaluate(trainer.name, trainer.done, trainer.program)
-
-    def _save(self, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
-        for event in trainer.known():
-            self._emit(event)
-        self._metrics.close()  # before the checkpoint: no line is missing that it is behind
-        folder = checkpoints.save(trainer.checkpoint())
-        self._emit(CheckpointSaved(trainer.name, trainer.done, folder))
-
-    def _evaluate(
-        self, stage: str, step: int, program: Program
-    ) -> tuple[Evaluated, NDArray[np.float32] | None]:
-        began = time.perf_counter()
-        size, tell = self.recipe.data.eval_batch_size, self._telling(stage, "score")
-        found, logits = scored(program, self._data, self._test, size, tell)
-        event = Evaluated(stage, step, found, time.perf_counter() - began)
-        self._emit(event)
-        return event, logits
-
-    def _finish(
-        self,
-        stage: Stage,
-        place: Path,
-        program: Program,
-        steps: int,
-        seconds: dict[str, float],
-        sparsity: float | None,
-        event: Evaluated | None,
-    ) -> StageResult:
-        program.eval().save(place / "program")
-        logits = labels = None
-        if stage.evaluate and not self._by_loss:
-            event, logits = self._evaluate(stage.name, steps, program.to(self._processes.device))
-            labels = self._data.test_labels
-        found = None if event is None else event.score
-        seconds["evaluation"] = 0.0 if event is None else event.seconds
-        seconds = {key: round(value, 3) for key, value in seconds.items()}
-        properties = tuple(sorted(str(each) for each in program.properties))
-        result = StageResult(stage.name, place, steps, found, seconds, sparsity, properties)
-        self._metrics.close()
-        result.save(logits, labels)
-        for leftover in ("start", "checkpoints", _TAUGHT):
-            shutil.rmtree(place / leftover, ignore_errors=True)
-        self._emit(StageFinished(result))
-        return result
