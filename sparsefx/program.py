@@ -339,9 +339,14 @@ class Program:
 
     # -- copies and files ------------------------------------------------------------------------
 
-    def copy(self) -> Program:
-        """Return an independent Program with the same graph, tensors, properties and history."""
-        return self.__deepcopy__({})
+    def copy(self, *, share_tensors: bool = False) -> Program:
+        """Return an independent Program with the same graph, tensors, properties and history.
+
+        Args:
+            share_tensors: Have both hold the same tensors, for passes that change none of them.
+        """
+        shared = self.named_tensors().values() if share_tensors else ()
+        return self.__deepcopy__({id(tensor): tensor for tensor in shared})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         """Return :meth:`copy`; what holds the module too gets a copy that is of one piece."""

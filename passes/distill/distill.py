@@ -257,8 +257,9 @@ class _Builder:
         teacher = self.ctx.program(self.item.teacher, who=self.item.name)
         needs = bool(_NEEDS_SCORES & set(self.item.terms))
         if needs and Property.EXPLICIT_ATTENTION not in teacher.properties:
-            explicit = DecomposeAttention(on_no_match="ignore")
-            teacher = Pipeline((explicit,)).run(teacher)
+            explicit = Pipeline((DecomposeAttention(on_no_match="ignore"),))
+            # It writes to no tensor, and what is joined is copied.
+            teacher = explicit.run(teacher.copy(share_tensors=True), in_place=True)
         return teacher
 
     def scope(self) -> Scope:

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+import sparsefx
 from sparsefx.graph.subgraph import subgraph
+from sparsefx.passes.structure.decompose_attention import DecomposeAttention
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.train.step.counts import Counts
@@ -73,3 +77,25 @@ def test_a_graph_knows_its_module_nevertheless() -> None:
     assert list(lint(program)) == []
     delattr(program.module.get_submodule("classifier"), "bias")
     assert "classifier.bias" in next(iter(lint(program)))
+
+
+def test_a_copy_may_hold_the_same_tensors() -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = torch.nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.project(x)
+            found: Tensor = torch.nn.functional.scaled_dot_product_attention(y, y, y)
+            return found
+
+    program = sparsefx.capture(Attention(), {"x": torch.randn(2, 3, 4)})
+    before = program.dump()
+    for shared in (False, True):
+        twin = program.copy(share_tensors=shared)
+        for name, tensor in program.named_tensors().items():
+            assert (twin.tensor(name) is tensor) == shared, name
+        Pipeline((DecomposeAttention(),)).run(twin, in_place=True)
+        assert "softmax" in twin.dump()
+        assert program.dump() == before
