@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
     from sparsefx.recipe import Recipe
     from sparsefx.report.run import ReportRow
+    from sparsefx.target import Target
     from sparsefx.train.evaluation import SessionData
     from sparsefx.train.results import RunResult, StageResult
 
@@ -128,25 +130,38 @@ def _export(
     from sparsefx.instruments.timing import machine, time_in_turns
 
     place = registry.parse_target(target)
-    compiled = {}
+    runs: dict[str, Callable[..., object]] = {}
     scored = [stage for stage in result.stages if stage.score is not None]
     for stage in chosen_stages(scored, timed):
-        try:
-            compiled[stage.name] = place.compile(_without_masks(stage.program()))
-        except SparsefxError as error:
-            stderr.print(f"{stage.name} is not timed: {error}", markup=False)
-    if not compiled:
+        is_last = stage.name == result.stages[-1].name
+        run = _lowered(stage, place, folder / place.saves_as if is_last else None)
+        gc.collect()  # torch.export, of which onnxruntime makes use, leaves cycles with the module
+        if run is not None:
+            runs[stage.name] = run
+    if not runs:
         return {}, ""
-    last = result.stages[-1].name
-    if last in compiled:
-        saved = compiled[last].save(folder / place.saves_as)
-        stderr.print(f"{last} exported to {saved}", markup=False)
     tokens, batch = _sentence(result.program, tokens)
-    latencies = time_in_turns(compiled, batch, runs=31)
+    latencies = time_in_turns(runs, batch, runs=31)
     timed_on = f"Timed on {target}: one sentence of {tokens} tokens, 31 runs in turns; {machine()}."
-    if len(compiled) < len(scored):
+    if len(runs) < len(scored):
         timed_on += " What was not exported is not timed: sparsefx bench times any Program."
     return latencies, timed_on
+
+
+def _lowered(
+    stage: StageResult, target: Target, saved: Path | None
+) -> Callable[..., object] | None:
+    """Lower a stage, save that where it is wanted, and return what runs it; None if nothing can."""
+    try:
+        compiled = target.compile(_without_masks(stage.program()))
+    except SparsefxError as error:
+        stderr.print(f"{stage.name} is not timed: {error}", markup=False)
+        return None
+    if saved is not None:
+        stderr.print(f"{stage.name} exported to {compiled.save(saved)}", markup=False)
+    # Stages are timed in turns, so all are in memory then: without what running them does not need.
+    runner: Callable[..., object] = getattr(compiled, "runner", compiled)
+    return runner
 
 
 def _sentence(program: Program, tokens: int) -> tuple[int, dict[str, Tensor]]:

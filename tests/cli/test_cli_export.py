@@ -26,7 +26,10 @@ stages:
 """
 
 
-def test_only_what_is_timed_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("target", "programs"), [("reference", 2), ("onnxruntime", 0)])
+def test_only_what_is_timed_is_in_memory(
+    target: str, programs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = tiny_run.run(Recipe.parse(MASKED), tmp_path / "run")
     modules: weakref.WeakSet[fx.GraphModule] = weakref.WeakSet()
     make = Program.__init__
@@ -45,7 +48,7 @@ def test_only_what_is_timed_is_in_memory(tmp_path: Path, monkeypatch: pytest.Mon
     gc.collect()
     gc.disable()
     try:
-        _export(result, tmp_path, "reference", "all", 8)
+        _export(result, tmp_path, target, "all", 8)
     finally:
         gc.enable()
-    assert counted == [(["dense", "sparse"], 2)]
+    assert counted == [(["dense", "sparse"], programs)]
