@@ -17,6 +17,8 @@ from sparsefx.cli import one_message
 from sparsefx.errors import DataError
 from sparsefx.recipe import Recipe
 
+RECIPES = RESULTS.parents[1] / "recipes"
+
 
 def test_the_curve_has_the_score_and_the_loss_up_to_each_evaluation(tmp_path: Path) -> None:
     lines = [
@@ -49,7 +51,9 @@ def test_results_with_other_unlabelled_texts_are_not_taken_for_this_run(tmp_path
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe that results are of: a shipped one, or one at another sparsity."""
+    """The recipe that results are of: of the benchmarks, a shipped one, or at another sparsity."""
+    if (own := RECIPES / f"{name}.yaml").exists():
+        return Recipe.load(own)
     method, _, percent = name.rpartition("-")
     if method and percent.isdigit() and name not in Recipe.names():
         return with_sparsity(Recipe.shipped(method), int(percent) / 100)
