@@ -61,8 +61,13 @@ def command(
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[
-        str, typer.Option("--target", "-t", help="Where the model runs.")
-    ] = "reference",
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="Where it runs. Default: what it was compiled for, or reference.",
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Longest sequence in tokens. Default: its run's, 128.")
     ] = None,

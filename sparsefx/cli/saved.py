@@ -70,12 +70,13 @@ class Saved:
     runs_on: str
 
 
-def open_saved(model: str, target: str) -> Saved:
+def open_saved(model: str, target: str | None = None) -> Saved:
     """Open a Program, a run, a Hugging Face model, an ONNX file, or what was compiled for ``cpu``.
 
     Args:
         model: Its place.
-        target: Where it runs; an ONNX file brings its own.
+        target: Where it runs; None for ``onnxruntime`` of an ONNX file, ``cpu`` of what was
+            compiled for it, and else ``reference``.
 
     Raises:
         ArtifactError: There is no model, or it cannot run on ``target``.
@@ -87,8 +88,10 @@ def open_saved(model: str, target: str) -> Saved:
 
     program = open_program(model).eval()
     compiled: Callable[..., Mapping[str, Tensor]] | None = None
+    is_compiled = (Path(model) / _CPU / "manifest.json").exists()
+    target = target or (_CPU if is_compiled else "reference")
     # With options of its own the target compiles the Program that lies beside what was compiled.
-    if target == _CPU and (Path(model) / _CPU / "manifest.json").exists():
+    if target == _CPU and is_compiled:
         compiled = _from_artifact(model)
     elif target != "reference":
         compiled = registry.parse_target(target).compile(program)
@@ -102,11 +105,11 @@ def open_saved(model: str, target: str) -> Saved:
     )
 
 
-def _onnx(model: str, target: str) -> Saved:
+def _onnx(model: str, target: str | None) -> Saved:
     from sparsefx.backends.onnxruntime.saved import OnnxFile
     from sparsefx.train.evaluation import predict_by
 
-    if target not in ("reference", "onnxruntime"):
+    if target not in (None, "onnxruntime"):
         raise ArtifactError(
             f"an ONNX file runs on onnxruntime, not on {target}", who="open", where=model
         )

@@ -19,9 +19,17 @@ def freed_with_last_use(module: fx.GraphModule) -> fx.GraphModule:
 
     FX has the graph hold its module, which holds the graph: the tensors of a module that is not
     needed any more would stay until Python looks for cycles, and it goes by the number of objects,
-    not by bytes. What the stages of a run had left, gigabytes each, added up.
+    not by bytes. What the stages of a run had left, gigabytes each, added up. A graph that outlives
+    its module is one of no module.
     """
-    proxy: Any = weakref.proxy(module)  # for a type checker it is another class
+    known = weakref.ref(module.graph)
+
+    def forget(gone: Any) -> None:
+        graph = known()
+        if graph is not None and graph.owning_module is gone:
+            graph.owning_module = None
+
+    proxy: Any = weakref.proxy(module, forget)  # for a type checker it is another class
     module.graph.owning_module = proxy
     return module
 

@@ -130,6 +130,18 @@ def test_compiled_models(place: Path, program: Program, scored: Scored, target: 
     assert scored(saved, *options) == {"accuracy": 0.75}
 
 
+def test_a_folder_compiled_for_cpu_runs_there_unless_told_otherwise(
+    place: Path, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = registry.parse_target("cpu").compile(program).save(place / "compiled")
+    (place / "data.csv").write_text("text,label\na b,0\nb a,1\n")
+    words = ["evaluate", str(saved), "--tokenizer", str(place / "model" / "tokenizer")]
+    for more, where in (([], "cpu"), (["-t", "reference"], "reference")):
+        with pytest.raises(SystemExit):
+            main([*words, "--data", str(place / "data.csv"), *more])
+        assert f"on 2 examples, {where}\n" in capsys.readouterr().out
+
+
 def test_an_onnx_file_says_where_it_ran_and_what_is_too_long(
     place: Path, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:

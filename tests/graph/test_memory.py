@@ -99,3 +99,10 @@ def test_a_copy_may_hold_the_same_tensors() -> None:
         Pipeline((DecomposeAttention(),)).run(twin, in_place=True)
         assert "softmax" in twin.dump()
         assert program.dump() == before
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_a_graph_that_outlives_its_program_is_of_no_module() -> None:
+    graph = captured().graph
+    assert graph.owning_module is None
+    graph.lint()
