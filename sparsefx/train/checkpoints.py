@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,12 @@ from torch import Tensor
 from sparsefx.errors import ArtifactError
 from sparsefx.storage.files import file_hash, saving, write_json
 
-__all__ = ["Checkpoint", "Checkpoints"]
+__all__ = ["Checkpoint", "CheckpointClock", "Checkpoints"]
 
 logger = logging.getLogger(__name__)
 
 _KEPT = 2  # the newest, and the one before it should that be broken
+_SHARE = 1 / 20  # of the time, for checkpoints: those of a model of base size take seconds
 _STATE, _TENSORS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 
 
@@ -44,6 +47,32 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
+
+
+class CheckpointClock:
+    """Says when the next checkpoint is due.
+
+    Args:
+        seconds: Time between checkpoints, more where they take more than a twentieth of it; 0 for
+            one whenever it is asked.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = time.perf_counter() + seconds
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return time.perf_counter() >= self._next
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Take the time of one, which begins and ends here."""
+        began = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        rest = max(self._seconds, (now - began) / _SHARE) if self._seconds else 0.0
+        self._next = now + rest
 
 
 class Checkpoints:

@@ -69,7 +69,8 @@ class Session:
         folder: Where everything is kept.
         listeners: Called with every event, in order; what they draw at random changes no run.
         device: ``cpu`` to stay on the CPU; by default what accelerate finds.
-        checkpoint_seconds: Time between checkpoints.
+        checkpoint_seconds: Time between checkpoints, or 20 times what the last one took, if that is
+            more; 0 for one after each step.
         patience_seconds: How long a process waits for the others: more than process 0 takes to
             capture the model, run the passes of a stage, evaluate or save, for which the others
             wait.

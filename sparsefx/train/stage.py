@@ -15,7 +15,7 @@ from sparsefx.inputs.signature import LOSS
 from sparsefx.program import Program
 from sparsefx.recipe import Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
-from sparsefx.train.checkpoints import Checkpoints
+from sparsefx.train.checkpoints import CheckpointClock, Checkpoints
 from sparsefx.train.data.batches import Encoded, Tell
 from sparsefx.train.evaluation import TokenData, scored
 from sparsefx.train.events import (
@@ -55,7 +55,7 @@ class Run:
         metrics: Of the folder.
         emit: Tells the listeners of an event.
         stop: Whether the run was asked to stop.
-        checkpoint_seconds: Time between checkpoints.
+        checkpoint_seconds: Time between checkpoints, or 20 times what the last one took.
     """
 
     recipe: Recipe
@@ -204,7 +204,7 @@ class StageRun:
 
     def _loop(self, training: Training, trainer: StageTrainer, checkpoints: Checkpoints) -> None:
         """Train to the last step; save in between, at the end, and when asked to stop."""
-        run, saved = self._parent, time.perf_counter()
+        run, clock = self._parent, CheckpointClock(self._parent.checkpoint_seconds)
         every = training.evaluate_every
         evaluate_every = resolve(every, trainer.steps) if every is not None else 0
         while trainer.done < trainer.steps:
@@ -212,10 +212,10 @@ class StageRun:
             for event in trainer.advance():
                 run.emit(event)
             (stop,) = run.processes.any([run.stop.asked])
-            due = time.perf_counter() - saved >= run.checkpoint_seconds
-            if run.processes.leads and (due or stop or trainer.done == trainer.steps):
-                self._save(trainer, checkpoints)
-                saved = time.perf_counter()
+            due = clock.due() or stop or trainer.done == trainer.steps
+            if run.processes.leads and due:
+                with clock.saving():
+                    self._save(trainer, checkpoints)
             if stop:
                 # Whoever started the processes may kill all of them when the first one ends.
                 run.processes.wait()
