@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from sparsefx.backends.cpu.analyses.asked import index_trials
 from sparsefx.backends.cpu.analyses.axes import arranged
 from sparsefx.backends.cpu.artifact import Interface, write
 from sparsefx.backends.cpu.codegen.engine import assembly as write_assembly
 from sparsefx.backends.cpu.explain import Explanation, explain_layers, stored_tables
 from sparsefx.backends.cpu.lowering.lowering import Lowered
 from sparsefx.backends.cpu.measure.rates import BUILT_IN, measured_rates
-from sparsefx.backends.cpu.plan.indices import Arrays, Rule, check_index, find_rule, too_long
+from sparsefx.backends.cpu.plan.indices import Rule, check_index, find_rule, too_long
 from sparsefx.backends.cpu.plan.plan import Step
 from sparsefx.backends.cpu.runtime.in_process import InProcess
 from sparsefx.backends.cpu.runtime.recent import Recent
@@ -302,8 +302,8 @@ class CpuCompiled(InProcess):
         for name, node in lowered.indices.items():
             rule: Rule | None = {"kind": "positions", "first": 0}
             if node is not None:
-                compute = partial(self._evaluated, node)
-                rule = find_rule(compute, signature.input_names, special)
+                trials = index_trials(lowered.host, node, special)
+                rule = None if trials is None else find_rule(trials, special)
             if rule is None:
                 return None
             rules[name] = rule
@@ -316,13 +316,6 @@ class CpuCompiled(InProcess):
             {name: lowered.layouts[names[node]].encoded() for name, node in self._outputs.items()},
             *(next(iter(shapes)), signature.conditions, lowered.marks),
         )
-
-    def _evaluated(self, node: fx.Node, arrays: Arrays) -> NDArray[Any]:
-        """A node of the host's part for these inputs, as [batch or 1, sequence]."""
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        host = self._lowered.host
-        value = host.evaluate([node], host.bind(batch))[node].numpy()
-        return np.atleast_2d(value)
 
 
 def _by_kind(steps: Sequence[Step], seconds: Sequence[float]) -> dict[str, dict[str, float]]:

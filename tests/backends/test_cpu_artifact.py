@@ -248,3 +248,48 @@ def test_sizes_that_the_model_does_not_hold_for(
     assert model(input_ids=np.zeros((2, 8), np.int64))["output"].shape == (2, 8, 16)
     with pytest.raises(ProgramError, match=f"the model holds for {told} alone"):
         model(input_ids=np.zeros((2, length), np.int64))
+
+
+class Indexed(nn.Module):
+    """Adds a second embedding, whose index follows from the inputs in a way of its own."""
+
+    def __init__(self, index: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.words, self.others = nn.Embedding(60, 16), nn.Embedding(60, 16)
+        self.linear, self.index = nn.Linear(16, 16), index
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return one row for each token, of shape [batch, sequence, 16]."""
+        added = self.others(self.index(input_ids))
+        found: Tensor = self.linear(self.words(input_ids) + added)
+        return found
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(lambda ids: (ids == 30).long().cumsum(1), id="counts a token"),
+        pytest.param(lambda ids: torch.where(ids >= 30, ids - 30, ids), id="lower half"),
+        pytest.param(lambda ids: torch.arange(ids.shape[1]).clamp(max=10)[None], id="clamped"),
+    ],
+)
+def test_an_index_that_only_some_inputs_tell_from_a_rule_is_not_saved(
+    index: Callable[[Tensor], Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = torch.arange(60).reshape(3, 20)
+    program = sparsefx.capture(Indexed(index).eval(), {"input_ids": ids})
+    live = CpuTarget().compile(program)
+    torch.testing.assert_close(live(input_ids=ids), program(input_ids=ids))
+    live.save(tmp_path / "model")
+    assert "an index or output is computed in a way of its own" in caplog.text
+    with pytest.raises(ArtifactError, match="no plan was saved here"):
+        load(tmp_path / "model")
+
+
+def test_an_index_by_a_rule_is_saved_with_a_fixed_length(tmp_path: Path) -> None:
+    ids = torch.arange(60).reshape(3, 20)
+    model = Indexed(lambda ids: torch.arange(ids.shape[1])[None]).eval()
+    program = sparsefx.capture(model, {"input_ids": ids}, dynamic=False)
+    folder = CpuTarget().compile(program).save(tmp_path / "model")
+    found = load(folder)(input_ids=ids.numpy())["output"]
+    np.testing.assert_allclose(found, program(input_ids=ids)["output"].detach(), atol=1e-5)

@@ -19,7 +19,7 @@ from sparsefx.graph.effects import may_alias, shared_with_writes, writes
 from sparsefx.inputs.signature import Dim, InputSpec
 from sparsefx.program import Program
 
-__all__ = ["TRIALS", "Host", "at_longest", "attempt"]
+__all__ = ["LONGEST", "TRIALS", "Host", "at_longest", "attempt"]
 
 T = TypeVar("T")
 
@@ -47,7 +47,9 @@ _FORM_ALONE = {
 _ANY_SIZE = 3
 _NEAR = 64
 _FEW = 4
-_LONGEST = 2048
+LONGEST = 2048
+"""Tokens of the longest trial, where the configuration does not say less."""
+
 _AT_ONCE = 1024
 """Sequences of a trial of all that an input may hold."""
 _COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
@@ -86,6 +88,11 @@ class Host:
         return signature.tokens or next(s for s in signature.inputs if len(s.dims) == 2)
 
     @property
+    def inputs(self) -> list[fx.Node]:
+        """The placeholders."""
+        return self._program.graph.find_nodes(op="placeholder")
+
+    @property
     def dims(self) -> tuple[Dim, Dim]:
         """Batch and sequence as the signature has them: a name stands for any size."""
         batch, sequence = self.tokens.dims
@@ -104,6 +111,11 @@ class Host:
             free: For a Program that takes any.
         """
         return [self._nearest(*each) for each in free]
+
+    def admits(self, size: tuple[int, int]) -> bool:
+        """Whether the Program takes so many sequences of such a length."""
+        signature = self._program.signature
+        return signature.admits(signature.sizes(*size))
 
     def _nearest(self, batch: int, length: int) -> tuple[int, int]:
         """So many sequences of this length, or somewhat longer where the Program asks for that."""
@@ -256,14 +268,13 @@ class Host:
         if not all(attempt(partial(check, given)) for given in self.trials(source)):
             return False
         fixed = self.dims[1]
-        longest = fixed if isinstance(fixed, int) else min(self.admitted or _LONGEST, _LONGEST)
+        longest = fixed if isinstance(fixed, int) else min(self.admitted or LONGEST, LONGEST)
         return at_longest(lambda length: check(self._long(source, length)), longest) is not False
 
     def _long(self, source: fx.Node, length: int) -> Tensor:
         """Values of one sequence without padding, and of one that is padding in half its places."""
         (sizes,) = self.sizes([(2, length)])
-        signature = self._program.signature
-        if not signature.admits(signature.sizes(*sizes)):
+        if not self.admits(sizes):
             raise IndexError(f"the model takes no {length} tokens")
         generator = torch.Generator().manual_seed(0)
         real = torch.randint(0, 2, sizes, generator=generator)

@@ -6,7 +6,7 @@ tried on random inputs when the artifact is written; a way that always gives the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import ProgramError
 
-__all__ = ["Arrays", "Rule", "check_index", "find_rule", "index_of", "too_long"]
+__all__ = ["Arrays", "Rule", "Trial", "check_index", "find_rule", "index_of", "too_long"]
 
 Arrays = Mapping[str, NDArray[Any]]
+Trial = tuple[Arrays, NDArray[Any]]
+"""Inputs by name, and the index [batch or 1, sequence] for them."""
+
 Rule = dict[str, str | int]
 """`{"kind": "input" | "positions" | "constant" | "counted", ...}`, see `index_of`."""
 
@@ -81,23 +84,15 @@ def index_of(rule: Rule, inputs: Arrays) -> NDArray[np.int64]:
     return np.asarray(np.cumsum(real, axis=1) * real + skip)
 
 
-def find_rule(
-    compute: Callable[[Arrays], NDArray[Any]], names: Sequence[str], special: int
-) -> Rule | None:
-    """The rule that gives what `compute` gives, or None.
+def find_rule(trials: Sequence[Trial], special: int) -> Rule | None:
+    """The rule that gives the index of all trials, or None.
 
     Args:
-        compute: Index, [batch or 1, sequence], for inputs by name.
-        names: The inputs.
+        trials: At least one.
         special: The token of padding, which "counted" may skip.
     """
-    rng = np.random.default_rng(0)
-    trials = []
-    for batch, length in ((2, 5), (3, 9), (1, 4)):
-        inputs = {name: special + rng.integers(0, 3, (batch, length)) for name in names}
-        trials.append((inputs, compute(inputs)))
-    first = int(trials[0][1].flat[0])
-    for rule in _candidates(names, first, special):
+    inputs, index = trials[0]
+    for rule in _candidates(list(inputs), int(index.flat[0]), special):
         if all(_same(index_of(rule, inputs), index) for inputs, index in trials):
             return rule
     return None
