@@ -38,6 +38,7 @@ __all__ = ["OnnxRuntime", "OnnxRuntimeCompiled", "open_session", "run_session"]
 _QUANTIZE = torch.ops.sparsefx.quantize.default
 _TRANSLATED = {_QUANTIZE, torch.ops.sparsefx.dequantize.default}
 _RANGES = ((0, 255), (-128, 127))
+_MOST_BYTES = 2**31 - 1  # of a protobuf message
 _UNFINISHED = {
     Property.MASKED: "masks are not folded; run fold-masks before",
     Property.DISTILLING: "a teacher is in the graph; run strip-distillation before",
@@ -108,7 +109,7 @@ class OnnxRuntime(Target):
                 found.append(Unsupported(f"%{node.name}", why))
             if name.startswith("sparsefx.") and not _translates(node.target):
                 found.append(Unsupported(f"%{node.name}", f"{name} has no translation to ONNX"))
-        return (*found, *_clashes(program))
+        return (*found, *_clashes(program), *_too_large(program))
 
     def lower(self, program: Program) -> OnnxRuntimeCompiled:
         """Translate ``program`` and load it.
@@ -134,6 +135,15 @@ def _clashes(program: Program) -> list[Unsupported]:
         for name, node in program.outputs().items()
         if inputs.get(name, node) is not node
     ]
+
+
+def _too_large(program: Program) -> list[Unsupported]:
+    tensors = {id(tensor): tensor for tensor in program.named_tensors().values()}
+    held = sum(tensor.nbytes for tensor in tensors.values())
+    if held <= _MOST_BYTES:
+        return []
+    why = f"its tensors take {held / 2**30:.2f} GiB, and an ONNX file holds 2; quantize-convert and"
+    return [Unsupported("program", f"{why} quantize-embeddings make it smaller")]
 
 
 def _range_refused(node: fx.Node) -> str:

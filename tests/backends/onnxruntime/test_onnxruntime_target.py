@@ -65,6 +65,15 @@ def test_a_range_that_onnx_does_not_have_is_refused(low: int, high: int) -> None
     assert found.reason == f"it quantizes to {low}..{high}; ONNX has 0..255 and -128..127"
 
 
+def test_a_model_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = sum(tensor.nbytes for tensor in int8().named_tensors().values())
+    monkeypatch.setattr(module, "_MOST_BYTES", held)
+    assert OnnxRuntime().unsupported(int8()) == ()
+    monkeypatch.setattr(module, "_MOST_BYTES", held - 1)
+    with pytest.raises(TargetError, match="GiB, and an ONNX file holds 2; quantize-convert and"):
+        OnnxRuntime().compile(int8())
+
+
 def test_axes_and_names() -> None:
     graph = compiled().model.graph
     dims = {
