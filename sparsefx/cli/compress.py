@@ -15,6 +15,8 @@ from sparsefx.errors import DataError
 from sparsefx.problem import name_classes, named_classes
 
 if TYPE_CHECKING:
+    from sparsefx.problem import Kind
+    from sparsefx.recipe import Recipe
     from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
@@ -40,8 +42,8 @@ def command(
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files with further texts for distillation; alone, without --data, a "
-            "recipe that needs no labels is run on them."
+            help="Files with further texts for distillation; without --data, or beside --data "
+            "test=FILE, a recipe that needs no labels is run on them."
         ),
     ] = None,
     folder: Annotated[
@@ -62,6 +64,7 @@ def command(
 
     found = Recipe.load(recipe)
     task, more = _read(data, unlabelled, text, label, classes, model)
+    _check_head(found, task, model)
     _show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
@@ -81,15 +84,48 @@ def command(
     )
 
 
+def _own_outputs(config: Any, kind: Kind) -> int | None:
+    """Return the outputs of the head for such labels that a checkpoint has; None without one."""
+    what = "Token" if kind == "token-classification" else "Sequence"
+    ends = any(each.endswith(f"For{what}Classification") for each in config.architectures or ())
+    return int(config.num_labels) if ends else None
+
+
+def _check_head(recipe: Recipe, task: Task, model: str) -> None:
+    """Refuse a new head that no stage would train: it would be its own teacher.
+
+    Raises:
+        DataError: The model's own head is for other labels, and the recipe learns from none.
+    """
+    trained = [stage.training for stage in recipe.stages if stage.training is not None]
+    learns = any(each.label_weight > 0 and each.data != "unlabelled" for each in trained)
+    if learns or not trained or task.kind == "text":
+        return
+    from sparsefx.huggingface.model_folder import read_config
+
+    wanted, own = len(task.classes) or 1, _own_outputs(read_config(model), task.kind)
+    if wanted == own:
+        return
+    head = "it has no head for such labels" if own is None else f"its head has {own} outputs"
+    raise DataError(
+        f"{head}, and the new one of {wanted} would learn nothing: no stage of {recipe.name} "
+        "trains on labels",
+        who="compress",
+        where=model,
+        hint="give the fine-tuned model, and all of its classes with --classes; or a recipe that "
+        "fine-tunes first, such as sparsebert-small",
+    )
+
+
 def _in_order_of_head(task: Task, config: Any, model: str) -> Task:
     """Return the task with the classes of the model's own head, if that has all of its names.
 
     Such a head goes on with what it knows, where sorted names would give its outputs other ones.
     """
     names = named_classes({"id2label": config.id2label})
-    kind = "Token" if task.kind == "token-classification" else "Sequence"
-    ends = any(each.endswith(f"For{kind}Classification") for each in config.architectures or ())
-    if not task.classes or names is None or not ends or names == task.classes:
+    if not task.classes or names is None or names == task.classes:
+        return task
+    if _own_outputs(config, task.kind) is None:
         return task
     if {*task.classes} <= {*names}:
         return task.with_classes(names)
@@ -121,7 +157,17 @@ def _read(
         outputs = outputs_for_texts(config)
         task = _read_task(data, text, label, classes, outputs)
         _show_kept_head(task, outputs, model)
-        return _in_order_of_head(task, config, model), more
+        task = _in_order_of_head(task, config, model)
+        if "train" in task.splits:
+            return task, more
+        if more is None:
+            raise DataError(
+                "there is nothing to train on: the data have no split 'train'",
+                who="data",
+                hint="give --data train=FILE, or for a recipe that needs no labels, such as "
+                "sparse-fine-tuned, --unlabelled FILE",
+            )
+        return task.taught_on(more), None
     if more is not None:
         return text_task(more), None
     raise DataError(
@@ -169,20 +215,20 @@ def _read_task(
         hint = "put the examples of a split into one file"
         raise DataError(f"{twice!r} is given twice", who="data", where="--data", hint=hint)
     unknown = named.keys() - set(_SPLITS)
-    if unknown or "train" not in named:
+    if unknown:
         raise DataError(
             f"the splits are named {', '.join(named)}",
             who="data",
-            hint=f"the names are {', '.join(_SPLITS)}, and 'train' is needed",
+            hint=f"the names are {', '.join(_SPLITS)}",
         )
     return load(named)
 
 
 def _show_kept_head(task: Task, outputs: int | None, model: str) -> None:
     """Say that labels which could be classes are values, as the head has one output for them."""
-    labels = task.split("train").labels or ()
     if task.kind != "regression" or outputs != 1:
         return
+    labels = [label for examples in task.splits.values() for label in examples.labels or ()]
     if all(not isinstance(label, tuple) and float(label).is_integer() for label in labels):
         told = "labels are values, not classes; --classes NAME,NAME trains a new head for classes"
         stderr.print(f"{model} keeps its head of one output: {told}", markup=False)
@@ -192,10 +238,11 @@ def _show_classes(task: Task) -> None:
     """Print each class with its number of training examples: a stray label is one too."""
     from collections import Counter
 
-    if not task.classes:
+    labels = task.split("train").labels
+    if not task.classes or labels is None:
         return
     counts: Counter[int] = Counter()
-    for label in task.split("train").labels or ():
+    for label in labels:
         if not isinstance(label, tuple):
             counts[int(label)] += 1
         elif task.kind == "multi-label":

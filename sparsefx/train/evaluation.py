@@ -45,7 +45,8 @@ class SessionData:
     """What a session trains on.
 
     Attributes:
-        task: Has the splits 'train' and 'test'; without labels it is a ``tasks.text_task``.
+        task: Has the splits 'train' and 'test'; without labels it is a ``tasks.text_task``, and
+            ``Task.taught_on`` gives one that is scored on labels and trained without.
         tokenizer: A transformers tokenizer.
         unlabelled: Texts that distilling stages may train on besides.
     """
@@ -70,7 +71,7 @@ class TokenData:
 
     @cached_property
     def labelled(self) -> Encoded:
-        """The training split."""
+        """The training split, which may have no labels."""
         return self._encode(self.task.split("train"))
 
     @cached_property
@@ -100,6 +101,8 @@ class TokenData:
             return self.labelled
         if training.data == "labelled+unlabelled":
             return self.everything
+        if self.unlabelled is None and self.labelled.labels is None:
+            return self.labelled
         if self.unlabelled is None:
             raise TrainingError(
                 "a stage trains on unlabelled texts, and there are none",

@@ -355,8 +355,10 @@ def _check_loss(stage: Stage, task: Task) -> None:
     training = stage.training
     if training is None:
         return
-    if training.label_weight == 0 or training.data == "unlabelled" or task.kind == "text":
+    lacking = task.split("train").labels is None
+    if lacking or training.label_weight == 0 or training.data == "unlabelled":
+        least = "give labelled texts to train on" if lacking else "set label_weight above 0"
         raise RecipeError(
             "there is nothing to minimise: no labels are used and no pass put a loss in",
-            hint="set label_weight above 0, or add distill to the pipeline",
+            hint=f"{least}, or add distill to the pipeline",
         )

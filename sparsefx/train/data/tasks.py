@@ -77,6 +77,10 @@ class Task:
             hint=did_you_mean(name, self.splits),
         )
 
+    def taught_on(self, texts: Examples) -> Task:
+        """Return the task with texts to train on whose labels are not used."""
+        return replace(self, splits={**self.splits, "train": replace(texts, labels=None)})
+
     def with_classes(self, classes: Sequence[str]) -> Task:
         """Return the task with the classes of a head in its order; some may have no example.
 
