@@ -153,6 +153,20 @@ def test_instruments(tmp_path: Path) -> None:
         Pipeline((Scale(),)).run(relu_program(), instruments=[Numerics(batch)])
 
 
+def outputs_of_many_kinds(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    hidden = torch.relu(x)
+    return {"truth": hidden > 0, "masked": hidden.masked_fill(x > 0, -torch.inf), "none": x[:0]}
+
+
+def test_numerics_takes_outputs_of_any_kind() -> None:
+    batch = {"x": torch.tensor([[-1.0, 2.0]])}
+    program = small_program(outputs_of_many_kinds, **batch)
+    done = Pipeline.parse("simplify").run(program, instruments=[Numerics(batch)])
+    assert len(done.history) == len(program.history) + 1
+    with pytest.raises(errors.PassError, match="moved the output 'truth' by 1"):
+        Pipeline((Scale(-1.0),)).run(program, instruments=[Numerics(batch)])
+
+
 # -- rewriter, analyses, verifier ------------------------------------------------------------------
 
 

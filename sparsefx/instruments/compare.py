@@ -40,6 +40,7 @@ __all__ = [
     "Traced",
     "compare",
     "compare_fed",
+    "difference",
     "feed_quantized",
     "tappable",
     "trace",
@@ -157,7 +158,7 @@ def compare(
             )
     ops = _operators(expected) or _operators(found)
     rows = tuple(
-        _difference(name, ops.get(name, ""), value, right[name], tolerance, steps)
+        difference(name, ops.get(name, ""), value, right[name], tolerance, steps)
         for name, value in left.items()
         if name in right
     )
@@ -208,7 +209,7 @@ def compare_fed(
     found = target.compile(fed)(**batch, **feeds)
     pairs = [(name, known[name], found[f"{_QUANTIZED}{name}"]) for name in names]
     pairs += [(name, known[node], found[name]) for name, node in outputs.items() if node in known]
-    rows = (_difference(n, ops.get(n, "output"), a, b, tolerance, steps) for n, a, b in pairs)
+    rows = (difference(n, ops.get(n, "output"), a, b, tolerance, steps) for n, a, b in pairs)
     return Comparison(tuple(rows), (), ())
 
 
@@ -266,6 +267,7 @@ def trace(
 
 def tappable(program: Program) -> list[str]:
     """Return the names of the nodes whose values can be compared: the calls that give a tensor."""
+    program.infer_shapes()
     return [
         node.name
         for node in program.graph.nodes
@@ -303,9 +305,10 @@ def _operators(side: Program | Traced) -> dict[str, str]:
     return {node.name: callable_name(node.target).removesuffix(".default") for node in calls}
 
 
-def _difference(
-    name: str, op: str, expected: Tensor, found: Tensor, tolerance: float, steps: int
+def difference(
+    name: str, op: str, expected: Tensor, found: Tensor, tolerance: float = 0.0, steps: int = 0
 ) -> NodeDifference:
+    """Compare two values of a node, as :func:`compare` does."""
     problem = ""
     if expected.shape != found.shape:
         problem = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
@@ -320,6 +323,8 @@ def _difference(
     gap = torch.where(same, 0.0, (left - right).abs())
     largest, scale = float(gap.max()), float(left.nan_to_num(0.0, 0.0, 0.0).abs().max())
     allowed = tolerance * max(1.0, scale) if expected.is_floating_point() else float(steps)
+    if torch.bool in (expected.dtype, found.dtype):
+        allowed = 0.0
     # Written so that a NaN on one side differs.
     differs = not largest <= allowed
     return NodeDifference(name, op, largest, scale, float((~same).double().mean()), "", differs)

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsefx.errors import PassError
+from sparsefx.instruments.compare import difference
 from sparsefx.pipeline import PassEvent
 from sparsefx.program import Program
 
@@ -93,10 +94,13 @@ class Numerics:
             self._reference = found
             return
         for name, expected in self._reference.items():
-            worst = float((found[name] - expected).abs().max()) if name in found else 0.0
-            if not worst <= self.tolerance:
+            if name not in found:
+                continue
+            row = difference(name, "output", expected, found[name])
+            if row.problem or not row.largest <= self.tolerance:
+                how = f" by {row.largest:.3g}, allowed {self.tolerance:.3g}"
                 raise PassError(
-                    f"it moved the output {name!r} by {worst:.3g}, allowed {self.tolerance:.3g}",
+                    f"it moved the output {name!r}{f': {row.problem}' if row.problem else how}",
                     who=event.where,
                     hint="DumpDir shows the graph before and after; allow={...} if it may",
                 )

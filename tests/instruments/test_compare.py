@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -101,6 +103,17 @@ def test_kinds_of_values(left: torch.Tensor, right: torch.Tensor, differs: bool)
 def test_integers_are_compared_in_steps() -> None:
     left, right = torch.tensor([4], dtype=torch.uint8), torch.tensor([5], dtype=torch.uint8)
     assert compare(Fixed(n=left), Fixed(n=right), {}, steps=1).first is None
+
+
+def test_truth_values_have_no_steps() -> None:
+    left, right = torch.tensor([True, False]), torch.tensor([True, True])
+    assert compare(Fixed(n=left), Fixed(n=right), {}, steps=1).first is not None
+
+
+def test_a_loaded_program_is_traced(tmp_path: Path) -> None:
+    program, batch = chain(), {"x": torch.ones(2, 3)}
+    loaded = Program.load(program.save(tmp_path / "program"))
+    assert trace(loaded, batch).keys() == trace(program, batch).keys()
 
 
 def test_before_and_after_a_pass() -> None:
