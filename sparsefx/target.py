@@ -128,6 +128,12 @@ class Target(ABC):
             if getattr(self, option) < 1:
                 raise self.refuse(option, "expected at least 1")
 
+    def check_machine(self) -> None:
+        """Raise what :meth:`lower` would of the options on this machine, whatever the Program.
+
+        Asked before a training that ends in an export.
+        """
+
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""
         return Pipeline(())

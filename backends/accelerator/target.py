@@ -54,6 +54,10 @@ class Accelerator(Target):
         super().__post_init__()
         self.check_at_least_one("batch", "sequence")
 
+    def check_machine(self) -> None:
+        """Refuse an architecture that is not there, or wrong."""
+        load_architecture(self.arch)
+
     @property
     def architecture(self) -> Architecture:
         """The architecture by its name or path."""

@@ -70,6 +70,13 @@ class CpuTarget(Target):
         if not 0 <= self.threads <= _MOST_THREADS:
             raise self.refuse("threads", f"expected 0 to {_MOST_THREADS}")
 
+    def check_machine(self) -> None:
+        """Refuse an instruction set, or a precision, that is not known or not of this machine."""
+        if self.precision == "fp32":
+            isa(self.isa)
+        else:
+            short_isa(self.isa, self.precision)
+
     def unsupported(self, program: Program) -> tuple[Unsupported, ...]:
         """Nodes that no kernel computes; they and what needs them run in PyTorch.
 

@@ -60,13 +60,15 @@ def train_and_report(
     from sparsefx.train.runfolder import check_new_run
     from sparsefx.train.session import Session
 
-    # A wrong name, or a package that is needed in the end, is refused before hours of training.
-    if extra := registry.parse_target(target).extra:
-        need(extra, who=target)
+    # A wrong name or option, or a package that is needed in the end, is refused before hours of
+    # training.
+    place = registry.parse_target(target)
+    if place.extra:
+        need(place.extra, who=target)
+    place.check_machine()
     need("report", who="report")
     if LEADS:
-        exported = registry.parse_target(target).saves_as
-        check_new_run(folder, (_PAGE, _HUGGINGFACE, exported))
+        check_new_run(folder, (_PAGE, _HUGGINGFACE, place.saves_as))
     if LEADS and recipe.description:
         stderr.print(f"{recipe.name}: {recipe.description}", markup=False)
     with SessionProgress() as progress:
@@ -155,7 +157,8 @@ def _lowered(
     try:
         compiled = target.compile(_without_masks(stage.program()))
     except SparsefxError as error:
-        stderr.print(f"{stage.name} is not timed: {error}", markup=False)
+        lacking = "not timed" if saved is None else "neither exported nor timed"
+        stderr.print(f"{stage.name} is {lacking}: {error}", markup=False)
         return None
     if saved is not None:
         stderr.print(f"{stage.name} exported to {compiled.save(saved)}", markup=False)

@@ -148,6 +148,9 @@ def test_a_model_without_configuration_is_no_failure(
         ({"--model": "nowhere/at-all"}, "there is no such file or folder"),
         ({"--folder": "FILE/run"}, "Not a directory"),
         ({"--target": "refrence"}, "did you mean 'reference'?"),
+        ({"--target": "cpu{isa='sse9'}"}, "unknown instruction set 'sse9'"),
+        ({"--target": "cpu{isa='avx2',precision=bf16}"}, "'avx2' has no products of bf16"),
+        ({"--target": "accelerator{arch='none'}"}, "there is no architecture 'none'"),
     ],
 )
 def test_mistakes(
