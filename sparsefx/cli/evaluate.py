@@ -1,4 +1,4 @@
-"""``sparsefx evaluate``: score a saved model on a labelled file."""
+"""``sparsefx evaluate``: score a saved model on a labelled file, or against another model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparsefx.cli.against import answered_by
 from sparsefx.cli.classes import Head, given_classes, labels_for
 from sparsefx.cli.console import stdout
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
@@ -17,6 +18,7 @@ from sparsefx.errors import DataError
 from sparsefx.storage.files import write_json
 
 if TYPE_CHECKING:
+    from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.glue import GlueLayout
     from sparsefx.train.data.tables import Table
     from sparsefx.train.data.tasks import Task
@@ -59,6 +61,13 @@ def command(
     metric: Annotated[
         str | None, typer.Option(help="Default: that of its run, accuracy, or correlations.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Another model, such as the one that was compressed: score by how often both "
+            "answer alike. The data need no labels."
+        ),
+    ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[
         str | None,
@@ -77,7 +86,7 @@ def command(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Print the score of a model on labelled data, with its 95 % interval."""
+    """Print the score of a model on data, with its 95 % interval."""
     from sparsefx.cli.progress import counting
     from sparsefx.huggingface import load_tokenizer
     from sparsefx.train.data.batches import check_tokens, encode
@@ -88,8 +97,13 @@ def command(
     check_new({"--json": to_json}, who="evaluate", overwrite=overwrite)
     made = made_by(model)
     saved = open_saved(model, target)
-    found = _read(model, _Asked(data, text, label, task, classes, metric), saved, made)
     length = max_length or (made.max_length if made else _LENGTH)
+    asked = _Asked(data, text, label, task, classes, metric)
+    if against is None:
+        found = _read(model, asked, saved, made)
+    else:
+        texts = _without_labels(asked)
+        found = answered_by(against, texts, saved, metric, length, batch_size)
     examples = encode(load_tokenizer(tokenizer or tokenizer_of(model)), found.split("test"), length)
     labels = examples.scored_labels()
     if labels is None:
@@ -98,9 +112,28 @@ def command(
     with counting("evaluate", "scoring", "texts") as tell:
         logits = saved.predict(examples, batch_size, tell)
     score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones
-    _show(score, saved.runs_on)
+    _show(score, saved.runs_on if against is None else f"{saved.runs_on}, against {against}")
     if to_json is not None:
         write_json(to_json, score.as_json())
+
+
+def _without_labels(asked: _Asked) -> Examples:
+    """Return the texts that another model gives the answers for.
+
+    Raises:
+        DataError: Something is said of labels.
+    """
+    from sparsefx.train.data.tasks import load_texts
+
+    for option in ("label", "task", "classes"):
+        if getattr(asked, option) is not None:
+            raise DataError(
+                "with --against the other model's answers stand for the labels",
+                who="evaluate",
+                where=f"--{option}",
+                hint=f"leave out --{option}, or --against",
+            )
+    return load_texts(asked.data, text_columns(asked.text))
 
 
 def _show(score: Score, runs_on: str) -> None:
