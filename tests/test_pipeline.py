@@ -160,7 +160,7 @@ def outputs_of_many_kinds(x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_numerics_takes_outputs_of_any_kind() -> None:
     batch = {"x": torch.tensor([[-1.0, 2.0]])}
-    program = small_program(outputs_of_many_kinds, **batch)
+    program = small_program(outputs_of_many_kinds, x=batch["x"])
     done = Pipeline.parse("simplify").run(program, instruments=[Numerics(batch)])
     assert len(done.history) == len(program.history) + 1
     with pytest.raises(errors.PassError, match="moved the output 'truth' by 1"):
