@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["Recent"]
+__all__ = ["KEPT", "Recent"]
 
 KEPT = 32
 """Kinds of batches (masks, shapes) for which something is kept."""
