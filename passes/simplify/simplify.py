@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, fx
 
-from sparsefx.errors import ConvergenceError
+from sparsefx.errors import ConvergenceError, PassError
 from sparsefx.graph.callables import callable_name
 from sparsefx.graph.effects import shared_with_writes, writes
 from sparsefx.graph.ops import MODE
@@ -33,6 +33,11 @@ _MACHINERY = frozenset(
     {Property.MASKED, Property.LOCKED, Property.DISTILLING, Property.QUANT_PREPARED}
 )
 _MAX_ROUNDS = 20
+_DRAWS = {
+    torch.ops.sparsefx.draw.default: "take-successors",
+    torch.ops.sparsefx.draw_masked.default: "strip-masked-lm",
+}
+"""What belongs to training though no property tells of it, and the pass that takes it out."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,9 @@ class Simplify(Pass):
     and, unless ``inference=True``, casts to the floating type that a value already has: autocast
     may give it another. While masks or observers live in the Program, buffers are no constants.
 
+    Raises:
+        PassError: With ``inference=True``, where masked-lm or replace-modules is still at work.
+
     Attributes:
         inference: The Program will not be trained any more: dropout is removed too.
         constant_limit: Largest number of elements of a computed constant.
@@ -91,6 +99,8 @@ class Simplify(Pass):
 
     def run(self, program: Program, ctx: PassContext) -> PassReport:
         """Simplify until nothing is left to do."""
+        if self.inference:
+            self._check_nothing_is_drawn(program)
         work = _Work(program, ctx.rewriter, self.inference, self.constant_limit)
         for _ in range(_MAX_ROUNDS):
             before = work.applied
@@ -102,6 +112,16 @@ class Simplify(Pass):
         if self.inference:
             program.properties |= {Property.INFERENCE}
         return PassReport(work.applied, tuple(work.skipped.values()), work.notes())
+
+    def _check_nothing_is_drawn(self, program: Program) -> None:
+        for node in program.graph.nodes:
+            if node.target in _DRAWS:
+                raise PassError(
+                    f"{str(node.target).removesuffix('.default')} belongs to training",
+                    who=self.name,
+                    where=f"%{node.name}",
+                    hint=f"run {_DRAWS[node.target]} before it",
+                )
 
 
 @dataclass

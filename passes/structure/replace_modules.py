@@ -121,6 +121,7 @@ class _Builder:
         self.rw, self.layers, self.size, self.rate = rw, layers, size, rate
         self.templates = [_inside(layer) for layer in layers[: len(layers) // size]]
         self.chosen: dict[fx.Node, fx.Node] = {}
+        self.tensors: dict[fx.Node, fx.Node] = {}
         self.mode = rw.training()
 
     def build(self) -> None:
@@ -153,14 +154,17 @@ class _Builder:
             return copied[arg]
         if arg.op != "get_attr":
             return arg
+        if arg not in self.tensors:  # layers that share a tensor have successors that do
+            self.tensors[arg] = self._copy_tensor(arg)
+        return self.tensors[arg]
+
+    def _copy_tensor(self, arg: fx.Node) -> fx.Node:
         tensor = self.rw.program.tensor(str(arg.target))
         name = f"{SUCCESSOR_PREFIX}{arg.target}"
         value = tensor.detach().clone()
         if isinstance(tensor, torch.nn.Parameter):
-            copied[arg] = self.rw.add_parameter(name, value)
-        else:
-            copied[arg] = self.rw.add_buffer(name, value)
-        return copied[arg]
+            return self.rw.add_parameter(name, value)
+        return self.rw.add_buffer(name, value)
 
 
 def _inside(layer: EncoderLayer) -> list[fx.Node]:

@@ -33,6 +33,7 @@ __all__ = [
     "straight_through",
 ]
 
+_DRAWS = torch.Tag.nondeterministic_seeded  # two calls with equal inputs are not one
 MODE = "mode"
 """Attribute under which every Program's module holds its :class:`Mode`."""
 
@@ -113,7 +114,7 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> 
     return torch.empty_like(q, dtype=torch.float32)
 
 
-@torch.library.custom_op("sparsefx::draw_masked", mutates_args=())
+@torch.library.custom_op("sparsefx::draw_masked", mutates_args=(), tags=(_DRAWS,))
 def draw_masked(
     tokens: Tensor, probability: float, mask_token: int, vocabulary: int, special: list[int]
 ) -> Tensor:
@@ -148,7 +149,7 @@ def _(
     return torch.empty_like(tokens)
 
 
-@torch.library.custom_op("sparsefx::draw", mutates_args=())
+@torch.library.custom_op("sparsefx::draw", mutates_args=(), tags=(_DRAWS,))
 def draw(rate: Tensor, training: bool) -> Tensor:
     """Return True with probability ``rate`` in training, and always True in evaluation.
 

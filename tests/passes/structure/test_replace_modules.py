@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertForSequenceClassification
 
 import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, SpecError
-from sparsefx.passes.structure.replace_modules import RATE, ReplaceModules
+from sparsefx.passes.structure.replace_modules import DRAW, RATE, ReplaceModules
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
 from tests.tiny_models import example_batch, small_bert
 
@@ -106,3 +106,25 @@ def test_uneven_modules_are_skipped() -> None:
 def test_mistakes_are_named(text: str) -> None:
     with pytest.raises((PassError, SpecError), match=text.replace(".", r"\.")):
         run(f"replace-modules{{{text}}}")
+
+
+def test_every_module_is_drawn_by_itself_after_simplify_too() -> None:
+    found = run("replace-modules,simplify")
+    assert len(found.graph.find_nodes(op="call_function", target=DRAW)) == 2
+
+
+def test_layers_that_share_tensors_have_successors_that_do() -> None:
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 2}
+    config = AlbertConfig(**sizes, num_hidden_layers=4, intermediate_size=32, vocab_size=100)
+    shared = sparsefx.capture(AlbertModel(config).eval(), example_batch())
+    trained = run("replace-modules", shared).eval()
+    left = run("take-successors", trained)
+    assert_equal_outputs(trained, left, example_batch())
+    assert_equal_outputs(left, run("drop-layers", shared), example_batch(), tolerance=1e-6)
+    assert set(left.named_tensors()) == set(shared.named_tensors())
+
+
+def test_what_is_drawn_is_not_for_inference() -> None:
+    with pytest.raises(PassError, match=r"draw belongs to training(.|\n)*run take-successors"):
+        run("replace-modules,simplify{inference=True}")
