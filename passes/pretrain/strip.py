@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import fx
 
+from sparsefx.errors import PassError
 from sparsefx.inputs.signature import LOSS
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.pretrain.masked_lm import DRAW, TERM
@@ -25,8 +25,8 @@ aten = torch.ops.aten
 class StripMaskedLm(Pass):
     """Remove what ``masked-lm`` added: tokens are read as they are, and its loss is gone.
 
-    A head that ``mlm-head`` added stays; ``keep-outputs`` removes it. Run it before
-    ``strip-distillation``, in the opposite order of the passes that added the losses.
+    A head that ``mlm-head`` added stays; ``keep-outputs`` removes it. What other passes added to
+    the loss stays too.
 
     Establishes nothing. Skips a Program whose tokens are not hidden.
 
@@ -56,26 +56,32 @@ class StripMaskedLm(Pass):
         for node in shown:
             rw.replace(node, node.args[2], erase=False)
         rw.erase_unused(shown)
+        _check_none_hidden(program)
         return PassReport(len(drawn))
 
 
 def _drop_loss(rw: Rewriter) -> None:
-    """Take the term out of the sum, and out of the outputs."""
+    """Take the term out of the sum, and out of the outputs; keep-outputs may have done so."""
     outputs = rw.program.outputs()
-    term, total = outputs[TERM], outputs[LOSS]
-    ends: list[fx.Node] = [term, total]
+    if TERM not in outputs:
+        return
+    term, total = outputs[TERM], outputs.get(LOSS)
     rw.drop_output(TERM)
-    rest = _rest(total, term)
-    if rest is None:
+    part = next((user for user in term.users if user.target is aten.mul.Tensor), term)
+    if part is total:
         rw.drop_output(LOSS)
-    else:
-        rw.set_output(LOSS, rest)
-    rw.erase_unused(ends)
+    sums = [user for user in part.users if user.target is aten.add.Tensor]
+    for each in sums:  # other passes may have added to the loss before and since
+        first, second = each.args[:2]
+        rw.replace(each, second if first is part else first)  # type: ignore[arg-type]  # nodes
+    rw.erase_unused([term, part])
 
 
-def _rest(total: fx.Node, term: fx.Node) -> fx.Node | None:
-    """Return what the term was added to; None when the loss is the term alone."""
-    if total is term or (total.target is aten.mul.Tensor and total.args[0] is term):
-        return None
-    rest = total.args[0]
-    return rest if isinstance(rest, fx.Node) else None
+def _check_none_hidden(program: Program) -> None:
+    for node in program.graph.find_nodes(op="call_function", target=DRAW):
+        raise PassError(
+            f"something still reads which tokens %{node.name} hides, though {TERM} is no output",
+            who=StripMaskedLm.name,
+            where=TERM,
+            hint=f"keep-outputs has to keep both {LOSS} and {TERM}, or drop both",
+        )

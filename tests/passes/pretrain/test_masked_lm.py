@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ import sparsefx
 from sparsefx import Pipeline, Program
 from sparsefx.errors import PassError, SpecError
 from sparsefx.graph.ops import draw_masked
-from sparsefx.passes.pretrain.masked_lm import MaskedLm
+from sparsefx.passes.pretrain.masked_lm import DRAW, MaskedLm
 from sparsefx.passes.structure.keep_outputs import KeepOutputs
 from sparsefx.testing import assert_equal_outputs, assert_pass, small_program
 from tests.tiny_models import VOCABULARY, example_batch, tiny
@@ -168,3 +169,44 @@ def test_keep_outputs_skips_a_program_without_others() -> None:
         applied=0,
         skipped=["outputs: it returns no others"],
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "keep-outputs{outputs=logits},"),
+        ("distill,", "strip-distillation,"),
+        ("", "keep-outputs{outputs=(logits,'loss.masked_lm')},"),
+    ],
+)
+def test_tokens_are_read_again_where_another_pass_dropped_the_loss(before: str, after: str) -> None:
+    student = run("mlm-head", classifier())
+    back = run(f"{before}{MASK},{after}strip-masked-lm", student, teacher=student)
+    assert not back.graph.find_nodes(op="call_function", target=DRAW)
+    batch = example_batch(3, 9)
+    assert torch.equal(back.eval()(**batch)["logits"], student.eval()(**batch)["logits"])
+
+
+def test_a_loss_that_holds_the_term_unseen_is_named() -> None:
+    with pytest.raises(PassError, match=r"keep-outputs has to keep both loss and loss\.masked_lm"):
+        run(f"mlm-head,{MASK},keep-outputs{{outputs=(logits,loss)}},strip-masked-lm", classifier())
+
+
+def test_what_was_added_to_the_loss_before_and_since_stays() -> None:
+    movement, batch = "movement-prune{choice=threshold,penalty=1.0}", example_batch(3, 9)
+    student = run("mlm-head", classifier())
+    for first, weight in itertools.product(("", "distill,"), ("", ",weight=0.5")):
+        masked = MASK.replace("}", f"{weight}}}")
+        back = run(f"{first}{masked},{movement},strip-masked-lm", student, teacher=student)
+        never = run(f"{first}{movement}", student, teacher=student)
+        for program in (back, never):
+            program.step()  # from then on the penalty counts
+        assert set(back.signature.outputs) == set(never.signature.outputs)
+        assert float(back(**batch)["loss"].detach()) > 0.0
+        assert_equal_outputs(never.eval(), back.eval(), batch)
+
+
+def test_hidden_tokens_are_not_for_inference() -> None:
+    text = f"mlm-head,{MASK},keep-outputs{{outputs=logits}},simplify{{inference=True}}"
+    with pytest.raises(PassError, match=r"draw_masked belongs to training(.|\n)*strip-masked-lm"):
+        run(text, classifier())
