@@ -92,7 +92,7 @@ def _store_as_integers(program: Program, rewriter: Rewriter, table: fx.Node) -> 
     zero_node = rewriter.add_buffer(
         f"{name}_zero_point", torch.zeros_like(scale, dtype=torch.int32)
     )
-    with rewriter.before(lookups[0]):
+    with rewriter.before(min(lookups)):
         floats = rewriter.call(_ops.dequantize.default, table, scale_node, zero_node, 0)
     for lookup in lookups:
         rewriter.set_args(lookup, floats, *lookup.args[1:], **lookup.kwargs)

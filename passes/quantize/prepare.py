@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 import sparsefx.graph.fake_quantization  # noqa: F401  # registers the operators
+from sparsefx.graph.effects import shared_with_writes
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.analyses.roles import Role
@@ -56,7 +57,8 @@ class QuantizePrepare(Pass):
     ``weight * mask``. Establishes quant-prepared; end it with quantize-convert.
 
     What it skips, with a reason: linears that include and exclude leave out; a weight that an
-    embedding shares (it stays float32); a weight that the graph computes.
+    embedding shares (it stays float32); a weight that the graph computes; a matrix that something
+    else than a linear multiplies by (a convolution, ``x @ w``).
 
     Attributes:
         weights: One scale for each weight ``tensor``, or for each output ``channel``.
@@ -187,6 +189,7 @@ class _Placer:
         self._program = program
         self._held = set(program.named_tensors())
         self._quantized: dict[fx.Node, fx.Node] = {}
+        self._written = shared_with_writes(program.graph)
         step = torch.zeros((), dtype=torch.int64, device=program.device)
         self._step = rewriter.add_buffer(STEP, step)
         self._training = rewriter.training()
@@ -198,7 +201,9 @@ class _Placer:
         with self._rewriter.before(site.node):
             weight = self._quantized.get(site.operand) or self._quantize_weight(site)
             given = self._quantized.get(value) or self._quantize_input(site, value)
-        self._quantized |= {site.operand: weight, value: given}
+        self._quantized[site.operand] = weight
+        if value not in self._written:  # or it is another value where the next linear reads it
+            self._quantized[value] = given
         arguments = (given, weight, *site.node.args[2:])
         self._rewriter.set_args(site.node, *arguments, **site.node.kwargs)
         if self._options.requantizes(site):

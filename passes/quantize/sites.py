@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from sparsefx.graph.printing import node_and_op
 from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
 from sparsefx.masks import MASK_SUFFIX, find_masks
 from sparsefx.passbase import Skip
+from sparsefx.passes.analyses.dataflow import origin
 from sparsefx.passes.analyses.operators import (
     CASTS,
+    CONVOLUTIONS,
     COPIES,
     DROPOUTS,
     PARTS,
@@ -57,6 +60,10 @@ _ACTIVATIONS = {
     aten.sigmoid.default,
 }
 _PRODUCTS = {aten.matmul.default, aten.bmm.default, aten.baddbmm.default}
+_ADD_TO = {aten.addmm.default, aten.baddbmm.default}  # their first input is no factor
+_MULTIPLIES = (
+    CONVOLUTIONS | _PRODUCTS | _ADD_TO | {aten.mm.default, aten.mv.default, aten.einsum.default}
+)
 _SDPA = aten.scaled_dot_product_attention.default
 
 
@@ -111,7 +118,25 @@ def find_linears(program: Program) -> tuple[list[QuantizableLinear], list[Skip]]
             skipped.append(Skip(weight, reason))
             continue
         sites.append(QuantizableLinear(node, weight, operand))
-    return sites, skipped
+    return sites, skipped + _other_matrices(program, products)
+
+
+def _other_matrices(program: Program, products: Mapping[fx.Node, str]) -> list[Skip]:
+    """Tell of the trained matrices that something else than a linear multiplies by."""
+    found: dict[str, Skip] = {}
+    for node in program.graph.nodes:
+        if node.target not in _MULTIPLIES:
+            continue
+        for factor in node.all_input_nodes[1 if node.target in _ADD_TO else 0 :]:
+            source = origin(factor)
+            name = products.get(source, str(source.target))
+            if source.op != "get_attr" and source not in products:
+                continue
+            tensor = program.tensor(name)
+            if isinstance(tensor, nn.Parameter) and tensor.dim() > 1:
+                reason = f"{node_and_op(node)} multiplies by it; only linears are quantized"
+                found.setdefault(name, Skip(name, reason))
+    return list(found.values())
 
 
 def _other_users(program: Program, weight: str) -> list[fx.Node]:

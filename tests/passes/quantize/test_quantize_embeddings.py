@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import sparsefx
-from sparsefx import Pipeline, Program
+from sparsefx import Pipeline, Program, function_pass
 from sparsefx.huggingface import plain_weights
+from sparsefx.passbase import PassContext
 from sparsefx.passes.analyses.sparsity import SparsityStats
 from sparsefx.passes.quantize.embeddings import QuantizeEmbeddings
 from sparsefx.passes.quantize.gather_integers import GatherIntegers
@@ -100,3 +101,28 @@ def test_targets_compute_with_integer_tables(target: str) -> None:
 
 def _is_int8(program: Program, name: str) -> bool:
     return program.tensor(name).dtype == torch.int8
+
+
+def test_look_ups_that_a_pass_has_made_anew() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(9, 4)
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.words(a) * self.words(b)
+            return found
+
+    @function_pass("look-up-anew")
+    def look_up_anew(program: Program, ctx: PassContext) -> int:
+        first, _ = program.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.embedding.default
+        )
+        with ctx.rewriter.before(first):
+            new = ctx.rewriter.call(first.target, *first.args)
+        ctx.rewriter.replace(first, new)
+        return 1
+
+    program = small_program(Twice(), a=IDS, b=IDS)
+    found = Pipeline((look_up_anew(), QuantizeEmbeddings())).run(program)
+    assert_equal_outputs(program, found, {"a": IDS, "b": IDS}, tolerance=0.1)

@@ -340,3 +340,46 @@ def test_prepared_twice_is_refused() -> None:
         Pipeline.parse("quantize-prepare,quantize-prepare").run(
             small_program(Shared(), x=torch.randn(2, 4))
         )
+
+
+def test_a_value_that_is_written_to_between_two_linears_is_quantized_twice() -> None:
+    class Written(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.relu(x)
+            first = self.up(hidden)
+            hidden.view(-1).mul_(3.0)
+            result: Tensor = first + self.side(hidden)
+            return result
+
+    batch = {"x": torch.randn(5, 4)}
+    program = small_program(Written(), **batch)
+    found = Pipeline.parse("quantize-prepare").run(program)
+    calibrate(found, [batch])
+    torch.testing.assert_close(found(**batch), program(**batch), atol=0.1, rtol=0.0)
+    assert {"up_input_maximum", "side_input_maximum"} <= {
+        name.replace(".", "_") for name in found.named_tensors()
+    }
+
+
+def test_matrices_of_other_operators_are_told() -> None:
+    class Matrices(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.first = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(4, 4))
+            self.second, self.third = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+            self.register_buffer("fixed", torch.ones(4, 4))
+            self.convolution = nn.Conv1d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.addmm(self.bias, x, self.first) @ self.second.t() @ self.fixed
+            hidden = torch.einsum("bi,oi->bo", hidden, self.third)
+            result: Tensor = self.convolution(hidden[:, :, None])
+            return result
+
+    program = small_program(Matrices(), x=torch.ones(3, 4))
+    found = Pipeline.parse("quantize-prepare{on_no_match=ignore}").run(program).history[-1]
+    names = [skip.where for skip in found.skipped]
+    assert names == ["first", "second", "third", "convolution.weight"]
+    assert str(found.skipped[0]).endswith(
+        "(aten.addmm) multiplies by it; only linears are quantized"
+    )
