@@ -14,6 +14,7 @@ from sparsefx.errors import PassError
 from sparsefx.inputs.signature import LOSS, TAUGHT, InputSpec
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.padding import marks_tokens
 from sparsefx.passes.distill.fit import (
     NEEDS_ATTENTION,
     NEEDS_LAYERS,
@@ -353,6 +354,12 @@ class _Builder:
         found = list(self.program.graph.find_nodes(op="placeholder", target=name or ""))
         if not found or found[0].meta["val"].dim() != 2:
             self.notes.append("no attention mask input: padding, if any, counts in every term")
+            return None
+        if not marks_tokens(self.program, str(found[0].target)):
+            self.notes.append(
+                f"{found[0].target} is not 1 for tokens and 0 for padding: padding, if any, counts "
+                "in every term"
+            )
             return None
         return self.ctx.rewriter.call(torch.ops.aten.to.dtype, found[0], torch.float32)
 

@@ -12,6 +12,7 @@ from sparsefx.errors import PassError
 from sparsefx.inputs.signature import SENTENCE_MODULES, SENTENCE_OUTPUT
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderStructure
+from sparsefx.passes.analyses.padding import marks_tokens
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class PoolSentences(Pass):
     ``distill{logits_loss='cosine'}``.
 
     Establishes nothing. Skips a graph that returns sentence embeddings already, and one without
-    last hidden states or attention mask.
+    last hidden states, or without an attention mask that is 1 for tokens and 0 for padding.
 
     >>> import torch
     >>> from sparsefx import Pipeline
@@ -79,8 +80,8 @@ class PoolSentences(Pass):
             return PassReport(0, (states,))
         pooling, normalise = self._chosen(program)
         mask = _mask(program) if pooling == "mean" else None
-        if mask is None and pooling == "mean":
-            return PassReport(0, (Skip("attention_mask", "no input says what is padding"),))
+        if isinstance(mask, Skip):
+            return PassReport(0, (mask,))
         with rw.before(program.graph.output_node()):
             pooled = _first(rw, states) if mask is None else _mean(rw, states, mask)
             if normalise:
@@ -127,12 +128,13 @@ def _last_states(program: Program, outputs: dict[str, fx.Node]) -> fx.Node | Ski
     return layers[-1].hidden
 
 
-def _mask(program: Program) -> fx.Node | None:
+def _mask(program: Program) -> fx.Node | Skip:
     name = program.facts(EncoderStructure).attention_mask or "attention_mask"
     for node in program.graph.find_nodes(op="placeholder", target=name):
-        found: fx.Node = node
-        return found
-    return None
+        if node.meta["val"].dim() != 2 or not marks_tokens(program, name):
+            return Skip(name, "it is not 1 for tokens and 0 for padding, [batch, sequence]")
+        return node
+    return Skip("attention_mask", "no input says what is padding")
 
 
 def _first(rw: Rewriter, states: fx.Node) -> fx.Node:
