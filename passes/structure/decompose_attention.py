@@ -149,9 +149,8 @@ def _bias(
         mask = rw.call(aten.tril.default, ones)
     if mask is None or mask.meta["val"].dtype is not torch.bool:
         return mask
-    if mask not in biases:
-        with rw.after(mask):
-            biases[mask] = _as_bias(rw, mask, given.query.meta["val"].dtype, zero=zero)
+    if mask not in biases:  # made where it is first read: until then a graph may write to it
+        biases[mask] = _as_bias(rw, mask, given.query.meta["val"].dtype, zero=zero)
     return biases[mask]
 
 

@@ -179,3 +179,14 @@ def test_options() -> None:
         DecomposeAttention(empty_rows="none")  # type: ignore[arg-type]  # the test
     text = "decompose-attention{empty_rows='zero'}"
     assert str(Pipeline.parse(text)) == text
+
+
+def test_a_mask_that_is_written_to_before_it_is_read() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+        mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+        mask[:, :, :, :3] = m[:, None, None]
+        return attend(q, k, v, mask)
+
+    batch = {**qkv(), "m": torch.tensor([[True, False, True], [False, True, False]])}
+    before = program_of(model, **batch)
+    assert_equal_outputs(before, decompose(before), batch, tolerance=1e-6)
