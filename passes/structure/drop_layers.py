@@ -86,7 +86,7 @@ class DropLayers(Pass):
             _remove(layer, ctx.rewriter)
         _check_gone(program, dropped, layers[kept[-1]].hidden)
         skipped = take_numbers(ctx.rewriter, layers, kept)
-        set_layer_count(program, len(kept))
+        set_layer_count(program, kept)
         note = f"kept the layers {', '.join(map(str, kept))} of {len(layers)}"
         return PassReport(len(dropped), skipped, (note,))
 

@@ -17,6 +17,7 @@ __all__ = ["layer_prefix", "set_layer_count", "take_numbers"]
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 _COUNTS = ("num_hidden_layers", "n_layers")
+_KINDS = "layer_types"  # of ModernBERT: a list with a word for each layer
 
 
 def layer_prefix(layer: EncoderLayer) -> str | None:
@@ -57,8 +58,16 @@ def take_numbers(
     return tuple(skipped)
 
 
-def set_layer_count(program: Program, count: int) -> None:
-    """Write the number of layers into the configuration."""
+def set_layer_count(program: Program, kept: Sequence[int]) -> None:
+    """Write the number of layers into the configuration, and of what kind each of them is.
+
+    Args:
+        program: Has the layers that are left.
+        kept: What their indices were, ascending.
+    """
     for key in _COUNTS:
         if key in program.config:
-            program.config[key] = count
+            program.config[key] = len(kept)
+    for key, kinds in program.config.items():
+        if key.endswith(_KINDS) and isinstance(kinds, list) and max(kept, default=0) < len(kinds):
+            program.config[key] = [kinds[index] for index in kept]

@@ -52,5 +52,5 @@ class TakeSuccessors(Pass):
             if name.startswith(SUCCESSOR_PREFIX):
                 rw.rename_tensor(name, name.removeprefix(SUCCESSOR_PREFIX))
         program.active = tuple(i for i in program.active if not isinstance(i, ReplaceModules))
-        set_layer_count(program, len(program.facts(EncoderStructure).layers))
+        set_layer_count(program, range(len(program.facts(EncoderStructure).layers)))
         return PassReport(len(choices))
