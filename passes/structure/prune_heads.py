@@ -154,7 +154,7 @@ def _made(layer: EncoderLayer) -> list[str]:
     """Return the tensors whose rows make queries, keys and values."""
     makers = [layer.q] if layer.fused else [layer.q, layer.k, layer.v]
     names = [name for site in makers for name in (site.weight, site.bias)]
-    return [name for name in names if name is not None]
+    return [*dict.fromkeys(name for name in names if name is not None)]  # one may make two of them
 
 
 @torch.no_grad()

@@ -121,6 +121,8 @@ def _unfit(layer: EncoderLayer, axes: HeadAxes) -> str:
         return "its attention is spelled out; run this before decompose-attention"
     if layer.fused:
         return "one linear makes query, key and value"
+    if layer.v.weight in (layer.q.weight, layer.k.weight):
+        return f"{layer.v.weight} makes values too, of which other features are to stay"
     return axes.reason or axes.fixed
 
 

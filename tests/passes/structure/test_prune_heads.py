@@ -294,3 +294,30 @@ def test_mistakes_are_named(ratio: str) -> None:
 def test_all_heads_may_stay() -> None:
     entry = Pipeline.parse("prune-heads{ratio=1.0}").run(captured("bert-cls")).history[-1]
     assert {skip.reason for skip in entry.skipped} == {"all its 4 heads stay"}
+
+
+def test_one_linear_may_make_keys_and_values() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.both, self.o = (nn.Linear(64, 64) for _ in range(3))
+            self.up, self.down = nn.Linear(64, 96), nn.Linear(96, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, both = (
+                part(x).unflatten(-1, (HEADS, SIZE)).transpose(1, 2) for part in (self.q, self.both)
+            )
+            mixed = nn.functional.scaled_dot_product_attention(q, both, both)
+            x = x + self.o(mixed.transpose(1, 2).flatten(2))
+            changed: Tensor = x + self.down(torch.relu(self.up(x)))
+            return changed
+
+    torch.manual_seed(0)
+    batch = {"x": torch.randn(2, 5, 64)}
+    program = small_program(Twice(), **batch)
+    small = Pipeline.parse("prune-heads{ratio=0.5}").run(program)
+    assert small.tensor("both.weight").shape == (32, 64)
+    assert_equal_outputs(silent(program, strongest(program, 2)), small, batch, tolerance=1e-6)
+    same = Pipeline.parse("shrink-width{on_no_match=ignore}").run(program).history[-1]
+    why = "both.weight makes values too, of which other features are to stay"
+    assert why in [skip.reason for skip in same.skipped]
