@@ -117,7 +117,8 @@ def test_layers_that_share_tensors_have_successors_that_do() -> None:
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 32, "embedding_size": 16, "num_attention_heads": 2}
     config = AlbertConfig(**sizes, num_hidden_layers=4, intermediate_size=32, vocab_size=100)
-    shared = sparsefx.capture(AlbertModel(config).eval(), example_batch())
+    model: Any = AlbertModel(config)
+    shared = sparsefx.capture(model.eval(), example_batch())
     trained = run("replace-modules", shared).eval()
     left = run("take-successors", trained)
     assert_equal_outputs(trained, left, example_batch())
