@@ -133,7 +133,8 @@ def _mask(program: Program) -> fx.Node | Skip:
     for node in program.graph.find_nodes(op="placeholder", target=name):
         if node.meta["val"].dim() != 2 or not marks_tokens(program, name):
             return Skip(name, "it is not 1 for tokens and 0 for padding, [batch, sequence]")
-        return node
+        found: fx.Node = node
+        return found
     return Skip("attention_mask", "no input says what is padding")
 
 

@@ -352,7 +352,7 @@ def test_a_value_that_is_written_to_between_two_linears_is_quantized_twice() -> 
             return result
 
     batch = {"x": torch.randn(5, 4)}
-    program = small_program(Written(), **batch)
+    program = small_program(Written(), x=batch["x"])
     found = Pipeline.parse("quantize-prepare").run(program)
     calibrate(found, [batch])
     torch.testing.assert_close(found(**batch), program(**batch), atol=0.1, rtol=0.0)
@@ -367,7 +367,7 @@ def test_matrices_of_other_operators_are_told() -> None:
             super().__init__()
             self.bias, self.first = nn.Parameter(torch.ones(3, 4)), nn.Parameter(torch.ones(4, 4))
             self.second, self.third = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
-            self.register_buffer("fixed", torch.ones(4, 4))
+            self.fixed = nn.Buffer(torch.ones(4, 4))
             self.convolution = nn.Conv1d(4, 4, 1)
 
         def forward(self, x: Tensor) -> Tensor:

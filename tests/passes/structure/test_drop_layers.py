@@ -153,7 +153,7 @@ def test_mistakes_are_named(text: str, message: str) -> None:
 def test_layers_of_different_kinds_keep_theirs(text: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
-    tokens = {f"{name}_token_id": 1 for name in ("pad", "bos", "eos", "cls", "sep")}
+    tokens: dict[str, Any] = {f"{name}_token_id": 1 for name in ("pad", "bos", "eos", "cls", "sep")}
     config = ModernBertConfig(
         **sizes, **tokens, num_hidden_layers=4, local_attention=4, vocab_size=100
     )
@@ -161,7 +161,7 @@ def test_layers_of_different_kinds_keep_theirs(text: str, tmp_path: Path) -> Non
     program = dropped(capture(model.eval(), example_batch()), text)
     assert len(program.config["layer_types"]) == program.config["num_hidden_layers"] == 2
     save_pretrained(program, tmp_path)
-    loaded: Any = ModernBertModel.from_pretrained(tmp_path).eval()
+    loaded: Any = ModernBertModel.from_pretrained(tmp_path)
     batch = example_batch(3, 9)
     found, expected = program(**batch)["last_hidden_state"], loaded(**batch).last_hidden_state
     torch.testing.assert_close(found, expected)

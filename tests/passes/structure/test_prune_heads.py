@@ -314,7 +314,7 @@ def test_one_linear_may_make_keys_and_values() -> None:
 
     torch.manual_seed(0)
     batch = {"x": torch.randn(2, 5, 64)}
-    program = small_program(Twice(), **batch)
+    program = small_program(Twice(), x=batch["x"])
     small = Pipeline.parse("prune-heads{ratio=0.5}").run(program)
     assert small.tensor("both.weight").shape == (32, 64)
     assert_equal_outputs(silent(program, strongest(program, 2)), small, batch, tolerance=1e-6)
