@@ -108,37 +108,50 @@ class _Lowering:
         self._examples = tuple(examples)
         self._inputs = {name: examples[place].detach() for name, place in free.items()}
         self._sizes = _dynamic_sizes({name: nodes[place] for name, place in free.items()})
+        self._alike = _one_name(self._sizes, self._inputs)
         self._stored = [
             place
             for place, value in enumerate(examples)
             if isinstance(value, Tensor) and place not in free.values()
         ]
         self._lock = threading.Lock()
-        # By the addresses of the weights, last used last: models of one class share a graph.
-        self._lowered = {self._addresses(examples): self._lower(examples)}
+        # By the addresses of the weights, last used last: models of one class share a graph; and by
+        # whether sizes that the examples have in common are equal.
+        self._lowered = {(self._addresses(examples), True): self._lower(examples, alike=True)}
 
     def __call__(self, *values: Any) -> tuple[Tensor, ...]:
         """Compute the graph with the weights that are among ``values``."""
         with self._lock:
-            addresses = self._addresses(values)
-            known = self._lowered.pop(addresses, None)
+            alike = self._is_alike(values)
+            key = (self._addresses(values), alike)
+            known = self._lowered.pop(key, None)
             if known is None or known.versions != self._versions(values):
-                logger.info("%s: the weights are others, lowering anew", _WHO)
-                known = self._lower(values)
-            self._lowered[addresses] = known
+                logger.info("%s: the weights or sizes are others, lowering anew", _WHO)
+                known = self._lower(values, alike=alike)
+            self._lowered[key] = known
             if len(self._lowered) > _MOST_MODELS:
                 del self._lowered[next(iter(self._lowered))]
         found = known.compiled(**{name: values[place] for name, place in self._free.items()})
         return tuple(found.values())
 
-    def _lower(self, values: Sequence[Any]) -> _Lowered:
+    def _is_alike(self, values: Sequence[Any]) -> bool:
+        """Whether sizes are equal that are equal in the examples."""
+        found = {
+            (own, values[self._free[name]].shape[dim])
+            for name, dims in self._alike.items()
+            for dim, own in dims.items()
+        }
+        return len(found) == len({own for own, _ in found})
+
+    def _lower(self, values: Sequence[Any], *, alike: bool) -> _Lowered:
         """Lower the graph for the shapes of the examples, with the weights among ``values``."""
         held, versions = [values[place] for place in self._stored], self._versions(values)
         now = dict(enumerate(self._examples)) | dict(zip(self._stored, held, strict=True))
         # Dynamo's fake tensors must not meet those of the capture.
         with torch._guards.tracing(None), torch.inference_mode(mode=False), torch.enable_grad():
             plain = _with_attributes(self._module, list(now.values()), self._free)
-            program = capture(plain, self._inputs, dynamic=self._sizes).eval()
+            sizes = self._alike if alike else self._sizes
+            program = capture(plain, self._inputs, dynamic=sizes).eval()
             # Held by their memory, which so is not given to other weights under the same address.
             kept = [tensor.detach() for tensor in held]
             return _Lowered(versions, kept, self._target.compile(program))
@@ -250,3 +263,19 @@ def _dynamic_sizes(nodes: Mapping[str, fx.Node]) -> dict[str, dict[int, str]]:
             free = usual not in named.values()
             found[name][dim] = named.setdefault(str(size), usual if free else own)
     return found
+
+
+def _one_name(
+    sizes: Mapping[str, Mapping[int, str]], inputs: Mapping[str, Tensor]
+) -> dict[str, dict[int, str]]:
+    """The dynamic sizes, with one name for those of a dimension that are equal in the inputs.
+
+    Dynamo does not say that tokens and mask are one batch where nothing in the model asks for it,
+    and targets leave out padding only where it is.
+    """
+    first: dict[tuple[int, int], str] = {}
+    known: dict[str, str] = {}
+    for name, dims in sizes.items():
+        for dim, own in dims.items():
+            known.setdefault(own, first.setdefault((dim, inputs[name].shape[dim]), own))
+    return {name: {dim: known[own] for dim, own in dims.items()} for name, dims in sizes.items()}

@@ -43,7 +43,7 @@ def test_a_compiled_model_keeps_its_class_and_values(
 ) -> None:
     model = tiny(name)
     fast = torch.compile(model, backend=backend)
-    with caplog.at_level(logging.INFO, "sparsefx.target"), torch.no_grad():
+    with caplog.at_level(logging.INFO, "sparsefx"), torch.no_grad():
         for batch, length in ((2, 8), (3, 9), (5, 20)):
             inputs = example_batch(batch, length)
             found, expected = fast(**inputs), model(**inputs)
@@ -51,7 +51,7 @@ def test_a_compiled_model_keeps_its_class_and_values(
             first = (found, expected) if name == "handwritten" else (found[0], expected[0])
             torch.testing.assert_close(*first, rtol=0, atol=1e-5)
     # Nothing ran in PyTorch, neither with fixed nor with dynamic sizes.
-    assert caplog.messages == []
+    assert not [message for message in caplog.messages if "runs in PyTorch" in message]
 
 
 def test_parts_of_a_batch_are_taken() -> None:
@@ -64,7 +64,8 @@ def test_parts_of_a_batch_are_taken() -> None:
             torch.testing.assert_close(fast(**inputs)[0], model(**inputs)[0], rtol=0, atol=1e-5)
 
 
-def test_two_texts_have_lengths_of_their_own() -> None:
+@pytest.mark.parametrize("second", [(3, 9, 12), (3, 9, 9)])
+def test_two_texts_have_lengths_of_their_own(second: tuple[int, int, int]) -> None:
     table = nn.Embedding(9, 4)
 
     def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -72,7 +73,7 @@ def test_two_texts_have_lengths_of_their_own() -> None:
 
     fast = torch.compile(score, backend=backend)
     with torch.no_grad():
-        for batch, *lengths in ((2, 8, 10), (3, 9, 12), (2, 5, 6), (4, 7, 7)):
+        for batch, *lengths in ((2, 8, 10), second, (2, 5, 6), (4, 7, 7)):
             texts = [torch.ones(batch, length, dtype=torch.long) for length in lengths]
             torch.testing.assert_close(fast(*texts), score(*texts))
 
@@ -92,7 +93,7 @@ def test_weights_are_those_of_the_call(caplog: pytest.LogCaptureFixture) -> None
     model = tiny("handwritten")
     fast = torch.compile(model, backend=backend)
     inputs = example_batch()
-    said = "torch.compile: the weights are others, lowering anew"
+    said = "torch.compile: the weights or sizes are others, lowering anew"
 
     def check(times: int) -> None:
         for _ in range(2):

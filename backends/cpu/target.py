@@ -113,6 +113,8 @@ class CpuTarget(Target):
             raise refused
         own.eval()
         lowered = self._lower(own)
+        for reason in lowered.unsupported():
+            logger.info("%s: %s", self, reason)
         told = check_format(self.format, self._isa(own), lowered.layers)
         if told:
             logger.warning("%s: %s", self, told)
