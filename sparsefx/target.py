@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from sparsefx.errors import SparsefxError, TargetError
+from sparsefx.extras import need
 from sparsefx.graph.effects import changed_state
 from sparsefx.option_types import wrong_types
 from sparsefx.pipeline import Pipeline
@@ -131,8 +132,13 @@ class Target(ABC):
     def check_machine(self) -> None:  # noqa: B027  # most targets run on any
         """Raise what :meth:`lower` would of the options on this machine, whatever the Program.
 
-        Asked before a training that ends in an export.
+        Asked before a training that ends in an export; a target that checks more calls it.
+
+        Raises:
+            DependencyError: The packages of :attr:`extra` are not installed.
         """
+        if self.extra:
+            need(self.extra, who=str(self))
 
     def pipeline(self) -> Pipeline:
         """Return the passes that bring a Program into the form that :meth:`lower` takes."""

@@ -56,6 +56,7 @@ class Accelerator(Target):
 
     def check_machine(self) -> None:
         """Refuse an architecture that is not there, or wrong."""
+        super().check_machine()
         load_architecture(self.arch)
 
     @property

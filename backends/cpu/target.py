@@ -72,6 +72,7 @@ class CpuTarget(Target):
 
     def check_machine(self) -> None:
         """Refuse an instruction set, or a precision, that is not known or not of this machine."""
+        super().check_machine()
         if self.precision == "fp32":
             isa(self.isa)
         else:

@@ -63,8 +63,6 @@ def train_and_report(
     # A wrong name or option, or a package that is needed in the end, is refused before hours of
     # training.
     place = registry.parse_target(target)
-    if place.extra:
-        need(place.extra, who=target)
     place.check_machine()
     need("report", who="report")
     if LEADS:
