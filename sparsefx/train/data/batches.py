@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
 from sparsefx.inputs.lengths import check_length
+from sparsefx.train.data.cut import tell_cut
 from sparsefx.train.data.examples import Examples, Label
 from sparsefx.train.data.words import UNLABELLED, Ints, check_offsets, labels_of_tokens, stacked
 
@@ -143,7 +144,7 @@ class Encoded:
 
 
 def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
-    """Tokenize examples, truncated to ``max_length`` tokens and not padded.
+    """Tokenize examples, truncated to ``max_length`` tokens and not padded; tell how many are cut.
 
     Padding, truncation and length are always passed on: a tokenizer file may have its own built
     in, which would pad every sentence to 128 tokens.
@@ -182,6 +183,7 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         max_length=max_length,
         return_offsets_mapping=per_word,
     )
+    tell_cut(tokenizer, examples, coded["input_ids"], max_length)
     types = coded.get("token_type_ids")
     offsets = coded.get("offset_mapping")
     return Encoded(

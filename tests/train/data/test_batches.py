@@ -54,6 +54,18 @@ def test_tokens_are_truncated_and_not_padded(tokenizer: Any) -> None:
     assert batch["labels"].tolist() == [1, 0]
 
 
+def test_texts_that_are_cut_are_told(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    texts = ("a film", "word " * 14, "word " * 15, "word " * 50)
+    encode(tokenizer, Examples("mine.csv", texts), max_length=16)
+    told = "mine.csv: 2 of 4 texts are cut to max_length 16 tokens; the longest has 52"
+    assert [record.getMessage() for record in caplog.records] == [told]
+    caplog.clear()
+    encode(tokenizer, Examples("o", texts[:2]), max_length=16)
+    assert not caplog.records
+    encode(tokenizer, Examples("o", texts[:2], texts[1:3]), max_length=16)
+    assert "2 of 2 texts are cut to max_length 16 tokens; the longest has 32" in caplog.text
+
+
 def test_every_example_once_an_epoch_and_little_padding() -> None:
     data = _data(1000)
     stream = Batches(data, 16, seed=1)
