@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from sparsefx.errors import ProgramError
 from sparsefx.graph.callables import callable_name
 
 if TYPE_CHECKING:
@@ -217,8 +218,19 @@ def op(
             the end lets further arguments be anything.
         commutes: Try the arguments in every order.
         **kwargs: Patterns for keyword arguments.
+
+    Raises:
+        ArtifactError: ``target`` is nothing that a graph calls, such as ``torch.ops.aten.add``.
+        ProgramError: ``...`` is not the last argument.
     """
     targets = target if isinstance(target, tuple) else (target,)
+    names = [callable_name(each, who="pattern") for each in targets]
+    if any(arg is ... for arg in args[:-1]):
+        raise ProgramError(
+            f"{' or '.join(names)}: '...' stands before other arguments",
+            who="pattern",
+            hint="it may stand at the end alone; bind('any') matches one argument",
+        )
     patterns = tuple(arg if isinstance(arg, Pattern) or arg is ... else value(arg) for arg in args)
     return _Op(targets, patterns, tuple(kwargs.items()), commutes)
 

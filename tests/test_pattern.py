@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sparsefx import Program
+from sparsefx.errors import SparsefxError
 from sparsefx.pattern import Match, NoMatch, bind, either, op, tensor
 from sparsefx.testing import small_program
 
@@ -54,3 +56,11 @@ def test_commuting_arguments_and_alternatives() -> None:
     )
     (match,) = pattern.find(program)
     assert match["x"].name == "x"
+
+
+def test_what_no_graph_can_hold_is_told_when_the_pattern_is_made() -> None:
+    overload = r"pattern: .*'aten.gelu'.*\n  hint: name an overload: aten.gelu.default$"
+    with pytest.raises(SparsefxError, match=overload):
+        op(torch.ops.aten.gelu, bind("x"))
+    with pytest.raises(SparsefxError, match=r"pattern: .*aten.linear.default: '...' stands before"):
+        op(torch.ops.aten.linear.default, ..., bind("w"))

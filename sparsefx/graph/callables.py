@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
+from torch._ops import OpOverload, OpOverloadPacket
 
 import sparsefx.graph.fake_quantization  # noqa: F401  # a graph may name its operators
 from sparsefx.errors import ArtifactError
@@ -53,8 +53,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 _NAMES = {function: name for name, function in _PLAIN.items()}
 
 
-def callable_name(target: object) -> str:
-    """Return the name of a node's function, e.g. ``aten.linear.default``.
+def callable_name(target: object, *, who: str = "graph") -> str:
+    """Return the name of a node's function, e.g. ``aten.linear.default``; ``who`` calls it.
 
     Raises:
         ArtifactError: When the function is outside the closed set.
@@ -64,11 +64,20 @@ def callable_name(target: object) -> str:
     name = _NAMES.get(target) if callable(target) else None
     if name is None:
         raise ArtifactError(
-            f"the graph calls {target!r}, which a Program cannot hold",
-            who="graph",
-            hint="a Program calls ATen and sparsefx operators and arithmetic on sizes",
+            f"the {who} calls {target!r}, which a Program cannot hold",
+            who=who,
+            hint=_overloads(target)
+            or "a Program calls ATen and sparsefx operators and arithmetic on sizes",
         )
     return name
+
+
+def _overloads(target: object) -> str:
+    """What to write in place of an operator without its overload; "" for anything else."""
+    if not isinstance(target, OpOverloadPacket):
+        return ""
+    names = (f"{target}.{name}" for name in target.overloads() if "out" not in name)
+    return f"name an overload: {', '.join(names)}"
 
 
 def _is_known(found: OpOverload) -> bool:
