@@ -185,6 +185,13 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         Gemm(0, 4, 4)
 
 
+@pytest.mark.parametrize("name", ["peak", "row_step", "column_step", "k_step"])
+def test_an_array_of_nothing_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LockStep, name, 0)
+    with pytest.raises(TargetError, match=rf"engine LockStep at lock-step-32: its {name} is 0"):
+        _ = Machine(load_architecture("lock-step-32")).engine
+
+
 def test_an_engine_that_fails_or_lies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: LockStep, gemm: Gemm) -> Timing:
         raise ZeroDivisionError("division by zero")
