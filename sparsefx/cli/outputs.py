@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 
 def check_new(outputs: Mapping[str, Path | None], *, who: str, overwrite: bool) -> None:
-    """Refuse files that are there already, before the work that makes them.
+    """Refuse files that are there already, or cannot be, before the work that makes them.
 
     Args:
         outputs: The files, by the options that name them; None where an option is not given.
@@ -28,15 +29,23 @@ def check_new(outputs: Mapping[str, Path | None], *, who: str, overwrite: bool) 
         ArtifactError: Names the first of them.
     """
     for option, path in outputs.items():
-        is_folder = path is not None and path.is_dir()
-        if path is None or not (is_folder or (path.is_file() and not overwrite)):
-            continue
-        raise ArtifactError(
-            "it is a folder" if is_folder else "there is a file already",
-            who=who,
-            where=str(path),
-            hint=f"choose another {option}" + ("" if is_folder else ", or give --overwrite"),
-        )
+        is_there = path is not None and path.is_file() and not overwrite
+        why = "there is a file already" if is_there else _unwritable(path)
+        if why:
+            hint = f"choose another {option}" + (", or give --overwrite" if is_there else "")
+            raise ArtifactError(why, who=who, where=str(path), hint=hint)
+
+
+def _unwritable(path: Path | None) -> str:
+    """Say why no file can be written at a path; "" where one can, as far as rights tell."""
+    if path is None:
+        return ""
+    if path.is_dir():
+        return "it is a folder"
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if nearest != path and not nearest.is_dir():
+        return f"{nearest} is a file"
+    return "" if os.access(nearest, os.W_OK) else f"{nearest} cannot be written to"
 
 
 def check_new_program(folder: Path, *, who: str, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
@@ -75,6 +75,9 @@ def command(
     check_new(files, who="simulate", overwrite=overwrite)
     names = compare or (arch,)
     archs = _to_simulate(model, names)
+    if not archs:
+        asked = {**files, "--sensitivity": sensitivity, "--listing": listing}
+        _check_unasked({**asked, "--mappings": mappings, "--layer": layer})
     drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
     _print_outcomes(names, runs)
@@ -105,6 +108,17 @@ def _to_simulate(model: str, names: Iterable[str]) -> list[str]:
             hint="name a saved Program or model, or bert-base; or compare two saved .json files",
         )
     return archs
+
+
+def _check_unasked(options: Mapping[str, object]) -> None:
+    """Refuse what only a machine that is simulated can tell, where two files are compared."""
+    if asked := [option for option, given in options.items() if given]:
+        raise TargetError(
+            "two saved results are compared, which nothing is simulated for",
+            who="simulate",
+            where=", ".join(asked),
+            hint="leave it out, or give it where a machine is simulated",
+        )
 
 
 @dataclass(frozen=True)

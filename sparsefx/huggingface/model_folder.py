@@ -42,7 +42,9 @@ def read_config(place: str) -> Any:
             hint="in Python a Session starts from Program.load(folder) too",
         )
     if folder.is_dir() and not (folder / "config.json").exists():
-        raise ArtifactError("the folder has no config.json", who="load", where=place, hint=_PLACES)
+        inside = folder / "huggingface"  # of a run
+        hint = f"name {inside}" if (inside / "config.json").exists() else _PLACES
+        raise ArtifactError("the folder has no config.json", who="load", where=place, hint=hint)
     try:
         config = transformers.AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:

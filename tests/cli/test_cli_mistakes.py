@@ -41,6 +41,8 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages" / "1-dense" / "result.json").write_text("{}")
     (tmp_path / "run" / "stages" / "2-sparse" / "program").mkdir(parents=True)
     (tmp_path / "run" / "stages" / "2-sparse" / "program" / "manifest.json").write_text("{}")
+    (tmp_path / "run" / "huggingface").mkdir()
+    (tmp_path / "run" / "huggingface" / "config.json").write_text("{}")
     (tmp_path / "vocabulary").mkdir()
     (tmp_path / "vocabulary" / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / "hidden.csv").write_text("text,label\ngood,1\nbad,-1\n")
@@ -83,6 +85,9 @@ def place(tmp_path: Path) -> Path:
         ("explain-cpu model --shape 1x99", "the model has positions for 16"),
         ("simulate model --seq 99", "the model has positions for 16"),
         ("simulate model --seq 8 --html /dev/full", "/dev/full: cannot be written: No space left"),
+        ("simulate bert-base --html data.csv/page.html", "data.csv is a file"),
+        ("bench model --json data.csv/times.json", "data.csv is a file"),
+        ("simulate --compare a.json b.json --html page.html --listing", "at --html, --listing: tw"),
         ("sweep --out sweep --ratios 2,nan", "are between 1 (dense) and 1e6"),
         ("opt model -p simplify --program teacher=", "expected NAME=FOLDER"),
         ("opt model -p distill --program a=model --program a=model", "is given twice"),
@@ -98,6 +103,10 @@ def place(tmp_path: Path) -> Path:
         ("capture model data.csv/program", "data.csv is a file"),
         ("compress fine-tune --model model --data data.csv --folder model", "holds a model"),
         ("compress sparse-sentence-encoder --model model --data data.csv", "no --data"),
+        (
+            "compress fine-tune --model run --data data.csv",
+            "json\n  hint: name run/huggingf",
+        ),
         ("compress fine-tune --model model", "there is nothing to train on"),
         ("compress fine-tune --model model --unlabelled data.csv", "nothing to minimise"),
         (

@@ -96,8 +96,21 @@ class Machine:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine of one core."""
-        return build_engine(self.architecture.engine, self.architecture.name)
+        """The engine of one core.
+
+        Raises:
+            TargetError: It is none, or its array has no multipliers, or steps of nothing.
+        """
+        engine = build_engine(self.architecture.engine, self.architecture.name)
+        for name in ("peak", "row_step", "column_step", "k_step"):
+            if getattr(engine, name) < 1:
+                raise TargetError(
+                    f"its {name} is {getattr(engine, name)}: expected 1 or more",
+                    who=f"engine {type(engine).__name__}",
+                    where=self.architecture.name,
+                    hint="see docs/writing-an-engine.md",
+                )
+        return engine
 
     @cached_property
     def form(self) -> SparseFormat:
