@@ -129,7 +129,7 @@ class Target(ABC):
             if getattr(self, option) < 1:
                 raise self.refuse(option, "expected at least 1")
 
-    def check_machine(self) -> None:  # noqa: B027  # most targets run on any
+    def check_machine(self) -> None:
         """Raise what :meth:`lower` would of the options on this machine, whatever the Program.
 
         Asked before a training that ends in an export; a target that checks more calls it.
