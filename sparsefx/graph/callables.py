@@ -76,8 +76,9 @@ def _overloads(target: object) -> str:
     """What to write in place of an operator without its overload; "" for anything else."""
     if not isinstance(target, OpOverloadPacket):
         return ""
-    names = (f"{target}.{name}" for name in target.overloads() if "out" not in name)
-    return f"name an overload: {', '.join(names)}"
+    names: list[str] = target.overloads()  # type: ignore[no-untyped-call]  # torch's
+    told = ", ".join(f"{target}.{name}" for name in names if "out" not in name)
+    return f"name an overload: {told}"
 
 
 def _is_known(found: OpOverload) -> bool:
