@@ -235,8 +235,12 @@ class Rewriter:
         """Add a trainable parameter and return the node that reads it.
 
         Raises:
-            ProgramError: The name is taken or is none, or ``tensor`` is no tensor.
+            ProgramError: The name is taken or is none, or ``tensor`` is none that is trained.
         """
+        self._check_tensor(name, tensor)
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            hint = "add_buffer takes tensors of every type"
+            raise self._refuse(name, f"a tensor of {tensor.dtype} cannot be trained", hint)
         module, leaf = self._new_place(name, tensor)
         module.register_parameter(leaf, nn.Parameter(tensor))
         return self._read(name)

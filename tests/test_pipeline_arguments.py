@@ -85,6 +85,10 @@ def linear_of(program: Program) -> fx.Node:
 @pytest.mark.parametrize(
     ("work", "told"),
     [
+        (
+            lambda p, ctx: ctx.rewriter.add_parameter("new", torch.zeros(2, dtype=torch.int8)),
+            "int8 cannot be trained\n  hint: add_buffer",
+        ),
         (lambda p, ctx: ctx.rewriter.set_tensor("weight", [1, 2]), "expected a tensor, got [1, 2]"),
         (lambda p, ctx: ctx.rewriter.add_buffer("state", 3.0), "expected a tensor, got 3.0"),
         (lambda p, ctx: ctx.rewriter.add_parameter("", torch.ones(1)), "'' is no name of a tensor"),
