@@ -11,10 +11,15 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sparsefx.errors import SparsefxError
+
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["WrongType", "choices", "wrong_types"]
+__all__ = ["AS_DATACLASS", "WrongType", "check_dataclass", "choices", "lost_options", "wrong_types"]
+
+AS_DATACLASS = "decorate the class with @dataclass(frozen=True)"
+"""What to do about lost options."""
 
 _WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -41,6 +46,21 @@ class WrongType(NamedTuple):
         if isinstance(value, float) and value.is_integer() and "whole" in self.expected:
             return f"write {int(value)}"
         return ""
+
+
+def lost_options(cls: type[Any]) -> list[str]:
+    """Return the fields that a class annotates and does not have, as it is no dataclass."""
+    if "__dataclass_fields__" in vars(cls):
+        return []
+    own = vars(cls).get("__annotations__", {})
+    return [name for name, kept in own.items() if "ClassVar" not in str(kept)]
+
+
+def check_dataclass(cls: type[Any], error: type[SparsefxError]) -> None:
+    """Refuse a class that would lose its options, by an ``error``."""
+    if lost := lost_options(cls):
+        why = f"it is no dataclass: its options {', '.join(lost)} would be lost"
+        raise error(why, who=cls.__name__, hint=AS_DATACLASS)
 
 
 def wrong_types(cls: type[Any], options: Mapping[str, object]) -> Iterator[WrongType]:

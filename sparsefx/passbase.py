@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sparsefx.errors import PassError, SparsefxError, did_you_mean
-from sparsefx.option_types import choices, wrong_types
+from sparsefx.option_types import check_dataclass, choices, wrong_types
 from sparsefx.properties import Property
 from sparsefx.spec import format_spec, is_name, options_of
 
@@ -231,6 +231,7 @@ class Pass(ABC):
 
     def __post_init__(self) -> None:
         _check_name(type(self))  # a base of several passes has none
+        check_dataclass(type(self), PassError)
         for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparsefx.errors import PassError, RegistryError, SpecError, did_you_mean
 from sparsefx.hooks import contract_of
+from sparsefx.option_types import AS_DATACLASS, lost_options
 from sparsefx.passbase import Contract, Pass
 from sparsefx.spec import Spec, build, parse_specs
 
@@ -205,14 +206,12 @@ def _check_class(kind: Kind, loaded: object, plugin: EntryPoint, name: str) -> N
             where=name,
             hint=f"name a subclass of sparsefx.{base.__name__} in the entry point",
         )
-    own = vars(loaded).get("__annotations__", {})
-    options = [key for key, kept in own.items() if "ClassVar" not in str(kept)]
-    if options and "__dataclass_fields__" not in vars(loaded):
+    if lost := lost_options(loaded):
         raise RegistryError(
-            f"the plug-in {_origin(plugin)} is no dataclass: its options {', '.join(options)} "
-            "would be lost",
+            f"the plug-in {_origin(plugin)} is no dataclass: its options {', '.join(lost)} would "
+            "be lost",
             where=name,
-            hint="decorate the class with @dataclass(frozen=True)",
+            hint=AS_DATACLASS,
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsefx.errors import SparsefxError, TargetError
 from sparsefx.extras import need
 from sparsefx.graph.effects import changed_state
-from sparsefx.option_types import wrong_types
+from sparsefx.option_types import check_dataclass, wrong_types
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
 from sparsefx.spec import format_spec, options_of
@@ -115,6 +115,7 @@ class Target(ABC):
     """The extra of sparsefx without which it cannot run; see :mod:`sparsefx.extras`."""
 
     def __post_init__(self) -> None:
+        check_dataclass(type(self), TargetError)
         for wrong in wrong_types(type(self), options_of(self)):
             raise self.refuse(wrong.option, f"expected {wrong.expected}", hint=wrong.hint)
 

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import pytest
 
 from sparsefx import Pass, PassReport, Pipeline, Program, Property, Skip, function_pass
-from sparsefx.errors import PassError, PipelineError
+from sparsefx.errors import PassError, PipelineError, SparsefxError, TargetError
 from sparsefx.passbase import Contract, PassContext
 from sparsefx.passes.prune.lock import PatternLock
 from sparsefx.pipeline import Fixpoint
+from sparsefx.target import Compiled, Target
 from sparsefx.train import schedules
 from tests.toy_passes import NeedsLock, Scale, relu_program
 
@@ -150,3 +151,34 @@ def test_a_function_has_a_name_and_takes_a_program_and_a_context() -> None:
     with pytest.raises(PassError, match=told + r"write def my_pass\(program, ctx\)"):
         make("mine")(my_pass)
     make("mine")(lambda program, ctx, more=1: 0)
+
+
+class Undecorated(Pass):
+    """Has an option, and is no dataclass."""
+
+    name: ClassVar[str] = "undecorated"
+    threshold: float = 0.5
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(0)
+
+
+class UndecoratedTarget(Target):
+    """Likewise."""
+
+    name: ClassVar[str] = "undecorated-target"
+    bits: int = 8
+
+    def lower(self, program: Program) -> Compiled:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("made", "expected", "option"),
+    [(Undecorated, PassError, "threshold"), (UndecoratedTarget, TargetError, "bits")],
+)
+def test_options_are_not_lost(
+    made: type[Pass | Target], expected: type[SparsefxError], option: str
+) -> None:
+    with pytest.raises(expected, match=f"it is no dataclass: its options {option} would be lost"):
+        made()
