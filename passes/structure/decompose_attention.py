@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import fx
 
+from sparsefx.graph.effects import shared_with_writes
 from sparsefx.graph.ops import dropout_rate
 from sparsefx.passbase import Pass, PassContext, PassReport
 from sparsefx.properties import Property
@@ -67,8 +68,11 @@ class DecomposeAttention(Pass):
         """Spell out every fused attention."""
         nodes = list(program.graph.find_nodes(op="call_function", target=_SDPA))
         biases: dict[fx.Node, fx.Node] = {}
+        written = shared_with_writes(program.graph)
         for node in nodes:
             _spell(node, ctx.rewriter, biases, zero=self.empty_rows == "zero")
+            for mask in biases.keys() & written:  # it is another mask where the next layer reads it
+                del biases[mask]
         return PassReport(len(nodes))
 
 

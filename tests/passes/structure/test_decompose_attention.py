@@ -190,3 +190,15 @@ def test_a_mask_that_is_written_to_before_it_is_read() -> None:
     batch = {**qkv(), "m": torch.tensor([[True, False, True], [False, True, False]])}
     before = program_of(model, **batch)
     assert_equal_outputs(before, decompose(before), batch, tolerance=1e-6)
+
+
+def test_a_mask_that_is_written_to_between_two_layers() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, m: Tensor) -> Tensor:
+        mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
+        first = attend(q, k, v, mask)
+        mask[:, :, :, :3] = m[:, None, None]
+        return first + attend(q, k, v, mask)
+
+    batch = {**qkv(), "m": torch.tensor([[True, False, True], [False, True, False]])}
+    before = program_of(model, **batch)
+    assert_equal_outputs(before, decompose(before), batch, tolerance=1e-6)
