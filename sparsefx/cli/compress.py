@@ -16,12 +16,13 @@ from sparsefx.problem import name_classes, named_classes
 
 if TYPE_CHECKING:
     from sparsefx.problem import Kind
-    from sparsefx.recipe import Recipe
+    from sparsefx.recipe import Recipe, Stage
     from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
 
+_NOMINAL_STEPS = 100_000  # no share of them matters here
 _SPLITS = ("train", "test", "validation", "dev")
 _DATA_HELP = (
     f"{FILE_HELP[:-1]}; split=FILE for each of several (train, test); "
@@ -97,9 +98,8 @@ def _check_head(recipe: Recipe, task: Task, model: str) -> None:
     Raises:
         DataError: The model's own head is for other labels, and the recipe learns from none.
     """
-    trained = [stage.training for stage in recipe.stages if stage.training is not None]
-    learns = any(each.label_weight > 0 and each.data != "unlabelled" for each in trained)
-    if learns or not trained or task.kind == "text":
+    trains = any(stage.training is not None for stage in recipe.stages)
+    if not trains or task.kind == "text" or any(map(_takes_new_head, recipe.stages)):
         return
     from sparsefx.huggingface.model_folder import read_config
 
@@ -115,6 +115,20 @@ def _check_head(recipe: Recipe, task: Task, model: str) -> None:
         hint="give the fine-tuned model, and all of its classes with --classes; or a recipe that "
         "fine-tunes first, such as sparsebert-small",
     )
+
+
+def _takes_new_head(stage: Stage) -> bool:
+    """Return whether labels or another model teach a head in a stage, or it goes on without one."""
+    from sparsefx.recipe.amounts import parse_pipeline
+    from sparsefx.recipe.passes import is_path
+
+    training = stage.training
+    if training is not None and training.label_weight > 0 and training.data != "unlabelled":
+        return True
+    if is_path(stage.teacher or "") or is_path(stage.start or ""):
+        return True
+    passes = parse_pipeline(stage.pipeline, _NOMINAL_STEPS).passes
+    return any(item.takes_labels or item.drops_heads for item in passes)
 
 
 def _in_order_of_head(task: Task, config: Any, model: str) -> Task:

@@ -118,8 +118,10 @@ stages:
             "fine-tune --model model --unlabelled plain.csv --data test=few.csv",
             "give labelled texts to train on, or add distill to the pipeline",
         ),
+        ("prune-ofa-transfer --model body --data few.csv", "there is no folder './teacher'"),
+        ("sparse-sentence-encoder --model body --data few.csv", "and no --data"),
     ],
-    ids=["no head", "other classes", "no texts", "labels needed"],
+    ids=["no head", "other classes", "no texts", "labels needed", "other teacher", "no head stays"],
 )
 def test_what_cannot_be_is_said_before_training(
     place: Path, capsys: pytest.CaptureFixture[str], line: str, expected: str
