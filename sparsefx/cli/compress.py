@@ -65,7 +65,7 @@ def command(
 
     found = Recipe.load(recipe)
     task, more = _read(data, unlabelled, text, label, classes, model)
-    _check_head(found, task, model)
+    _check_head(found, task, model, is_named=classes is not None)
     _show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
@@ -92,20 +92,32 @@ def _own_outputs(config: Any, kind: Kind) -> int | None:
     return int(config.num_labels) if ends else None
 
 
-def _check_head(recipe: Recipe, task: Task, model: str) -> None:
-    """Refuse a new head that no stage would train: it would be its own teacher.
+def _check_head(recipe: Recipe, task: Task, model: str, *, is_named: bool) -> None:
+    """Refuse labels that are not those of a head which no stage trains on labels.
 
     Raises:
-        DataError: The model's own head is for other labels, and the recipe learns from none.
+        DataError: A new head would be its own teacher; or the labels are names, the user gives no
+            order of them (``is_named``), and the model has others, or none.
     """
     trains = any(stage.training is not None for stage in recipe.stages)
     if not trains or task.kind == "text" or any(map(_takes_new_head, recipe.stages)):
         return
     from sparsefx.huggingface.model_folder import read_config
 
-    wanted, own = len(task.classes) or 1, _own_outputs(read_config(model), task.kind)
+    config: Any = read_config(model)
+    wanted, own = len(task.classes) or 1, _own_outputs(config, task.kind)
     if wanted == own:
-        return
+        names = named_classes({"id2label": config.id2label})
+        is_counted = all(name.isdecimal() for name in task.classes)
+        if is_named or is_counted or names == task.classes:
+            return
+        raise DataError(
+            f"its outputs {'are ' + ', '.join(names) if names else 'have no names'}; the labels "
+            f"are {', '.join(task.classes)}, and no stage of {recipe.name} learns which is which",
+            who="compress",
+            where=model,
+            hint="give --classes in the order of the head",
+        )
     head = "it has no head for such labels" if own is None else f"its head has {own} outputs"
     raise DataError(
         f"{head}, and the new one of {wanted} would learn nothing: no stage of {recipe.name} "

@@ -39,6 +39,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [(text, "low" if text[0] in "abcd" else "high") for text in texts(20, 2)]
     write(tmp_path / "few.csv", rows, "text,label")
     write(tmp_path / "other.csv", [(text, f"{label}er") for text, label in rows], "text,label")
+    named = [(text, ("cold", "mild", "hot")[row % 3]) for row, (text, _) in enumerate(rows)]
+    write(tmp_path / "named.csv", named, "text,label")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,7 +85,8 @@ def test_it_needs_no_label_at_all(place: Path) -> None:
     assert [score and score.metric for score in scores] == [None, "loss", "loss"]
 
 
-def test_a_stage_of_unlabelled_texts_takes_those_of_a_run_on_text(place: Path) -> None:
+@pytest.mark.parametrize("scored", ["", "--data test=named.csv --classes cold,mild,hot"])
+def test_a_stage_of_unlabelled_texts_takes_those_of_a_run(place: Path, scored: str) -> None:
     recipe = """
 name: own
 data: {batch_size: 8}
@@ -96,7 +99,7 @@ stages:
   after: strip-distillation,fold-masks
 """
     (place / "own.yaml").write_text(recipe)
-    assert compress("own.yaml --model model --unlabelled plain.csv") == 0
+    assert compress(f"own.yaml --model model --unlabelled plain.csv {scored}") == 0
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,10 @@ stages:
             "its head has 3 outputs, and the new one of 2 would learn nothing: no stage of",
         ),
         (
+            "sparse-fine-tuned --model model --unlabelled plain.csv --data test=named.csv",
+            "are low, middle, high; the labels are cold, hot, mild, and no stage of sparse-",
+        ),
+        (
             "sparse-fine-tuned --model model --data test=few.csv",
             "such as sparse-fine-tuned, --unlabelled FILE",
         ),
@@ -121,7 +128,15 @@ stages:
         ("prune-ofa-transfer --model body --data few.csv", "there is no folder './teacher'"),
         ("sparse-sentence-encoder --model body --data few.csv", "and no --data"),
     ],
-    ids=["no head", "other classes", "no texts", "labels needed", "other teacher", "no head stays"],
+    ids=[
+        "no head",
+        "other classes",
+        "other names",
+        "no texts",
+        "labels needed",
+        "other teacher",
+        "no head stays",
+    ],
 )
 def test_what_cannot_be_is_said_before_training(
     place: Path, capsys: pytest.CaptureFixture[str], line: str, expected: str
