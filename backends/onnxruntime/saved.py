@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sparsefx.backends.onnxruntime.target import OnnxRuntime, open_session, run_session
 from sparsefx.errors import ArtifactError, ProgramError, first_line
 from sparsefx.extras import need
+from sparsefx.inputs.signature import SENTENCE_OUTPUT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class OnnxFile:
         self.batch: int | None = max(sizes, default=None)
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         self._output = "logits" if "logits" in outputs else next(iter(outputs))
-        if "logits" not in outputs and len(outputs) > 1:
+        if "logits" not in outputs and (len(outputs) > 1 or SENTENCE_OUTPUT in outputs):
             raise ArtifactError(
                 f"none of its outputs {', '.join(outputs)} is called 'logits'",
                 who="open",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import ArtifactError, DataError
+from sparsefx.inputs.signature import SENTENCE_OUTPUT
 from sparsefx.problem import Kind, named_classes
 from sparsefx.storage.places import is_tokenizer
 
@@ -79,7 +80,7 @@ def open_saved(model: str, target: str | None = None) -> Saved:
             compiled for it, and else ``reference``.
 
     Raises:
-        ArtifactError: There is no model, or it cannot run on ``target``.
+        ArtifactError: There is no model, it predicts nothing, or it cannot run on ``target``.
     """
     if Path(model).suffix == ".onnx":
         return _onnx(model, target)
@@ -87,6 +88,13 @@ def open_saved(model: str, target: str | None = None) -> Saved:
     from sparsefx.train.evaluation import head_outputs, predict, predicts_tokens
 
     program = open_program(model).eval()
+    if SENTENCE_OUTPUT in program.signature.outputs:
+        raise ArtifactError(
+            "it returns sentence embeddings, which are no predictions",
+            who="open",
+            where=model,
+            hint="give a model with a classification or regression head",
+        )
     compiled: Callable[..., Mapping[str, Tensor]] | None = None
     is_compiled = (Path(model) / _CPU / "manifest.json").exists()
     target = target or (_CPU if is_compiled else "reference")

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
+from sparsefx import Pipeline
 from sparsefx.cli import main
 from sparsefx.huggingface import capture_pretrained, save_pretrained
 from sparsefx.program import Program
@@ -77,6 +80,21 @@ def test_it_is_the_share_of_texts_with_the_same_answer(place: Path, ended: Ended
 
 def test_a_model_agrees_with_itself(place: Path, ended: Ended) -> None:
     assert "accuracy 100.0" in ended("model --data texts.csv --against model --max-length 16")
+
+
+def test_embeddings_are_no_predictions(place: Path, ended: Ended) -> None:
+    pooled = Pipeline.parse("pool-sentences{pooling=mean}").run(Program.load(place / "other"))
+    pooled.save(place / "encoder")
+    told = "encoder: it returns sentence embeddings, which are no predictions"
+    assert told in ended("model --data texts.csv --against encoder", code=2)
+    cast = helper.make_node("Cast", ["input_ids"], ["sentence_embedding"], to=TensorProto.FLOAT)
+    taken = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    given = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph([cast], "encoder", [taken], [given])
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opset), "encoder.onnx")
+    told = "none of its outputs sentence_embedding is called 'logits'"
+    assert told in ended("encoder.onnx --data texts.csv --against model", code=2)
 
 
 @pytest.mark.parametrize(
