@@ -1,7 +1,8 @@
 """How the index of each embedding follows from the inputs, said without a graph.
 
 A loaded artifact has no graph and no torch. The few ways in which encoders compute indices are
-tried on random inputs when the artifact is written; a way that always gives the same is taken.
+tried on all that a model may be asked, when the artifact is written; the one that always gives the
+same is taken.
 """
 
 from __future__ import annotations
