@@ -59,7 +59,10 @@ def command(
         str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Default: that of its run, accuracy, or correlations.")
+        str | None,
+        typer.Option(
+            help="Default: that of its run (not with --against), accuracy, or correlations."
+        ),
     ] = None,
     against: Annotated[
         str | None,
