@@ -76,7 +76,7 @@ def command(
     names = compare or (arch,)
     archs = _to_simulate(model, names)
     if not archs:
-        asked = {**files, "--sensitivity": sensitivity, "--listing": listing}
+        asked = {**files, "--pattern": pattern, "--sensitivity": sensitivity, "--listing": listing}
         _check_unasked({**asked, "--mappings": mappings, "--layer": layer})
     drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
