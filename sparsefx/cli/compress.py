@@ -11,18 +11,16 @@ import typer
 from sparsefx.cli.classes import given_classes
 from sparsefx.cli.console import stderr
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
+from sparsefx.cli.heads import check_head, in_order_of_head
 from sparsefx.errors import DataError
-from sparsefx.problem import name_classes, named_classes
+from sparsefx.problem import name_classes
 
 if TYPE_CHECKING:
-    from sparsefx.problem import Kind
-    from sparsefx.recipe import Recipe, Stage
     from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
 __all__ = ["command"]
 
-_NOMINAL_STEPS = 100_000  # no share of them matters here
 _SPLITS = ("train", "test", "validation", "dev")
 _DATA_HELP = (
     f"{FILE_HELP[:-1]}; split=FILE for each of several (train, test); "
@@ -65,7 +63,7 @@ def command(
 
     found = Recipe.load(recipe)
     task, more = _read(data, unlabelled, text, label, classes, model)
-    _check_head(found, task, model, is_named=classes is not None)
+    check_head(found, task, model, is_named=classes is not None)
     _show_classes(task)
     seed_everything(found.seed)
     network = load_pretrained(
@@ -83,82 +81,6 @@ def command(
         target=target,
         tensorboard=tensorboard,
     )
-
-
-def _own_outputs(config: Any, kind: Kind) -> int | None:
-    """Return the outputs of the head for such labels that a checkpoint has; None without one."""
-    what = "Token" if kind == "token-classification" else "Sequence"
-    ends = any(each.endswith(f"For{what}Classification") for each in config.architectures or ())
-    return int(config.num_labels) if ends else None
-
-
-def _check_head(recipe: Recipe, task: Task, model: str, *, is_named: bool) -> None:
-    """Refuse labels that are not those of a head which no stage trains on labels.
-
-    Raises:
-        DataError: A new head would be its own teacher; or the labels are names, the user gives no
-            order of them (``is_named``), and the model has others, or none.
-    """
-    trains = any(stage.training is not None for stage in recipe.stages)
-    if not trains or task.kind == "text" or any(map(_takes_new_head, recipe.stages)):
-        return
-    from sparsefx.huggingface.model_folder import read_config
-
-    config: Any = read_config(model)
-    wanted, own = len(task.classes) or 1, _own_outputs(config, task.kind)
-    if wanted == own:
-        names = named_classes({"id2label": config.id2label})
-        is_counted = all(name.isdecimal() for name in task.classes)
-        if is_named or is_counted or names == task.classes:
-            return
-        raise DataError(
-            f"its outputs {'are ' + ', '.join(names) if names else 'have no names'}; the labels "
-            f"are {', '.join(task.classes)}, and no stage of {recipe.name} learns which is which",
-            who="compress",
-            where=model,
-            hint="give --classes in the order of the head",
-        )
-    head = "it has no head for such labels" if own is None else f"its head has {own} outputs"
-    raise DataError(
-        f"{head}, and the new one of {wanted} would learn nothing: no stage of {recipe.name} "
-        "trains on labels",
-        who="compress",
-        where=model,
-        hint="give the fine-tuned model, and all of its classes with --classes; or a recipe that "
-        "fine-tunes first, such as sparsebert-small",
-    )
-
-
-def _takes_new_head(stage: Stage) -> bool:
-    """Return whether labels or another model teach a head in a stage, or it goes on without one."""
-    from sparsefx.recipe.amounts import parse_pipeline
-    from sparsefx.recipe.passes import is_path
-
-    training = stage.training
-    if training is not None and training.label_weight > 0 and training.data != "unlabelled":
-        return True
-    if is_path(stage.teacher or "") or is_path(stage.start or ""):
-        return True
-    passes = parse_pipeline(stage.pipeline, _NOMINAL_STEPS).passes
-    return any(item.takes_labels or item.drops_heads for item in passes)
-
-
-def _in_order_of_head(task: Task, config: Any, model: str) -> Task:
-    """Return the task with the classes of the model's own head, if that has all of its names.
-
-    Such a head goes on with what it knows, where sorted names would give its outputs other ones.
-    """
-    names = named_classes({"id2label": config.id2label})
-    if not task.classes or names is None or names == task.classes:
-        return task
-    if _own_outputs(config, task.kind) is None:
-        return task
-    if {*task.classes} <= {*names}:
-        return task.with_classes(names)
-    if len(names) == len(task.classes):
-        told = f"{', '.join(names)}; from here on they stand for {', '.join(task.classes)}"
-        stderr.print(f"warning: the outputs of {model} were {told}", markup=False)
-    return task
 
 
 def _read(
@@ -183,7 +105,7 @@ def _read(
         outputs = outputs_for_texts(config)
         task = _read_task(data, text, label, classes, outputs)
         _show_kept_head(task, outputs, model)
-        task = _in_order_of_head(task, config, model)
+        task = in_order_of_head(task, config, model)
         if "train" in task.splits:
             return task, more
         if more is None:
