@@ -25,6 +25,7 @@ def shortened(stage: Stage) -> Stage:
         ("demo-quick", 0.9, {Property.QUANTIZED, Property.INFERENCE}),
         ("sparsebert", 0.95, set()),
         ("sparsebert-small", 0.9, {Property.QUANTIZED, Property.INFERENCE}),
+        ("sparsebert-base", 0.95, {Property.QUANTIZED, Property.INFERENCE}),
     ],
 )
 def test_all_stages_run(
