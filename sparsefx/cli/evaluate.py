@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_METRIC_HELP = "Default: that of its run (not with --against), accuracy, or correlations."
+_AGAINST_HELP = (
+    "Another model, such as the one that was compressed: score by how often both answer alike. The "
+    "data need no labels."
+)
 _LENGTH = 128
 _NAMING = "give --classes in the order of the head, or --task for a task of GLUE"
 
@@ -58,19 +63,8 @@ def command(
     classes: Annotated[
         str | None, typer.Option(help="Names of the classes in the head's order, with commas.")
     ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: that of its run (not with --against), accuracy, or correlations."
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="Another model, such as the one that was compressed: score by how often both "
-            "answer alike. The data need no labels."
-        ),
-    ] = None,
+    metric: Annotated[str | None, typer.Option(help=_METRIC_HELP)] = None,
+    against: Annotated[str | None, typer.Option(help=_AGAINST_HELP)] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     target: Annotated[
         str | None,
