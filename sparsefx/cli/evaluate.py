@@ -31,6 +31,7 @@ _AGAINST_HELP = (
     "Another model, such as the one that was compressed: score by how often both answer alike. The "
     "data need no labels."
 )
+_TARGET_HELP = "Where it runs. Default: what it was compiled for, or reference."
 _LENGTH = 128
 _NAMING = "give --classes in the order of the head, or --task for a task of GLUE"
 
@@ -66,14 +67,7 @@ def command(
     metric: Annotated[str | None, typer.Option(help=_METRIC_HELP)] = None,
     against: Annotated[str | None, typer.Option(help=_AGAINST_HELP)] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            "-t",
-            help="Where it runs. Default: what it was compiled for, or reference.",
-        ),
-    ] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help=_TARGET_HELP)] = None,
     max_length: Annotated[
         int | None, typer.Option(min=2, help="Longest sequence in tokens. Default: its run's, 128.")
     ] = None,
