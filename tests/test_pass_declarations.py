@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import pytest
 
 from sparsefx import Pass, PassReport, Pipeline, Program, Property, Skip, function_pass
+from sparsefx.backends.reference.target import Reference
 from sparsefx.errors import PassError, PipelineError, SparsefxError, TargetError
 from sparsefx.passbase import Contract, PassContext
 from sparsefx.passes.prune.lock import PatternLock
 from sparsefx.pipeline import Fixpoint
-from sparsefx.target import Compiled, Target
+from sparsefx.target import Target
 from sparsefx.train import schedules
 from tests.toy_passes import NeedsLock, Scale, relu_program
 
@@ -163,14 +164,11 @@ class Undecorated(Pass):
         return PassReport(0)
 
 
-class UndecoratedTarget(Target):
+class UndecoratedTarget(Reference):
     """Likewise."""
 
     name: ClassVar[str] = "undecorated-target"
     bits: int = 8
-
-    def lower(self, program: Program) -> Compiled:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(

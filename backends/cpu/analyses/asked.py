@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from sparsefx.backends.cpu.analyses.host import LONGEST, Host, at_longest, attempt
+from sparsefx.backends.cpu.analyses.host import Host, at_longest, attempt
 from sparsefx.backends.cpu.plan.indices import Trial
 
 __all__ = ["index_trials"]
@@ -52,9 +52,7 @@ def index_trials(host: Host, node: fx.Node, special: int) -> list[Trial] | None:
     for source in known:
         inputs += [{**few((len(v), v.shape[1])), source: v} for v in host.trials(source)]
     trials = attempt(lambda: [_tried(host, node, each) for each in inputs])
-    fixed = host.dims[1]
-    longest = fixed if isinstance(fixed, int) else min(host.admitted or LONGEST, LONGEST)
-    last = at_longest(long, longest)
+    last = at_longest(long, host.longest)
     return None if trials is None or last is None else [*trials, last]
 
 

@@ -19,7 +19,7 @@ from sparsefx.graph.effects import may_alias, shared_with_writes, writes
 from sparsefx.inputs.signature import Dim, InputSpec
 from sparsefx.program import Program
 
-__all__ = ["LONGEST", "TRIALS", "Host", "at_longest", "attempt"]
+__all__ = ["TRIALS", "Host", "at_longest", "attempt"]
 
 T = TypeVar("T")
 
@@ -47,9 +47,7 @@ _FORM_ALONE = {
 _ANY_SIZE = 3
 _NEAR = 64
 _FEW = 4
-LONGEST = 2048
-"""Tokens of the longest trial, where the configuration does not say less."""
-
+_LONGEST = 2048
 _AT_ONCE = 1024
 """Sequences of a trial of all that an input may hold."""
 _COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList)
@@ -111,6 +109,12 @@ class Host:
             free: For a Program that takes any.
         """
         return [self._nearest(*each) for each in free]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is tried."""
+        fixed = self.dims[1]
+        return fixed if isinstance(fixed, int) else min(self.admitted or _LONGEST, _LONGEST)
 
     def admits(self, size: tuple[int, int]) -> bool:
         """Whether the Program takes so many sequences of such a length."""
@@ -267,9 +271,8 @@ class Host:
         """Whether a check of the values of an input holds in all trials, and in a long one."""
         if not all(attempt(partial(check, given)) for given in self.trials(source)):
             return False
-        fixed = self.dims[1]
-        longest = fixed if isinstance(fixed, int) else min(self.admitted or LONGEST, LONGEST)
-        return at_longest(lambda length: check(self._long(source, length)), longest) is not False
+        tried = at_longest(lambda length: check(self._long(source, length)), self.longest)
+        return tried is not False
 
     def _long(self, source: fx.Node, length: int) -> Tensor:
         """Values of one sequence without padding, and of one that is padding in half its places."""
