@@ -1,12 +1,18 @@
-"""Two processes that train together, for tests: each a fork of this one."""
+"""Two processes that train together, for tests.
+
+Each is a fork of a server that has only imported: a fork of a process that has computed can wait
+for ever on a lock that one of its threads held.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +47,11 @@ stages:
 """The last of the 12 batches of an epoch, drawn as the sixth one, has three examples."""
 Listener = Callable[[Event], None]
 Make = Callable[[Path], Any]
+"""To be found by its name in a module, as what is pickled has to be."""
+PATIENCE = 120.0
+"""Seconds after which a process that has not ended writes down where it is."""
+servers: Any = multiprocessing.get_context("forkserver")
+servers.set_forkserver_preload([__name__])
 
 
 def session(folder: Path, recipe: str = RECIPE, layers: int = 1, **options: Any) -> Session:
@@ -62,7 +73,10 @@ def work(rank: int, port: int, folder: Path, make: Make) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
     )  # fmt: skip
+    torch.set_num_threads(1)
     AcceleratorState._reset_state(True)
+    hung = (folder / f"hung-{rank}").open("w", encoding="utf-8")
+    faulthandler.dump_traceback_later(PATIENCE, file=hung)
     try:
         make(folder).run()
     except SparsefxError as error:
@@ -76,10 +90,8 @@ def start(folder: Path, *makes: Make) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fork: Any = multiprocessing.get_context("fork")
-    program()
     both = [
-        fork.Process(target=work, args=(rank, port, folder, makes[rank % len(makes)]))
+        servers.Process(target=work, args=(rank, port, folder, makes[rank % len(makes)]))
         for rank in range(2)
     ]
     for process in both:
@@ -89,9 +101,12 @@ def start(folder: Path, *makes: Make) -> list[Any]:
 
 def run_two(folder: Path, *makes: Make) -> list[int]:
     both = start(folder, *makes or (session,))
+    end = time.monotonic() + PATIENCE + 10
     for process in both:
-        process.join(120)
+        process.join(max(0.0, end - time.monotonic()))
         process.kill()
+    hung = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("hung-*"))]
+    assert not any(hung), "\n".join(["a process did not end:", *hung, *errors(folder)])
     return [process.exitcode for process in both]
 
 

@@ -336,12 +336,13 @@ def test_another_recipe_is_named(asked: str, other: str, place: str, tmp_path: P
         assert "give all of them the same recipe and data" in message
 
 
-def test_other_data_are_named(tmp_path: Path) -> None:
-    def fewer(folder: Path) -> Session:
-        made = session(folder, MASKED)
-        made._source = tiny_run.data(unlabelled=19)
-        return made
+def fewer(folder: Path) -> Session:
+    made = session(folder, MASKED)
+    made._source = tiny_run.data(unlabelled=19)
+    return made
 
+
+def test_other_data_are_named(tmp_path: Path) -> None:
     assert run_two(tmp_path / "run", functools.partial(session, recipe=MASKED), fewer) == [2, 2]
     assert "process 1 of 2 has another data.unlabelled" in errors(tmp_path / "run")[1]
 

@@ -16,16 +16,16 @@ from tests.train.test_kinds import data, several_model, token_model
 from tests.train.two_processes import RECIPE, assert_stage_close, errors, run_two
 
 
+def session(kind: Kind, folder: Path) -> Session:
+    model = several_model() if kind == "multi-label" else token_model()
+    return Session(Recipe.parse(RECIPE), model, data(kind), folder, device="cpu")
+
+
 @pytest.mark.parametrize("kind", ["multi-label", "token-classification"])
 def test_two_processes_follow_one(kind: Kind, tmp_path: Path) -> None:
-    model = several_model() if kind == "multi-label" else token_model()
-    given = data(kind)
-
-    def session(folder: Path) -> Session:
-        return Session(Recipe.parse(RECIPE), model, given, folder, device="cpu")
-
-    session(tmp_path / "alone").run()
-    assert run_two(tmp_path / "two", session) == [0, 0], errors(tmp_path / "two")
+    make = partial(session, kind)
+    make(tmp_path / "alone").run()
+    assert run_two(tmp_path / "two", make) == [0, 0], errors(tmp_path / "two")
     assert_stage_close(tmp_path / "two", tmp_path / "alone")
     scores = [RunResult.read(tmp_path / each).stage("one").score for each in ("alone", "two")]
     assert scores[0] == scores[1]
