@@ -14,6 +14,7 @@ from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure, LinearSite
 from sparsefx.passes.analyses.ties import ParameterTies
 from sparsefx.passes.structure.feature_order import why_order_matters
+from sparsefx.passes.structure.zero_groups import zero_groups
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class PermuteRows(Pass):
 
     Skips blocks whose inner features are not plain: a fused gate, fused q, k and v, grouped heads;
     a LayerNorm, softmax or anything else that is not element-wise on the way; tensors that
-    something else reads too.
+    something else reads too. An order that would tear apart how neighbours are pruned (blocks, N:M,
+    equal banks) is not taken.
 
     Attributes:
         elements: Rows that the array takes side by side.
@@ -108,13 +110,15 @@ class PermuteRows(Pass):
         skipped = list(program.facts(EncoderStructure).skipped)
         before = after = applied = 0
         for pair in _pairs(program, skipped):
-            reader = program.tensor(pair.reader.weight) != 0
-            makers = [program.tensor(maker.weight) != 0 for maker in pair.makers]
+            reader = _kept(program, pair.reader)
+            makers = [_kept(program, maker) for maker in pair.makers]
             now = self._cost(makers, reader)
-            order, best = self._best(makers, reader, pair.heads)
-            before, after = before + now, after + min(best, now)
-            if best >= now:
-                skipped.append(Skip(pair.reader.weight, "no order by count takes fewer cycles"))
+            order, best, torn = self._best(makers, reader, pair.heads, now)
+            before, after = before + now, after + best
+            if order is None:
+                why = f" without tearing {torn}" if torn else ""
+                reason = f"no order by count takes fewer cycles{why}"
+                skipped.append(Skip(pair.reader.weight, reason))
                 continue
             for maker in pair.makers:
                 _move(ctx.rewriter, maker, order, rows=True)
@@ -127,8 +131,15 @@ class PermuteRows(Pass):
     def _cost(self, makers: list[Tensor], reader: Tensor) -> int:
         return sum(lock_step_cost(m, self.elements, self.block) for m in (*makers, reader))
 
-    def _best(self, makers: list[Tensor], reader: Tensor, heads: int) -> tuple[Tensor, int]:
-        """The best of the orders by rows, by columns and by both."""
+    def _best(
+        self, makers: list[Tensor], reader: Tensor, heads: int, now: int
+    ) -> tuple[Tensor | None, int, str]:
+        """The best of the orders by rows, by columns and by both; and what a better one tears.
+
+        Returns:
+            The order, None where none is better than ``now`` and tears nothing; its cycles; and a
+            pattern that an order of fewer cycles would have torn.
+        """
         rows = sum((maker.sum(dim=1) for maker in makers[1:]), makers[0].sum(dim=1))
         columns = reader.sum(dim=0)
         found: list[tuple[int, Tensor]] = []
@@ -136,8 +147,33 @@ class PermuteRows(Pass):
             order = _descending(key, heads)
             cost = self._cost([maker[order] for maker in makers], reader[:, order])
             found.append((cost, order))
-        cost, order = min(found, key=lambda pair: pair[0])
-        return order, cost
+        torn = ""
+        for cost, order in sorted(found, key=lambda pair: pair[0]):
+            if cost >= now:
+                break
+            if tears := _torn([*(maker.T for maker in makers), reader], order):
+                torn = torn or tears
+                continue
+            return order, cost, torn
+        return None, now, torn
+
+
+def _kept(program: Program, site: LinearSite) -> Tensor:
+    """Where a linear's weight is not zero; what a mask hides is."""
+    weight = program.canonical(site.weight)
+    mask = program.named_tensors().get(weight + MASK_SUFFIX)
+    kept = program.tensor(weight) != 0
+    return kept if mask is None else kept & (mask != 0)
+
+
+def _torn(weights: list[Tensor], order: Tensor) -> str:
+    """Name a pattern along the last dimension of ``weights`` that does not outlive the order."""
+    for kept in weights:
+        if found := zero_groups(kept):
+            after = zero_groups(kept[:, order])
+            if lost := [text for text in found if text not in after]:
+                return lost[0]
+    return ""
 
 
 def _descending(key: Tensor, heads: int) -> Tensor:
