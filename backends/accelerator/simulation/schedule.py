@@ -76,12 +76,11 @@ class _Builder:
         self.traffic = [Traffic() for _ in self.workload.ops]
 
     def build(self) -> Schedule:
-        used_later = {name for op in self.workload.ops for name in op.inputs}
         for first, end in self.runs():
             gate = self.launch(first)
             op = self.workload.ops[first]
             if isinstance(op, MatmulOp):
-                self.matmul(first, op, gate, op.name not in used_later)
+                self.matmul(first, op, gate)
             elif isinstance(op, VectorOp):
                 self.vectors(range(first, end), gate)
             else:
@@ -140,8 +139,11 @@ class _Builder:
         self.pieces[op.name] = pieces
         self.previous = _tasks_of(chain.from_iterable(pieces))
 
-    def spills(self, op: Op) -> bool:
-        """Whether an operation's result goes to external memory."""
+    def leaves(self, op: Op, end: int) -> bool:
+        """Whether a result goes to external memory; what is read before `end` is taken at once."""
+        last = self.workload.last_reader.get(op.name, -1)
+        if last < end or last == len(self.workload.ops):
+            return last >= end
         size = op.out_elements * self.machine.value_bytes / self.chunks
         return (
             self.machine.architecture.dram.holds_activations
@@ -150,7 +152,7 @@ class _Builder:
 
     # -- matrix products ---------------------------------------------------------------------------
 
-    def matmul(self, index: int, op: MatmulOp, gate: tuple[int, ...], last: bool) -> None:
+    def matmul(self, index: int, op: MatmulOp, gate: tuple[int, ...]) -> None:
         """Go chunk by chunk where there is room for all weights, else group by group of them."""
         plan = self.placement.plans[index]
         arrived = [self.load_activations(index, op, chunk, gate) for chunk in range(self.chunks)]
@@ -175,7 +177,7 @@ class _Builder:
                     mine[chunk] = self.compute(index, plan, group, chunk, arrived, load)
                     done[chunk] += mine[chunk]
                 self.release(plan, range(group, group + 1), mine)
-        if last or self.spills(op):
+        if self.leaves(op, index + 1):
             done = [self.store(index, op, chunk, done[chunk]) for chunk in range(self.chunks)]
         self.finish(op, done)
 
@@ -213,12 +215,13 @@ class _Builder:
         self.held_bytes += size
 
     def load_activations(
-        self, index: int, op: MatmulOp, chunk: int, gate: tuple[int, ...]
+        self, index: int, op: MatmulOp | VectorOp, chunk: int, gate: tuple[int, ...]
     ) -> tuple[int, ...]:
         """Bring a chunk of the inputs in, when they lie outside; once, if they then stay."""
         arrived = gate
         stays = not self.machine.architecture.dram.holds_activations
-        passes = self.placement.plans[index].activation_passes
+        plan = self.placement.plans.get(index)
+        passes = plan.activation_passes if plan else 1
         for name in dict.fromkeys(op.inputs):
             if name != "" and name not in self.outside:
                 continue
@@ -306,13 +309,17 @@ class _Builder:
                 size = self.machine.value_bytes
                 self.traffic[index].activations_in += op.in_elements * size
                 self.traffic[index].activations_out += op.out_elements * size
+            elif self.leaves(op, indices.stop):
+                stored = enumerate(done[op.name])
+                done[op.name] = [self.store(index, op, chunk, made) for chunk, made in stored]
             self.finish(op, done[op.name])
 
     def vector(self, index: int, op: VectorOp, chunk: int, gate: tuple[int, ...]) -> list[Piece]:
         """Run pieces behind the tasks that make their inputs, where the data flow allows it."""
         launch = 0.0 if chunk else self.machine.vector_launch
         pieces: list[Piece] = []
-        gate += self.fetch(index, op)
+        if not self.machine.architecture.vector.memory_bound:  # such a unit counts them itself
+            gate = self.load_activations(index, op, chunk, gate) + self.fetch(index, op)
         for low, high, needs in self.cut(op, chunk):
             cycles = self.machine.vector_cycles(op, (high - low) / self.chunks) + launch
             task = self.graph.add("vector", index, "vector", cycles, needs + gate, launch=launch)
@@ -321,8 +328,8 @@ class _Builder:
         return pieces
 
     def fetch(self, index: int, op: VectorOp) -> tuple[int, ...]:
-        """Bring a chunk of the rows of a table in; a unit bound by memory counts them itself."""
-        if not op.fetched or self.machine.architecture.vector.memory_bound:
+        """Bring a chunk of the rows of a table in."""
+        if not op.fetched:
             return ()
         size = op.fetched / self.chunks * self.machine.value_bytes
         self.traffic[index].activations_in += size

@@ -116,6 +116,11 @@ def _float_product(
     return VectorOp(name, FLOAT_PRODUCT, elements, inputs, copies, repeats=k, reads=reads)
 
 
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 class _Lowerer:
     def __init__(self, program: Program, how: Lowering) -> None:
         self.program = program
@@ -127,10 +132,14 @@ class _Lowerer:
     def run(self) -> Workload:
         units = units_of(self.program.graph)
         ops: list[Op] = []
+        results: tuple[str, ...] = ()
         for node in self.program.graph.nodes:
             inputs = self.inputs(node)
             if node.op == "placeholder":
-                self.source[node] = ("",)
+                self.source[node] = ("",) if _is_float(node) else ()
+                continue
+            if node.op == "output":
+                results = inputs
                 continue
             unit: Unit = units.get(node, "free")
             if unit == "free":
@@ -144,7 +153,7 @@ class _Lowerer:
         dims = spec.dims if spec else ("batch", "sequence")
         batch, tokens = (d if isinstance(d, int) else self.how.sizes.get(d, 1) for d in dims)
         name = f"{self.program.config.get('model_type', 'program')}, {batch} x {tokens} tokens"
-        return Workload(name, tuple(ops), batch, tokens, self.program.fingerprint())
+        return Workload(name, tuple(ops), batch, tokens, results, self.program.fingerprint())
 
     def inputs(self, node: fx.Node) -> tuple[str, ...]:
         names = [n for before in node.all_input_nodes for n in self.source.get(before, ())]

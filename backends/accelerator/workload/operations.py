@@ -28,7 +28,8 @@ class MatmulOp:
         weight: The integer weights `[n, k]`; None when both operands are activations.
         mask: Non-zeros of the weights, where the values themselves are not at hand.
         activation: Non-zeros of the activations `[m, k]`, where they are known.
-        inputs: Names of the operations whose results are read; "" is the Program's input.
+        inputs: Names of the operations whose results are read; "" is a float input of the Program
+            (integers, such as ids and masks, are prepared with it and too few to count).
     """
 
     name: str
@@ -173,6 +174,8 @@ class Workload:
         ops: The operations.
         batch: Independent sequences; chunks of them are pipelined.
         tokens: Rows of one sequence.
+        results: Names of the operations whose results are the outcome; by default those that no
+            other one reads.
         fingerprint: Hash of the Program this came from, so that timing and function can be shown to
             be of the same thing.
     """
@@ -181,7 +184,15 @@ class Workload:
     ops: tuple[Op, ...]
     batch: int
     tokens: int
+    results: tuple[str, ...] = ()
     fingerprint: str = ""
+
+    @cached_property
+    def last_reader(self) -> dict[str, int]:
+        """Index of the last operation that reads each result, that of none for the outcome."""
+        found = {name: index for index, op in enumerate(self.ops) for name in op.inputs}
+        outcome = self.results or [op.name for op in self.ops if op.name not in found]
+        return found | dict.fromkeys(outcome, len(self.ops))
 
     @property
     def matmuls(self) -> tuple[MatmulOp, ...]:

@@ -21,7 +21,12 @@ from sparsefx.backends.accelerator.simulation.tile_level import simulate
 from sparsefx.backends.accelerator.tiling.mapper import choose_mapping, fits, mapping_options
 from sparsefx.backends.accelerator.tiling.plan import plan_matmul
 from sparsefx.backends.accelerator.workload.bert import EncoderSize, encoder_workload
-from sparsefx.backends.accelerator.workload.operations import HostOp, MatmulOp, Workload
+from sparsefx.backends.accelerator.workload.operations import (
+    HostOp,
+    MatmulOp,
+    VectorOp,
+    Workload,
+)
 from sparsefx.backends.formats.encoding import FormatSize
 from sparsefx.errors import TargetError
 
@@ -357,3 +362,32 @@ def test_weights_that_are_all_zero_stay_on_chip_too() -> None:
     run = simulate(Workload("w", ops, 1, 8), load_architecture("tensor-core-2-4"))
     assert run.schedule.resident
     assert run.ops[0].traffic.weights == run.ops[0].traffic.metadata == 0
+
+
+def _moved(ops: tuple[MatmulOp | VectorOp, ...], preset: str) -> list[tuple[float, float]]:
+    """Activations that each operation brings in and takes out, in values."""
+    arch = load_architecture(preset)
+    size = Machine(arch).value_bytes
+    run = simulate(Workload("w", ops, 1, 64), arch)
+    return [(op.traffic.activations_in / size, op.traffic.activations_out / size) for op in run.ops]
+
+
+def test_what_a_vector_operation_is_given_is_loaded_and_its_outcome_stored() -> None:
+    product = MatmulOp("product", 64, 64, 64, ("scaled",))
+    scaled = VectorOp("scaled", "mul", 64 * 64, ("",))
+    squashed = VectorOp("squashed", "tanh", 64 * 64, ("product",))
+    count = 64 * 64
+    assert _moved((scaled, product, squashed), "anton") == [(count, 0), (0, 0), (0, count)]
+
+
+def test_what_has_no_room_goes_out_and_comes_back_to_vector_operations_too() -> None:
+    room = Machine(load_architecture("tensor-core-int8")).architecture
+    chunks = 16  # of which each has to lie there at once
+    rows = chunks * (round(room.capacity(room.outermost("activations"))) // 64 + 64)
+    count = rows * 64
+    first = MatmulOp("first", rows, 64, 64, ("",))
+    squashed = VectorOp("squashed", "tanh", count, ("first",))
+    shifted = VectorOp("shifted", "add", count, ("squashed",))
+    second = MatmulOp("second", rows, 64, 64, ("shifted",))
+    moved = _moved((first, squashed, shifted, second), "tensor-core-int8")
+    assert moved == [(count, count), (count, 0), (0, count), (count, count)]
