@@ -76,8 +76,10 @@ def command(
     names = compare or (arch,)
     archs = _to_simulate(model, names)
     if not archs:
-        asked = {**files, "--pattern": pattern, "--sensitivity": sensitivity, "--listing": listing}
-        _check_unasked({**asked, "--mappings": mappings, "--layer": layer})
+        sizes = {"--batch": batch != 1, "--seq": seq != 128, "--ratio": ratio != 1}
+        shown = {"--listing": listing, "--mappings": mappings, "--layer": layer}
+        others = {"MODEL": model, "--pattern": pattern, "--sensitivity": sensitivity}
+        _check_unasked({**others, **sizes, **files, **shown})
     drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
     _print_outcomes(names, runs)

@@ -89,6 +89,7 @@ def place(tmp_path: Path) -> Path:
         ("bench model --json data.csv/times.json", "data.csv is a file"),
         ("simulate --compare a.json b.json --html page.html --listing", "at --html, --listing: tw"),
         ("simulate --compare a.json b.json --pattern random", "at --pattern: two saved results"),
+        ("simulate model --compare a.json b.json --seq 8 --ratio 2", "at MODEL, --seq, --ratio: "),
         ("sweep --out sweep --ratios 2,nan", "are between 1 (dense) and 1e6"),
         ("opt model -p simplify --program teacher=", "expected NAME=FOLDER"),
         ("opt model -p distill --program a=model --program a=model", "is given twice"),
