@@ -18,7 +18,7 @@ from sparsefx.inputs.signature import LOSS
 from sparsefx.passbase import Pass
 from sparsefx.program import Program
 from sparsefx.properties import Property
-from sparsefx.recipe import MODEL, Recipe, Stage
+from sparsefx.recipe import MODEL, Recipe, Stage, Training
 from sparsefx.recipe.amounts import parse_pipeline, resolve
 from sparsefx.recipe.passes import TEACHER, asks_teacher
 from sparsefx.train import schedules
@@ -206,6 +206,7 @@ class StageChecks:
                 _check_frozen(stage, student)
             if not self._may_have_loss:
                 _check_loss(stage, self.task)
+            _check_labels(stage, passes, self.task)
         if any(item.changes_signature for item in after):
             self._may_have_loss = False
 
@@ -356,9 +357,29 @@ def _check_loss(stage: Stage, task: Task) -> None:
     if training is None:
         return
     lacking = task.split("train").labels is None
-    if lacking or training.label_weight == 0 or training.data == "unlabelled":
+    if training.label_weight == 0 or _lacks_labels(training, task):
         least = "give labelled texts to train on" if lacking else "set label_weight above 0"
         raise RecipeError(
             "there is nothing to minimise: no labels are used and no pass put a loss in",
             hint=f"{least}, or add distill to the pipeline",
         )
+
+
+def _check_labels(stage: Stage, passes: tuple[Pass, ...], task: Task) -> None:
+    """Refuse a loss against labels that a stage asks for, but whose texts have none."""
+    training = stage.training
+    if training is None or not _lacks_labels(training, task):
+        return
+    own = [item.name for item in passes if item.takes_labels]
+    weight = training.label_weight if "label_weight" in training.model_fields_set else 0
+    if own or weight:
+        asks = f"{own[0]!r} puts a loss" if own else f"label_weight is {weight:g}, for a loss"
+        raise RecipeError(
+            f"{asks} against the labels, and the texts that are trained on have none",
+            hint="give labelled texts to train on, or "
+            + (f"take the labels out of {own[0]!r}" if own else "set label_weight to 0"),
+        )
+
+
+def _lacks_labels(training: Training, task: Task) -> bool:
+    return task.split("train").labels is None or training.data == "unlabelled"

@@ -13,6 +13,7 @@ import torch
 from sparsefx.errors import (
     DataError,
     PassError,
+    RecipeError,
     SparsefxError,
     TrainingError,
 )
@@ -275,6 +276,31 @@ def test_amounts_have_to_be_reached(passes: str, training: str, why: str, tmp_pa
     error = refused(recipe, tmp_path / "run")
     assert why in str(error)
     assert "sparse" in str(error) or "stages[1]" in str(error)
+
+
+@pytest.mark.parametrize("data", ["labelled", "unlabelled"])
+@pytest.mark.parametrize(
+    ("passes", "weight", "why"),
+    [
+        ("distill", ", label_weight: 0.3", "label_weight is 0.3, for a loss against the labels"),
+        ("distill{labels=0.5}", "", "'distill' puts a loss against the labels"),
+    ],
+)
+def test_a_loss_against_labels_needs_labels(
+    data: str, passes: str, weight: str, why: str, tmp_path: Path
+) -> None:
+    given = tiny_run.data(unlabelled=16)
+    if data == "labelled":  # those of the task, which here has labels to score on alone
+        plain = Examples("drawn", tiny_run.texts(16, 0))
+        given = SessionData(given.task.taught_on(plain), given.tokenizer)
+    text = VALUES.replace("pipeline: distill", f"pipeline: {passes}")
+    text = text.replace("data: labelled+unlabelled", f"data: {data}{weight}")
+    error = refused(Recipe.parse(text), tmp_path / "run", data=given)
+    assert isinstance(error, RecipeError)
+    assert error.who == "stage one, training"
+    assert why in error.why
+    assert "the texts that are trained on have none" in error.why
+    run(Recipe.parse(text.replace("{labels=0.5}", "").replace(weight, "")), tmp_path, data=given)
 
 
 def test_a_ramp_may_end_in_a_later_stage(tmp_path: Path) -> None:
