@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,7 +13,12 @@ from sparsefx.errors import PassError
 from sparsefx.passbase import Pass, PassContext, PassReport, Skip
 from sparsefx.passes.analyses.dataflow import whole_graph
 from sparsefx.passes.analyses.encoder import EncoderLayer, EncoderStructure
-from sparsefx.passes.structure.layer_names import layer_prefix, set_layer_count, take_numbers
+from sparsefx.passes.structure.layer_names import (
+    layer_prefix,
+    only_in,
+    set_layer_count,
+    take_numbers,
+)
 from sparsefx.properties import Property
 
 if TYPE_CHECKING:
@@ -31,9 +36,9 @@ class DropLayers(Pass):
 
     What enters a dropped layer goes to the next one. The layers that stay are numbered anew, in the
     names of their tensors and in the configuration, so that the result saves as a plain Hugging
-    Face folder. They start from the weights they had; which those are is what the methods differ
-    in: BERT-PKD takes the first (Sun et al. 2019), DistilBERT spreads them, 0, 2, 4, 7, 9, 11 of 12
-    (Sanh et al. 2019).
+    Face folder; a note says where it may not, as without layer 0 of ModernBERT. They start from the
+    weights they had; which those are is what the methods differ in: BERT-PKD takes the first (Sun
+    et al. 2019), DistilBERT spreads them, 0, 2, 4, 7, 9, 11 of 12 (Sanh et al. 2019).
 
     Establishes nothing. Skips a graph without encoder layers, and one where all are kept.
 
@@ -82,13 +87,14 @@ class DropLayers(Pass):
         dropped = [layer for layer in layers if layer.index not in kept]
         if not dropped:
             return PassReport(0, (Skip("layers", "all of them are kept"),))
+        told = tuple(_told_apart(program, layers, kept))
         for layer in reversed(dropped):
             _remove(layer, ctx.rewriter)
         _check_gone(program, dropped, layers[kept[-1]].hidden)
         skipped = take_numbers(ctx.rewriter, layers, kept)
         set_layer_count(program, kept)
         note = f"kept the layers {', '.join(map(str, kept))} of {len(layers)}"
-        return PassReport(len(dropped), skipped, (note,))
+        return PassReport(len(dropped), skipped, (note, *told))
 
 
 def chosen_layers(count: int, fraction: float, choice: Choice) -> tuple[int, ...]:
@@ -103,6 +109,18 @@ def chosen_layers(count: int, fraction: float, choice: Choice) -> tuple[int, ...
     if choice == "last":
         return tuple(range(count - kept, count))
     return tuple(round(index * (count - 1) / (kept - 1)) for index in range(kept))
+
+
+def _told_apart(
+    program: Program, layers: Sequence[EncoderLayer], kept: Sequence[int]
+) -> Iterator[str]:
+    """Say which layers have weights that a model has not where they will stand."""
+    for new, old in enumerate(kept):
+        if names := only_in(program, layers[old], layers[new]):
+            yield (
+                f"layer {old} has {', '.join(names)}, and layer {new}, whose place it takes, has "
+                "not: a Hugging Face folder may have no room for that"
+            )
 
 
 def _remove(layer: EncoderLayer, rewriter: Rewriter) -> None:

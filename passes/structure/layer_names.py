@@ -13,7 +13,7 @@ from sparsefx.rewrite import Rewriter
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["layer_prefix", "set_layer_count", "take_numbers"]
+__all__ = ["layer_prefix", "only_in", "set_layer_count", "take_numbers"]
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 _COUNTS = ("num_hidden_layers", "n_layers")
@@ -29,6 +29,16 @@ def layer_prefix(layer: EncoderLayer) -> str | None:
         if int(found[1]) == layer.index:
             return layer.q.weight[: found.end()]
     return None
+
+
+def only_in(program: Program, layer: EncoderLayer, other: EncoderLayer) -> list[str]:
+    """Return the weights that one layer has and another has not, by their names within it."""
+    names = list(program.named_tensors())
+    ours, theirs = (
+        [name.removeprefix(prefix) for name in names if name.startswith(prefix)] if prefix else []
+        for prefix in (layer_prefix(layer), layer_prefix(other))
+    )
+    return sorted(name for name in {*ours} - {*theirs} if theirs and name.endswith(".weight"))
 
 
 def take_numbers(

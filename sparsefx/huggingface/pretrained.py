@@ -47,9 +47,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _NO_CONFIGURATION = (
-    "no configuration of transformers describes this model, as after prune-heads, or after a "
-    "shrink-width that leaves as many features as an embedding of its own width has; program.save "
-    "writes any Program"
+    "no configuration of transformers describes this model, as after prune-heads, after a "
+    "shrink-width that leaves as many features as an embedding of its own width has, or without "
+    "layer 0 of ModernBERT; program.save writes any Program"
 )
 _SENTENCES = (
     "; the folder is that of a sentence encoder: the pass pool-sentences gives its embeddings, and "
@@ -279,7 +279,7 @@ def save_pretrained(program: Program, folder: str | Path) -> Path:
         weights.update({name: weights[group[0]] for name in group if group[0] in weights})
     expected = _expected_shapes(program.config)
     _refuse_other_shapes(weights, expected)
-    _refuse_other_linears(weights, expected)
+    _refuse_other_modules(weights, expected)
     check_agreement(program, lambda: _of_configuration(program.config), weights)
     missing = sorted(expected.keys() - weights.keys(), key=natural)
     if missing:
@@ -318,18 +318,19 @@ def _refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, t
             )
 
 
-def _refuse_other_linears(
+def _refuse_other_modules(
     weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size]
 ) -> None:
-    """Refuse a linear that the class builds for other sizes only; loading would leave it out.
+    """Refuse a weight that the class builds elsewhere only; loading would leave it out.
 
-    ELECTRA and DeBERTa have none between embeddings and hidden states of one width.
+    ELECTRA and DeBERTa have no linear between embeddings and hidden states of one width, and
+    ModernBERT no norm before the attention of layer 0.
     """
     for name in sorted(weights.keys() - expected.keys()):
         owner, _, leaf = name.rpartition(".")
         outer = owner.rpartition(".")[0]
         inside = not outer or any(each.startswith(f"{outer}.") for each in expected)
-        if inside and leaf == "weight" and weights[name].dim() == 2:
+        if inside and leaf == "weight":
             raise UnrepresentableError(
                 "a model of this configuration has no such weight, and would compute without it",
                 who="save_pretrained",

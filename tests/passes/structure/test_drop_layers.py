@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from sparsefx import Pipeline, capture
-from sparsefx.errors import PassError, SpecError
+from sparsefx.errors import PassError, SpecError, UnrepresentableError
 from sparsefx.huggingface import capture_tokens, load_pretrained, save_pretrained
 from sparsefx.passes.analyses.encoder import EncoderStructure
 from sparsefx.passes.structure.drop_layers import DropLayers, chosen_layers
@@ -149,8 +149,7 @@ def test_mistakes_are_named(text: str, message: str) -> None:
     assert isinstance(caught.value.__cause__ or caught.value, (PassError, SpecError))
 
 
-@pytest.mark.parametrize("text", ["drop-layers{keep=(0,3)}", "replace-modules,take-successors"])
-def test_layers_of_different_kinds_keep_theirs(text: str, tmp_path: Path) -> None:
+def modernbert() -> Any:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     tokens: dict[str, Any] = {f"{name}_token_id": 1 for name in ("pad", "bos", "eos", "cls", "sep")}
@@ -158,10 +157,33 @@ def test_layers_of_different_kinds_keep_theirs(text: str, tmp_path: Path) -> Non
         **sizes, **tokens, num_hidden_layers=4, local_attention=4, vocab_size=100
     )
     model: Any = ModernBertModel(config)
-    program = dropped(capture(model.eval(), example_batch()), text)
+    return model.eval()
+
+
+@pytest.mark.parametrize("text", ["drop-layers{keep=(0,3)}", "replace-modules,take-successors"])
+def test_layers_of_different_kinds_keep_theirs(text: str, tmp_path: Path) -> None:
+    program = dropped(capture(modernbert(), example_batch()), text)
     assert len(program.config["layer_types"]) == program.config["num_hidden_layers"] == 2
     save_pretrained(program, tmp_path)
     loaded: Any = ModernBertModel.from_pretrained(tmp_path)
     batch = example_batch(3, 9)
     found, expected = program(**batch)["last_hidden_state"], loaded(**batch).last_hidden_state
     torch.testing.assert_close(found, expected)
+
+
+def test_a_norm_that_the_first_layer_has_not_is_told_and_not_lost(tmp_path: Path) -> None:
+    model = modernbert()
+    program = dropped(capture(model, example_batch()), "drop-layers{keep=(1,3)}")
+    kept, note = program.history[-1].notes
+    assert kept == "kept the layers 1, 3 of 4"
+    assert note.startswith("layer 1 has attn_norm.weight, and layer 0, whose place it takes, has n")
+    with pytest.raises(UnrepresentableError, match="would compute without it") as caught:
+        save_pretrained(program, tmp_path)
+    assert caught.value.where == "layers.0.attn_norm.weight"
+    assert "layer 0 of ModernBERT" in caught.value.hint
+    model.layers = nn.ModuleList(model.layers[i] for i in (1, 3))
+    model.config.layer_types = [model.config.layer_types[i] for i in (1, 3)]
+    batch = example_batch(3, 9)
+    with torch.no_grad():
+        expected = model(**batch).last_hidden_state
+    torch.testing.assert_close(program(**batch)["last_hidden_state"], expected)
