@@ -338,11 +338,12 @@ def test_every_import_is_declared(imports: list[Import], checkout: Path) -> None
     assert listed(offenders) == []
 
 
-@pytest.mark.parametrize("module", ["sparsefx", "sparsefx.cli"])
+@pytest.mark.parametrize("module", ["sparsefx", "sparsefx.cli.app"])
 def test_import_stays_light(module: str, checkout: Path) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert sorted({*SLOW, *SLOW_CORE} & set(ran.stdout.split())) == []
+    slow = {"torch", "transformers", *SLOW, *SLOW_CORE}
+    assert sorted(slow & set(ran.stdout.split())) == []

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from sparsefx.cli.console import stderr, stdout
 from sparsefx.errors import PassError, RegistryError
-from sparsefx.hooks import contract_of
 
 if TYPE_CHECKING:
     from sparsefx.passbase import Pass
@@ -49,6 +48,8 @@ def summary(cls: type) -> str:
 
 def _contract(cls: type[Pass]) -> tuple[str, str, str, str]:
     """What it requires, establishes, destroys and forbids, with the option if it takes one."""
+    from sparsefx.hooks import contract_of
+
     declared = {kind: {str(p): "" for p in getattr(cls, kind)} for kind in _KINDS}
     for item in cls.variants():
         options = str(item).removeprefix(cls.name).strip("{}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import ArtifactError, DataError
-from sparsefx.inputs.signature import SENTENCE_OUTPUT
 from sparsefx.problem import Kind, named_classes
 from sparsefx.storage.places import is_tokenizer
 
@@ -85,6 +84,7 @@ def open_saved(model: str, target: str | None = None) -> Saved:
     if Path(model).suffix == ".onnx":
         return _onnx(model, target)
     from sparsefx import registry
+    from sparsefx.inputs.signature import SENTENCE_OUTPUT
     from sparsefx.train.evaluation import head_outputs, predict, predicts_tokens
 
     program = open_program(model).eval()
