@@ -16,7 +16,15 @@ from sparsefx.errors import SparsefxError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["AS_DATACLASS", "WrongType", "check_dataclass", "choices", "lost_options", "wrong_types"]
+__all__ = [
+    "AS_DATACLASS",
+    "WrongType",
+    "check_dataclass",
+    "choices",
+    "lost_options",
+    "option_words",
+    "wrong_types",
+]
 
 AS_DATACLASS = "decorate the class with @dataclass(frozen=True)"
 """What to do about lost options."""
@@ -91,6 +99,17 @@ def choices(cls: type[Any]) -> Iterator[tuple[str, Any]]:
         values = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
         for value in (False, True) if annotation is bool else values:
             yield option, value
+
+
+def option_words(cls: type[Any]) -> dict[str, str]:
+    """Return what each option of ``cls`` takes, in words; those of unknown types are missing.
+
+    >>> from sparsefx.passbase import Pass
+    >>> option_words(Pass)
+    {'on_no_match': "'error', 'warn' or 'ignore'"}
+    """
+    annotations = _annotations(cls)  # type: ignore[arg-type]  # a class is hashable
+    return {option: describe(annotation) for option, annotation in annotations.items()}
 
 
 def describe(annotation: Any) -> str:

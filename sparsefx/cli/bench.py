@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, SparsefxError
@@ -70,22 +69,21 @@ def command(
     figures: dict[str, dict[str, Latency]] = {}
     for text, size in sizes.items():
         figures[text] = time_in_turns(compiled, random_batch(model, *size), runs=runs)
-    stdout.print(_table(figures))
+    head = ("shape", "target", "median ms", "min", "max", "against first")
+    stdout.print(filled(head, _rows(figures)))
     stdout.print(f"{machine()}, {runs} runs in turns", markup=False)
     if to_json is not None:
         shapes = {at: {name: asdict(ms) for name, ms in row.items()} for at, row in figures.items()}
         write_json(to_json, {"machine": machine(), "unit": "ms", "shapes": shapes})
 
 
-def _table(figures: Mapping[str, Mapping[str, Latency]]) -> Table:
-    """Return the times by shape and target."""
-    table = Table("shape", "target", "median ms", "min", "max", "against first", box=None)
+def _rows(figures: Mapping[str, Mapping[str, Latency]]) -> Iterator[tuple[str, ...]]:
+    """Yield the times by shape and target."""
     for shape, timed in figures.items():
         first = next(iter(timed.values())).median
         for name, found in timed.items():
             spread = (f"{found.median:.2f}", f"{found.low:.2f}", f"{found.high:.2f}")
-            table.add_row(shape, name, *spread, f"{first / found.median:.2f}x")
-    return table
+            yield shape, name, *spread, f"{first / found.median:.2f}x"
 
 
 def parse_shape(text: str, *, who: str) -> tuple[int, int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from sparsefx.cli import LEADS
 
-__all__ = ["format_bytes", "format_count", "stderr", "stdout"]
+__all__ = ["filled", "format_bytes", "format_count", "show_table", "stderr", "stdout"]
 
 # Files and pipes have no width of their own, and a table should not lose its names there.
 _WIDE = 160
@@ -17,11 +20,35 @@ _WIDE = 160
 def _console(*, errors: bool) -> Console:
     stream = sys.stderr if errors else sys.stdout
     width = None if stream.isatty() else _WIDE
-    return Console(stderr=errors, highlight=False, soft_wrap=True, width=width, quiet=not LEADS)
+    return Console(
+        stderr=errors, highlight=False, markup=False, soft_wrap=True, width=width, quiet=not LEADS
+    )
 
 
 stdout = _console(errors=False)
 stderr = _console(errors=True)
+
+
+def filled(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table; what has no room goes on in the next line, and nothing is cut."""
+    table = Table(box=None)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; where a terminal has no room for its columns, they become its rows."""
+    rows = list(rows)
+    table = filled(head, rows)
+    unlimited = stdout.options.update(max_width=sys.maxsize)
+    if Measurement.get(stdout, unlimited, table).maximum > stdout.width:
+        first, *others = zip(head, *rows, strict=True)
+        table = filled(first, others)
+        table.columns[0].no_wrap = True
+    stdout.print(table)
 
 
 def format_count(count: float) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import format_bytes, format_count, stdout
+from sparsefx.cli.console import filled, format_bytes, format_count, stdout
 from sparsefx.cli.programs import open_program
 
 if TYPE_CHECKING:
@@ -55,14 +54,14 @@ def _show_weights(program: Program) -> None:
     from sparsefx.passes.analyses.sparsity import SparsityStats
 
     found = program.facts(SparsityStats)
-    table = Table("weight", "role", "shape", "zeros", "stored", box=None)
+    rows = []
     for item in found.tensors:
         if len(item.shape) < 2:
             continue
         shape = "x".join(str(size) for size in item.shape)
         stored = format_bytes(item.share.stored_bytes)
-        table.add_row(item.name, str(item.role), shape, f"{item.share.sparsity:.1%}", stored)
-    stdout.print(table)
+        rows.append((item.name, str(item.role), shape, f"{item.share.sparsity:.1%}", stored))
+    stdout.print(filled(("weight", "role", "shape", "zeros", "stored"), rows))
     stdout.print(_summary(found), markup=False)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import stdout
+from sparsefx.cli.console import filled, stdout
 from sparsefx.cli.outputs import Overwrite, check_new, check_new_program
 from sparsefx.cli.programs import open_program, save
 from sparsefx.errors import SpecError
@@ -67,7 +66,8 @@ def command(
         stdout.print("\n".join(lines) or "the graph is the same", markup=False)
     stdout.print(_tensors(digests, after.digests()))
     entries = after.history[begun:]
-    stdout.print(_table(entries, [seconds for _, seconds in timing.seconds]))
+    rows = _rows(entries, [seconds for _, seconds in timing.seconds])
+    stdout.print(filled(("pass", "applied", "skipped", "changed", "seconds"), rows))
     for entry in entries:
         for text in (*entry.notes, *(f"skipped {skip}" for skip in entry.skipped)):
             stdout.print(f"{entry.spec}: {text}", markup=False)
@@ -99,10 +99,8 @@ def _tensors(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     return f"tensors: {told or 'none changed'} (of {len(old)})"
 
 
-def _table(entries: tuple[HistoryEntry, ...], seconds: list[float]) -> Table:
-    table = Table("pass", "applied", "skipped", "changed", "seconds", box=None)
+def _rows(entries: tuple[HistoryEntry, ...], seconds: list[float]) -> Iterator[tuple[str, ...]]:
     for entry, duration in zip(entries, seconds, strict=True):
         changed = "yes" if entry.changed else "no"
         counts = (str(entry.applied), str(len(entry.skipped)))
-        table.add_row(entry.spec, *counts, changed, f"{duration:.2f}")
-    return table
+        yield entry.spec, *counts, changed, f"{duration:.2f}"

@@ -7,10 +7,10 @@ import inspect
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.errors import PassError, RegistryError
+from sparsefx.option_types import option_words
 
 if TYPE_CHECKING:
     from sparsefx.passbase import Pass
@@ -30,14 +30,14 @@ def command(
     if name is not None:
         _show_one(registry.pass_class(name))
         return
-    table = Table("pass", "what it does", "requires", "establishes", "destroys", box=None)
+    rows = []
     for each in registry.names("passes"):
         try:
             cls = registry.pass_class(each)
-            table.add_row(each, summary(cls), *_contract(cls)[:3])
+            rows.append((each, f"{summary(cls)}\n{_contract_line(cls)}".rstrip()))
         except (RegistryError, PassError) as error:
             stderr.print(str(error), markup=False)
-    stdout.print(table)
+    stdout.print(filled(("pass", "what it does"), rows))
     stdout.print("\nsparsefx passes NAME shows the options of one.")
 
 
@@ -61,6 +61,12 @@ def _contract(cls: type[Pass]) -> tuple[str, str, str, str]:
     return requires, establishes, destroys, forbids
 
 
+def _contract_line(cls: type[Pass]) -> str:
+    """What the order of passes hangs on, in a line; "" where it hangs on nothing."""
+    told = zip(_KINDS[:3], _contract(cls), strict=False)
+    return "; ".join(f"{kind} {names}" for kind, names in told if names)
+
+
 def _show_one(cls: type[Pass]) -> None:
     show_options(cls)
     for label, text in zip(_KINDS, _contract(cls), strict=True):
@@ -70,15 +76,14 @@ def _show_one(cls: type[Pass]) -> None:
 
 def show_options(cls: type[Pass] | type[Target]) -> None:
     """Print the documentation and the options of a pass or target."""
-    stdout.print(f"[bold]{cls.name}[/]\n")
+    stdout.print(f"{cls.name}\n", style="bold")
     stdout.print(inspect.getdoc(cls) or "", markup=False)
-    table = Table("option", "type", "default", box=None)
+    rows, taken = [], option_words(cls)
     for field in dataclasses.fields(cls):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         shown = "(required)" if default is dataclasses.MISSING else repr(default)
-        kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-        table.add_row(field.name, kind, shown)
+        rows.append((field.name, taken.get(field.name, str(field.type)), shown))
     stdout.print()
-    stdout.print(table)
+    stdout.print(filled(("option", "takes", "default"), rows))

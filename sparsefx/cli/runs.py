@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-
 from sparsefx.cli import LEADS
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import show_table, stderr, stdout
 from sparsefx.errors import ArtifactError, SparsefxError, UnrepresentableError
 from sparsefx.extras import need
 
@@ -210,10 +208,7 @@ def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tu
     from sparsefx.report.run import HEAD, HOW_COUNTED, cells, report_rows, scored_on
 
     rows = report_rows(result, latencies)
-    shown = Table(*HEAD, box=None)
-    for row in rows:
-        shown.add_row(*cells(row))
-    stdout.print(shown)
+    show_table(HEAD, [cells(row) for row in rows])
     if rows:
         stdout.print(f"{scored_on(rows[0])} {HOW_COUNTED}", markup=False)
     if timed_on:

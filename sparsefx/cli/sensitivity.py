@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
@@ -92,7 +91,7 @@ def command(
     found = _measured(program, batches, task.kind, chosen, wanted, pattern, kept)
     curves, page = _write(found, wanted, f"{len(some)} examples of {data}", out)
     kept.finish()
-    stdout.print(_shown(found, wanted))
+    stdout.print(filled(*_rows(found, wanted)))
     stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
                  markup=False)  # fmt: skip
 
@@ -253,14 +252,6 @@ def _rows(found: Sensitivity, levels: tuple[float, ...]) -> tuple[list[str], lis
         for name, curve in found.curves.items()
     ]
     return head, rows
-
-
-def _shown(found: Sensitivity, levels: tuple[float, ...]) -> Table:
-    head, rows = _rows(found, levels)
-    shown = Table(*head, box=None)
-    for row in rows:
-        shown.add_row(*row)
-    return shown
 
 
 def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:

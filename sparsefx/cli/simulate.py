@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 from rich.table import Table
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import TargetError, did_you_mean
 
 if TYPE_CHECKING:
     from sparsefx.backends.accelerator.hardware.architecture import Architecture
-    from sparsefx.backends.accelerator.report.outcome import Outcome, Row
+    from sparsefx.backends.accelerator.report.outcome import Outcome
     from sparsefx.backends.accelerator.simulation.tile_level import Simulation
     from sparsefx.backends.accelerator.studies.sensitivity import Swing
     from sparsefx.backends.accelerator.workload.bert import Zeros
@@ -177,8 +177,10 @@ def _outcomes(names: Iterable[str], runs: list[Simulation]) -> list[Outcome]:
 
 def _print_outcomes(names: Iterable[str], runs: list[Simulation]) -> None:
     """Print the results side by side, what is to be known of each run, and why they are so."""
+    from sparsefx.backends.accelerator.report.outcome import comparison, side_by_side
+
     outcomes = _outcomes(names, runs)
-    stdout.print(_table(outcomes))
+    stdout.print(filled(*side_by_side(outcomes, comparison(outcomes))))
     for run in runs:
         for note in run.notes:
             stdout.print(f"{run.architecture.name}: {note}", markup=False)
@@ -281,29 +283,12 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
     return workload_of(program, integers=integers, batch=batch, tokens=seq)
 
 
-def _table(outcomes: list[Outcome]) -> Table:
-    from sparsefx.backends.accelerator.report.outcome import comparison
-
-    return _side_by_side(outcomes, comparison(outcomes))
-
-
 def _print_apart(first: Outcome, second: Outcome) -> None:
     """Where two runs of one workload differ."""
-    from sparsefx.backends.accelerator.report.outcome import operations_apart
+    from sparsefx.backends.accelerator.report.outcome import operations_apart, side_by_side
 
     if first.workload != second.workload:
         stdout.print(f"different runs: {first.workload}; {second.workload}", markup=False)
     if rows := operations_apart(first, second):
         stdout.print("us, where they differ most:")
-        stdout.print(_side_by_side([first, second], rows))
-
-
-def _side_by_side(outcomes: list[Outcome], rows: list[Row]) -> Table:
-    table = Table("", *(outcome.name for outcome in outcomes), box=None)
-    if len(outcomes) == 2:
-        table.add_column("second / first")
-    for name, values, text in rows:
-        told = len(values) == 2 and all(text(v) != text(0.0) for v in values)
-        last = [f"{values[1] / values[0]:.3f}"] if told else []
-        table.add_row(name, *map(text, values), *last)
-    return table
+        stdout.print(filled(*side_by_side([first, second], rows)))

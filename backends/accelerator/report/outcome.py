@@ -14,7 +14,7 @@ from sparsefx.backends.accelerator.simulation.tile_level import WATERFALL, Simul
 from sparsefx.errors import TargetError
 from sparsefx.report.svg import plain
 
-__all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome"]
+__all__ = ["Outcome", "Row", "comparison", "operations_apart", "read_outcome", "side_by_side"]
 
 _HOW_TO_WRITE = "write one with: sparsefx simulate MODEL --arch PRESET --json FILE"
 _MOST_APART = 6
@@ -126,6 +126,22 @@ def operations_apart(first: Outcome, second: Outcome) -> list[Row]:
         (name, [first.operations[name], second.operations[name]], _digits(2))
         for name in apart[:_MOST_APART]
     ]
+
+
+def side_by_side(outcomes: list[Outcome], rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table as text; of two runs with the second over the first."""
+    pair = len(outcomes) == 2
+    head = ["", *(outcome.name for outcome in outcomes), *["second / first"] * pair]
+    return head, [_side_by_side(row, pair=pair) for row in rows]
+
+
+def _side_by_side(row: Row, *, pair: bool) -> list[str]:
+    name, values, text = row
+    told = [name, *map(text, values)]
+    if not pair:
+        return told
+    is_told = all(text(value) != text(0.0) for value in values)
+    return [*told, f"{values[1] / values[0]:.3f}" if is_told else ""]
 
 
 def _digits(decimals: int) -> Callable[[float], str]:
