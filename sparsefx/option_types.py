@@ -26,7 +26,7 @@ __all__ = [
     "wrong_types",
 ]
 
-AS_DATACLASS = "decorate the class with @dataclass(frozen=True)"
+AS_DATACLASS = "decorate that class with @dataclass(frozen=True)"
 """What to do about lost options."""
 
 _WORDS: dict[Any, str] = {
@@ -56,19 +56,28 @@ class WrongType(NamedTuple):
         return ""
 
 
-def lost_options(cls: type[Any]) -> list[str]:
-    """Return the fields that a class annotates and does not have, as it is no dataclass."""
-    if "__dataclass_fields__" in vars(cls):
-        return []
-    own = vars(cls).get("__annotations__", {})
-    return [name for name, kept in own.items() if "ClassVar" not in str(kept)]
+def lost_options(cls: type[Any]) -> str:
+    """Say which fields a class, or a base of it, annotates and does not have: it is no dataclass.
+
+    Empty where there are none. A dataclass takes over the fields of its bases that are dataclasses.
+    """
+    known: set[str] = set()
+    for each in cls.__mro__:
+        kinds = vars(each).get("__annotations__", {})
+        own = [name for name, kind in kinds.items() if "ClassVar" not in str(kind)]
+        lost = [name for name in own if name not in known]
+        holds = "__dataclass_fields__" in vars(each) or getattr(each, "_is_protocol", False)
+        if lost and not holds:
+            who = "it" if each is cls else f"its base {each.__name__}"
+            return f"{who} is no dataclass: its options {', '.join(lost)} would be lost"
+        known.update(own)
+    return ""
 
 
 def check_dataclass(cls: type[Any], error: type[SparsefxError]) -> None:
-    """Refuse a class that would lose its options, by an ``error``."""
+    """Refuse a class that would lose options, by an ``error``."""
     if lost := lost_options(cls):
-        why = f"it is no dataclass: its options {', '.join(lost)} would be lost"
-        raise error(why, who=cls.__name__, hint=AS_DATACLASS)
+        raise error(lost, who=cls.__name__, hint=AS_DATACLASS)
 
 
 def wrong_types(cls: type[Any], options: Mapping[str, object]) -> Iterator[WrongType]:

@@ -208,10 +208,7 @@ def _check_class(kind: Kind, loaded: object, plugin: EntryPoint, name: str) -> N
         )
     if lost := lost_options(loaded):
         raise RegistryError(
-            f"the plug-in {_origin(plugin)} is no dataclass: its options {', '.join(lost)} would "
-            "be lost",
-            where=name,
-            hint=AS_DATACLASS,
+            f"the plug-in {_origin(plugin)} cannot be used: {lost}", where=name, hint=AS_DATACLASS
         )
 
 

@@ -171,12 +171,66 @@ class UndecoratedTarget(Reference):
     bits: int = 8
 
 
+class Common:
+    """What several passes would have, and is no dataclass."""
+
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class OnCommon(Common, Pass):
+    """Does not get the option of its base."""
+
+    name: ClassVar[str] = "on-common"
+    threshold: float = 0.5
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(0)
+
+
+class Stricter(Reference):
+    """Means to give an option another default."""
+
+    name: ClassVar[str] = "stricter"
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class OnStricter(Stricter):
+    """Does not get that default."""
+
+    name: ClassVar[str] = "on-stricter"
+
+
+@dataclass(frozen=True)
+class Again(Common, Pass):
+    """Has the option of its base by its own annotation."""
+
+    name: ClassVar[str] = "again"
+    share: float = 0.25
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(0)
+
+
 @pytest.mark.parametrize(
-    ("made", "expected", "option"),
-    [(Undecorated, PassError, "threshold"), (UndecoratedTarget, TargetError, "bits")],
+    ("made", "expected", "why"),
+    [
+        (Undecorated, PassError, "it is no dataclass: its options threshold would be lost"),
+        (UndecoratedTarget, TargetError, "it is no dataclass: its options bits would be lost"),
+        (OnCommon, PassError, "its base Common is no dataclass: its options share would be lost"),
+        (OnStricter, TargetError, "its base Stricter is no dataclass: its options check would"),
+    ],
 )
 def test_options_are_not_lost(
-    made: type[Pass | Target], expected: type[SparsefxError], option: str
+    made: type[Pass | Target], expected: type[SparsefxError], why: str
 ) -> None:
-    with pytest.raises(expected, match=f"it is no dataclass: its options {option} would be lost"):
+    with pytest.raises(expected, match=why) as caught:
         made()
+    assert caught.value.who == made.__name__
+    assert "@dataclass(frozen=True)" in caught.value.hint
+
+
+def test_an_option_that_is_annotated_again_is_kept() -> None:
+    assert str(Again()) == "again"
+    assert Again(share=0.75).share == 0.75
