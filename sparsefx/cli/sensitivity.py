@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sparsefx.cli.unfinished import Unfinished
+    from sparsefx.passes.prune.loss_curves import LossCurve
     from sparsefx.passes.prune.sensitivity import Sensitivity
     from sparsefx.program import Program
     from sparsefx.train.data.examples import Examples
@@ -58,7 +59,7 @@ def command(
 ) -> None:
     """Prune and quantize each linear alone, and show what the loss does.
 
-    ``curves.json`` is what ``allocate-sparsity{sensitivity='...'}`` reads.
+    The pass allocate-sparsity{sensitivity='...'} reads the file curves.json that this leaves.
 
     A stopped command goes on where it was.
     """
@@ -248,10 +249,15 @@ def _write(found: Sensitivity, levels: tuple[float, ...], on: str, out: Path) ->
 def _rows(found: Sensitivity, levels: tuple[float, ...]) -> tuple[list[str], list[list[str]]]:
     head = ["weight", *(f"{level:.0%}" for level in levels), "int8"]
     rows = [
-        [name, *(f"{curve.at(level):+.4f}" for level in levels), f"{found.int8[name]:+.4f}"]
-        for name, curve in found.curves.items()
+        [name, *(f"{_measured_at(curve, level):+.4f}" for level in levels), f"{int8:+.4f}"]
+        for (name, curve), int8 in zip(found.curves.items(), found.int8.values(), strict=True)
     ]
     return head, rows
+
+
+def _measured_at(curve: LossCurve, level: float) -> float:
+    """Return what was measured there: ``curve.at`` never falls, and a loss may."""
+    return dict(curve.points)[level]
 
 
 def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:
@@ -260,7 +266,7 @@ def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:
 
     page = Page("Sensitivity", f"Increase of the loss when one linear alone is changed; {on}.")
     names = [short_name(name) for name in found.curves]
-    high = {f"{level:.0%} zeros": [curve.at(level) for curve in found.curves.values()]
+    high = {f"{level:.0%} zeros": [_measured_at(curve, level) for curve in found.curves.values()]
             for level in levels[-2:]}  # fmt: skip
     page.section("Pruned", bar_plot(names, high, label="loss increase"))
     page.section(

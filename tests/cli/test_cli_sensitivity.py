@@ -68,6 +68,23 @@ def test_it_writes_curves_and_a_page(place: Path, capsys: pytest.CaptureFixture[
     assert begin in said.err
 
 
+def test_a_loss_that_falls_is_shown_as_it_was_measured(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = place / "out"
+    command = ("sensitivity", place / "model", "--data", place / "data.csv", "--out", out)
+    assert run(*command, "--levels", "0.3,0.6,0.9") == 0
+    rows = capsys.readouterr().out.splitlines()
+    curves = read_loss_curves(out / "curves.json")
+    assert any(loss < 0 for curve in curves.values() for _, loss in curve.points)
+    page = (out / "sensitivity.html").read_text(encoding="utf-8")
+    for name, curve in curves.items():
+        measured = [f"{loss:+.4f}" for _, loss in curve.points]
+        assert next(row.split()[1:4] for row in rows if name in row) == measured
+        cells = "".join(f'<td class="whole">{each}</td>' for each in measured)
+        assert f"<td>{name}</td>{cells}" in page
+
+
 def test_a_pipe_is_told_how_far_it_is(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
