@@ -38,10 +38,13 @@ def command(
     batch_size: Annotated[int, typer.Option(min=1, help="Masked words in a batch.")] = 32,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write every row, then its variants; other columns, such as the label, stay.
+    """Make more training texts: every row again, with some words replaced by others that fit.
 
-    A model with a head for masked tokens predicts what fits in a word's place; of any other model
-    the nearest words of its embedding table are taken.
+    Every row is written, then its variants; other columns, such as the label, stay.
+
+    A model with a head for masked tokens predicts what fits in a word's place.
+
+    Of any other model the nearest words of its embedding table are taken.
     """
     from sparsefx.cli.progress import counting
     from sparsefx.huggingface import load_tokenizer
