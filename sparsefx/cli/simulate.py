@@ -82,11 +82,14 @@ def command(
         _check_unasked({**others, **sizes, **files, **shown})
     drawn = _Drawn(ratio, _zeros(pattern or "balanced"), is_pattern_given=pattern is not None)
     runs = _simulate(model, archs, drawn, batch=batch, seq=seq)
-    _print_outcomes(names, runs)
+    outcomes = _outcomes(names, runs)
+    _print_outcomes(outcomes, runs)
     if not runs:
         return
     wanted = html is not None if sensitivity is None else sensitivity
-    _report(runs[0], html, trace, csv, json, sensitivity=wanted)
+    if len(runs) == 2 and (wanted or listing or mappings or layer or any(files.values())):
+        _print_alone(runs[0], html)
+    _report(runs[0], outcomes, html, trace, csv, json, sensitivity=wanted)
     _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
 
 
@@ -175,11 +178,10 @@ def _outcomes(names: Iterable[str], runs: list[Simulation]) -> list[Outcome]:
     ]
 
 
-def _print_outcomes(names: Iterable[str], runs: list[Simulation]) -> None:
+def _print_outcomes(outcomes: list[Outcome], runs: list[Simulation]) -> None:
     """Print the results side by side, what is to be known of each run, and why they are so."""
     from sparsefx.backends.accelerator.report.outcome import comparison, side_by_side
 
-    outcomes = _outcomes(names, runs)
     stdout.print(filled(*side_by_side(outcomes, comparison(outcomes))))
     for run in runs:
         for note in run.notes:
@@ -190,8 +192,16 @@ def _print_outcomes(names: Iterable[str], runs: list[Simulation]) -> None:
         _print_reasons(runs[0])
 
 
+def _print_alone(run: Simulation, html: Path | None) -> None:
+    """Say that details are those of one run, where two are compared."""
+    both = "; the page has the tables of both too" if html else ""
+    name = run.architecture.name
+    stderr.print(f"what follows, and files, are of {name}, named first{both}", markup=False)
+
+
 def _report(
     run: Simulation,
+    outcomes: list[Outcome],
     html: Path | None,
     trace: Path | None,
     csv: Path | None,
@@ -209,7 +219,7 @@ def _report(
         _print_swings(swings)
     try:
         written = [
-            page.write_page(run, html, swings) if html else None,
+            page.write_page(run, html, swings, outcomes) if html else None,
             traces.write_trace(run, trace) if trace else None,
             tables.write_csv(run, csv) if csv else None,
             tables.write_json(run, json, swings or ()) if json else None,

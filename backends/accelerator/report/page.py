@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from sparsefx.backends.accelerator.hardware.architecture import quantities
 from sparsefx.backends.accelerator.report import figures
+from sparsefx.backends.accelerator.report.outcome import (
+    Outcome,
+    comparison,
+    operations_apart,
+    side_by_side,
+)
 from sparsefx.backends.accelerator.report.reasons import against_dense, causes
 from sparsefx.backends.accelerator.simulation.tile_level import OpResult, Simulation
 from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, Swing
@@ -32,20 +39,34 @@ _UNMOVED: Final = (
 )
 
 
-def write_page(run: Simulation, path: Path, swings: tuple[Swing, ...] | None = None) -> Path:
+def write_page(
+    run: Simulation,
+    path: Path,
+    swings: tuple[Swing, ...] | None = None,
+    compared: Sequence[Outcome] = (),
+) -> Path:
     """Write the page to `path`, with its folder, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = build_page(run, swings)
+    page = build_page(run, swings, compared)
     return page.write(path, footer="; ".join(run.notes))
 
 
-def build_page(run: Simulation, swings: tuple[Swing, ...] | None = None) -> Page:
-    """Put a simulation's figures and tables together; without `swings` it says how to get them."""
+def build_page(
+    run: Simulation,
+    swings: tuple[Swing, ...] | None = None,
+    compared: Sequence[Outcome] = (),
+) -> Page:
+    """Put a simulation's figures and tables together; without `swings` it says how to get them.
+
+    Of two that are `compared`, and of which `run` is one, it has the figures side by side.
+    """
     arch = run.architecture
     page = Page(
         f"{run.workload.name} on {arch.name}",
         f"{arch.description}. Simulated, not measured. Source of the numbers: {arch.source}.",
     )
+    if len(compared) == 2:
+        page.section("Side by side", *_beside(run, *compared))
     page.section("Result", _summary(run))
     page.section(
         "Why it is not faster",
@@ -77,6 +98,17 @@ def build_page(run: Simulation, swings: tuple[Swing, ...] | None = None) -> Page
     page.section("What the assumptions are worth", told)
     page.section("The machine's numbers", _numbers(run))
     return page
+
+
+def _beside(run: Simulation, first: Outcome, second: Outcome) -> Iterator[str]:
+    both = [first, second]
+    if first.workload != second.workload:
+        yield paragraph(f"Different runs: {first.workload}; {second.workload}.")
+    yield table(*side_by_side(both, comparison(both)))
+    if apart := operations_apart(first, second):
+        yield paragraph("Microseconds of the operations that differ most:")
+        yield table(*side_by_side(both, apart))
+    yield paragraph(f"All that follows is of {run.architecture.name} alone.")
 
 
 def _summary(run: Simulation) -> str:

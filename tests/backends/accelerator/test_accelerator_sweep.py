@@ -239,6 +239,19 @@ def test_compare_shows_both_machines() -> None:
     assert "a100-fp16" in run.output
 
 
+def test_files_of_a_comparison_say_whose_they_are(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["simulate", "bert-base", "--seq", "16", "--compare", "anton", "a100-fp16"]
+    run = CliRunner().invoke(app, [*arguments, "--html", str(page), "--no-sensitivity"])
+    assert run.exit_code == 0, run.output
+    assert "what follows, and files, are of anton, named first; the page has" in run.output
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>Side by side</h2>" in text
+    head = "<tr><th></th><th>anton</th><th>a100-fp16</th><th>second / first</th></tr>"
+    assert text.count(head) == 2
+    assert "All that follows is of anton alone." in text
+
+
 def simulate_to(path: Path, arch: str) -> None:
     arguments = ["simulate", "bert-base", "--seq", "16", "--arch", arch, "--json", str(path)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
