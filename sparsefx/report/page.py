@@ -26,6 +26,7 @@ th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { te
 svg { max-width: 100%; height: auto; } pre { background: #f5f6f8; padding: .8rem; overflow-x: auto;
   font-size: 12.5px; } .scroll { overflow-x: auto; } footer { color: var(--soft);
   font-size: 13px; margin-top: 3rem; }
+@media screen and (max-width: 45rem) { svg { max-width: none; } }
 """
 
 
@@ -46,7 +47,7 @@ class Page:
 
     def section(self, title: str, *bodies: str) -> None:
         """Add a heading and below it pieces of HTML (of this module or of plots)."""
-        self._parts.append(f"<h2>{html.escape(title)}</h2>\n" + "\n".join(bodies))
+        self._parts.append(f"<h2>{html.escape(title)}</h2>\n" + "\n".join(map(_framed, bodies)))
 
     def render(self, footer: str = "") -> str:
         """Return the page."""
@@ -64,6 +65,11 @@ class Page:
         """Write the page to ``path`` and return it."""
         write_text(path, self.render(footer))
         return path
+
+
+def _framed(body: str) -> str:
+    """Let a figure scroll by itself: on a narrow screen its letters would be too small to read."""
+    return f'<div class="scroll">{body}</div>' if body.startswith("<svg") else body
 
 
 def paragraph(text: str) -> str:

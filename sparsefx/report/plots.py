@@ -23,6 +23,11 @@ Point = tuple[float, float]
 _PAGE, _LETTER = 10.0, 0.08
 """Inches: the width of a page, and of a letter of an axis."""
 
+_MARK_LETTER, _MARK_ROW = 0.011, 0.065
+"""Shares of a curve plot: of its width, a letter of a mark; of its height, a row of marks."""
+_MOST_NAMES = 90
+"""Names that can be read below a plot, side by side and upright."""
+
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -58,19 +63,32 @@ def curve_plot(
     axes.set(xlabel="step", ylabel=left_label)
     handles = list(axes.get_lines())
     if right:
-        other = axes.twinx()
+        with _style():
+            other = axes.twinx()
         other.grid(False)
+        other.spines.right.set_visible(True)
         for colour, (name, points) in zip(COLOURS[len(left) :], right.items(), strict=False):
             other.plot(*_columns(points), color=colour, label=name, linewidth=1.3, linestyle="--")
         other.set_ylabel(right_label)
         handles += other.get_lines()
-    for name, place in (marks or {}).items():
-        axes.axvline(place, color="#888", linewidth=0.8)
-        axes.text(place, 1.01, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8)
+    _mark(axes, marks or {})
     # Below the plot: curves may be anywhere inside it.
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18)}
     axes.legend(handles=handles, frameon=False, fontsize=8, ncols=len(handles), **below)
     return _svg(figure)
+
+
+def _mark(axes: Any, marks: Mapping[str, float]) -> None:
+    """Draw vertical lines; a name that the one before leaves no room stands a row higher."""
+    for place in marks.values():
+        axes.axvline(place, color="#888", linewidth=0.8)
+    low, high = axes.get_xlim()
+    ends: list[float] = []
+    for name, place in marks.items():
+        row = next((row for row, end in enumerate(ends) if end <= place), len(ends))
+        ends[row : row + 1] = [place + (len(name) + 2) * _MARK_LETTER * (high - low)]
+        height = 1.01 + _MARK_ROW * row
+        axes.text(place, height, f" {name}", transform=axes.get_xaxis_transform(), fontsize=8)
 
 
 def bar_plot(
@@ -127,10 +145,11 @@ def _room(names: Sequence[str]) -> float:
 
 
 def _name_places(axes: Any, names: Sequence[str]) -> None:
-    """Write names along the x axis, the steeper the less room each has."""
+    """Write names along the x axis, the steeper the less room each has; of very many, some."""
     places = range(len(names))
     if len(names) > 48:
-        axes.set_xticks(places, names, rotation=90, fontsize=6.5)
+        step = -(-len(names) // _MOST_NAMES)
+        axes.set_xticks(places[::step], names[::step], rotation=90, fontsize=6.5)
     elif len(names) > 8 or _room(names) == _PAGE:
         axes.set_xticks(places, names, rotation=60 if len(names) > 8 else 20, ha="right")
     else:

@@ -137,7 +137,8 @@ class Canvas:
     def render(self) -> str:
         """The SVG element."""
         return (
-            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
+            '<svg xmlns="http://www.w3.org/2000/svg" '
+            f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
             f'role="img" aria-label="{html.escape(self.title)}" '
             'font-family="system-ui, sans-serif">' + "".join(self._parts) + "</svg>"
         )

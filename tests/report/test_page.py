@@ -6,12 +6,14 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 from sparsefx.frontend.capture import capture
 from sparsefx.pipeline import Pipeline
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.plots import accuracy_plot, bar_plot, curve_plot, short_name
 from sparsefx.report.run import ReportRow, Size, run_page
+from sparsefx.report.svg import Canvas
 from sparsefx.train.metrics import Score
 from sparsefx.train.results import RunResult, StageResult
 from tests.tiny_models import example_batch, tiny
@@ -109,6 +111,34 @@ def test_long_names_have_room() -> None:
     assert wide(*stages, *stages) <= 10
     many = bar_plot([f"{i}.attention.output" for i in range(72)], {"zeros": [1.0] * 72}, label="x")
     assert "rotate(-90)" in many
+
+
+def test_names_of_very_many_bars_have_room() -> None:
+    names = [f"{i // 6}.attention.output" for i in range(144)]
+    plot = bar_plot(names, {"zeros": [1.0] * 144}, label="x")
+    assert plot.count("rotate(-90)") == 72
+
+
+def test_names_of_short_stages_do_not_run_into_each_other() -> None:
+    marks = {"general": 0, "pretrained": 1000, "teacher": 2000, "sparse": 2004, "int8": 2030}
+    curve = {"loss": [(float(step), 1.0) for step in range(2040)]}
+    plot = curve_plot(curve, left_label="loss", marks=marks)
+
+    def height(name: str) -> float:
+        found = re.search(rf'y="([-\d.]+)"[^>]*>\s*(?:<[^>]*>)?{name}<', plot)
+        assert found, name
+        return float(found[1])
+
+    assert height("general") == height("pretrained") == height("teacher")
+    assert height("teacher") > height("sparse") + 8 > height("int8") + 16
+
+
+def test_a_figure_is_a_file_of_its_own_and_scrolls_on_a_narrow_screen() -> None:
+    canvas = Canvas(10, 10, "a figure")
+    assert ElementTree.fromstring(canvas.render()).tag == "{http://www.w3.org/2000/svg}svg"
+    page = Page("p")
+    page.section("s", canvas.render())
+    assert '<div class="scroll"><svg' in page.render()
 
 
 def test_plots_are_deterministic() -> None:

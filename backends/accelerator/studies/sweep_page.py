@@ -88,13 +88,14 @@ def _curves(results: list[Result]) -> str:
     for number, names in enumerate(groups):
         colour, told = COLOURS[number % len(COLOURS)], {name: dict(lines[name]) for name in names}
         points = sorted(told[names[0]].items())
-        canvas.line([(x(a), y(b)) for a, b in points], colour)
+        dash, how = ("", "") if number < len(COLOURS) else ("5 4", " (dashed)")
+        canvas.line([(x(a), y(b)) for a, b in points], colour, dash)
         for a, b in points:
             tip = "\n".join(f"{name}: {a:g}x, {found[a]:,.1f}" for name, found in told.items())
             canvas.dot(x(a), y(b), colour, tip)
         canvas.rect(660, 20 + 18 * row, 11, 18 * len(names) - 7, colour)
         for name in names:
-            canvas.text(677, 30 + 18 * row, name)
+            canvas.text(677, 30 + 18 * row, name + how)
             row += 1
     if len(groups) < len(lines):
         canvas.text(660, 34 + 18 * row, "beside one bar: equal within 1 %")

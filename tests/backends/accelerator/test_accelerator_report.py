@@ -12,7 +12,7 @@ import pytest
 
 from sparsefx.backends.accelerator.hardware.archfile import load_architecture
 from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
-from sparsefx.backends.accelerator.report.figures import energy_stack
+from sparsefx.backends.accelerator.report.figures import compression_curve, energy_stack
 from sparsefx.backends.accelerator.report.outcome import Outcome, comparison
 from sparsefx.backends.accelerator.report.page import write_page
 from sparsefx.backends.accelerator.report.reasons import against_dense, reasons
@@ -62,6 +62,18 @@ def test_tiles_and_captions_are_not_cut(tmp_path: Path) -> None:
     lines = re.findall(r"<text[^>]*>([^<]*(?:times the mean|more work)[^<]*)<", page)
     assert lines
     assert all(len(line) < 75 for line in lines), lines
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(4, "this run"), (32, "this run"), (64, "64x")])
+def test_this_run_is_named_inside_the_figure(ratio: float, told: str) -> None:
+    workload = encoder_workload(EncoderSize(1, 64, 256, 2), batch=1, tokens=16, ratio=ratio)
+    figure = compression_curve(simulate(workload, load_architecture("anton")))
+    found = re.search(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)"[^>]*>this run', figure)
+    assert found
+    place, height, anchor = float(found[1]), float(found[2]), found[3]
+    assert (60 < place < 780) if anchor == "start" else (140 < place < 880)
+    assert height < 310
+    assert told in figure
 
 
 def test_a_small_run_keeps_its_digits() -> None:
