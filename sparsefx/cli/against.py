@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsefx.train.data.examples import Examples
     from sparsefx.train.data.tasks import Task
 
-__all__ = ["answered_by"]
+__all__ = ["answered_by", "check_outputs"]
 
 _WHO = "evaluate"
 
@@ -47,6 +47,8 @@ def answered_by(
     _check_alike(saved, opened, other)
     examples = encode(load_tokenizer(tokenizer_of(other)), texts, length)
     check_tokens(examples, opened.config)
+    if saved.outputs is not None:
+        check_outputs(saved.outputs, opened.outputs_on(examples, batch_size), other)
     with counting(_WHO, "asking the other model", "texts") as tell:
         logits = opened.predict(examples, batch_size, tell)
     kind = _kind(opened, logits)
@@ -57,18 +59,29 @@ def answered_by(
     return Task(other, kind, classes, metric_for(kind, classes, score), {"test": labelled})
 
 
+def check_outputs(ours: int, theirs: int, other: str) -> None:
+    """Refuse heads of different sizes.
+
+    Raises:
+        DataError: With both.
+    """
+    if ours != theirs:
+        raise _differ(f"it has {theirs} outputs, and the model {ours}", other)
+
+
 def _check_alike(saved: Saved, opened: Saved, other: str) -> None:
-    why = ""
     if saved.per_word or opened.per_word:
-        why = "answers for each token are not compared"
-    elif None not in (saved.outputs, opened.outputs) and saved.outputs != opened.outputs:
-        why = f"it has {opened.outputs} outputs, and the model {saved.outputs}"
-    elif saved.classes and opened.classes and saved.classes != opened.classes:
+        raise _differ("answers for each token are not compared", other)
+    if saved.outputs is not None and opened.outputs is not None:
+        check_outputs(saved.outputs, opened.outputs, other)
+    if saved.classes and opened.classes and saved.classes != opened.classes:
         ours, theirs = ", ".join(saved.classes), ", ".join(opened.classes)
-        why = f"its outputs are {theirs}, and the model's {ours}"
-    if why:
-        hint = "give two models with the same classes in the same order, or labels"
-        raise DataError(why, who=_WHO, where=f"--against {other}", hint=hint)
+        raise _differ(f"its outputs are {theirs}, and the model's {ours}", other)
+
+
+def _differ(why: str, other: str) -> DataError:
+    hint = "give two models with the same classes in the same order, or labels"
+    return DataError(why, who=_WHO, where=f"--against {other}", hint=hint)
 
 
 def _kind(opened: Saved, logits: NDArray[np.float32]) -> Kind:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsefx.cli.against import answered_by
+from sparsefx.cli.against import answered_by, check_outputs
 from sparsefx.cli.classes import Head, given_classes, labels_for
 from sparsefx.cli.console import stdout
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
@@ -100,6 +100,8 @@ def command(
     if labels is None:
         raise DataError("the data have no labels", who="evaluate", where=data)
     check_tokens(examples, saved.config)
+    if against is not None:
+        check_outputs(saved.outputs_on(examples, batch_size), len(found.classes) or 1, against)
     with counting("evaluate", "scoring", "texts") as tell:
         logits = saved.predict(examples, batch_size, tell)
     score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones

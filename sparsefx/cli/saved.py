@@ -69,6 +69,17 @@ class Saved:
     config: Mapping[str, Any]
     runs_on: str
 
+    def outputs_on(self, data: Encoded, batch_size: int) -> int:
+        """Return the outputs of the head; where the form does not tell, a first batch does."""
+        if self.outputs is not None:
+            return self.outputs
+        logits = self.predict(data.first(batch_size), batch_size, _tell_nobody)
+        return 1 if logits.ndim == 1 else logits.shape[-1]
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    """Leave the display of progress as it is."""
+
 
 def open_saved(model: str, target: str | None = None) -> Saved:
     """Open a Program, a run, a Hugging Face model, an ONNX file, or what was compiled for ``cpu``.

@@ -97,6 +97,32 @@ def test_embeddings_are_no_predictions(place: Path, ended: Ended) -> None:
     assert told in ended("encoder.onnx --data texts.csv --against model", code=2)
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_outputs_that_a_file_does_not_tell_are_counted(
+    place: Path, ended: Ended, outputs: int
+) -> None:
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    cast = helper.make_node("Cast", ["input_ids"], ["floats"], to=TensorProto.FLOAT)
+    ends = [helper.make_tensor(name, TensorProto.INT64, [1], [at])
+            for name, at in (("none", 0), ("some", outputs), ("axis", 1))]  # fmt: skip
+    cut = helper.make_node("Slice", ["floats", "none", "some", "axis"], ["logits"])
+    given = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "labels"])
+    graph = helper.make_graph([cast, cut], "mute", [ids], [given], ends)
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, ir_version=10, opset_imports=opset), "mute.onnx")
+    tiny_run.tokenizer().save_pretrained("tokenizer")
+    lines = (
+        ("mute.onnx --data texts.csv --against model", f"2 outputs, and the model {outputs}"),
+        ("model --data texts.csv --against mute.onnx", f"{outputs} outputs, and the model 2"),
+    )
+    for line, counts in lines:
+        if outputs == 2:
+            assert "accuracy" in ended(f"{line} --tokenizer tokenizer")
+        else:
+            told = ended(f"{line} --tokenizer tokenizer", code=2)
+            assert f"{line.split(' --data texts.csv ')[1]}: it has {counts}" in told
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

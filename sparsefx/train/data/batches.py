@@ -122,6 +122,10 @@ class Encoded:
                 batch[name] = values[chosen]
         return batch
 
+    def first(self, count: int) -> Encoded:
+        """Return the first examples alone, without labels and what there is more."""
+        return Encoded(self.tokens[:count], self.types and self.types[:count], None, self.pad)
+
     def scored_labels(self) -> NDArray[np.float64] | None:
         """Return the labels that predictions are held against; None when there are none.
 
