@@ -158,7 +158,9 @@ def scored_on(row: ReportRow) -> str:
     >>> scored_on(ReportRow("dense", score, None, size, None))
     'The score is pearson_spearman on 150 held-back examples.'
     """
-    return f"The score is {row.score.metric} on {row.score.count:,} held-back examples."
+    metric = row.score.metric
+    told = "loss (less is better)" if metric == "loss" else metric
+    return f"The score is {told} on {row.score.count:,} held-back examples."
 
 
 def cells(row: ReportRow) -> tuple[str, ...]:

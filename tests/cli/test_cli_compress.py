@@ -214,5 +214,5 @@ stages:
     )  # fmt: skip
     assert found == 0
     shown = capsys.readouterr().out
-    assert "The score is loss on 1 held-back examples." in shown
+    assert "The score is loss (less is better) on 1 held-back examples." in shown
     assert (place / "run" / "huggingface" / "model.safetensors").exists()
