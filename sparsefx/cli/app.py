@@ -6,6 +6,7 @@ import logging
 import os
 
 import typer
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from sparsefx import __version__
@@ -62,6 +63,25 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+class _Lines(logging.Handler):
+    """Writes each record as one line: a file has no width to fill, or to break a line at."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        try:
+            stderr.print(f"{record.levelname:<8} {self.format(record)}")
+        except Exception:
+            self.handleError(record)
+
+
+def _handler() -> logging.Handler:
+    if not stderr.is_terminal:
+        return _Lines()
+    return RichHandler(
+        console=stderr, highlighter=NullHighlighter(), show_path=False, show_time=False
+    )
+
+
 @app.callback()
 def _common(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Show what the library logs."),
@@ -75,6 +95,5 @@ def _common(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     level = logging.INFO if verbose else logging.WARNING
-    handler = RichHandler(console=stderr, show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_handler()])
     logging.getLogger("sparsefx").setLevel(level)

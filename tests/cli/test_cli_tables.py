@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from sparsefx.cli import main
@@ -43,6 +46,16 @@ def test_a_table_that_is_too_wide_is_turned(capsys: pytest.CaptureFixture[str]) 
 def test_a_table_that_has_room_is_not_turned(capsys: pytest.CaptureFixture[str]) -> None:
     show_table(("model", "score"), [("dense", "80.0"), ("sparse", "79.0")])
     assert capsys.readouterr().out.split() == ["model", "score", "dense", "80.0", "sparse", "79.0"]
+
+
+def test_a_warning_is_one_line_of_a_file() -> None:
+    told = "a warning of many words " * 20 + "[that, is, no, markup]"
+    script = (
+        "import logging; from sparsefx.cli.app import _common; _common(False, False); "
+        f"logging.getLogger('sparsefx.any').warning({told!r})"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stderr == f"WARNING  {told}\n"
 
 
 def run(*arguments: str) -> None:
