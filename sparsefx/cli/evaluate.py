@@ -105,7 +105,8 @@ def command(
     with counting("evaluate", "scoring", "texts") as tell:
         logits = saved.predict(examples, batch_size, tell)
     score = evaluate(found.metric, logits, labels, classes=found.classes)  # type: ignore[arg-type]  # evaluate names unknown ones
-    _show(score, saved.runs_on if against is None else f"{saved.runs_on}, against {against}")
+    labels_of = "" if against is None else f"; the answers of {against} are the labels"
+    _show(score, saved.runs_on + labels_of)
     if to_json is not None:
         write_json(to_json, score.as_json())
 

@@ -70,7 +70,7 @@ def ended(capsys: pytest.CaptureFixture[str]) -> Ended:
 
 def test_it_is_the_share_of_texts_with_the_same_answer(place: Path, ended: Ended) -> None:
     told = ended("other --data texts.csv --against model --json score.json")
-    assert "reference, against model" in told
+    assert "reference; the answers of model are the labels" in told
     ours, theirs = answers(Program.load(place / "other")), answers(capture_pretrained("model"))
     alike = float((ours.argmax(1) == theirs.argmax(1)).mean())
     assert 0.2 < alike < 1.0
