@@ -25,10 +25,16 @@ __all__ = ["command", "parse_shape"]
 def command(
     program: Annotated[str, typer.Argument(help="Folder of a saved Program, or a model.")],
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="A target; give several to compare.")
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="A target; may be given again. Default: reference, and onnxruntime.",
+        ),
     ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option("--shape", help="BATCHxTOKENS; may be given again.")
+        list[str] | None,
+        typer.Option("--shape", help="BATCHxTOKENS; may be given again. Default: 1x128."),
     ] = None,
     runs: Annotated[int, typer.Option(min=3, help="Timed runs of each.")] = 15,
     threads: Annotated[

@@ -22,7 +22,9 @@ __all__ = ["command"]
 
 def command(
     program: Annotated[str, typer.Argument(help="Folder of a saved Program, or a model.")],
-    passes: Annotated[str, typer.Option("--passes", "-p", help="Passes, as text.")],
+    passes: Annotated[
+        str, typer.Option("--passes", "-p", help="Passes, with commas, e.g. simplify,fold-masks.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Save the result here.")] = None,
     given: Annotated[
         list[str] | None,

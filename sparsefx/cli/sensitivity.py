@@ -49,8 +49,12 @@ def command(
         str | None,
         typer.Option(help=f"Sparsities, with commas. Default: {_LEVELS}; of N:M its own."),
     ] = None,
-    pattern: Annotated[str, typer.Option(help="unstructured, a block, or N:M.")] = "unstructured",
-    roles: Annotated[str, typer.Option(help="Roles of the linears, with commas.")] = "encoder",
+    pattern: Annotated[
+        str, typer.Option(help="unstructured, a block such as 1x4, or N:M.")
+    ] = "unstructured",
+    roles: Annotated[
+        str, typer.Option(help="Of encoder, pooler, head and other, with commas.")
+    ] = "encoder",
     examples: Annotated[int, typer.Option(min=1, help="Examples to measure on.")] = 256,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or id of the tokenizer.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest sequence in tokens.")] = 128,
