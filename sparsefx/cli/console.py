@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sparsefx.cli import LEADS
 
-__all__ = ["filled", "format_bytes", "format_count", "show_table", "stderr", "stdout"]
+__all__ = ["filled", "format_bytes", "format_count", "say", "show_table", "stderr", "stdout"]
 
 # Files and pipes have no width of their own, and a table should not lose its names there.
 _WIDE = 160
@@ -27,6 +27,11 @@ def _console(*, errors: bool) -> Console:
 
 stdout = _console(errors=False)
 stderr = _console(errors=True)
+
+
+def say(text: str) -> None:
+    """Print prose: a terminal breaks it between words, and a file has each line whole."""
+    stdout.print(text, soft_wrap=not stdout.is_terminal)
 
 
 def filled(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

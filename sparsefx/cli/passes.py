@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsefx.cli.console import filled, stderr, stdout
+from sparsefx.cli.console import filled, say, stderr, stdout
 from sparsefx.errors import PassError, RegistryError
 from sparsefx.option_types import option_words
 
@@ -77,7 +77,7 @@ def _show_one(cls: type[Pass]) -> None:
 def show_options(cls: type[Pass] | type[Target]) -> None:
     """Print the documentation and the options of a pass or target."""
     stdout.print(f"{cls.name}\n", style="bold")
-    stdout.print(inspect.getdoc(cls) or "", markup=False)
+    say(inspect.getdoc(cls) or "")
     rows, taken = [], option_words(cls)
     for field in dataclasses.fields(cls):
         default = field.default

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sparsefx.cli import LEADS
-from sparsefx.cli.console import show_table, stderr, stdout
+from sparsefx.cli.console import say, show_table, stderr, stdout
 from sparsefx.errors import ArtifactError, SparsefxError, UnrepresentableError
 from sparsefx.extras import need
 
@@ -210,9 +210,9 @@ def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tu
     rows = report_rows(result, latencies)
     show_table(HEAD, [cells(row) for row in rows])
     if rows:
-        stdout.print(f"{scored_on(rows[0])} {HOW_COUNTED}", markup=False)
+        say(f"{scored_on(rows[0])} {HOW_COUNTED}")
     if timed_on:
-        stdout.print(timed_on, markup=False)
+        say(timed_on)
     stdout.print(f"results {result.folder / 'result.json'}", markup=False)
     return rows
 

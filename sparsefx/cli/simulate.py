@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 from rich.table import Table
 
-from sparsefx.cli.console import filled, stderr, stdout
+from sparsefx.cli.console import filled, say, stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import TargetError, did_you_mean
@@ -185,7 +185,7 @@ def _print_outcomes(outcomes: list[Outcome], runs: list[Simulation]) -> None:
     stdout.print(filled(*side_by_side(outcomes, comparison(outcomes))))
     for run in runs:
         for note in run.notes:
-            stdout.print(f"{run.architecture.name}: {note}", markup=False)
+            say(f"{run.architecture.name}: {note}")
     if len(outcomes) == 2:
         _print_apart(*outcomes)
     elif runs:
@@ -239,7 +239,7 @@ def _print_reasons(run: Simulation) -> None:
     if told := reasons(run):
         stdout.print("why it is not faster:")
     for text in told:
-        stdout.print(f"  {text}", markup=False)
+        say(f"  {text}")
 
 
 def _print_swings(swings: tuple[Swing, ...]) -> None:
@@ -249,7 +249,7 @@ def _print_swings(swings: tuple[Swing, ...]) -> None:
     moving = [swing for swing in swings if not swing.size < VISIBLE]
     for swing in moving:
         moved = f"{swing.measure} {swing.less:+.1%} / {swing.more:+.1%}"
-        stdout.print(f"  {moved}: {swing.path} ({swing.quantity})", markup=False)
+        say(f"  {moved}: {swing.path} ({swing.quantity})")
     if left := len(swings) - len(moving):
         stdout.print(f"  {left} other numbers move it by less than {100 * VISIBLE:g} %")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sparsefx.cli import main
-from sparsefx.cli.console import show_table, stdout
+from sparsefx.cli.console import say, show_table, stdout
 from sparsefx.registry import names
 from sparsefx.report.run import HEAD
 
@@ -46,6 +46,18 @@ def test_a_table_that_is_too_wide_is_turned(capsys: pytest.CaptureFixture[str]) 
 def test_a_table_that_has_room_is_not_turned(capsys: pytest.CaptureFixture[str]) -> None:
     show_table(("model", "score"), [("dense", "80.0"), ("sparse", "79.0")])
     assert capsys.readouterr().out.split() == ["model", "score", "dense", "80.0", "sparse", "79.0"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_prose_breaks_between_words_of_a_terminal(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdout, "_force_terminal", terminal)
+    told = " ".join(["several"] * 30)
+    say(told)
+    said = capsys.readouterr().out
+    assert " ".join(said.split()) == told
+    assert said.count("\n") == (3 if terminal else 1)
 
 
 def test_a_warning_is_one_line_of_a_file() -> None:
