@@ -243,12 +243,12 @@ def _print_reasons(run: Simulation) -> None:
 
 
 def _print_swings(swings: tuple[Swing, ...]) -> None:
-    from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE
+    from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE, in_percent
 
     stdout.print(f"what moves when a number that nobody published is {LESS} / {MORE}:")
     moving = [swing for swing in swings if not swing.size < VISIBLE]
     for swing in moving:
-        moved = f"{swing.measure} {swing.less:+.1%} / {swing.more:+.1%}"
+        moved = f"{swing.measure} {in_percent(swing.less)} / {in_percent(swing.more)}"
         say(f"  {moved}: {swing.path} ({swing.quantity})")
     if left := len(swings) - len(moving):
         stdout.print(f"  {left} other numbers move it by less than {100 * VISIBLE:g} %")

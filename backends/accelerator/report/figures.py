@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from math import isnan
 from typing import Final
 
 from sparsefx.backends.accelerator.engines.base import group_sum
 from sparsefx.backends.accelerator.simulation.energy import LEVELS
 from sparsefx.backends.accelerator.simulation.roofline import roofline
 from sparsefx.backends.accelerator.simulation.tile_level import WATERFALL, OpResult, Simulation
-from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE, Swing
+from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, VISIBLE, Swing, in_percent
 from sparsefx.backends.accelerator.workload.operations import MatmulOp
 from sparsefx.report.svg import COLOURS, Axis, Canvas, plain, short
 
@@ -286,11 +287,12 @@ def tornado(swings: Sequence[Swing]) -> str:
         y = 8 + 24 * row
         canvas.text(330, y + 13, f"{swing.path}, {swing.measure}", "end")
         for value, colour in ((swing.less, COLOURS[0]), (swing.more, COLOURS[1])):
-            if value == value:
+            if not isnan(value):
                 left, right = sorted((axis(0), axis(value)))
-                canvas.rect(left, y, right - left, 16, colour, f"{value:+.1%}", 0.8)
-        canvas.text(axis(-top) - 6, y + 13, f"{min(swing.less, swing.more):+.1%}", "end", 10.5)
-        canvas.text(axis(top) + 6, y + 13, f"{max(swing.less, swing.more):+.1%}", size=10.5)
+                canvas.rect(left, y, right - left, 16, colour, in_percent(value), 0.8)
+        low, high = sorted((swing.less, swing.more), key=lambda value: (isnan(value), value))
+        canvas.text(axis(-top) - 6, y + 13, in_percent(low), "end", 10.5)
+        canvas.text(axis(top) + 6, y + 13, in_percent(high), size=10.5)
     bottom = 14 + 24 * len(shown)
     for at, (text, colour) in enumerate(((LESS, COLOURS[0]), (MORE, COLOURS[1]))):
         canvas.rect(400 + 110 * at, bottom, 11, 11, colour)

@@ -16,7 +16,7 @@ from sparsefx.backends.accelerator.report.outcome import (
 )
 from sparsefx.backends.accelerator.report.reasons import against_dense, causes
 from sparsefx.backends.accelerator.simulation.tile_level import OpResult, Simulation
-from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, Swing
+from sparsefx.backends.accelerator.studies.sensitivity import LESS, MORE, Swing, in_percent
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import plain, short
 
@@ -94,8 +94,8 @@ def build_page(
     page.section("Energy", figures.energy_stack(run))
     page.section("Throughput against compression", figures.compression_curve(run))
     page.section("Operations", _operations(run))
-    told = paragraph(_UNMOVED) if swings is None else _swings(swings)
-    page.section("What the assumptions are worth", told)
+    moved = paragraph(_UNMOVED) if swings is None else _swings(swings)
+    page.section("What the assumptions are worth", moved)
     page.section("The machine's numbers", _numbers(run))
     return page
 
@@ -164,16 +164,16 @@ def _swings(swings: tuple[Swing, ...]) -> str:
             s.path,
             f"{s.quantity.text}, {s.quantity.status}",
             s.measure,
-            f"{s.less:+.1%}",
-            f"{s.more:+.1%}",
+            in_percent(s.less),
+            in_percent(s.more),
         )
         for s in swings
     ]
-    told = paragraph(
+    lead = paragraph(
         f"How time or energy moves when one of the {len(swings)} numbers that nobody published "
         f"is {LESS}, and when it is {MORE}."
     )
-    return told + figures.tornado(swings) + table(["number", "value", "moves", LESS, MORE], rows)
+    return lead + figures.tornado(swings) + table(["number", "value", "moves", LESS, MORE], rows)
 
 
 def _numbers(run: Simulation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Final, Literal
 
 from sparsefx.backends.accelerator.hardware.architecture import perturbed, quantities
@@ -13,7 +14,7 @@ from sparsefx.backends.accelerator.simulation.tile_level import Simulation, simu
 from sparsefx.backends.accelerator.workload.operations import HostOp, VectorOp
 from sparsefx.errors import TargetError
 
-__all__ = ["LESS", "MORE", "VISIBLE", "Swing", "sensitivity"]
+__all__ = ["LESS", "MORE", "VISIBLE", "Swing", "in_percent", "sensitivity"]
 
 _UNSURE = ("assumed", "suspect", "fitted")
 _STEP = 0.2
@@ -40,8 +41,18 @@ class Swing:
 
     @property
     def size(self) -> float:
-        """The larger of the two changes."""
-        return max(abs(self.less), abs(self.more))
+        """The larger of the two changes; NaN where both are."""
+        known = [abs(change) for change in (self.less, self.more) if not isnan(change)]
+        return max(known, default=nan)
+
+
+def in_percent(change: float) -> str:
+    """A change in percent, or that no such machine can be.
+
+    >>> in_percent(-0.124), in_percent(float("nan"))
+    ('-12.4%', 'impossible')
+    """
+    return "impossible" if isnan(change) else f"{change:+.1%}"
 
 
 def sensitivity(base: Simulation) -> tuple[Swing, ...]:
@@ -95,4 +106,4 @@ def _change(base: Simulation, path: str, factor: float) -> float:
     try:
         return simulate(base.workload, moved, like=base).seconds / base.seconds - 1
     except TargetError:
-        return float("nan")
+        return nan

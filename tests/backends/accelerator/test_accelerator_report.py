@@ -114,6 +114,16 @@ def _run(ops: tuple[MatmulOp, ...], preset: str) -> Simulation:
     return simulate(Workload("w", ops, 1, 16), load_architecture(preset))
 
 
+def test_changes_that_no_machine_has_are_called_impossible(tmp_path: Path) -> None:
+    run = _run((MatmulOp("a", 8, 32, 32, ("",)),), "scnn")
+    swing = Swing("engine.numbers.tile_n", run.architecture.clock, math.nan, -0.124)
+    assert swing.size == 0.124
+    page = write_page(run, tmp_path / "page.html", (swing,)).read_text(encoding="utf-8")
+    assert '<td class="whole">impossible</td><td class="whole">-12.4%</td>' in page
+    assert page.count("impossible") == 2
+    assert "nan%" not in page
+
+
 def test_changes_that_no_machine_has_are_null_in_json() -> None:
     run = _run((MatmulOp("a", 8, 32, 32, ("",)),), "scnn")
     swing = Swing("sram.0.capacity", run.architecture.clock, math.nan, 0.1)
