@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsefx.cli.classes import Head, given_classes, labels_for
-from sparsefx.cli.console import filled, stderr, stdout
+from sparsefx.cli.console import filled, say, stderr, stdout
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.cli.outputs import Overwrite, check_new
 from sparsefx.cli.programs import open_program
@@ -34,6 +34,7 @@ __all__ = ["command"]
 _LEVELS = "0.5,0.7,0.8,0.9,0.95"
 _CURVES, _INT8, _PAGE = "curves.json", "int8.json", "sensitivity.html"
 _UNFINISHED = "unfinished.json"
+_WORST = 3  # weights that are named where the loss rises most
 
 
 def command(
@@ -97,8 +98,8 @@ def command(
     curves, page = _write(found, wanted, f"{len(some)} examples of {data}", out)
     kept.finish()
     stdout.print(filled(*_rows(found, wanted)))
-    stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}",
-                 markup=False)  # fmt: skip
+    say(_worst(found, wanted[-1]))
+    stdout.print(f"loss of the untouched model {found.base:.4f}; wrote {curves}, {page}")
 
 
 def _head(program: Program, model: str, classes: str | None) -> Head:
@@ -197,7 +198,7 @@ def _say_begin(
     )
     if done:
         text += f"; {done} are kept from before"
-    stderr.print(text, markup=False)
+    stderr.print(text)
 
 
 def _given(
@@ -259,6 +260,14 @@ def _rows(found: Sensitivity, levels: tuple[float, ...]) -> tuple[list[str], lis
     return head, rows
 
 
+def _worst(found: Sensitivity, level: float) -> str:
+    """Say where the loss rises most, as the table is long."""
+    losses = {name: _measured_at(curve, level) for name, curve in found.curves.items()}
+    worst = sorted(losses, key=lambda name: -losses[name])[:_WORST]
+    told = ", ".join(f"{name} {losses[name]:+.4f}" for name in worst)
+    return f"with {level:.0%} zeros the loss rises most at {told}"
+
+
 def _measured_at(curve: LossCurve, level: float) -> float:
     """Return what was measured there: ``curve.at`` never falls, and a loss may."""
     return dict(curve.points)[level]
@@ -278,7 +287,9 @@ def _page(found: Sensitivity, levels: tuple[float, ...], on: str) -> Any:
     )
     page.section(
         "All figures",
-        paragraph(f"The untouched model has a loss of {found.base:.4f}."),
+        paragraph(
+            f"The untouched model has a loss of {found.base:.4f}; {_worst(found, levels[-1])}."
+        ),
         table(*_rows(found, levels)),
     )
     return page

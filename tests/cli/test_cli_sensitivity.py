@@ -83,6 +83,10 @@ def test_a_loss_that_falls_is_shown_as_it_was_measured(
         assert next(row.split()[1:4] for row in rows if name in row) == measured
         cells = "".join(f'<td class="whole">{each}</td>' for each in measured)
         assert f"<td>{name}</td>{cells}" in page
+    worst = max(curves, key=lambda name: curves[name].points[-1][1])
+    told = f"with 90% zeros the loss rises most at {worst} {curves[worst].points[-1][1]:+.4f}, "
+    assert told in page
+    assert any(row.startswith(told) for row in rows)
 
 
 def test_a_pipe_is_told_how_far_it_is(
