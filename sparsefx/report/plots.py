@@ -126,7 +126,7 @@ def bar_plot(
 
 
 def accuracy_plot(names: Sequence[str], values: Sequence[tuple[float, float, float]]) -> str:
-    """Return metric values with their intervals, as (value, low, high) in percent."""
+    """Return metric values with their intervals, as (value, low, high) times 100."""
     figure, axes = _figure(max(4.6, _room(names)), 3.0)
     for index, (value, low, high) in enumerate(values):
         colour = COLOURS[index % len(COLOURS)]
@@ -135,7 +135,7 @@ def accuracy_plot(names: Sequence[str], values: Sequence[tuple[float, float, flo
         axes.annotate(f"{value:.1f}", (index, value), xytext=(7, -3), textcoords="offset points")
     _name_places(axes, names)
     axes.set_xlim(-0.5, len(names) - 0.3)
-    axes.set_ylabel("percent, with 95 % interval")
+    axes.set_ylabel("score x 100, with 95 % interval")
     return _svg(figure)
 
 

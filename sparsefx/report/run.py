@@ -206,7 +206,7 @@ def run_page(
     if rows and rows[0].score.metric != "loss":
         names = [row.name for row in rows]
         metric = "Accuracy" if rows[0].score.metric == "accuracy" else rows[0].score.metric
-        page.section(metric, accuracy_plot(names, [_percent(row.score) for row in rows]))
+        page.section(metric, accuracy_plot(names, [_hundredfold(row.score) for row in rows]))
     lines = [line for _, line in read_lines(result.folder / "metrics.jsonl")]
     if lines:
         page.section("Training", _curves(result, lines))
@@ -217,7 +217,7 @@ def run_page(
     return page
 
 
-def _percent(score: Score) -> tuple[float, float, float]:
+def _hundredfold(score: Score) -> tuple[float, float, float]:
     low, high = (score.value if end is None else end for end in (score.low, score.high))
     return 100 * score.value, 100 * low, 100 * high
 
