@@ -66,10 +66,10 @@ def command(
         try:
             compiled[text] = ready = known.compile(model)
         except SparsefxError as error:
-            stderr.print(f"left out {text}: {error}", markup=False)
+            stderr.print(f"left out {text}: {error}")
             continue
         for reason in getattr(ready, "outside", ()):
-            stderr.print(f"{text}: {reason}", markup=False)
+            stderr.print(f"{text}: {reason}")
     if not compiled:
         raise DataError("no target is left to time", who="bench")
     figures: dict[str, dict[str, Latency]] = {}
@@ -77,7 +77,7 @@ def command(
         figures[text] = time_in_turns(compiled, random_batch(model, *size), runs=runs)
     head = ("shape", "target", "median ms", "min", "max", "against first")
     stdout.print(filled(head, _rows(figures)))
-    stdout.print(f"{machine()}, {runs} runs in turns", markup=False)
+    stdout.print(f"{machine()}, {runs} runs in turns")
     if to_json is not None:
         shapes = {at: {name: asdict(ms) for name, ms in row.items()} for at, row in figures.items()}
         write_json(to_json, {"machine": machine(), "unit": "ms", "shapes": shapes})

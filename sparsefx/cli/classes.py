@@ -166,7 +166,7 @@ def given_classes(
         )
     if known and known != found:
         told = f"{', '.join(found)}; the model was saved with {', '.join(known)}"
-        stderr.print(f"warning: outputs are taken for {told}", markup=False)
+        stderr.print(f"warning: outputs are taken for {told}")
     return found
 
 

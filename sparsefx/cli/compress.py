@@ -179,7 +179,7 @@ def _show_kept_head(task: Task, outputs: int | None, model: str) -> None:
     labels = [label for examples in task.splits.values() for label in examples.labels or ()]
     if all(not isinstance(label, tuple) and float(label).is_integer() for label in labels):
         told = "labels are values, not classes; --classes NAME,NAME trains a new head for classes"
-        stderr.print(f"{model} keeps its head of one output: {told}", markup=False)
+        stderr.print(f"{model} keeps its head of one output: {told}")
 
 
 def _show_classes(task: Task) -> None:
@@ -200,4 +200,4 @@ def _show_classes(task: Task) -> None:
     listed = ", ".join(f"{name} ({counts[i]})" for i, name in enumerate(task.classes))
     what = "words" if task.kind == "token-classification" else "examples"
     told = f"{len(task.classes)} classes, with their training {what}: {listed}"
-    stderr.print(told, markup=False)  # a name may stand in brackets
+    stderr.print(told)  # a name may stand in brackets

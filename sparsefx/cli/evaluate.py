@@ -131,7 +131,7 @@ def _without_labels(asked: _Asked) -> Examples:
 
 
 def _show(score: Score, runs_on: str) -> None:
-    stdout.print(f"{score.metric} {score} on {score.count} examples, {runs_on}", markup=False)
+    stdout.print(f"{score.metric} {score} on {score.count} examples, {runs_on}")
     for name, value in score.parts.items():
         if len(score.parts) > 1:  # else it is the score itself
             stdout.print(f"  {name} {100 * value:.2f}")

@@ -42,6 +42,6 @@ def command(
     check_length(model.config, tokens, "tokens in --shape")
     compiled = chosen.compile(model)
     found = compiled.explain(batch, tokens, timed=timed)
-    stdout.print(str(found) if every else found.summary(), markup=False, end="")
+    stdout.print(str(found) if every else found.summary(), end="")
     for reason in compiled.outside:
-        stderr.print(f"outside the plan: {reason}", markup=False)
+        stderr.print(f"outside the plan: {reason}")

@@ -83,7 +83,7 @@ def in_order_of_head(task: Task, config: Any, model: str) -> Task:
         return task.with_classes(names)
     if len(names) == len(task.classes):
         told = f"{', '.join(names)}; from here on they stand for {', '.join(task.classes)}"
-        stderr.print(f"warning: the outputs of {model} were {told}", markup=False)
+        stderr.print(f"warning: the outputs of {model} were {told}")
     return task
 
 

@@ -29,10 +29,10 @@ def command(
     check_new({"--out": out}, who="import", overwrite=overwrite)
     write_text(out, found.recipe.to_yaml())
     stages = ", ".join(stage.name for stage in found.recipe.stages)
-    stdout.print(f"{out}: stages {stages}", markup=False)
+    stdout.print(f"{out}: stages {stages}")
     stdout.print(f"carried over ({len(found.carried)}):")
     for line in found.carried:
-        stdout.print(f"  {line}", markup=False)
+        stdout.print(f"  {line}")
     stdout.print(f"not carried over ({len(found.left_out)}):")
     for item in found.left_out:
-        stdout.print(f"  {item}", markup=False)
+        stdout.print(f"  {item}")

@@ -24,14 +24,14 @@ def command(
     """Show inputs, layers, sparsity, size and history of a Program."""
     model = open_program(program)
     if graph or facts:
-        stdout.print(model.dump(facts=facts), markup=False)
+        stdout.print(model.dump(facts=facts))
     for spec in model.signature.inputs:
-        stdout.print(f"input   {spec}", markup=False)
-    stdout.print(f"outputs {', '.join(model.signature.outputs)}", markup=False)
+        stdout.print(f"input   {spec}")
+    stdout.print(f"outputs {', '.join(model.signature.outputs)}")
     properties = ", ".join(sorted(str(p) for p in model.properties)) or "none"
     stdout.print(f"properties {properties}; steps {model.steps}")
     for group in model.ties:
-        stdout.print(f"tied    {' = '.join(group)}", markup=False)
+        stdout.print(f"tied    {' = '.join(group)}")
     _show_layers(model)
     _show_weights(model)
     _show_history(model)
@@ -42,7 +42,7 @@ def _show_layers(program: Program) -> None:
 
     encoder = program.facts(EncoderStructure)
     if not encoder.layers:
-        stdout.print(f"no encoder layers: {encoder.reason}", markup=False)
+        stdout.print(f"no encoder layers: {encoder.reason}")
         return
     core = encoder.layers[0].core
     stdout.print(
@@ -62,7 +62,7 @@ def _show_weights(program: Program) -> None:
         stored = format_bytes(item.share.stored_bytes)
         rows.append((item.name, str(item.role), shape, f"{item.share.sparsity:.1%}", stored))
     stdout.print(filled(("weight", "role", "shape", "zeros", "stored"), rows))
-    stdout.print(_summary(found), markup=False)
+    stdout.print(_summary(found))
 
 
 def _summary(found: Sparsity) -> str:
@@ -85,6 +85,6 @@ def _summary(found: Sparsity) -> str:
 def _show_history(program: Program) -> None:
     for entry in program.history:
         changed = "" if entry.changed else ", no change"
-        stdout.print(f"pass    {entry.spec}: applied {entry.applied}{changed}", markup=False)
+        stdout.print(f"pass    {entry.spec}: applied {entry.applied}{changed}")
         for skip in entry.skipped:
-            stdout.print(f"          skipped {skip}", markup=False)
+            stdout.print(f"          skipped {skip}")

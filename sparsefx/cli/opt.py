@@ -60,19 +60,19 @@ def command(
     )
     new = after.dump(facts=facts)
     if full:
-        stdout.print(f"before:\n{old}\nafter:\n{new}", markup=False)
+        stdout.print(f"before:\n{old}\nafter:\n{new}")
     else:
         lines = difflib.unified_diff(
             old.splitlines(), new.splitlines(), "before", "after", lineterm="", n=2
         )
-        stdout.print("\n".join(lines) or "the graph is the same", markup=False)
+        stdout.print("\n".join(lines) or "the graph is the same")
     stdout.print(_tensors(digests, after.digests()))
     entries = after.history[begun:]
     rows = _rows(entries, [seconds for _, seconds in timing.seconds])
     stdout.print(filled(("pass", "applied", "skipped", "changed", "seconds"), rows))
     for entry in entries:
         for text in (*entry.notes, *(f"skipped {skip}" for skip in entry.skipped)):
-            stdout.print(f"{entry.spec}: {text}", markup=False)
+            stdout.print(f"{entry.spec}: {text}")
     if out is not None:
         save(after, out)
 

@@ -36,7 +36,7 @@ def command(
             cls = registry.pass_class(each)
             rows.append((each, f"{summary(cls)}\n{_contract_line(cls)}".rstrip()))
         except (RegistryError, PassError) as error:
-            stderr.print(str(error), markup=False)
+            stderr.print(str(error))
     stdout.print(filled(("pass", "what it does"), rows))
     stdout.print("\nsparsefx passes NAME shows the options of one.")
 

@@ -37,7 +37,7 @@ def warn_not_finite(program: Program, place: str) -> None:
     from sparsefx.graph.finite import describe_weights, not_finite
 
     if names := not_finite(program):
-        stderr.print(f"warning: {place} holds {describe_weights(names)}", markup=False)
+        stderr.print(f"warning: {place} holds {describe_weights(names)}")
 
 
 def save(program: Program, folder: Path) -> None:
@@ -45,7 +45,7 @@ def save(program: Program, folder: Path) -> None:
     replaced = is_program(folder)
     program.save(folder)
     told = "saved over the Program that was in" if replaced else "saved to"
-    stdout.print(f"{told} {folder}: {program!r}", markup=False)
+    stdout.print(f"{told} {folder}: {program!r}")
 
 
 def _open(place: str) -> Program:

@@ -71,7 +71,7 @@ class _CountProgress:
             self._say(f"{who}: {what}: {done}/{total} {facts}")
 
     def _say(self, text: str) -> None:
-        stderr.print(text, markup=False)
+        stderr.print(text)
 
 
 @contextmanager

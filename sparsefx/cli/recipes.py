@@ -25,4 +25,4 @@ def command(
     for each in Recipe.names():
         table.add_row(each, " ".join(Recipe.shipped(each).description.split()))
     stdout.print(table)
-    stdout.print("\nsparsefx recipes NAME > mine.yaml begins one of your own.", markup=False)
+    stdout.print("\nsparsefx recipes NAME > mine.yaml begins one of your own.")

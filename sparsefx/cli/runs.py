@@ -66,7 +66,7 @@ def train_and_report(
     if LEADS:
         check_new_run(folder, (_PAGE, _HUGGINGFACE, place.saves_as))
     if LEADS and recipe.description:
-        stderr.print(f"{recipe.name}: {recipe.description}", markup=False)
+        stderr.print(f"{recipe.name}: {recipe.description}")
     with SessionProgress() as progress:
         listeners: list[Listener] = [progress]
         if tensorboard and LEADS:
@@ -154,10 +154,10 @@ def _lowered(
         compiled = target.compile(_without_masks(stage.program()))
     except SparsefxError as error:
         lacking = "not timed" if saved is None else "neither exported nor timed"
-        stderr.print(f"{stage.name} is {lacking}: {error}", markup=False)
+        stderr.print(f"{stage.name} is {lacking}: {error}")
         return None
     if saved is not None:
-        stderr.print(f"{stage.name} exported to {compiled.save(saved)}", markup=False)
+        stderr.print(f"{stage.name} exported to {compiled.save(saved)}")
     # Stages are timed in turns, so all are in memory then: without what running them does not need.
     runner: Callable[..., object] = getattr(compiled, "runner", compiled)
     return runner
@@ -197,10 +197,10 @@ def _save_pretrained(program: Program, folder: Path, tokenizer: Any) -> None:
     try:
         save_pretrained(program, folder)
     except UnrepresentableError as error:
-        stderr.print(f"no Hugging Face folder: {error}", markup=False)
+        stderr.print(f"no Hugging Face folder: {error}")
         return
     tokenizer.save_pretrained(folder)
-    stderr.print(f"Hugging Face folder {folder}", markup=False)
+    stderr.print(f"Hugging Face folder {folder}")
 
 
 def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tuple[ReportRow, ...]:
@@ -213,7 +213,7 @@ def _show(result: RunResult, latencies: dict[str, Latency], timed_on: str) -> tu
         say(f"{scored_on(rows[0])} {HOW_COUNTED}")
     if timed_on:
         say(timed_on)
-    stdout.print(f"results {result.folder / 'result.json'}", markup=False)
+    stdout.print(f"results {result.folder / 'result.json'}")
     return rows
 
 
@@ -224,4 +224,4 @@ def _report(
 
     page = run_page(result, rows, title=title, lead=lead, timed_on=timed_on)
     path = page.write(result.folder / _PAGE, "Made by sparsefx.")
-    stdout.print(f"report {path}", markup=False)
+    stdout.print(f"report {path}")

@@ -196,7 +196,7 @@ def _print_alone(run: Simulation, html: Path | None) -> None:
     """Say that details are those of one run, where two are compared."""
     both = "; the page has the tables of both too" if html else ""
     name = run.architecture.name
-    stderr.print(f"what follows, and files, are of {name}, named first{both}", markup=False)
+    stderr.print(f"what follows, and files, are of {name}, named first{both}")
 
 
 def _report(
@@ -230,7 +230,7 @@ def _report(
             f"cannot be written: {error.strerror}", who="simulate", where=error.filename or names
         ) from error
     for path in filter(None, written):
-        stderr.print(f"wrote {path}", markup=False)
+        stderr.print(f"wrote {path}")
 
 
 def _print_reasons(run: Simulation) -> None:
@@ -258,11 +258,11 @@ def _print_instructions(run: Simulation, *, mappings: bool, layer: str, listing:
     from sparsefx.backends.accelerator.report import listing as instructions
 
     if mappings:
-        stdout.print(instructions.mapping_table(run), markup=False)
+        stdout.print(instructions.mapping_table(run))
     if layer:
-        stdout.print(instructions.layer_summary(run, layer), markup=False)
+        stdout.print(instructions.layer_summary(run, layer))
     if listing:
-        stdout.print(instructions.listing(run), markup=False)
+        stdout.print(instructions.listing(run))
 
 
 def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int) -> Workload:
@@ -288,7 +288,6 @@ def _workload(model: str, drawn: _Drawn, *, integers: bool, batch: int, seq: int
         stderr.print(
             "the model is float: its weights are quantized here, for the timing; "
             "quantize it with real data before you run it",
-            markup=False,
         )
     return workload_of(program, integers=integers, batch=batch, tokens=seq)
 
@@ -298,7 +297,7 @@ def _print_apart(first: Outcome, second: Outcome) -> None:
     from sparsefx.backends.accelerator.report.outcome import operations_apart, side_by_side
 
     if first.workload != second.workload:
-        stdout.print(f"different runs: {first.workload}; {second.workload}", markup=False)
+        stdout.print(f"different runs: {first.workload}; {second.workload}")
     if rows := operations_apart(first, second):
         stdout.print("us, where they differ most:")
         stdout.print(filled(*side_by_side([first, second], rows)))

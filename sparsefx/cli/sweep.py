@@ -63,11 +63,11 @@ def command(
         jobs = jobs or os.cpu_count() or 1
         results = run_sweep(points, out, jobs=jobs, ray_address=ray, progress=tell)
     for path in write_sweep(results, out):
-        stdout.print(f"wrote {path}", markup=False)
+        stdout.print(f"wrote {path}")
     failed = [result for result in results if result.error]
     for result in failed:
         told = f"{result.point.arch}, {result.point.size}, {result.point.ratio:g}x"
-        stderr.print(f"{told}: {result.error}", markup=False)
+        stderr.print(f"{told}: {result.error}")
     if len(failed) == len(results):
         raise TargetError(
             "nothing could be simulated",

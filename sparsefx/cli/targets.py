@@ -28,10 +28,9 @@ def command(
         try:
             table.add_row(each, summary(registry.target_class(each)))
         except RegistryError as error:
-            stderr.print(str(error), markup=False)
+            stderr.print(str(error))
     stdout.print(table)
     stdout.print(
         "\nsparsefx targets NAME shows the options of one; bench, evaluate and compress take it "
         "with them, e.g. cpu{threads=2}.",
-        markup=False,
     )
