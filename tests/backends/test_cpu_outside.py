@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,37 @@ def test_queries_without_tokens_are_told_by_their_name() -> None:
     said = "its input %expand does not depend on an embedding of tokens"
     assert [found.reason for found in compiled.outside] == [said]
     torch.testing.assert_close(compiled(**batch), program(**batch))
+
+
+class Turned(nn.Module):
+    """Turns the heads of a linear, does something to them that no kernel does, and reads them."""
+
+    def __init__(self, read: Callable[[Tensor, int, int], Tensor]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 16)
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.read = read
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        rows, tokens = input_ids.shape
+        heads = self.first(self.embedding(input_ids)).view(rows, tokens, 2, 8)
+        return {"logits": self.last(self.read(heads, rows, tokens))}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, b, s: x.transpose(1, 2).sin().transpose(1, 2).view(b, s, 16),
+        lambda x, b, s: torch.ones_like(x.transpose(1, 2)).transpose(1, 2).view(b, s, 16),
+        lambda x, b, s: x.transpose(1, 2).as_strided((b, s, 16), (s * 16, 16, 1)).cumsum(1),
+        lambda x, b, s: x[:, 0].as_strided((b, s, 16), (s * 16, 16, 1)).cumsum(1),
+        lambda x, b, s: x[:, :, 1].as_strided((b, s, 16), (s * 16, 8, 1), 0).cumsum(1),
+    ],
+)
+def test_what_is_handed_over_lies_in_memory_as_in_pytorch(
+    read: Callable[[Tensor, int, int], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model, batch = Turned(read).eval(), {"input_ids": torch.randint(50, (3, 7))}
+    compiled = CpuTarget().lower(sparsefx.capture(model, batch))
+    torch.testing.assert_close(compiled(**batch), model(**batch))

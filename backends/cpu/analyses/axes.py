@@ -222,7 +222,8 @@ def arranged(rows: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """The tensor that lies so in rows given as [batch, sequence, rows] or [batch, rows].
 
     The rows lie one after the other, without gaps. Those that lie so already are returned as they
-    are.
+    are. Else the result has no gaps either, and its dimensions lie in memory in the order in which
+    PyTorch would have them: as a view of the rows.
     """
     lead = ((BATCH,), (SEQUENCE,))[: rows.ndim - 1]
     if (layout.first, layout.lead, layout.plain) == (0, lead, rows.shape[-1]):
@@ -238,4 +239,4 @@ def arranged(rows: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
         [f.step * rows.itemsize if isinstance(f, Channels) else steps[f] for f in factors],
     )
     shape = [math.prod(_size(f, sizes) for f in dim) for dim in layout.dims]
-    return np.ascontiguousarray(split.reshape(shape))
+    return np.array(split.reshape(shape), order="K")

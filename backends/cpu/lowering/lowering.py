@@ -27,7 +27,7 @@ from sparsefx.backends.cpu.lowering.unseen import Handed, reads_padding
 from sparsefx.backends.cpu.lowering.walk import LoweringOptions, Walk
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.plan import Plan, Step, Word
-from sparsefx.graph.effects import writes
+from sparsefx.graph.effects import may_alias, writes
 from sparsefx.program import Program
 from sparsefx.target import Unsupported
 
@@ -35,6 +35,7 @@ __all__ = ["Lowered", "lower_program"]
 
 aten = torch.ops.aten
 _LINEAR = aten.linear.default
+_STRIDED = aten.as_strided.default
 
 
 @dataclass
@@ -262,9 +263,14 @@ def _needed(walk: Walk, wanted: list[fx.Node]) -> list[fx.Node]:
 
 
 def _can_export(walk: Walk, node: fx.Node) -> bool:
-    """Whether a node's value can be handed over: fp32, with all tokens of all sequences."""
+    """Whether a node's value can be handed over: fp32, with all tokens of all sequences.
+
+    Where something goes by the places in memory, no view is: it would lose what lies around it.
+    """
     value, layout = walk.value(node), walk.layout(node)
     if layout is None or not any(BATCH in dim for dim in layout.dims):
+        return False
+    if may_alias(node) and walk.program.graph.find_nodes(op="call_function", target=_STRIDED):
         return False
     if isinstance(value, Rows):
         return value.code is None and value.kept is None
