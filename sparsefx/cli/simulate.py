@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_PATTERN_HELP = "With --ratio: random, balanced (default), n-of-m or block zeros."
+
 
 def command(
     model: Annotated[
@@ -46,10 +48,7 @@ def command(
             min=1, max=1e6, help="With bert-base or -large: dense over remaining weights."
         ),
     ] = 1.0,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="With --ratio: random, balanced (default), n-of-m or block zeros."),
-    ] = None,
+    pattern: Annotated[str | None, typer.Option(help=_PATTERN_HELP)] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report page.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Write a Chrome trace for Perfetto.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write one line for each operation.")] = None,
