@@ -49,8 +49,19 @@ def check_condition(condition: str) -> None:
 
 
 def is_same(condition: str) -> bool:
-    """Whether two sizes of one name are compared, which every call does anyway."""
+    """Whether a size is compared with itself, which holds in every call.
+
+    >>> is_same("choices * batch == batch * choices"), is_same("choices == batch")
+    (True, False)
+    """
     match parsed(condition):
         case ast.Compare(left, [ast.Eq()], [right]):
-            return ast.dump(left) == ast.dump(right)
+            return sorted(_factors(left)) == sorted(_factors(right))
     return False
+
+
+def _factors(node: ast.AST) -> list[str]:
+    match node:
+        case ast.BinOp(left, ast.Mult(), right):
+            return _factors(left) + _factors(right)
+    return [ast.dump(node)]

@@ -13,7 +13,7 @@ import sparsefx
 from sparsefx import Program, registry
 from sparsefx.arithmetic import names_in
 from sparsefx.errors import CaptureError, ProgramError
-from sparsefx.inputs.conditions import check_condition, holds
+from sparsefx.inputs.conditions import check_condition, holds, is_same
 from sparsefx.inputs.signature import InputSpec, Signature
 from sparsefx.rewrite import Rewriter
 from tests.programs import captured
@@ -121,6 +121,20 @@ def test_sizes_of_one_name_are_no_condition() -> None:
 
     program = sparsefx.capture(Both(), {**IDS, "mask": torch.ones_like(IDS["ids"])})
     assert program.signature.conditions == ()
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("n * m == m * n", True),
+        ("3 * (n * m) == m * 3 * n", True),
+        ("n * m == n * k", False),
+        ("(n + m) * k == n + m * k", False),
+        ("n * n == n", False),
+    ],
+)
+def test_a_product_in_another_order_is_the_same(condition: str, expected: bool) -> None:
+    assert is_same(condition) is expected
 
 
 def test_what_cannot_be_checked_is_said(caplog: pytest.LogCaptureFixture) -> None:
