@@ -208,7 +208,7 @@ def test_what_is_no_condition_is_refused(condition: str) -> None:
         Signature((), (), (condition,))
 
 
-@pytest.mark.parametrize("depth", [700, 2000, 9000])
+@pytest.mark.parametrize("depth", [2000, 9000])
 def test_what_is_nested_too_deeply_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=r"condition on sizes: .* is nested too deeply"):
         Signature((), (), ("-" * depth + "n",))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -29,6 +28,7 @@ from sparsefx.train.runfolder import RunFolder
 from sparsefx.train.session import Session
 from sparsefx.train.stop import StopRequest
 from tests.train import tiny_run
+from tests.train.two_processes import servers
 
 RECIPE = """
 name: tiny
@@ -119,16 +119,21 @@ def test_killed_process_goes_on(tmp_path: Path, whole: Path, checkout: Path) -> 
     assert_same_run(tmp_path / "run", whole)
 
 
-def work(folder: Path) -> None:
-    session(folder).run()
+def work(folder: Path, begun: Path) -> None:
+    torch.set_num_threads(1)
+    made = session(folder)
+    begun.touch()
+    made.run()
 
 
 def killed(folder: Path, longest: float) -> int:
     """Kill a run after times that fall anywhere: in a step, a checkpoint, an evaluation, a save."""
-    fork = multiprocessing.get_context("fork")
+    begun = folder.with_name("begun")
     for kills in range(6):
-        process = fork.Process(target=work, args=(folder,))
+        begun.unlink(missing_ok=True)
+        process = servers.Process(target=work, args=(folder, begun))
         process.start()
+        wait_for(begun, process)
         process.join(random.Random().uniform(0.0, longest))
         if process.exitcode is not None:
             assert process.exitcode == 0
