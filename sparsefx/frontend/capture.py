@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from keyword import iskeyword
 from pathlib import Path
@@ -52,10 +52,10 @@ def capture(
         example_inputs: The inputs by name, or in the order of ``forward``; the names become the
             inputs of the Program. Not needed for an ExportedProgram.
         dynamic: True makes dimension 0 of every input the dynamic ``batch`` and, for integer inputs
-            of two or more dimensions, dimension 1 the dynamic ``sequence``. Where the examples have
-            several sizes of one of these, there is ``sequence_2`` and so on, and a size of 1 stays
-            as it is. A mapping such as ``{"pixels": {0: "batch"}}`` says so for each input; False
-            makes all sizes fixed.
+            of two or more dimensions and float masks of their shape, dimension 1 the dynamic
+            ``sequence``. Where the examples have several sizes of one of these, there is
+            ``sequence_2`` and so on, and a size of 1 stays as it is. A mapping such as
+            ``{"pixels": {0: "batch"}}`` says so for each input; False makes all sizes fixed.
 
     Returns:
         A Program in the mode (train or eval) of the model; in eval mode when captured from an
@@ -156,7 +156,7 @@ def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, d
 def _usual_dims(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """Name dimensions by their places; two sizes in the examples are two dimensions."""
     sizes: dict[str, list[int]] = {label: [] for label in _DIMENSION_NAMES.values()}
-    places = [(name, i, value.shape[i]) for name, value in inputs.items() for i in _open(value)]
+    places = [(name, i, inputs[name].shape[i]) for name, open in _open(inputs) for i in open]
     for _, place, size in places:
         sizes[_DIMENSION_NAMES[place]].append(size)
     found: dict[str, dict[int, str]] = {name: {} for name in inputs}
@@ -175,10 +175,12 @@ def _usual_dims(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     return found
 
 
-def _open(value: Tensor) -> range:
-    """The dimensions of an input that usually differ from call to call."""
-    is_tokens = not value.is_floating_point() and value.dim() >= 2
-    return range(min(value.dim(), 2 if is_tokens else 1))
+def _open(inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, range]]:
+    """The dimensions of each input that usually differ from call to call."""
+    tokens = [v.shape for v in inputs.values() if v.dim() >= 2 and not v.is_floating_point()]
+    for name, value in inputs.items():
+        is_tokens = value.shape in tokens and (not value.is_floating_point() or "mask" in name)
+        yield name, range(min(value.dim(), 2 if is_tokens else 1))
 
 
 def _check_sizes(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:

@@ -151,6 +151,26 @@ def test_batch_of_one_as_example_stays_dynamic() -> None:
     assert program(**example_batch(5, 9))["logits"].shape == (5, 2)
 
 
+def test_a_mask_of_floats_is_as_long_as_the_tokens() -> None:
+    model, batch = tiny("bert-cls"), example_batch(2, 8)
+    mask = batch["attention_mask"].float()
+    program = sparsefx.capture(model, {**batch, "attention_mask": mask})
+    assert {spec.dims for spec in program.signature.inputs} == {("batch", "sequence")}
+    longer = example_batch(3, 9)
+    longer["attention_mask"] = longer["attention_mask"].float()
+    torch.testing.assert_close(program(**longer)["logits"], model(**longer).logits)
+
+
+def test_features_stay_as_many_as_they_are() -> None:
+    class Both(nn.Module):
+        def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+            return ids.float().sum(1) + features.view(-1, 8).sum(1)
+
+    ids, features = torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8)
+    program = sparsefx.capture(Both(), {"ids": ids, "features": features})
+    assert program.signature.inputs[1].dims == ("batch", 8)
+
+
 def test_to_moves_the_constants_of_the_graph() -> None:
     program = captured("bert-cls").to("meta")
     batch = {name: value.to("meta") for name, value in example_batch().items()}
