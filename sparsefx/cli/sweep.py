@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.cli.programs import open_program
 from sparsefx.errors import DataError, TargetError, did_you_mean
 from sparsefx.storage.places import is_program
@@ -45,7 +45,7 @@ def command(
     """
     from sparsefx.backends.accelerator.hardware.archfile import load_architecture
     from sparsefx.backends.accelerator.studies.sweep import finished_points, program_grid, run_sweep
-    from sparsefx.backends.accelerator.studies.sweep_page import write_sweep
+    from sparsefx.backends.accelerator.studies.sweep_page import sweep_table, write_sweep
     from sparsefx.cli.progress import counting
 
     names = _list(archs)
@@ -62,6 +62,7 @@ def command(
     with counting("sweep", "simulating", "points") as tell:
         jobs = jobs or os.cpu_count() or 1
         results = run_sweep(points, out, jobs=jobs, ray_address=ray, progress=tell)
+    stdout.print(filled(*sweep_table(results)))
     for path in write_sweep(results, out):
         stdout.print(f"wrote {path}")
     failed = [result for result in results if result.error]

@@ -13,7 +13,7 @@ from sparsefx.backends.accelerator.studies.sweep import PAGE, SHEET, Point, Resu
 from sparsefx.report.page import Page, paragraph, table
 from sparsefx.report.svg import COLOURS, Axis, Canvas
 
-__all__ = ["write_sweep"]
+__all__ = ["sweep_table", "write_sweep"]
 
 
 def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
@@ -37,7 +37,7 @@ def write_sweep(results: list[Result], folder: Path) -> tuple[Path, Path]:
     if failed:
         told = [f"{r.point.arch}, {r.point.size}, {r.point.ratio:g}x: {r.error}" for r in failed]
         page.section("Not simulated", *(paragraph(text) for text in told))
-    page.section("Results", table(list(_SHOWN), [_shown(result) for result in results]))
+    page.section("Results", table(*sweep_table(results)))
     return sheet, page.write(folder / PAGE)
 
 
@@ -47,8 +47,12 @@ _SHOWN: Final = (
 )  # fmt: skip
 
 
+def sweep_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a table as text; the CSV file has every figure in full."""
+    return list(_SHOWN), [_shown(result) for result in results]
+
+
 def _shown(result: Result) -> list[str]:
-    """The row of one result, as under `_SHOWN`; the CSV file has every figure in full."""
     point = result.point
     figures = (
         f"{result.milliseconds:,.4g}",

@@ -323,6 +323,7 @@ def test_sweep_command(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, run.output
     assert (tmp_path / "sweep.html").exists()
+    assert run.output.split().count("bert-base") == 4
     assert CliRunner().invoke(app, [*arguments, "--patterns", "odd"]).exit_code != 0
 
 
