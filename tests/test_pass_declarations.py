@@ -154,14 +154,21 @@ def test_a_function_has_a_name_and_takes_a_program_and_a_context() -> None:
     make("mine")(lambda program, ctx, more=1: 0)
 
 
-class Undecorated(Pass):
+@dataclass(frozen=True)
+class Idle(Pass):
+    """Does nothing."""
+
+    name: ClassVar[str] = "idle"
+
+    def run(self, program: Program, ctx: PassContext) -> PassReport:
+        return PassReport(0)
+
+
+class Undecorated(Idle):
     """Has an option, and is no dataclass."""
 
     name: ClassVar[str] = "undecorated"
     threshold: float = 0.5
-
-    def run(self, program: Program, ctx: PassContext) -> PassReport:
-        return PassReport(0)
 
 
 class UndecoratedTarget(Reference):
@@ -178,14 +185,11 @@ class Common:
 
 
 @dataclass(frozen=True)
-class OnCommon(Common, Pass):
+class OnCommon(Common, Idle):
     """Does not get the option of its base."""
 
     name: ClassVar[str] = "on-common"
     threshold: float = 0.5
-
-    def run(self, program: Program, ctx: PassContext) -> PassReport:
-        return PassReport(0)
 
 
 class Stricter(Reference):
@@ -203,14 +207,11 @@ class OnStricter(Stricter):
 
 
 @dataclass(frozen=True)
-class Again(Common, Pass):
+class Again(Common, Idle):
     """Has the option of its base by its own annotation."""
 
     name: ClassVar[str] = "again"
     share: float = 0.25
-
-    def run(self, program: Program, ctx: PassContext) -> PassReport:
-        return PassReport(0)
 
 
 @pytest.mark.parametrize(

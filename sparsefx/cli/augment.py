@@ -82,7 +82,7 @@ def command(
             written += len(lines)
             tell(row + 1, len(examples))
     source = "a head for masked tokens" if augmenter.predicts else "the embedding table"
-    stdout.print(f"{len(examples):,} rows became {written:,} by {source}; wrote {out}")  # fmt: skip
+    stdout.print(f"{len(examples):,} rows became {written:,} by {source}; wrote {out}")
 
 
 def _forms(augmenter: Augmenter, examples: Examples, row: int) -> Iterator[tuple[str, str | None]]:
