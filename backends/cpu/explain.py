@@ -8,6 +8,7 @@ stands beside what a core can do at most.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from sparsefx.backends.cpu.plan.weights import SHORT, TILED, Format
 __all__ = ["Explanation", "LayerCosts", "StoredTables", "explain_layers", "stored_tables"]
 
 _PANEL = 64
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class LayerCosts:
         needed = f"{max(0.0, 1 - choice.break_even):.1%}"
         how = "timed on its weights" if choice.timed else "modelled"
         return (
-            f"{'+'.join(layer.nodes)}: {kind} [{layer.rows}, {layer.columns}], "
+            f"{layer.title} (%{'+%'.join(layer.nodes)}): {kind} [{layer.rows}, {layer.columns}], "
             f"sparsity {1 - choice.density:.1%} -> {layer.format}\n"
             f"    us ({how}): {costs}; break-even sparsity {needed}\n"
             f"    {self.why}; {layer.packed_bytes:,} bytes\n" + self.lost + self.achieved
@@ -213,11 +215,34 @@ def _together(group: Sequence[LayerCosts]) -> str:
         f"[{first.rows}, {first.columns}], "
         f"sparsity {_range([1 - layer.choice.density for layer in layers], '.1%')} "
         f"-> {first.format}\n"
-        f"    {', '.join('+'.join(layer.nodes) for layer in layers)}\n"
+        f"    {', '.join(_numbered([layer.title for layer in layers]))}\n"
         f"    us of each ({how}): {costs}; break-even sparsity {needed}\n"
         f"    the densest: {densest.why}; {sum(layer.packed_bytes for layer in layers):,} bytes\n"
         + achieved
     )
+
+
+def _numbered(titles: Sequence[str]) -> list[str]:
+    """Titles, those that differ in the number of a layer alone as one.
+
+    >>> _numbered(["layer.0.query", "layer.1.query", "layer.2.query", "pooler"])
+    ['layer.*.query (0 to 2)', 'pooler']
+    """
+    found: dict[str, list[int]] = {}
+    for title in titles:
+        number = _NUMBER.search(title)
+        form = _NUMBER.sub(".*.", title, count=1)
+        found.setdefault(form, []).extend([int(number[1])] if number else [])
+    return [_several(form, sorted({*numbers})) for form, numbers in found.items()]
+
+
+def _several(form: str, numbers: list[int]) -> str:
+    if len(numbers) < 2:
+        return form.replace(".*.", f".{numbers[0]}.") if numbers else form
+    first, last = numbers[0], numbers[-1]
+    if numbers == list(range(first, last + 1)):
+        return f"{form} ({first} to {last})"
+    return f"{form} ({', '.join(map(str, numbers))})"
 
 
 def _range(values: Sequence[float], form: str) -> str:

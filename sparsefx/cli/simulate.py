@@ -62,7 +62,7 @@ def command(
         bool, typer.Option("--mappings", help="Print the best tile sizes of each product.")
     ] = False,
     layer: Annotated[
-        str, typer.Option(help="Time one product element by element, without memory.")
+        str, typer.Option(help="Time one product, by its module or node, without memory.")
     ] = "",
     overwrite: Overwrite = False,
 ) -> None:

@@ -199,8 +199,10 @@ def test_linears_of_one_shape_and_format_are_one_entry() -> None:
     # query, key and value; output; up; down of both layers, and the pooler and the classifier
     assert len(found.layers) == 10
     assert len(re.findall(r"^2 linears: ", text, re.MULTILINE)) == 4
-    for layer in found.layers:
-        assert "+".join(layer.layer.nodes) in text
+    for name in ("attention.self.query+key+value", "attention.output.dense", "output.dense"):
+        assert f"\n    bert.encoder.layer.*.{name} (0 to 1)\n" in text
+        assert f"\nbert.encoder.layer.1.{name} (%linear" in full
+    assert "\nbert.pooler.dense (%linear_12): " in text
     assert re.search(r"sparsity \d+\.\d% to \d+\.\d% -> ", text)
     assert "measured: " in text
     assert (full.splitlines()[0], full.splitlines()[-1]) == (

@@ -89,7 +89,7 @@ def gantt(run: Simulation) -> str:
         y = 8 + 17 * row
         canvas.text(64, y + 11, lane, "end", 10.5)
         for start, end, kind, name in lanes[lane]:
-            tip = f"%{name}: {kind}, {start:,.0f} to {end:,.0f}"
+            tip = f"{run.workload.titles[name]}: {kind}, {start:,.0f} to {end:,.0f}"
             canvas.rect(axis(start), y, axis(end) - axis(start), 13, _KINDS[kind], tip)
     bottom = 8 + 17 * len(order)
     for value in axis.ticks():
@@ -156,7 +156,7 @@ def roofline_plot(run: Simulation) -> str:
     canvas.text(x(middle) + 12, y(middle * rate) + 16, f"{told}, {short(rate)}B/s")
     for intensity, speed, op in points:
         roof = peak if on_chip else min(peak, intensity * rate)
-        tip = f"%{op.name}: {short(speed)} MAC/s, {speed / roof:.0%} of roof"
+        tip = f"{run.workload.titles[op.name]}: {short(speed)} MAC/s, {speed / roof:.0%} of roof"
         canvas.dot(x(intensity), y(speed), COLOURS[0], tip)
     return canvas.render()
 

@@ -37,6 +37,8 @@ def listing(run: Simulation) -> str:
         by_op.setdefault(task.op, Counter())[text] += 1
     for index, (op, result) in enumerate(zip(run.workload.ops, run.ops, strict=True)):
         lines.append(f"\n%{op.name}: {op.kind}{_sizes(op)}")
+        if isinstance(op, MatmulOp) and op.module:
+            lines.append(f"  ; {op.module}")
         if isinstance(op, MatmulOp) and op.weight is not None:
             lines.append(f"  ; weights {weight_digest(op.weight)}")
         if result.mapping:
@@ -63,7 +65,7 @@ def mapping_table(run: Simulation) -> str:
         if sizes in seen:
             continue
         seen.add(sizes)
-        lines.append(f"%{op.name}:{_sizes(op)}")
+        lines.append(f"{run.workload.titles[op.name]}:{_sizes(op)}")
         options = mapping_options(op, run.machine, streamed=not run.schedule.resident)
         lines += [f"  {option}" for option in options[:_MOST_MAPPINGS]]
     return "\n".join(lines)
@@ -83,8 +85,10 @@ def layer_summary(run: Simulation, name: str) -> str:
     Raises:
         TargetError: When the workload has no such product.
     """
-    products = {op.name: op for op in run.workload.matmuls}
-    op = products.get(name.removeprefix("%"))
+    nodes = {op.name: op for op in run.workload.matmuls}
+    products = {run.workload.titles[node].removeprefix("%"): op for node, op in nodes.items()}
+    wanted = name.removeprefix("%")
+    op = products.get(wanted) or nodes.get(wanted)
     if op is None:
         raise TargetError(
             f"there is no product {name!r}",
@@ -96,7 +100,7 @@ def layer_summary(run: Simulation, name: str) -> str:
     cycles = timing.cycles * op.copies
     ideal = timing.macs * op.copies / run.machine.engine.peak
     lines = [
-        f"%{op.name}:{_sizes(op)} on one core of {run.architecture.name}",
+        f"{run.workload.titles[op.name]}:{_sizes(op)} on one core of {run.architecture.name}",
         f"  {cycles:,} cycles, {ideal:,.0f} of them for {timing.macs * op.copies:,} products",
         f"  {timing.fill * op.copies:,} cycles of fill and drain",
     ]

@@ -33,7 +33,7 @@ class Outcome:
         program: Fingerprint of the Program; "" for masks made from sizes.
         bound_ms: Roofline bound, milliseconds.
         waterfall: Share of the cycles by cause, 0 to 1.
-        operations: Microseconds by node.
+        operations: Microseconds of each.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _outcome(tree: Mapping[str, Any], name: str) -> Outcome:
         float(tree["dram_bytes"]),
         sum(tree["energy_pJ"].values()) / 1e9,
         {cause: float(tree["waterfall"][cause]) / cycles for cause in WATERFALL},
-        {row["node"]: float(row["us"]) for row in tree["operations"]},
+        {row["operation"]: float(row["us"]) for row in tree["operations"]},
     )
 
 

@@ -132,7 +132,7 @@ def _operations(run: Simulation) -> str:
     busiest = sorted(run.ops, key=lambda op: -op.busy)[:_MOST_OPERATIONS]
     rows = [
         (
-            f"%{op.name}",
+            run.workload.titles[op.name],
             op.kind,
             f"{op.busy:,.0f}",
             f"{op.end - op.start:,.0f}",
@@ -146,8 +146,8 @@ def _operations(run: Simulation) -> str:
         for op in busiest
     ]
     head = [
-        "node", "kind", "busy cycles", "from start to end", "MACs", "array / ideal", "external kB",
-        "metadata kB", "uJ", "tile",
+        "operation", "kind", "busy cycles", "from start to end", "MACs", "array / ideal",
+        "external kB", "metadata kB", "uJ", "tile",
     ]  # fmt: skip
     left = len(run.ops) - len(rows)
     more = paragraph(f"{left} operations with less work are left out.") if left else ""
@@ -155,7 +155,9 @@ def _operations(run: Simulation) -> str:
 
 
 def _ratio(run: Simulation, op: OpResult) -> str:
-    return paragraph(f"%{op.name}, {figures.over_ideal(run, op):.2f} times its ideal cycles")
+    return paragraph(
+        f"{run.workload.titles[op.name]}, {figures.over_ideal(run, op):.2f} times its ideal cycles"
+    )
 
 
 def _swings(swings: tuple[Swing, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -58,7 +58,7 @@ def _unused(run: Simulation) -> str:
     told = f"{len(unfit)} products have zeros in no pattern that this engine skips"
     if engine.patterns:
         told += f" ({', '.join(engine.patterns)})"
-    told += f", and run dense, as %{unfit[0]} does"
+    told += f", and run dense, as {unfit[0]} does"
     if engine.patterns:
         slots, group = map(int, engine.patterns[0].split(":"))
         options = f"pattern='{slots}:{group}',sparsity={1 - slots / group:g}"
@@ -69,7 +69,7 @@ def _unused(run: Simulation) -> str:
 def _unfit(run: Simulation) -> list[str]:
     """Products that run dense although a twentieth or more of their weights is zero."""
     return [
-        op.name
+        run.workload.titles[op.name]
         for op, result in zip(run.workload.ops, run.ops, strict=True)
         if isinstance(op, MatmulOp) and op.nonzero is not None and op.density < 0.95
         if result.macs and result.macs.executed == result.macs.dense
@@ -125,13 +125,14 @@ def _imbalance(run: Simulation) -> str:
     products = [op for op in run.ops if op.macs and op.macs.executed]
     lost = {op.name: op.engine_cycles * (1 - 1 / over_ideal(run, op)) for op in products}
     worst = sorted(products, key=lambda op: -lost[op.name])
-    names = ", ".join(f"%{op.name} ({over_ideal(run, op):.2f})" for op in worst[:3])
+    titles = run.workload.titles
+    names = ", ".join(f"{titles[op.name]} ({over_ideal(run, op):.2f})" for op in worst[:3])
     text = f"slots of the array do no work; the most in {names}, times the ideal cycles."
     named = [op for at in worst[:3] for op in run.workload.matmuls if op.name == at.name]
-    return " ".join((text, *_remedies(run.machine.engine, named)))
+    return " ".join((text, *_remedies(run.machine.engine, named, titles)))
 
 
-def _remedies(engine: Engine, products: list[MatmulOp]) -> list[str]:
+def _remedies(engine: Engine, products: list[MatmulOp], titles: Mapping[str, str]) -> list[str]:
     """What fills the slots of the array, tried on the products that lose the most."""
     told = []
     if pruned := next((op for op in products if 0 < op.density < 1), None):
@@ -141,16 +142,16 @@ def _remedies(engine: Engine, products: list[MatmulOp]) -> list[str]:
         if less < _HELPS:
             told.append(
                 "Rows of pruned weights differ: balance-banks or permute-rows evens them out; "
-                f"%{pruned.name} with even rows would take {less:.0%} of its cycles."
+                f"{titles[pruned.name]} with even rows would take {less:.0%} of its cycles."
             )
     if linear := next((op for op in products if op.has_weights), None):
         less = engine.run(_longer(linear.gemm, 4)).cycles / 4 / engine.run(linear.gemm).cycles
         if less < _HELPS:
             told.append(
                 "More tokens at once fill the array: with four times as many "
-                f"%{linear.name} would take {less:.0%} of its cycles for each."
+                f"{titles[linear.name]} would take {less:.0%} of its cycles for each."
             )
-    if attention := [f"%{op.name}" for op in products if not op.has_weights]:
+    if attention := [titles[op.name] for op in products if not op.has_weights]:
         few = "is too small" if len(attention) == 1 else "are too small"
         told.append(f"{' and '.join(attention)} {few} for the array: longer sequences fill it.")
     return told
@@ -176,7 +177,7 @@ def _fill(run: Simulation) -> str:
 
 def _memory(run: Simulation) -> str:
     rate = run.machine.dram_rate * run.machine.clock
-    most = _largest({f"%{op.name}": op.traffic.total for op in run.ops}, "B")
+    most = _largest({run.workload.titles[op.name]: op.traffic.total for op in run.ops}, "B")
     return (
         f"cores wait for external memory: {plain(run.dram_bytes / 1e6, 2)} MB at {short(rate)}B/s "
         f"take {plain(run.dram_bytes / rate * 1e3, 3)} ms; the most for {most}."

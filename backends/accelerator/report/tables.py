@@ -50,7 +50,11 @@ def _swing(swing: Swing) -> dict[str, Any]:
 
 
 def _operations(run: Simulation) -> list[dict[str, Any]]:
-    return [{"node": row.where, "kind": row.op, **row.figures} for row in cost_report(run).rows]
+    named = zip(run.workload.titles.values(), cost_report(run).rows, strict=True)
+    return [
+        {"operation": title, "node": row.where, "kind": row.op, **row.figures}
+        for title, row in named
+    ]
 
 
 def as_csv(run: Simulation) -> str:

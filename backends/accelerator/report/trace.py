@@ -20,7 +20,7 @@ def trace_events(run: Simulation) -> list[dict[str, Any]]:
         thread = threads.setdefault(task.resource, len(threads))
         events.append(
             {
-                "name": f"%{run.ops[task.op].name}",
+                "name": run.workload.titles[run.ops[task.op].name],
                 "cat": task.kind,
                 "ph": "X",
                 "ts": task.start * scale,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from sparsefx.backends.accelerator.workload.units import (
 )
 from sparsefx.backends.formats.encoding import Int8Array
 from sparsefx.errors import TargetError
+from sparsefx.passes.analyses.dataflow import weight_of
 from sparsefx.passes.analyses.quantized import QuantizedProducts
 from sparsefx.program import Program
 
@@ -198,10 +199,9 @@ class _Lowerer:
             return MatmulOp(node.name, out[-2], out[-1], k, inputs, copies, stationary=False)
         rows = math.prod(out[:-1])
         weight, mask = self.weight(node)
-        active = self.how.activations.get(node.name)
-        return MatmulOp(
-            node.name, rows, out[-1], k, inputs, weight=weight, mask=mask, activation=active
-        )
+        module = (weight_of(node) or "").rpartition(".")[0]
+        product = MatmulOp(node.name, rows, out[-1], k, inputs, weight=weight, mask=mask)
+        return replace(product, activation=self.how.activations.get(node.name), module=module)
 
     def weight(self, node: fx.Node) -> tuple[Int8Array | None, BoolArray | None]:
         name = integer_weight(self.program, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -28,6 +29,7 @@ class MatmulOp:
         weight: The integer weights `[n, k]`; None when both operands are activations.
         mask: Non-zeros of the weights, where the values themselves are not at hand.
         activation: Non-zeros of the activations `[m, k]`, where they are known.
+        module: What its weight belongs to, such as `encoder.layer.0.attention.self.query`.
         inputs: Names of the operations whose results are read; "" is a float input of the Program
             (integers, such as ids and masks, are prepared with it and too few to count).
     """
@@ -42,6 +44,7 @@ class MatmulOp:
     mask: BoolArray | None = field(default=None, repr=False, compare=False)
     activation: BoolArray | None = field(default=None, repr=False, compare=False)
     stationary: bool = True
+    module: str = ""
 
     kind = "matmul"
 
@@ -193,6 +196,16 @@ class Workload:
         found = {name: index for index, op in enumerate(self.ops) for name in op.inputs}
         outcome = self.results or [op.name for op in self.ops if op.name not in found]
         return found | dict.fromkeys(outcome, len(self.ops))
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """What people call each operation: the module of its weight, else its node."""
+        modules = Counter(op.module for op in self.matmuls)
+        shared = {op.name: op.module for op in self.matmuls if op.module}
+        return {op.name: f"%{op.name}" for op in self.ops} | {
+            name: module if modules[module] == 1 else f"{module} (%{name})"
+            for name, module in shared.items()
+        }
 
     @property
     def matmuls(self) -> tuple[MatmulOp, ...]:

@@ -16,6 +16,7 @@ class Layer:
 
     Attributes:
         nodes: The graph's linears that it computes.
+        weights: The names of their weights.
         rows, columns: Shape of the weight.
         nonzeros: Weights that are not zero.
         integer: int8 arithmetic.
@@ -28,6 +29,7 @@ class Layer:
     """
 
     nodes: tuple[str, ...]
+    weights: tuple[str, ...]
     rows: int
     columns: int
     nonzeros: int
@@ -37,3 +39,12 @@ class Layer:
     choice: Choice
     packed_bytes: int
     dropped: tuple[int, int] = (0, 0)
+
+    @property
+    def title(self) -> str:
+        """The modules of its weights, such as ``layer.0.attention.self.query+key+value``."""
+        first, *others = (name.rpartition(".")[0] or name for name in self.weights)
+        parent = first.rpartition(".")[0] + "."
+        beside = [other.removeprefix(parent) for other in others]
+        _, bracket, rows = self.nodes[0].partition("[")
+        return "+".join((first, *beside)) + bracket + rows

@@ -22,6 +22,7 @@ from sparsefx.backends.cpu.measure.rates import faster
 from sparsefx.backends.cpu.plan import catalog
 from sparsefx.backends.cpu.plan.plan import Buffer, Step
 from sparsefx.backends.cpu.plan.weights import FORMATS, Packed, pack
+from sparsefx.passes.analyses.dataflow import weight_of
 
 __all__ = ["LinearLowering"]
 
@@ -232,8 +233,7 @@ class LinearLowering:
     ) -> None:
         """Add a step with what is told of it, and take the nodes that it computes."""
         walk = self._walk
-        layer = _layer(section.names, weights.matrix, step, packed, choice)
-        layer = replace(layer, dropped=section.dropped)
+        layer = _layer(section, weights.matrix, step, packed, choice)
         facts = {"macs": float(layer.nonzeros), "dense_macs": float(weights.matrix.size)}
         walk.steps.append(replace(step, facts=facts))
         walk.layers.append(layer)
@@ -308,12 +308,24 @@ class LinearLowering:
 
 
 def _layer(
-    nodes: tuple[str, ...], matrix: NDArray[Any], step: Step, packed: Packed, choice: Choice
+    section: _Section, matrix: NDArray[Any], step: Step, packed: Packed, choice: Choice
 ) -> Layer:
     integer, nonzeros = matrix.dtype == np.int8, int(np.count_nonzero(matrix))
     (rows, columns), space = matrix.shape, int(step.words["space"])  # type: ignore[arg-type]
-    stored = packed.stored_bytes
-    return Layer(nodes, rows, columns, nonzeros, integer, space, packed.format, choice, stored)
+    names = tuple(weight_of(node) or node.name for node in section.linears)
+    return Layer(
+        nodes=section.names,
+        weights=names,
+        rows=rows,
+        columns=columns,
+        nonzeros=nonzeros,
+        integer=integer,
+        space=space,
+        format=packed.format,
+        choice=choice,
+        packed_bytes=packed.stored_bytes,
+        dropped=section.dropped,
+    )
 
 
 def _width(node: fx.Node) -> int:

@@ -18,7 +18,9 @@ from sparsefx import Pipeline, Program
 from sparsefx.backends.accelerator.hardware.archfile import load_architecture
 from sparsefx.backends.accelerator.hardware.machine import Machine
 from sparsefx.backends.accelerator.hardware.quantity import Quantity
+from sparsefx.backends.accelerator.report.listing import layer_summary, listing
 from sparsefx.backends.accelerator.report.reasons import reasons
+from sparsefx.backends.accelerator.report.tables import as_tree
 from sparsefx.backends.accelerator.simulation.executor import accumulate, multiply
 from sparsefx.backends.accelerator.simulation.tile_level import simulate
 from sparsefx.backends.accelerator.target import Accelerator, CompiledForAccelerator
@@ -282,6 +284,26 @@ def test_a_linear_that_stays_float_is_listed_with_the_reason() -> None:
         with pytest.raises(TargetError, match=re.escape(f"{found.where}: its weight is float")):
             lowers(program)
     assert not [i for i in Accelerator(arch="a100-fp16").unsupported(program) if not i.instead]
+
+
+@pytest.mark.parametrize(
+    ("model", "module", "told"),
+    [
+        ("bert-cls", "bert.encoder.layer.0.attention.self.query", ""),
+        ("albert", "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn", " (%linear_5)"),
+    ],
+)
+def test_products_are_named_by_their_modules(model: str, module: str, told: str) -> None:
+    workload = workload_of(shared(model), integers=False, batch=1, tokens=16)
+    assert len({*workload.titles.values()}) == len(workload.ops)
+    run = simulate(workload, load_architecture("a100-fp16"))
+    title = module + told
+    node = next(name for name, each in workload.titles.items() if each == title)
+    assert layer_summary(run, title) == layer_summary(run, f"%{node}")
+    assert layer_summary(run, title).startswith(f"{title}: [16, 64] by [")
+    assert f"\n%{node}: matmul [16, 64]" in listing(run)
+    assert f"\n  ; {module}\n" in listing(run)
+    assert title in [row["operation"] for row in as_tree(run)["operations"]]
 
 
 @pytest.mark.parametrize("model", ["mpnet", "modernbert"])
