@@ -141,7 +141,7 @@ def _operations(run: Simulation) -> str:
             f"{op.traffic.total / 1e3:,.1f}",
             f"{op.traffic.metadata / 1e3:,.1f}",
             f"{sum(op.energy.values()) / 1e6:.3f}",
-            op.mapping.partition(",")[0],
+            op.mapping.partition(":")[0],
         )
         for op in busiest
     ]
