@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.console import stderr
@@ -73,6 +74,7 @@ def in_order_of_head(task: Task, config: Any, model: str) -> Task:
     """Return the task with the classes of the model's own head, if that has all of its names.
 
     Such a head goes on with what it knows, where sorted names would give its outputs other ones.
+    Labels that are numbers are numbers of its outputs, as everywhere else.
     """
     names = named_classes({"id2label": config.id2label})
     if not task.classes or names is None or names == task.classes:
@@ -81,6 +83,11 @@ def in_order_of_head(task: Task, config: Any, model: str) -> Task:
         return task
     if {*task.classes} <= {*names}:
         return task.with_classes(names)
+    counted = task.classes == tuple(map(str, range(len(task.classes))))
+    if counted and len(task.classes) <= len(names):
+        listed = ", ".join(f"{index} {name}" for index, name in enumerate(names))
+        stderr.print(f"labels are taken for the outputs of {model}: {listed}")
+        return replace(task, classes=names[: len(task.classes)]).with_classes(names)
     if len(names) == len(task.classes):
         told = f"{', '.join(names)}; from here on they stand for {', '.join(task.classes)}"
         stderr.print(f"warning: the outputs of {model} were {told}")

@@ -147,6 +147,21 @@ def test_a_head_whose_classes_get_other_names_is_told(place: Path, ended: Ended)
     assert "were O, B-NP, I-NP; from here on they stand for B-V, I-V, O" in told
 
 
+def test_numbers_are_those_of_the_outputs_of_a_named_head(place: Path, ended: Ended) -> None:
+    made: Any = tiny_run.model(3, BertForTokenClassification)
+    made.config.id2label = {0: "O", 1: "B-NP", 2: "I-NP"}
+    made.save_pretrained(place / "model")
+    rows = [{"tokens": text.split(), "tags": [i % 2 for i, _ in enumerate(text.split())]}
+            for text in tiny_run.texts(20, 0)]  # fmt: skip
+    (place / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = ended(*compress(place, "numbers.jsonl"))
+    assert "labels are taken for the outputs of" in told
+    assert ": 0 O, 1 B-NP, 2 I-NP\n" in told
+    assert "3 classes, with their training words: O (" in told
+    config = json.loads((place / "run" / "huggingface" / "config.json").read_text())
+    assert config["id2label"] == {"0": "O", "1": "B-NP", "2": "I-NP"}
+
+
 def test_numbers_of_classes_get_the_names_that_are_given(place: Path, ended: Ended) -> None:
     rows = ({"tokens": text.split(), "tags": tags(text)} for text in tiny_run.texts(20, 0))
     (place / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
