@@ -30,7 +30,8 @@ __all__ = ["capture"]
 logger = logging.getLogger(__name__)
 
 Dynamic = bool | Mapping[str, Mapping[int, str]]
-_DIMENSION_NAMES = {0: "batch", 1: "sequence"}
+_TOKENS = ("batch", "sequence")
+_CHOICES = ("batch", "choices", "sequence")
 
 _IN_KWARGS = (
     "torch.export takes inputs that forward names, none of its **kwargs: leave it out if the model "
@@ -53,8 +54,9 @@ def capture(
             inputs of the Program. Not needed for an ExportedProgram.
         dynamic: True makes dimension 0 of every input the dynamic ``batch`` and, for integer inputs
             of two or more dimensions and float masks of their shape, dimension 1 the dynamic
-            ``sequence``. Where the examples have several sizes of one of these, there is
-            ``sequence_2`` and so on, and a size of 1 stays as it is. A mapping such as
+            ``sequence``. Where all of these have three, as for multiple choice, they are ``batch``,
+            ``choices`` and ``sequence``. Where the examples have several sizes of one of these,
+            there is ``sequence_2`` and so on, and a size of 1 stays as it is. A mapping such as
             ``{"pixels": {0: "batch"}}`` says so for each input; False makes all sizes fixed.
 
     Returns:
@@ -155,13 +157,16 @@ def _dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, d
 
 def _usual_dims(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """Name dimensions by their places; two sizes in the examples are two dimensions."""
-    sizes: dict[str, list[int]] = {label: [] for label in _DIMENSION_NAMES.values()}
-    places = [(name, i, inputs[name].shape[i]) for name, open in _open(inputs) for i in open]
-    for _, place, size in places:
-        sizes[_DIMENSION_NAMES[place]].append(size)
+    places = [
+        (name, place, label, inputs[name].shape[place])
+        for name, labels in _labels(inputs)
+        for place, label in enumerate(labels)
+    ]
+    sizes: dict[str, list[int]] = {}
+    for _, _, label, size in places:
+        sizes.setdefault(label, []).append(size)
     found: dict[str, dict[int, str]] = {name: {} for name in inputs}
-    for name, place, size in places:
-        label = _DIMENSION_NAMES[place]
+    for name, place, label, size in places:
         others = [other for other in dict.fromkeys(sizes[label]) if other != 1]
         if size == 1 and others:  # it is repeated along the others, or has one entry for each text
             logger.warning(
@@ -175,12 +180,13 @@ def _usual_dims(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     return found
 
 
-def _open(inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, range]]:
-    """The dimensions of each input that usually differ from call to call."""
+def _labels(inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name the dimensions of each input that usually differ from call to call."""
     tokens = [v.shape for v in inputs.values() if v.dim() >= 2 and not v.is_floating_point()]
+    labels = _CHOICES if tokens and all(len(shape) == 3 for shape in tokens) else _TOKENS
     for name, value in inputs.items():
         is_tokens = value.shape in tokens and (not value.is_floating_point() or "mask" in name)
-        yield name, range(min(value.dim(), 2 if is_tokens else 1))
+        yield name, labels[: value.dim() if is_tokens else min(value.dim(), 1)]
 
 
 def _check_sizes(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
@@ -275,7 +281,7 @@ def _names_of_symbols(values: Mapping[str, Tensor]) -> dict[str, str]:
             if isinstance(size, int) or str(size) in found:
                 continue
             given = _exported_name(size, f"L['{name}'].size()[{place}]")
-            usual = _DIMENSION_NAMES.get(place, "")
+            usual = dict(enumerate(_TOKENS)).get(place, "")
             taken = {"", *found.values()}
             choice = next((n for n in (given, usual) if n not in taken), f"{name}_{place}")
             found[str(size)] = choice

@@ -96,10 +96,11 @@ class Signature:
         return batch, length if isinstance(length, int) else tokens
 
     def sizes(self, batch: int, tokens: int) -> dict[str, int]:
-        """The size of each dynamic dimension for so many sequences of so many tokens."""
+        """The size of each dynamic dimension for so many sequences of so many tokens; others 1."""
         dims = self.tokens.dims if self.tokens else ("batch", "sequence")
-        named = zip(dims, (batch, tokens), strict=True)
-        return {dim: size for dim, size in named if isinstance(dim, str)}
+        found = {dim: 1 for spec in self.inputs for dim in spec.dims}
+        found |= dict(zip(dims, (batch, tokens), strict=True))
+        return {dim: size for dim, size in found.items() if isinstance(dim, str)}
 
     def check_taken(self, batch: int, tokens: int) -> None:
         """Raise ProgramError if it does not take so many sequences of so many tokens."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertForMultipleChoice
 
 import sparsefx
 from sparsefx import Pipeline, Program
@@ -159,6 +160,24 @@ def test_a_mask_of_floats_is_as_long_as_the_tokens() -> None:
     longer = example_batch(3, 9)
     longer["attention_mask"] = longer["attention_mask"].float()
     torch.testing.assert_close(program(**longer)["logits"], model(**longer).logits)
+
+
+@pytest.mark.parametrize("mask", [torch.int64, torch.float32])
+def test_multiple_choice_has_any_number_of_choices_and_tokens(mask: torch.dtype) -> None:
+    def batch(*sizes: int) -> dict[str, Tensor]:
+        kept = torch.ones(sizes, dtype=mask)
+        return {"input_ids": torch.randint(100, sizes), "attention_mask": kept}
+
+    config: Any = tiny("bert-cls").config
+    model: Any = BertForMultipleChoice(config)
+    model.eval()
+    program = sparsefx.capture(model, batch(2, 2, 8))
+    names = ("batch", "choices", "sequence")
+    assert [spec.dims for spec in program.signature.inputs] == [names, names]
+    for other in (batch(3, 4, 9), batch(1, 1, 5)):
+        torch.testing.assert_close(program(**other)["logits"], model(**other).logits)
+    shown = program.signature.example(program.signature.sizes(3, 7))["input_ids"]
+    assert shown.shape == (3, 1, 7)
 
 
 def test_features_stay_as_many_as_they_are() -> None:
