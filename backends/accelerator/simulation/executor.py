@@ -55,7 +55,8 @@ def accumulate(q: Tensor, zero_point: int, weight: Int8Array) -> Int32Array:
         int32 `[rows, n]`.
     """
     signed = (q.to(torch.int16) - 128).to(torch.int8)
-    product = torch._int_mm(signed, torch.from_numpy(np.ascontiguousarray(weight.T)))
+    # A copy: where k is 1, what counts as contiguous may have strides that torch misreads.
+    product = torch._int_mm(signed, torch.from_numpy(weight.T.copy()))
     sums = torch.from_numpy(weight.sum(axis=1, dtype=np.int32))
     total: Int32Array = (product + (128 - zero_point) * sums).numpy()
     return total

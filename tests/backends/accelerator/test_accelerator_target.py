@@ -128,10 +128,11 @@ def matmul_integer(left: Array, right: Array, left_zero: int, right_zero: int) -
     return result
 
 
-def test_accumulators_equal_onnx_runtime_integer_products() -> None:
+@pytest.mark.parametrize("inputs", [96, 1])
+def test_accumulators_equal_onnx_runtime_integer_products(inputs: int) -> None:
     generator = np.random.default_rng(0)
-    q = generator.integers(0, 256, (16, 96)).astype(np.uint8)
-    weight = generator.integers(-127, 128, (40, 96)).astype(np.int8)
+    q = generator.integers(0, 256, (16, inputs)).astype(np.uint8)
+    weight = generator.integers(-127, 128, (40, inputs)).astype(np.int8)
     theirs = matmul_integer(q, weight.T, 131, 0)
     assert np.array_equal(accumulate(torch.from_numpy(q), 131, weight), theirs)
 
