@@ -38,9 +38,9 @@ class GatherIntegers(Pass):
     >>> print(graph_text(lowered), end="")
     %embedding_1 = aten.embedding(%weight, %input_1)
     %to = aten.to.dtype(%embedding_1, float32)
-    %index = aten.index.Tensor(%weight_scale, [%input_1])
-    %unsqueeze = aten.unsqueeze(%index, -1)
-    %mul = aten.mul.Tensor(%to, %unsqueeze)
+    %unsqueeze = aten.unsqueeze(%weight_scale, -1)
+    %embedding_2 = aten.embedding(%unsqueeze, %input_1)
+    %mul = aten.mul.Tensor(%to, %embedding_2)
     return {output: %mul}
     """
 
@@ -57,9 +57,9 @@ class GatherIntegers(Pass):
             with rewriter.before(lookup):
                 integers = rewriter.call(aten.embedding.default, table, ids, *rest)
                 rows = rewriter.call(aten.to.dtype, integers, torch.float32)
-                steps = rewriter.call(aten.index.Tensor, scale, [ids])
-                column = rewriter.call(aten.unsqueeze.default, steps, -1)
-                product = rewriter.call(aten.mul.Tensor, rows, column)
+                column = rewriter.call(aten.unsqueeze.default, scale, -1)
+                steps = rewriter.call(aten.embedding.default, column, ids)
+                product = rewriter.call(aten.mul.Tensor, rows, steps)
             rewriter.replace(lookup, product)
             rewriter.erase_unused([floats])
         return PassReport(len(found))

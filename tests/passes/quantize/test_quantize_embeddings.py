@@ -90,12 +90,14 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: object) -> None:
     assert_equal_outputs(small, Program.load(f"{tmp_path}/saved"), {"input": IDS})
 
 
+@pytest.mark.parametrize("ids", [torch.int64, torch.int32])
 @pytest.mark.parametrize("target", ["reference", "onnxruntime", "cpu"])
-def test_targets_compute_with_integer_tables(target: str) -> None:
-    program = sparsefx.capture(tiny("bert-cls"), example_batch()).eval()
+def test_targets_compute_with_integer_tables(target: str, ids: torch.dtype) -> None:
+    batch = {name: value.to(ids) for name, value in example_batch().items()}
+    program = sparsefx.capture(tiny("bert-cls"), batch).eval()
     small = Pipeline.parse("quantize-embeddings").run(program)
-    wanted = small(**example_batch())["logits"]
-    found = sparsefx.registry.parse_target(target).compile(small)(**example_batch())["logits"]
+    wanted = small(**batch)["logits"]
+    found = sparsefx.registry.parse_target(target).compile(small)(**batch)["logits"]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
