@@ -75,7 +75,7 @@ def backend(
         raise TargetError("the graph returns something else than tensors", who=_WHO)
     free = _free_inputs(module, examples)
     if not free:
-        raise TargetError("the graph takes no tensor", who=_WHO)
+        raise _cut(TargetError("the graph takes no tensor", who=_WHO))
     try:
         return _Lowering(module, examples, free, target)
     except TargetError as error:
@@ -168,13 +168,12 @@ class _Lowering:
 
 def _cut(error: TargetError) -> TargetError:
     """The error of a graph that begins in the middle of a model, as it takes no ids."""
-    return TargetError(
-        error.why,
-        who=error.who,
-        where=error.where,
-        hint=f"{error.hint}; torch.compile gives a part of a model alone where the model's code "
-        "leaves the graph (TORCH_LOGS=graph_breaks says where; output_attentions does that)",
+    cause = (
+        "torch.compile gives a part of a model alone where the model's code leaves the graph "
+        "(TORCH_LOGS=graph_breaks says where; output_attentions does that)"
     )
+    hint = "; ".join(filter(None, (error.hint, cause)))
+    return TargetError(error.why, who=error.who, where=error.where, hint=hint)
 
 
 def _refuse_training(module: fx.GraphModule) -> None:

@@ -247,8 +247,21 @@ def test_a_drop_in_says_what_it_cannot_do() -> None:
         program.as_model(small_bert(num_labels=5))
 
 
-def test_a_graph_from_the_middle_of_a_model_says_so() -> None:
-    linear = nn.Linear(4, 4).eval()
+class Weights(nn.Module):
+    """Takes no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, number: int) -> torch.Tensor:
+        return self.weight * number
+
+
+@pytest.mark.parametrize(
+    ("model", "given"), [(nn.Linear(4, 4), torch.randn(2, 3, 4)), (Weights(), 3)]
+)
+def test_a_graph_from_the_middle_of_a_model_says_so(model: nn.Module, given: object) -> None:
     with pytest.raises(BackendCompilerFailed) as caught:
-        torch.compile(linear, backend=backend)(torch.randn(2, 3, 4))
+        torch.compile(model.eval(), backend=backend)(given)
     assert "TORCH_LOGS=graph_breaks says where" in str(caught.value)

@@ -292,12 +292,18 @@ class Shapes:
         """Return a size for a choice of dynamic dimensions, e.g. ``{"batch": 1, "sequence": 128}``.
 
         Raises:
-            ProgramError: When a dynamic dimension has no value.
+            ProgramError: When a dynamic dimension has no value, or values decide about the size.
         """
         if (known := static_size(size)) is not None:
             return known
         expression = size.node.expr  # type: ignore[union-attr]  # a SymInt, by the line above
         names = {symbol: self._names.get(str(symbol)) for symbol in expression.free_symbols}
+        if None in names.values():
+            raise ProgramError(
+                f"the size {size} follows from values, not from sizes of the inputs alone",
+                who="shapes",
+                hint="such a size is known only when it runs: export a model without it",
+            )
         missing = sorted(str(name) for name in names.values() if name not in sizes)
         if missing:
             raise ProgramError(

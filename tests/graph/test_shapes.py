@@ -112,3 +112,11 @@ def test_shapes_are_the_same_on_every_device(device: str) -> None:
         program.to(device)
     assert program.device == torch.device(device)
     assert [program.shape_of(node) for node in program.graph.nodes] == expected
+
+
+def test_a_size_that_follows_from_values_is_told_as_that() -> None:
+    program = small_program(lambda x: x[x > 0] * 2, x=torch.ones(4))
+    fact = program.graph.output_node().all_input_nodes[0].meta["val"]
+    with pytest.raises(ProgramError, match=r"the size u\d+ follows from values") as caught:
+        program.shapes.size(fact.shape[0], {"batch": 4})
+    assert "known only when it runs" in str(caught.value)
