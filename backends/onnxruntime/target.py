@@ -61,6 +61,10 @@ class OnnxRuntime(Target):
     u8 kernels; whoever runs the saved file elsewhere has to set it too, or quantize with
     ``quantize-prepare{weight_range='reduced'}``.
 
+    A token that may look at no token, as in a sequence of padding alone, gets the mean of all
+    values from ONNX Runtime's softmax, and 0 from PyTorch's fused attention: what is computed of
+    such tokens may differ.
+
     Attributes:
         threads: Threads that share one operator; 0 leaves it to ONNX Runtime (one per core).
         optimize: Whether ONNX Runtime may fuse nodes.
