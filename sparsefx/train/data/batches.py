@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsefx.errors import DataError
 from sparsefx.inputs.lengths import check_length
-from sparsefx.train.data.cut import tell_cut
+from sparsefx.train.data.cut import refuse_lost, tell_cut
 from sparsefx.train.data.examples import Examples, Label
 from sparsefx.train.data.words import UNLABELLED, Ints, check_offsets, labels_of_tokens, stacked
 
@@ -159,9 +159,8 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         max_length: Longest sequence, special tokens included.
 
     Raises:
-        DataError: There are no examples, the tokenizer is none of transformers or has no padding
-            token, or ``max_length`` leaves no token of a text. Words have labels, and the tokenizer
-            does not tell where a token comes from, or ``max_length`` leaves no word.
+        DataError: There are no examples, or one without a token; the tokenizer is none that can be
+            used; or ``max_length`` leaves no token, or no word that has a label.
     """
     if not len(examples):
         raise DataError("there are no examples", who="encode", where=examples.origin)
@@ -187,6 +186,7 @@ def encode(tokenizer: Any, examples: Examples, max_length: int) -> Encoded:
         max_length=max_length,
         return_offsets_mapping=per_word,
     )
+    refuse_lost(examples, coded["input_ids"])
     tell_cut(tokenizer, examples, coded["input_ids"], max_length)
     types = coded.get("token_type_ids")
     offsets = coded.get("offset_mapping")
@@ -234,7 +234,7 @@ def check_tokens(data: Encoded, config: Mapping[str, Any]) -> None:
     """
     check_length(config, int(data.lengths.max()))
     rows = config.get("vocab_size")
-    highest = max(int(ids.max()) for ids in data.tokens if len(ids))
+    highest = max(int(ids.max()) for ids in data.tokens)
     if isinstance(rows, int) and highest >= rows:
         raise DataError(
             f"the tokenizer gives the id {highest}; the model's vocabulary has {rows} entries",

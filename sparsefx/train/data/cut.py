@@ -1,4 +1,4 @@
-"""Texts that are longer than a model takes: who trains or scores on their beginning is told."""
+"""Texts of which tokens are missing: cut ones are told, those of which nothing is left refused."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from sparsefx.errors import DataError
 from sparsefx.train.data.examples import Examples
 
-__all__ = ["tell_cut"]
+__all__ = ["refuse_lost", "tell_cut"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,4 +41,25 @@ def tell_cut(
         logger.warning(
             "%s: %d of %d texts are cut to max_length %d tokens; the longest has %d",
             *(examples.origin, len(lengths), len(examples), max_length, max(lengths)),
+        )
+
+
+def refuse_lost(examples: Examples, tokens: Sequence[Sequence[int]]) -> None:
+    """Refuse texts without a token: to a model they would be padding alone.
+
+    Args:
+        examples: Sentences or pairs.
+        tokens: What a tokenizer made of them.
+
+    Raises:
+        DataError: With the number of such texts, and the first of them.
+    """
+    lost = [text for text, ids in zip(examples.texts, tokens, strict=True) if not len(ids)]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(examples)} texts have no token, the first is {lost[0]!r:.80}",
+            who="encode",
+            where=examples.origin,
+            hint="the tokenizer knows none of their characters: leave these texts out, or take the "
+            "tokenizer that the model was trained with",
         )

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sparsefx.errors import DataError
 from sparsefx.huggingface import load_tokenizer
@@ -145,6 +146,17 @@ def test_a_tokenizer_without_padding_token_is_named(tmp_path: Path) -> None:
     assert told
     settings.write_text(json.dumps({**found, **json.loads(f"{{{told[0]}}}")}))
     assert encode(load_tokenizer(str(tmp_path)), Examples("data.csv", ("a b",)), 8).pad == 0
+
+
+def test_a_text_that_would_be_padding_alone_is_refused() -> None:
+    core = Tokenizer(models.BPE({"[PAD]": 0, "a": 1, "b": 2}, []))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast: Any = PreTrainedTokenizerFast
+    letters = fast(tokenizer_object=core, pad_token="[PAD]")
+    with pytest.raises(DataError, match=r"1 of 3 texts .*, the first is '! \?'") as caught:
+        encode(letters, Examples("data.csv", ("a b", "! ?", "b")), 8)
+    assert caught.value.where == "data.csv"
+    assert encode(letters, Examples("data.csv", ("a b", "b !")), 8).lengths.tolist() == [2, 1]
 
 
 def test_errors(tokenizer: Any) -> None:
