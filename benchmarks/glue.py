@@ -243,9 +243,11 @@ def main(
     ]
     known = None if budget else base  # what a budget makes of it hangs on the data
     left = [run for run in runs if not finished(out / f"{run[-1]}.json", transfer, known)]
+    wanted = dict.fromkeys(task for _, task, _ in left)
+    loaded = {task: load_glue(task, folder) for task in wanted}  # a typo costs no finished run
+    unlabelled = {task: transfer_texts(task, folder, transfer) for task in wanted}
     for seed, task, name in left:
-        examples = load_glue(task, folder)
-        texts = transfer_texts(task, folder, transfer)
+        examples, texts = loaded[task], unlabelled[task]
         used = base.model_copy(update={"seed": seed})
         if budget is not None:
             used = with_budget(used, budget, len(examples.split("train")), len(texts or ()))

@@ -96,6 +96,19 @@ def test_a_mistake_ends_in_one_message(tmp_path: Path, capsys: pytest.CaptureFix
         assert told in capsys.readouterr().err
 
 
+def test_all_tasks_are_known_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "RTE").mkdir()
+    for name in ("train", "dev"):
+        rows = "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n1\ta\tc\tnot_entailment\n"
+        (tmp_path / "RTE" / f"{name}.tsv").write_text(rows)
+    monkeypatch.setattr(glue, "run_one", lambda *_: pytest.fail("it began to train"))
+    given = {"budget_of": None, "sparsity": None, "work": tmp_path, "out": tmp_path}
+    with pytest.raises(DataError, match="'RTX' is not a GLUE task"):
+        main("fine-tune", tasks="RTE,RTX", data=tmp_path, model="m", transfer=0, **given)  # type: ignore[arg-type]
+
+
 def test_an_archive_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> None:
     source = tmp_path / "MRPC" / "train.tsv"
     source.parent.mkdir()
