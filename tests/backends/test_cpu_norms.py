@@ -172,6 +172,20 @@ def test_every_spelling_is_one_kernel(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found_[real], compiled(**batch)["hidden"].numpy()[real])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_norms_are_found_whatever_the_floats_of_the_model(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ways = list(SPELLINGS)[:6]
+    program = sparsefx.capture(Encoder(*ways).eval().to(dtype), example_batch())
+    found = list(find_norms(program, Host(program)).values())
+    unsaid = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    epsilons = [unsaid if "epsilon" in way else 1e-4 for way in ways]
+    assert [norm.epsilon for norm in found] == pytest.approx(epsilons)
+    compiled = CpuTarget(rates="built-in").compile(program)
+    tolerance = 1e-5 if dtype == torch.float64 else 2e-2
+    assert difference(program, compiled, padded_batch(program, 3, 21)) < tolerance
+
+
 @pytest.mark.parametrize("way", ["over tokens", "with a mean"])
 def test_other_quotients_are_left_to_pytorch(way: str) -> None:
     program = program_of("torch", way)

@@ -110,7 +110,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def _numbers(region: Region) -> list[float]:
     """What may be the epsilon of a region."""
-    found = [0.0, torch.finfo(torch.float32).eps]
+    unsaid = any(node.target is aten.rms_norm.default for node in region.nodes)
+    found = [torch.finfo(region.kind).eps] * unsaid + [0.0]
     for node in region.nodes:
         found += [x for x in node.args if isinstance(x, float)]
     for table in region.host.evaluate(region.tables, {}).values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sparsefx.backends.cpu.analyses.graphs import identity_source
 from sparsefx.backends.cpu.analyses.host import Host
@@ -48,15 +48,34 @@ class Region:
         """The inputs of the graph that it depends on beside its source."""
         return self.host.placeholders(self.tables)
 
-    def run(self, value: Any, known: Mapping[fx.Node, Any]) -> Any:
-        """The value of the last node for a value of the source and of `inputs`."""
+    @property
+    def kind(self) -> torch.dtype:
+        """The type of floats that it is tried in: products of float16 would say too little."""
+        return torch.float64 if torch.float64 in self._kinds else torch.float32
+
+    @property
+    def _kinds(self) -> set[torch.dtype]:
+        """The types of its ends."""
+        return {node.meta["val"].dtype for node in (self.source, self.nodes[-1])}
+
+    def run(self, value: Tensor, known: Mapping[fx.Node, Any]) -> Any:
+        """The value of the last node, in float32, for a value of the source and of `inputs`."""
+        own, kind = self._kinds, self.kind
         values = self.host.evaluate(self.tables, known)
-        values[self.source] = value
+        values[self.source] = value.to(kind)
+
+        def told(item: Any) -> Any:
+            found = values[item] if isinstance(item, fx.Node) else item
+            if isinstance(found, torch.dtype):
+                return kind if found in own else found
+            return found.to(kind) if isinstance(found, Tensor) and found.dtype in own else found
+
         for node in self.nodes:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+            args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), told)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        return values[self.nodes[-1]]
+        found = values[self.nodes[-1]]
+        return found.float() if isinstance(found, Tensor) else found
 
 
 class Regions:
