@@ -105,7 +105,7 @@ class ScheduleSettings(_Settings):
     """How the learning rate moves; see :mod:`sparsefx.train.schedules`."""
 
     kind: Literal["constant", "linear", "cosine", "rewind"] = "linear"
-    """``rewind`` stands still while a pruning pass moves masks, then falls linearly to zero."""
+    """``rewind`` starts over at each choice of masks, then falls linearly to zero."""
     warmup: Amount = "10%"
     """Steps of linear rise from zero."""
     begin: Amount | None = None
