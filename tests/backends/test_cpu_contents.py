@@ -63,6 +63,12 @@ class BySegmentAlone(Encoder):
         return self.attention(input_ids, (input_ids != 0)[:, None, :] & same)
 
 
+class WithinTypes(Encoder):
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        same = token_type_ids[:, :, None] == token_type_ids[:, None, :]
+        return self.attention(input_ids, same)
+
+
 class UpToTheSecondOfAToken(Encoder):
     def forward(self, input_ids: Tensor) -> Tensor:
         seen = (input_ids != 0) & ((input_ids == SEPARATOR).cumsum(1) < 2)
@@ -290,7 +296,7 @@ def outside_of_equal(form: type[Encoder], *, captured: int, given: int) -> str:
     "model",
     [
         *(ByType, BySegment, BySegmentAlone, WithoutOneToken, WithoutTwoTokens),
-        UpToTheSecondOfAToken,
+        *(UpToTheSecondOfAToken, WithinTypes),
         *(WithoutTwoOfAnotherType, WithoutTwoInAnotherShape, WithoutOneOfBuckets),
     ],
 )

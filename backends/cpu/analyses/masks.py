@@ -3,7 +3,8 @@
 Models build both in many ways, so nothing is matched: their sum is tried on random inputs. It must
 be a number that depends on query - key and the head alone where the key is a real token, and hide
 the key where it is padding; a window is a number that hides. It may depend on what is in one input
-alone, the one that is 0 at padding; of tokens all that the model knows are tried.
+alone, the one that is 0 at padding; of tokens all that the model knows are tried. What padding sees
+does not matter, unless it is other padding alone: then the zeros may be a segment of the text.
 
 The table is read off at the longest length that is tried. Where it does not change any more in the
 outer half of the distances, as with buckets and windows, it is taken to go on so.
@@ -183,7 +184,7 @@ class _Sum:
             real = given.bool()
             expected = _matrix(rows, length).masked_fill(~real[:, None, None, :], -torch.inf)
             asked = real[:, None, :, None]  # queries of padding may see anything
-            if not bool(((found == expected) | ~asked).all()):
+            if not bool(((found == expected) | ~asked).all()) or _are_a_group(found, real):
                 return False
         return True
 
@@ -218,6 +219,14 @@ def _rows(total: Tensor) -> Tensor | None:
     if not torch.equal(total, first.expand_as(total)):
         return None
     return rows_by_distance(first)
+
+
+def _are_a_group(total: Tensor, real: Tensor) -> bool:
+    """Whether zeros see each other and nothing else: a segment of the text, by its look."""
+    sees = torch.isfinite(total) & ~torch.eye(real.shape[1], dtype=torch.bool)
+    keys = real[:, None, None, :]
+    alone = (sees & ~keys).any(-1) & ~(sees & keys).any(-1)
+    return bool((alone & (~real & real.any(1, keepdim=True))[:, None]).any())
 
 
 def _matrix(rows: Tensor, length: int) -> Tensor:
