@@ -14,12 +14,15 @@ __all__ = ["with_budget", "with_sparsity"]
 def with_sparsity(recipe: Recipe, sparsity: float) -> Recipe:
     """Return ``recipe`` pruned to ``sparsity``; its name says so, such as ``sparsebert-small-85``.
 
+    A recipe that locks a pattern it is given, such as ``prune-ofa-small``, gets the name alone: its
+    sparsity is that of the sparse model it starts from.
+
     Args:
         recipe: Its passes that have the option ``sparsity`` get this one, all else stays.
         sparsity: Share of zeros, in (0, 1).
 
     Raises:
-        RecipeError: When no pass of ``recipe`` has the option, or the share is none.
+        RecipeError: When no pass of ``recipe`` has the option or locks, or the share is none.
     """
     if not 0 < sparsity < 1:
         raise RecipeError(
@@ -31,9 +34,9 @@ def with_sparsity(recipe: Recipe, sparsity: float) -> Recipe:
         )
         for stage in recipe.stages
     )
-    if not any(_OPTION.search(p) for stage in stages for p in stage.pipeline):
+    if not any(_SPARSE.search(p) for stage in stages for p in stage.pipeline):
         raise RecipeError(
-            "no pass of a pipeline has the option sparsity",
+            "no pass of a pipeline has the option sparsity or is pattern-lock",
             who=recipe.name,
             hint="take a recipe that prunes",
         )
@@ -42,6 +45,7 @@ def with_sparsity(recipe: Recipe, sparsity: float) -> Recipe:
 
 
 _OPTION = re.compile(r"(?<=[{,]sparsity)=[0-9.]+")
+_SPARSE = re.compile(rf"{_OPTION.pattern}|^pattern-lock\b")
 
 
 def with_budget(recipe: Recipe, model: Recipe, labelled: int, unlabelled: int) -> Recipe:

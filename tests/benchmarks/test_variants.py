@@ -64,6 +64,13 @@ def test_another_sparsity_changes_nothing_else() -> None:
     assert with_start.startswith("obert-prune{sparsity=0.8,initial_sparsity=0.7,")
 
 
+def test_a_recipe_that_locks_a_given_pattern_gets_the_name_alone() -> None:
+    shipped = Recipe.shipped("prune-ofa-small")
+    found = with_sparsity(shipped, 0.85)
+    assert found.name == "prune-ofa-small-85"
+    assert found.stages == shipped.stages
+
+
 def test_a_sparsity_without_effect_is_refused() -> None:
     with pytest.raises(RecipeError, match="no pass of a pipeline has the option sparsity"):
         with_sparsity(Recipe.shipped("fine-tune"), 0.85)
