@@ -248,8 +248,10 @@ def _assemble(
 ) -> fx.GraphModule:
     root: dict[str, Any] = {MODE: Mode()}
     for name, tensor in tensors.items():
-        is_parameter = name in parameters
-        root[name] = nn.Parameter(tensor, parameters[name]) if is_parameter else tensor
+        # In the file they begin anywhere, and matrix products round otherwise where that is within
+        # a cache line: a copy computes what the Program did that was saved.
+        value = tensor.clone()
+        root[name] = nn.Parameter(value, parameters[name]) if name in parameters else value
     module = fx.GraphModule(root, graph, class_name="SparsefxModule")
     for name in parameters:
         _move_last(module, name.split("."))
