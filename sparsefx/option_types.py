@@ -53,6 +53,8 @@ class WrongType(NamedTuple):
         value = self.value
         if isinstance(value, float) and value.is_integer() and "whole" in self.expected:
             return f"write {int(value)}"
+        if value is None and "a text" in self.expected:
+            return "none stands for no value; as a text it is written 'none'"
         return ""
 
 

@@ -110,6 +110,7 @@ def test_wrong_text_points_at_the_place(text: str, caret: int, expected: str) ->
         ("simplify{inference=1}", "inference=1: expected True or False"),
         ("distill{layers=((0,1.5),)}", "layers=((0, 1.5),): expected "),
         ("fixpoint{passes=3}", "passes=3: expected a text"),
+        ("quantize-prepare{requantize=none}", "as a text it is written 'none'"),
         ("fixpoint{passes=''}", "passes='': expected at least one pass"),
         ("fixpoint", "passes='': expected at least one pass"),
     ],

@@ -44,7 +44,8 @@ def check_fit(item: Distill, student: Program, teacher: Program | None) -> None:
             f"the student returns {losses[0]!r} already",
             who="distill",
             where=losses[0],
-            hint="capture it without labels; the labels term adds them",
+            hint="capture it without labels, as the labels term adds them; of the passes that put "
+            "a loss in, distill comes first",
         )
     if item.logits:
         _check_soft_targets(item, student)

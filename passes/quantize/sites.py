@@ -114,8 +114,9 @@ def find_linears(program: Program) -> tuple[list[QuantizableLinear], list[Skip]]
             continue
         if others := _other_users(program, weight):
             names = ", ".join(f"%{user.name}" for user in others)
-            reason = f"{names} reads it too (tied to an embedding), and stays float32"
-            skipped.append(Skip(weight, reason))
+            tied = any(user.target is aten.embedding.default for user in others)
+            kind = " (tied to an embedding)" if tied else ""
+            skipped.append(Skip(weight, f"{names} reads it too{kind}, and stays float32"))
             continue
         sites.append(QuantizableLinear(node, weight, operand))
     return sites, skipped + _other_matrices(program, products)

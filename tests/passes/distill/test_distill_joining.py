@@ -279,6 +279,14 @@ def test_a_student_that_returns_a_loss_is_refused() -> None:
         Pipeline.parse("distill").run(program, programs={"teacher": program})
 
 
+def test_a_loss_that_a_pass_put_in_is_told_of_that_pass() -> None:
+    program = small_program(nn.Linear(3, 2), input=torch.ones(4, 3))
+    with pytest.raises(PassError, match=r"(?s)returns 'loss.l1' already.*distill comes first"):
+        Pipeline.parse("reweighted-l1{roles=other},distill").run(
+            program, programs={"teacher": program}
+        )
+
+
 def test_inputs_of_another_type_are_refused() -> None:
     ints = small_program(nn.Embedding(9, 2), input=torch.ones(4, 3, dtype=torch.int64))
     floats = small_program(nn.Linear(3, 2), input=torch.ones(4, 3))

@@ -199,6 +199,13 @@ def test_tied_decoder_stays_float_with_a_reason() -> None:
     assert "tied to an embedding" in skip.reason
 
 
+def test_a_weight_that_a_norm_reads_is_not_called_an_embedding() -> None:
+    program = small_program(nn.Linear(4, 3), input=torch.randn(2, 4))
+    penalised = Pipeline.parse("reweighted-l1{roles=other},quantize-prepare").run(program)
+    (skip,) = penalised.history[-1].skipped
+    assert skip.reason == "%abs_1 reads it too, and stays float32"
+
+
 def test_include_and_exclude() -> None:
     program = prepared("quantize-prepare{include='encoder',exclude='value'}")
     reasons = {skip.reason for skip in program.history[-1].skipped}
