@@ -19,6 +19,7 @@ from sparsefx.graph.effects import changed_state
 from sparsefx.option_types import check_dataclass, wrong_types
 from sparsefx.pipeline import Pipeline
 from sparsefx.program import Program
+from sparsefx.properties import Property
 from sparsefx.spec import format_spec, options_of
 
 __all__ = ["Compiled", "CostReport", "CostRow", "Target", "Unsupported", "state_refused"]
@@ -71,6 +72,9 @@ def state_refused(program: Program, who: str) -> TargetError | None:
 
     None where calls change no tensor that an output follows.
     """
+    if Property.QUANT_PREPARED in program.properties:
+        why = "its observers and fake quantizers are there for training"
+        return TargetError(why, who=who, where="program", hint="run quantize-convert before")
     program.infer_shapes()  # copies are told from views by their dtypes
     changed = changed_state(program.graph)
     if not changed:

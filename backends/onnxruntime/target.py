@@ -42,7 +42,6 @@ _MOST_BYTES = 2**31 - 1  # of a protobuf message
 _UNFINISHED = {
     Property.MASKED: "masks are not folded; run fold-masks before",
     Property.DISTILLING: "a teacher is in the graph; run strip-distillation before",
-    Property.QUANT_PREPARED: "fake quantizers are in the graph; run quantize-convert before",
 }
 
 

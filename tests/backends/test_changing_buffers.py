@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsefx import capture, registry
+from sparsefx import Pipeline, capture, registry
 from sparsefx.errors import TargetError
 from sparsefx.graph.effects import changed_state
 from sparsefx.program import Program
+from sparsefx.testing import small_program
 
 Forward = Callable[["Stateful", Tensor, Tensor], Tensor]
 IDS = torch.tensor([[1, 2, 0], [3, 0, 2]])
@@ -79,6 +80,14 @@ def test_refused_and_listed_beforehand(target: str) -> None:
     for lowers in (chosen.compile, chosen.lower):
         with pytest.raises(TargetError, match=r"it would stay as it is now: count \(by %add_\)"):
             lowers(program)
+
+
+@pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
+def test_observers_are_told_as_such(target: str) -> None:
+    program = small_program(nn.Linear(8, 2), input=torch.ones(3, 8))
+    prepared = Pipeline.parse("quantize-prepare").run(program)
+    with pytest.raises(TargetError, match=r"(?s)observers and fake quanti.*run quantize-convert"):
+        registry.parse_target(target).compile(prepared)
 
 
 def test_reference_follows() -> None:
