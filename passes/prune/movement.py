@@ -199,6 +199,11 @@ class MovementPrune(ScheduledPrune):
             return stay
         return mask_for(self.scores(program, site), 1.0 - least, Unstructured(), self.ties)
 
+    def tell_untouched(self, program: Program, sites: Sequence[MaskSite]) -> None:
+        """Log it for ``top`` alone: how much a threshold drops is for the penalty to say."""
+        if self.choice == "top":
+            super().tell_untouched(program, sites)
+
     def _learned(self, program: Program, site: MaskSite) -> Tensor:
         """Return the scores as they are by now.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ScheduledPrune"]
 
+_LOG = logging.getLogger(__name__)
 _STRAIGHT = torch.ops.sparsefx.straight_through.default
 
 
@@ -193,10 +195,12 @@ class ScheduledPrune(Pass):
         if not moves and self.mask != "hard":
             return
         sites = self.own_masks(program)
-        if moves:
-            self._choose(program, sites, step)
-        else:
+        if not moves:
             zero_masked(program, sites)
+            return
+        self._choose(program, sites, step)
+        if self.passed(step) == self.last_step:
+            self.tell_untouched(program, sites)
 
     def own_masks(self, program: Program) -> tuple[MaskSite, ...]:
         """Return the masks that this pass put in; another pass may hold further ones."""
@@ -217,6 +221,20 @@ class ScheduledPrune(Pass):
             return
         for site in sites:
             self._set(program, site, self.kept(program, site, sparsity))
+
+    def tell_untouched(self, program: Program, sites: Sequence[MaskSite]) -> None:
+        """Log it where the last choice has dropped nothing, as it does where all scores are equal.
+
+        Scores that are learned begin equal, and stay so while the learning rate is 0.
+        """
+        whole = [site.weight for site in sites if bool(program.tensor(site.mask).all())]
+        if whole and self.sparsity and (self.scope == "tensor" or len(whole) == len(sites)):
+            more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+            _LOG.warning(
+                "%s: %s%s lost no weight, as all scores were equal at the last choice, or they are "
+                "too few to drop one; let the ramp end later",
+                *(self, whole[0], more),
+            )
 
     def _scores(self, program: Program, site: MaskSite) -> Tensor:
         scores = self.scores(program, site)

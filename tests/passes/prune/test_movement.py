@@ -225,3 +225,18 @@ def test_masked_weights_go_on_learning(plain: Program) -> None:
     locked = Pipeline.parse("pattern-lock").run(program)
     assert "straight_through" not in graph_text(locked)
     assert_equal_outputs(program, locked, {"input": torch.randn(4, 6)})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [("sparsity=0.5", True), ("sparsity=0.0", False), ("choice=threshold", False)],
+)
+def test_scores_that_never_moved_are_told(
+    plain: Program, caplog: pytest.LogCaptureFixture, options: str, told: bool
+) -> None:
+    # As under a learning rate of 0, with which a warm-up begins: all scores tie, and all stay.
+    pruned = Pipeline.parse(f"movement-prune{{{options},end=2,roles=other}}").run(plain)
+    pruned.step()
+    assert not caplog.records
+    pruned.step()
+    assert ("lost no weight" in caplog.text) == told
