@@ -99,8 +99,8 @@ class PassContext:
             raise PassError(
                 f"the program {name!r} was not given",
                 who=who,
-                hint=f"pipeline.run(program, programs={{{name!r}: ...}}); "
-                + did_you_mean(name, self.programs),
+                hint=f"pipeline.run(program, programs={{{name!r}: ...}}), or with sparsefx opt "
+                f"--program {name}=FOLDER; " + did_you_mean(name, self.programs),
             )
         return self.programs[name]
 

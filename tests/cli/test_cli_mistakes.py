@@ -93,6 +93,7 @@ def place(tmp_path: Path) -> Path:
         ("sweep --out sweep --ratios 2,nan", "are between 1 (dense) and 1e6"),
         ("opt model -p simplify --program teacher=", "expected NAME=FOLDER"),
         ("opt model -p distill --program a=model --program a=model", "is given twice"),
+        ("opt model -p distill", "with sparsefx opt --program teacher=FOLDER"),
         ("evaluate model --data semicolons.csv", "its columns are separated by ';'"),
         ("sensitivity model --data data.csv --pattern 7x7", "blocks of 7x7 do not divide"),
         (
