@@ -17,7 +17,6 @@ __all__ = ["marks_tokens"]
 
 _FAR = 100.0
 """A score that falls by so much counts no more; what is added to scores moves them by 1."""
-_TOKENS = (8, 16, 12, 7, 64)
 
 
 def marks_tokens(program: Program, name: str) -> bool:
@@ -27,17 +26,11 @@ def marks_tokens(program: Program, name: str) -> bool:
     input that is 1 for padding, as ``src_key_padding_mask`` of PyTorch is, or that is added to the
     scores, does something else. Where that cannot be tried, the answer is yes.
     """
-    scores, sizes = _scores(program), _sizes(program)
-    if scores is None or sizes is None:
+    scores, size = _scores(program), program.signature.small()
+    if scores is None or size is None:
         return True
-    batch = {
-        spec.name: torch.zeros(
-            [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims],
-            dtype=spec.dtype,
-            device=program.device,
-        )
-        for spec in program.signature.inputs
-    }
+    inputs = program.signature.example(program.signature.sizes(*size))
+    batch = {each: tensor.to(program.device) for each, tensor in inputs.items()}
     run, read = subgraph(program.module, {"scores": scores})
     if name not in read:
         return True
@@ -62,11 +55,3 @@ def _scores(program: Program) -> fx.Node | None:
         return None
     core = layers[0].core
     return core.mask if core.sdpa is not None else core.scores
-
-
-def _sizes(program: Program) -> dict[str, int] | None:
-    """Return a choice of small sizes that the Program takes; None when there is none."""
-    signature = program.signature
-    dims = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
-    tried = (signature.sizes(2, tokens) for tokens in _TOKENS)
-    return next((s for s in tried if dims <= s.keys() and signature.admits(s)), None)

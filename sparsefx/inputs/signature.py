@@ -133,6 +133,11 @@ class Signature:
         """Whether the conditions on these dimensions hold for their sizes."""
         return broken(self.conditions, sizes) is None
 
+    def small(self) -> tuple[int, int] | None:
+        """A few sequences of a few tokens that meet the conditions; None where none tried does."""
+        tried = ((2, tokens) for tokens in (8, 16, 12, 7, 64))
+        return next((each for each in tried if self.admits(self.sizes(*each))), None)
+
     def _check_conditions(self, sizes: Mapping[str, int]) -> None:
         condition = broken(self.conditions, sizes)  # an input that had a dimension may be gone
         if condition is None:

@@ -58,16 +58,9 @@ def time_in_turns(
 def random_batch(program: Program, batch: int, tokens: int) -> dict[str, Tensor]:
     """Return inputs of the given size, or of the Program's own: random tokens, masks of ones."""
     vocabulary = int(program.config.get("vocab_size", 100))
-    sizes = program.signature.sizes(batch, tokens)
-    found = {}
-    for spec in program.signature.inputs:
-        dims = [sizes.get(dim, tokens) if isinstance(dim, str) else dim for dim in spec.dims]
-        if spec.name == "input_ids":
-            found[spec.name] = torch.randint(vocabulary // 10, vocabulary, dims, dtype=spec.dtype)
-        elif "mask" in spec.name:
-            found[spec.name] = torch.ones(dims, dtype=spec.dtype)
-        else:
-            found[spec.name] = torch.zeros(dims, dtype=spec.dtype)
+    found = program.signature.example(program.signature.sizes(batch, tokens))
+    if (ids := found.get("input_ids")) is not None:
+        found["input_ids"] = torch.randint_like(ids, vocabulary // 10, vocabulary)
     return found
 
 
