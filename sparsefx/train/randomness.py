@@ -38,16 +38,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def left_as_it_is(device: torch.device) -> Iterator[None]:
     """Let what is called inside draw; afterwards all generators go on as if it had not."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    tensors, plain = get_state(device)
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+        set_state(tensors, plain, device)
 
 
 def get_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
