@@ -199,12 +199,11 @@ def paired_difference(
             metric, theirs[rows], labels[rows]
         )
 
-    everything = np.arange(len(labels))
     low, high = _bootstrap(difference, len(labels), seed)
     ours_parts = metric_values(metric, ours, labels)
     theirs_parts = metric_values(metric, theirs, labels)
     parts = {name: ours_parts[name] - theirs_parts[name] for name in ours_parts}
-    return Score(metric, difference(everything), low, high, len(labels), parts)
+    return Score(metric, next(iter(parts.values())), low, high, len(labels), parts)
 
 
 def metric_values(metric: MetricName, predicted: Floats, labels: Floats) -> dict[str, float]:
