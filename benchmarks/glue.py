@@ -252,7 +252,6 @@ def main(
         if budget is not None:
             used = with_budget(used, budget, len(examples.split("train")), len(texts or ()))
         result = run_one(used, examples, texts, place, work / name)
-        out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name}.json"
         write_json(path, as_json(result, used, task, label, transfer))
         typer.echo(f"wrote {path}")

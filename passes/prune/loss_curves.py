@@ -106,6 +106,5 @@ def write_loss_curves(curves: Mapping[str, LossCurve], path: str | Path) -> Path
     text = json.dumps(tree, indent=1)
     if file.suffix != ".json":
         text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
     return file

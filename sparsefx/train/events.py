@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sparsefx.extras import need
+from sparsefx.storage.files import write_text
 from sparsefx.train.metrics import Score
 
 if TYPE_CHECKING:
@@ -207,9 +207,7 @@ class MetricsFile:
             last = step - 1 if "metric" in line else step
             if line["stage"] in finished or (line["stage"] == stage and line["step"] <= last):
                 kept.append(text)
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        os.replace(fresh, self.path)
+        write_text(self.path, "".join(kept))
 
 
 def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

