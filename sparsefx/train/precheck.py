@@ -200,13 +200,9 @@ class StageChecks:
             self._check_head(student)
         if any(item.changes_signature for item in passes):
             self._may_have_loss = True
-        with within(stage.name, "training"):
-            self._check_schedule(stage, passes, steps or 0)
-            if student is not None:
-                _check_frozen(stage, student)
-            if not self._may_have_loss:
-                _check_loss(stage, self.task)
-            _check_labels(stage, passes, self.task)
+        if stage.training is not None:
+            with within(stage.name, "training"):
+                self._check_training(stage.training, passes, student, steps or 0)
         if any(item.changes_signature for item in after):
             self._may_have_loss = False
 
@@ -254,10 +250,17 @@ class StageChecks:
                     item.check_weights(self.model)
             self._weights_as_given = self._weights_as_given and not _masks_or_reshapes(item)
 
-    def _check_schedule(self, stage: Stage, passes: tuple[Pass, ...], steps: int) -> None:
-        training = stage.training
-        if training is None:
-            return
+    def _check_training(
+        self, training: Training, passes: tuple[Pass, ...], student: Program | None, steps: int
+    ) -> None:
+        self._check_schedule(training, passes, steps)
+        if student is not None:
+            _check_frozen(training, student)
+        if not self._may_have_loss:
+            _check_loss(training, self.task)
+        _check_labels(training, passes, self.task)
+
+    def _check_schedule(self, training: Training, passes: tuple[Pass, ...], steps: int) -> None:
         warmup = resolve(training.schedule.warmup, steps)
         if warmup > steps:
             raise RecipeError(
@@ -341,9 +344,9 @@ def _warn_of_outputs(outputs: int, task: Task) -> None:
         )
 
 
-def _check_frozen(stage: Stage, model: Program) -> None:
+def _check_frozen(training: Training, model: Program) -> None:
     names = [name for name, _ in model.module.named_parameters()]
-    for pattern in stage.training.freeze if stage.training else ():
+    for pattern in training.freeze:
         if not any(re.search(pattern, name) for name in names):
             raise RecipeError(
                 f"freeze: no parameter of the model has a name that contains {pattern!r}",
@@ -351,11 +354,8 @@ def _check_frozen(stage: Stage, model: Program) -> None:
             )
 
 
-def _check_loss(stage: Stage, task: Task) -> None:
+def _check_loss(training: Training, task: Task) -> None:
     """Refuse a stage in which no pass can have put a loss in, and that uses no labels."""
-    training = stage.training
-    if training is None:
-        return
     lacking = task.split("train").labels is None
     if training.label_weight == 0 or _lacks_labels(training, task):
         least = "give labelled texts to train on" if lacking else "set label_weight above 0"
@@ -365,10 +365,9 @@ def _check_loss(stage: Stage, task: Task) -> None:
         )
 
 
-def _check_labels(stage: Stage, passes: tuple[Pass, ...], task: Task) -> None:
+def _check_labels(training: Training, passes: tuple[Pass, ...], task: Task) -> None:
     """Refuse a loss against labels that a stage asks for, but whose texts have none."""
-    training = stage.training
-    if training is None or not _lacks_labels(training, task):
+    if not _lacks_labels(training, task):
         return
     own = [item.name for item in passes if item.takes_labels]
     weight = training.label_weight if "label_weight" in training.model_fields_set else 0
