@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check_head", "in_order_of_head"]
 
-_NOMINAL_STEPS = 100_000  # no share of them matters here
-
 
 def check_head(recipe: Recipe, task: Task, model: str, *, is_named: bool) -> None:
     """Refuse labels that are not those of a head which no stage trains on labels.
@@ -58,7 +56,7 @@ def check_head(recipe: Recipe, task: Task, model: str, *, is_named: bool) -> Non
 
 def _takes_new_head(stage: Stage) -> bool:
     """Return whether labels or another model teach a head in a stage, or it goes on without one."""
-    from sparsefx.recipe.amounts import parse_pipeline
+    from sparsefx.recipe.amounts import NOMINAL_STEPS, parse_pipeline
     from sparsefx.recipe.passes import is_path
 
     training = stage.training
@@ -66,7 +64,7 @@ def _takes_new_head(stage: Stage) -> bool:
         return True
     if is_path(stage.teacher or "") or is_path(stage.start or ""):
         return True
-    passes = parse_pipeline(stage.pipeline, _NOMINAL_STEPS).passes
+    passes = parse_pipeline(stage.pipeline, NOMINAL_STEPS).passes
     return any(item.takes_labels or item.drops_heads for item in passes)
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from sparsefx.properties import Property
 from sparsefx.recipe import Stage
-from sparsefx.recipe.amounts import parse_pipeline
+from sparsefx.recipe.amounts import NOMINAL_STEPS, parse_pipeline
 
 __all__ = ["SAME_WEIGHTS", "overlaps"]
 
 SAME_WEIGHTS = "an earlier one prunes the same weights; a weight has one mask here"
 
-_NOMINAL_STEPS = 100_000  # no share of them matters here
 _LITERAL = re.compile(r"\^((?:\w|\\.)*)\$")
 _SELECTION = ("roles", "include", "exclude")
 _Options = Mapping[str, Any]
@@ -29,7 +28,7 @@ def overlaps(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     earlier: list[_Options] = []
     for stage in stages:
-        for item in parse_pipeline(stage.pipeline, _NOMINAL_STEPS).passes:
+        for item in parse_pipeline(stage.pipeline, NOMINAL_STEPS).passes:
             if item.establishes & {Property.MASKED, Property.LOCKED} != {Property.MASKED}:
                 continue
             options = vars(item)

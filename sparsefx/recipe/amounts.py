@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from sparsefx.errors import RecipeError, SpecError
 from sparsefx.pipeline import Pipeline
 
-__all__ = ["Shares", "check_amount", "check_interval", "parse_pipeline", "resolve"]
+__all__ = [
+    "NOMINAL_STEPS",
+    "Shares",
+    "check_amount",
+    "check_interval",
+    "parse_pipeline",
+    "resolve",
+]
+
+NOMINAL_STEPS = 100_000
+"""With so many steps shares are resolved where those of a stage are not known, or do not matter."""
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 _SHARE_OPTION = re.compile(r"(?P<key>\w+)\s*=\s*(?P<share>\d+(?:\.\d+)?\s*%)")

@@ -31,7 +31,7 @@ from pydantic import (
 from sparsefx.errors import RecipeError, did_you_mean
 from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
-from sparsefx.recipe.amounts import check_amount, check_interval
+from sparsefx.recipe.amounts import NOMINAL_STEPS, check_amount, check_interval
 from sparsefx.recipe.passes import check_labels, check_passes, is_path, unknown_stage
 from sparsefx.recipe.text import explain, flow_style_dumper, read_yaml
 
@@ -47,7 +47,6 @@ __all__ = [
 
 MODEL = "model"
 """As ``start`` of a stage: the model as it was given to the session."""
-_NOMINAL_STEPS = 100_000  # with which shares are resolved when a recipe is checked without data
 
 
 def _is_pattern(value: str) -> str:
@@ -388,7 +387,7 @@ class Recipe(_Settings):
                 raise unknown_stage(start, held, who, f"{path}.start")
             if stage.teacher and stage.teacher not in held and not is_path(stage.teacher):
                 raise unknown_stage(stage.teacher, held, who, f"{path}.teacher")
-            nominal = _NOMINAL_STEPS if stage.training else None
+            nominal = NOMINAL_STEPS if stage.training else None
             known = nominal if steps is None else steps[stage.name]
             begun = held.get(start, frozenset())
             passes = {f"{path}.pipeline": stage.pipeline, f"{path}.after": stage.after}
