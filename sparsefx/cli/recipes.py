@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import stdout
+from sparsefx.cli.console import filled, stdout
 
 __all__ = ["command"]
 
@@ -21,8 +20,6 @@ def command(
     if name is not None:
         print(Recipe.shipped(name).to_yaml(), end="")
         return
-    table = Table("recipe", "what it does", box=None)
-    for each in Recipe.names():
-        table.add_row(each, " ".join(Recipe.shipped(each).description.split()))
-    stdout.print(table)
+    told = {each: " ".join(Recipe.shipped(each).description.split()) for each in Recipe.names()}
+    stdout.print(filled(("recipe", "what it does"), told.items()))
     stdout.print("\nsparsefx recipes NAME > mine.yaml begins one of your own.")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
-from rich.table import Table
 
 from sparsefx.cli.console import filled, say, stderr, stdout
 from sparsefx.cli.outputs import Overwrite, check_new
@@ -68,7 +67,7 @@ def command(
 ) -> None:
     """Simulate a model on an accelerator, tile by tile, with its real zeros."""
     if arch == "list" and not compare:
-        stdout.print(_presets())
+        _print_presets()
         return
     files = {"--html": html, "--trace": trace, "--csv": csv, "--json": json}
     check_new(files, who="simulate", overwrite=overwrite)
@@ -92,13 +91,11 @@ def command(
     _print_instructions(runs[0], mappings=mappings, layer=layer, listing=listing)
 
 
-def _presets() -> Table:
+def _print_presets() -> None:
     from sparsefx.backends.accelerator.hardware.archfile import load_architecture, preset_names
 
-    table = Table("preset", "what it is", box=None)
-    for name in preset_names():
-        table.add_row(name, load_architecture(name).description)
-    return table
+    rows = [(name, load_architecture(name).description) for name in preset_names()]
+    stdout.print(filled(("preset", "what it is"), rows))
 
 
 def _to_simulate(model: str, names: Iterable[str]) -> list[str]:

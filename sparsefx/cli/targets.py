@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from sparsefx.cli.console import stderr, stdout
+from sparsefx.cli.console import filled, stderr, stdout
 from sparsefx.cli.passes import show_options, summary
 from sparsefx.errors import RegistryError
 
@@ -23,13 +22,13 @@ def command(
     if name is not None:
         show_options(registry.target_class(name))
         return
-    table = Table("target", "what it is", box=None)
+    rows = []
     for each in registry.names("targets"):
         try:
-            table.add_row(each, summary(registry.target_class(each)))
+            rows.append((each, summary(registry.target_class(each))))
         except RegistryError as error:
             stderr.print(str(error))
-    stdout.print(table)
+    stdout.print(filled(("target", "what it is"), rows))
     stdout.print(
         "\nsparsefx targets NAME shows the options of one; bench, evaluate and compress take it "
         "with them, e.g. cpu{threads=2}.",
