@@ -47,8 +47,7 @@ def main(
     assert labels is not None
     names = dict.fromkeys(("reference", *target))
     predicted = {
-        name: open_saved(model, name).predict(examples, batch_size, lambda *done: None)
-        for name in names
+        name: open_saved(model, name).predict(examples, batch_size, None) for name in names
     }
     wanted = predicted["reference"]
     rows: list[dict[str, object]] = []

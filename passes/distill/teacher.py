@@ -60,7 +60,8 @@ class Joined:
 
     def _copy(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return next(iter(_inputs(self._rewriter.program.graph, str(node.target))))
+            graph = self._rewriter.program.graph
+            return next(iter(graph.find_nodes(op="placeholder", target=node.target)))
         if node.op == "get_attr":
             tensor = self._teacher.tensor(str(node.target)).detach().clone()
             return self._rewriter.add_buffer(
@@ -81,10 +82,6 @@ class Joined:
         if isinstance(value, fx.Node):
             return self._copied[value]
         return self._device if isinstance(value, torch.device) else value
-
-
-def _inputs(graph: fx.Graph, name: str) -> Sequence[fx.Node]:
-    return list(graph.find_nodes(op="placeholder", target=name))
 
 
 def check_inputs(student: Program, teacher: Program, added: Sequence[str]) -> list[InputSpec]:

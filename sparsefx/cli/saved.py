@@ -53,8 +53,8 @@ class Saved:
     """A saved model.
 
     Attributes:
-        predict: From data and batch size to outputs [examples, classes], or of words; the third is
-            told how far it has come.
+        predict: From data and batch size to outputs [examples, classes], or of words; the third, if
+            there is one, is told how far it has come.
         outputs: Outputs of the head; None when the form does not tell.
         per_word: Whether they are for each token.
         classes: Their names, if the model knows them.
@@ -62,7 +62,7 @@ class Saved:
         runs_on: The target that it runs on.
     """
 
-    predict: Callable[[Encoded, int, Tell], NDArray[np.float32]]
+    predict: Callable[[Encoded, int, Tell | None], NDArray[np.float32]]
     outputs: int | None
     per_word: bool
     classes: tuple[str, ...] | None
@@ -73,12 +73,8 @@ class Saved:
         """Return the outputs of the head; where the form does not tell, a first batch does."""
         if self.outputs is not None:
             return self.outputs
-        logits = self.predict(data.first(batch_size), batch_size, _tell_nobody)
+        logits = self.predict(data.first(batch_size), batch_size, None)
         return 1 if logits.ndim == 1 else logits.shape[-1]
-
-
-def _tell_nobody(done: int, total: int) -> None:
-    """Leave the display of progress as it is."""
 
 
 def open_saved(model: str, target: str | None = None) -> Saved:
@@ -190,7 +186,7 @@ def _run_folder(model: str) -> Path | None:
     place = Path(model).absolute()
     if not place.exists():
         return None
-    near = (place, *list(place.parents)[:3])
+    near = (place, *place.parents[:3])
     return next((each for each in near if (each / "run.json").exists()), None)
 
 
