@@ -13,7 +13,8 @@ from sparsefx.errors import PassError, did_you_mean
 from sparsefx.graph.ops import dropout_rate
 from sparsefx.inputs.signature import InputSpec
 from sparsefx.joined import TEACHER_PREFIX
-from sparsefx.passes.analyses.dataflow import origin, weight_of, whole_graph
+from sparsefx.passes.analyses.dataflow import whole_graph
+from sparsefx.passes.pretrain.vocabulary import lookups
 from sparsefx.rewrite import Rewriter
 
 if TYPE_CHECKING:
@@ -159,7 +160,10 @@ def check_vocabulary(student: Program, teacher: Program) -> None:
     Raises:
         PassError: Names the input and both tables.
     """
-    ours, theirs = _tables(student), _tables(teacher)
+    ours, theirs = (
+        {str(node.target): table for node, table in lookups(program)}
+        for program in (student, teacher)
+    )
     for name in sorted(ours.keys() & theirs.keys()):
         mine, other = (
             program.tensor(table)
@@ -173,13 +177,3 @@ def check_vocabulary(student: Program, teacher: Program) -> None:
                 where=name,
                 hint="both read the same token ids, so they must share one tokenizer",
             )
-
-
-def _tables(program: Program) -> dict[str, str]:
-    """Return the embedding table that each input is looked up in."""
-    found = {}
-    for node in program.graph.find_nodes(op="call_function", target=aten.embedding.default):
-        indices, table = origin(node.args[1]), weight_of(node)
-        if indices.op == "placeholder" and table is not None:
-            found[str(indices.target)] = table
-    return found

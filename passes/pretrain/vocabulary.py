@@ -14,9 +14,22 @@ from sparsefx.passes.analyses.dataflow import origin, weight_of
 if TYPE_CHECKING:
     from sparsefx.program import Program
 
-__all__ = ["masked_lm_output", "token_table"]
+__all__ = ["lookups", "masked_lm_output", "token_table"]
 
 aten = torch.ops.aten
+
+
+def lookups(program: Program) -> list[tuple[fx.Node, str]]:
+    """Return each input that is looked up in an embedding table, with the name of the table.
+
+    What a teacher that was joined to the graph looks up is left out.
+    """
+    found = []
+    for node in program.graph.find_nodes(op="call_function", target=aten.embedding.default):
+        indices, table = origin(node.args[1]), weight_of(node)
+        if indices.op == "placeholder" and table and not table.startswith(TEACHER_PREFIX):
+            found.append((indices, table))
+    return found
 
 
 def token_table(program: Program, *, who: str) -> tuple[fx.Node, str]:
@@ -27,7 +40,7 @@ def token_table(program: Program, *, who: str) -> tuple[fx.Node, str]:
     Raises:
         PassError: No input is looked up in a table.
     """
-    found = _tables(program)
+    found = lookups(program)
     if not found:
         raise PassError(
             "no input is looked up in an embedding table",
@@ -39,7 +52,7 @@ def token_table(program: Program, *, who: str) -> tuple[fx.Node, str]:
 
 def masked_lm_output(program: Program) -> str | None:
     """Return the output [batch, sequence, vocabulary]; None when there is none."""
-    found = _tables(program)
+    found = lookups(program)
     if not found:
         return None
     rows = max(program.tensor(table).shape[0] for _, table in found)
@@ -48,12 +61,3 @@ def masked_lm_output(program: Program) -> str | None:
         if fact is not None and len(fact.dims) == 3 and fact.dims[-1] == rows:
             return name
     return None
-
-
-def _tables(program: Program) -> list[tuple[fx.Node, str]]:
-    found = []
-    for node in program.graph.find_nodes(op="call_function", target=aten.embedding.default):
-        indices, table = origin(node.args[1]), weight_of(node)
-        if indices.op == "placeholder" and table and not table.startswith(TEACHER_PREFIX):
-            found.append((indices, table))
-    return found
