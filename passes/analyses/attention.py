@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from sparsefx.passes.analyses.dataflow import (
-    carried,
     is_linear,
     last_dim,
     next_nodes,
     origin,
+    passes_on,
     previous_nodes,
     products,
 )
@@ -77,7 +77,7 @@ def find_attention(graph: fx.Graph) -> Iterator[AttentionCore | NoCore]:
         if node.target is _SDPA:
             yield _fused(node)
         elif node.target in SOFTMAXES:
-            for context in next_nodes(node, _is_product, through=_passes_on):
+            for context in next_nodes(node, _is_product, through=passes_on):
                 yield _spelled(node, context)
 
 
@@ -88,10 +88,6 @@ def linears_behind(node: fx.Node) -> list[fx.Node]:
 
 def _is_product(node: fx.Node) -> bool:
     return products(node) is not None
-
-
-def _passes_on(node: fx.Node) -> bool:
-    return carried(node) is not None
 
 
 def _fused(node: fx.Node) -> AttentionCore | NoCore:

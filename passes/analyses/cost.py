@@ -139,9 +139,7 @@ def _terms(node: fx.Node) -> tuple[tuple[Any, ...], ...] | None:
         return ((*_dims(node), *_dims(node.args[1])[1:]),)
     if node.target in _PRODUCTS:
         return ((*_dims(node), _dims(node.args[0])[-1]),)
-    if node.target is aten.addmm.default:
-        return ((*_dims(node), _dims(node.args[1])[-1]),)
-    if node.target is aten.baddbmm.default:
+    if node.target in (aten.addmm.default, aten.baddbmm.default):
         return ((*_dims(node), _dims(node.args[1])[-1]),)
     if node.target is _SDPA:
         query, key = _dims(node.args[0]), _dims(node.args[1])

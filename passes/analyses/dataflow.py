@@ -33,6 +33,7 @@ __all__ = [
     "last_dim",
     "next_nodes",
     "origin",
+    "passes_on",
     "previous_nodes",
     "products",
     "weight_of",
@@ -76,6 +77,11 @@ def carried(node: fx.Node) -> fx.Node | None:
     if node.target in _CARRIES or "quant" in _name(node):
         return node.args[0]
     return None
+
+
+def passes_on(node: fx.Node) -> bool:
+    """Whether ``node`` carries the values of an input, as :func:`carried` has it."""
+    return carried(node) is not None
 
 
 def _name(node: fx.Node) -> str:

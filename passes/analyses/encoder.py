@@ -26,12 +26,12 @@ from sparsefx.passes.analyses.attention import (
     linears_behind,
 )
 from sparsefx.passes.analyses.dataflow import (
-    carried,
     data_graph,
     is_linear,
     is_norm,
     next_nodes,
     origin,
+    passes_on,
     weight_of,
 )
 from sparsefx.passes.analyses.roles import Role, roles_of
@@ -179,7 +179,7 @@ def _why_none(skipped: list[Skip]) -> str:
 
 def _layer(core: AttentionCore, index: int) -> EncoderLayer | str:
     """Return the layer around an attention core, or the reason why there is none."""
-    outputs = next_nodes(core.context, is_linear, through=_passes_on)
+    outputs = next_nodes(core.context, is_linear, through=passes_on)
     if len(outputs) != 1:
         return f"{len(outputs)} linears follow the attention, expected one"
     attended = _residual(outputs[0])
@@ -216,7 +216,7 @@ def _layer(core: AttentionCore, index: int) -> EncoderLayer | str:
 
 def _around(core: AttentionCore) -> set[fx.Node]:
     """Return the linears before and behind an attention, be it part of a layer or not."""
-    return {core.q, core.k, core.v, *next_nodes(core.context, is_linear, through=_passes_on)}
+    return {core.q, core.k, core.v, *next_nodes(core.context, is_linear, through=passes_on)}
 
 
 def _members(
@@ -238,10 +238,6 @@ def _members(
         ups = [up for up in linears_behind(down.all_input_nodes[0]) if up in read]
         members |= {down, *ups} if ups else set()
     return members
-
-
-def _passes_on(node: fx.Node) -> bool:
-    return carried(node) is not None
 
 
 def _site(node: fx.Node) -> LinearSite | None:
@@ -267,7 +263,7 @@ def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _residual(output: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Return the addition that ``output`` flows into, and what it is added to."""
-    additions = next_nodes(output, lambda node: _operands(node) is not None, through=_passes_on)
+    additions = next_nodes(output, lambda node: _operands(node) is not None, through=passes_on)
     if len(additions) != 1:
         return None
     left, right = _operands(additions[0]) or (output, output)
@@ -276,7 +272,7 @@ def _residual(output: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _normed(addition: fx.Node) -> fx.Node:
     """Return the norm that follows an addition, or the addition itself."""
-    norms = next_nodes(addition, is_norm, through=_passes_on)
+    norms = next_nodes(addition, is_norm, through=passes_on)
     return norms[0] if norms else addition
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsefx.joined import DISTILL_PREFIX, TEACHER_PREFIX
-from sparsefx.passes.analyses.dataflow import carried, is_linear, last_dim, next_nodes, weight_of
+from sparsefx.passes.analyses.dataflow import is_linear, last_dim, next_nodes, passes_on, weight_of
 from sparsefx.passes.analyses.operators import CONVOLUTIONS
 
 __all__ = ["Role", "roles_of"]
@@ -139,5 +139,5 @@ def _pools(linear: fx.Node) -> bool:
         return False
     if last_dim(linear) != last_dim(source):
         return False
-    used = next_nodes(linear, lambda node: carried(node) is None)
+    used = next_nodes(linear, lambda node: not passes_on(node))
     return bool(used) and not any(is_linear(node) for node in used)
