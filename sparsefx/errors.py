@@ -56,11 +56,11 @@ class SparsefxError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self._told}\n  hint: {self.hint}" if self.hint else self._told
+        return f"{self.told}\n  hint: {self.hint}" if self.hint else self.told
 
     @property
-    def _told(self) -> str:
-        """Why, with who and where in front."""
+    def told(self) -> str:
+        """All but the hint: why, with who and where in front."""
         place = " at ".join(part for part in (self.who, self.where) if part)
         return f"{place}: {self.why}" if place else self.why
 
@@ -148,10 +148,10 @@ class SpecError(SparsefxError):
         self.text = text
         self.position = position
 
-    def __str__(self) -> str:
-        caret = " " * self.position + "^"
-        lines = [self._told, f"  {self.text}", f"  {caret}"]
-        return "\n".join([*lines, f"  hint: {self.hint}"] if self.hint else lines)
+    @property
+    def told(self) -> str:
+        """All but the hint: why, and the text with a caret below the character."""
+        return f"{super().told}\n  {self.text}\n  {' ' * self.position}^"
 
 
 class VerifyError(SparsefxError):

@@ -105,7 +105,7 @@ class _Afterwards:
         try:
             yield
         except (OSError, SafetensorError, SparsefxError) as error:
-            why = str(error).split("\n  hint: ")[0].strip()
+            why = error.told if isinstance(error, SparsefxError) else str(error)
             self._failed.append(f"{name}: {why}")
 
     def finish(self) -> None:

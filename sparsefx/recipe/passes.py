@@ -51,7 +51,7 @@ def check_passes(
             held = pipeline.check(held)
             lacking = _lacking(pipeline, given)
         except (SpecError, PipelineError, RecipeError, PassError) as error:
-            why = str(error).split("\n  hint: ")[0]
+            why = error.told
             if isinstance(error, PipelineError):
                 why = Shares.of(texts, steps).restore(why)
             raise RecipeError(why, who=who, where=where, hint=error.hint) from error
