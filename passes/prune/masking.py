@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ def end_owners(rewriter: Rewriter) -> tuple[str, ...]:
     program = rewriter.program
     cut = tuple(filter(None, (_cut_short(program, item) for item in program.active)))
     for sentence in cut:
-        _LOG.warning("%s", sentence)
+        logger.warning("%s", sentence)
     for item in program.active:
         if isinstance(item, StateOwner):
             item.drop_state(rewriter)

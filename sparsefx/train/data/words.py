@@ -16,7 +16,7 @@ from sparsefx.train.data.examples import Examples
 
 __all__ = ["UNLABELLED", "Ints", "check_offsets", "labels_of_tokens", "stacked"]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WHO = "words"
 UNLABELLED = -100
 """The class index that torch.nn.functional.cross_entropy ignores; a value that is not known is NaN.
@@ -68,7 +68,7 @@ def labels_of_tokens(examples: Examples, offsets: Sequence[Spans]) -> tuple[Ints
         why = "no token of any word is left"
         raise DataError(why, who=_WHO, where=examples.origin, hint="set a larger max_length")
     if left < words:
-        _LOG.warning(
+        logger.warning(
             "%s: %d of %d words have no token, as they lie behind max_length or the tokenizer "
             "drops them; they count neither in training nor in the score",
             *(examples.origin, words - left, words),
