@@ -278,6 +278,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def keep(path: Path, section: dict[str, Any]) -> None:
     """Put a section into the JSON file; what it measured again is replaced, engine by engine."""
+    from sparsefx.storage.files import write_json
+
     sections = json.loads(path.read_text())["sections"] if path.exists() else []
     same = ("machine", "model", "isa")
     for known in sections:
@@ -287,7 +289,7 @@ def keep(path: Path, section: dict[str, Any]) -> None:
             break
     else:
         sections.append(section)
-    path.write_text(json.dumps({"sections": sections}, indent=1) + "\n")
+    write_json(path, {"sections": sections})
 
 
 def parse() -> argparse.Namespace:

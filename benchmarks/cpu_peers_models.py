@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sparsefx
 from sparsefx import Pipeline, Program
+from sparsefx.passes.quantize.calibrate import calibrate
 
 Pattern = Literal["unstructured", "1x4"]
 
@@ -72,15 +73,9 @@ def programs(folder: Path, size: str, sparsity: float, pattern: Pattern) -> tupl
 
 def quantized(program: Program) -> Program:
     """Calibrated on random batches: int8 weights per row, uint8 activations per tensor."""
-    prepared = Pipeline.parse("quantize-prepare{weights='channel',average=0.0}").run(program)
-    prepared.train()
-    for module in prepared.module.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    with torch.no_grad():
-        for _ in range(2):
-            prepared(**example(1, 64))
-    return Pipeline.parse("quantize-convert").run(prepared.eval())
+    prepared = Pipeline.parse("quantize-prepare{weights='channel'}").run(program)
+    calibrate(prepared, [example(1, 64), example(1, 64)])
+    return Pipeline.parse("quantize-convert").run(prepared)
 
 
 def onnx(path: Path, size: str, sparsity: float, pattern: Pattern) -> Path:

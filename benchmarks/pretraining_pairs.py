@@ -3,7 +3,6 @@
     python benchmarks/pretraining_pairs.py pairs.csv
     sparsefx compress sparse-pretrain-small --model path/to/all-MiniLM-L6-v2 --unlabelled pairs.csv
 
-
 The pairs of the training splits of MNLI, QQP and STS-B without their labels, and 36,000 pairs of
 sentences of Wikipedia that follow each other, all from ``../shared/data``. No text of MRPC, RTE,
 CoLA or QNLI is among them, so that transfer to these four is transfer to something new.

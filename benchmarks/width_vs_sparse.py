@@ -36,6 +36,7 @@ from sparsefx import Pipeline, Program, capture
 from sparsefx.instruments.timing import machine
 from sparsefx.passes.prune.magnitude import MagnitudePrune
 from sparsefx.report.svg import COLOURS, Axis, Canvas
+from sparsefx.storage.files import write_json, write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "width_vs_sparse"
 STAYS_DENSE = (r"conv_stem", r"layer\.\d*[02468]\.")  # the even layers are depthwise
@@ -123,8 +124,7 @@ def _begin(layer: nn.Conv2d) -> None:
 def kept_weights(program: Program) -> int:
     """Return the non-zeros of all convolutions and the classifier; biases and norms aside."""
     tensors = program.named_tensors()
-    weights = {name: t for name, t in tensors.items() if t.dim() > 1 and f"{name}_mask" in tensors}
-    weights |= {n: t for n, t in tensors.items() if t.dim() > 1 and not n.endswith("_mask")}
+    weights = {n: t for n, t in tensors.items() if t.dim() > 1 and not n.endswith("_mask")}
     masks = {name: tensors.get(f"{name}_mask", torch.ones(())) for name in weights}
     return sum(int(torch.count_nonzero(t * masks[name])) for name, t in weights.items())
 
@@ -278,7 +278,6 @@ def main(
 ) -> None:
     """Train what is missing, and print the table."""
     settings = Settings(full, epochs, train, rate)
-    results.mkdir(parents=True, exist_ok=True)
     for seed in map(int, seeds.split(",")):
         wanted = [Variant("dense", full, seed)]
         for width in map(float, widths.split(",")):
@@ -288,15 +287,13 @@ def main(
             if path.exists() and json.loads(path.read_text())["settings"] == asdict(settings):
                 continue
             found = run(variant, settings)
-            fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            fresh.replace(path)
+            write_json(path, found)
             print(f"{variant.name}: {found['nonzeros']:,} non-zeros, {found['accuracy']:.2%}, "
                   f"{found['seconds']} s", flush=True)  # fmt: skip
     done = load(results, settings)
     print(table(done))
-    (results / "table.md").write_text(table(done) + "\n", encoding="utf-8")
-    (results / "plot.svg").write_text(plot(done) + "\n", encoding="utf-8")
+    write_text(results / "table.md", table(done) + "\n")
+    write_text(results / "plot.svg", plot(done) + "\n")
 
 
 if __name__ == "__main__":
