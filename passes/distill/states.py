@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from sparsefx.program import Program
     from sparsefx.rewrite import Rewriter
 
-__all__ = ["STATES", "Given", "state_nodes", "taught_outputs"]
+__all__ = ["STATES", "Given", "taught_outputs"]
 
 STATES: Final = f"{TAUGHT}hidden_"
 
 
-def state_nodes(teacher: Program) -> dict[str, fx.Node]:
+def _state_nodes(teacher: Program) -> dict[str, fx.Node]:
     """Return what each layer of a teacher reads and the last one returns, by the input's name.
 
     ``teacher_hidden_0`` is what enters the first layer, ``teacher_hidden_i`` comes out of layer i.
@@ -42,7 +42,7 @@ class Given:
     def __init__(self, rewriter: Rewriter, teacher: Program) -> None:
         self._rewriter = rewriter
         self._teacher = teacher
-        self._names = {node: name for name, node in state_nodes(teacher).items()}
+        self._names = {node: name for name, node in _state_nodes(teacher).items()}
         self._added: dict[str, fx.Node] = {}
 
     def __call__(self, node: fx.Node) -> fx.Node:
@@ -63,7 +63,7 @@ class Given:
 def taught_outputs(student: Program, teacher: Program, only: tuple[str, ...]) -> dict[str, fx.Node]:
     """Return the node of ``teacher`` for each input of ``student`` that holds what it computes."""
     wanted = student.signature.input_names
-    found = {name: node for name, node in state_nodes(teacher).items() if name in wanted}
+    found = {name: node for name, node in _state_nodes(teacher).items() if name in wanted}
     heads = {f"{TAUGHT}{name}": name for name in logits_outputs(student, only)}
     if heads.keys() & set(wanted):
         matched, theirs = match_heads(student, teacher, only), teacher.outputs()

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from sparsefx.program import Program
 
-__all__ = ["HEAD_OUTPUT", "MlmHead"]
+__all__ = ["MlmHead"]
 
 aten = torch.ops.aten
 
-HEAD_OUTPUT = "mlm_logits"
+_OUTPUT = "mlm_logits"
 _PREFIX = "mlm_head."
 _SPREAD = 0.02  # BERT's initializer_range
 
@@ -83,7 +83,7 @@ class MlmHead(Pass):
             hidden = rw.call(aten.gelu.default, rw.call(aten.linear.default, states, dense, bias))
             normed = rw.call(aten.layer_norm.default, hidden, [width], scale, shift, 1e-12)
             logits = rw.call(aten.linear.default, normed, rw.get(table), last)
-        rw.set_output(HEAD_OUTPUT, logits)
+        rw.set_output(_OUTPUT, logits)
         return PassReport(1, notes=(f"decoder tied to {table}",))
 
 

@@ -15,7 +15,7 @@ from sparsefx.importers.neural_compressor import import_neural_compressor, is_ne
 from sparsefx.importers.research_package import import_research_package, is_research_package
 from sparsefx.importers.result import Imported
 from sparsefx.importers.sparseml import import_sparseml, trains
-from sparsefx.importers.sparseml_file import Modifier, kinds_in, tagged_loader, yaml_part
+from sparsefx.importers.sparseml_file import Modifier, TaggedLoader, kinds_in, yaml_part
 from sparsefx.recipe.text import kind_of
 
 __all__ = ["import_recipe", "import_text"]
@@ -105,7 +105,7 @@ def _parsed(text: str) -> Any:
     try:
         if text.lstrip().startswith("{"):
             return json.loads(text)
-        return yaml.load(yaml_part(text), Loader=tagged_loader())  # a SafeLoader
+        return yaml.load(yaml_part(text), Loader=TaggedLoader)  # a SafeLoader
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise RecipeError(f"not JSON: {error.msg}", where=where, hint=_KNOWN) from error

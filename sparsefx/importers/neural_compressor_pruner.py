@@ -105,13 +105,10 @@ class Pruner:
 
     def _steps(self) -> tuple[int, int, int]:
         """Return when masks move: from, to, every; the last time is a whole number of rounds on."""
-        rest = self._rest
-        begin, end, every = (
-            steps_of(rest, key, self._where)
-            for key in ("start_step", "end_step", "pruning_frequency")
-        )
-        for key in ("start_step", "end_step", "pruning_frequency"):
-            del rest[key]
+        keys = ("start_step", "end_step", "pruning_frequency")
+        begin, end, every = (steps_of(self._rest, key, self._where) for key in keys)
+        for key in keys:
+            del self._rest[key]
         if every < 1:
             raise RecipeError(
                 f"expected at least 1 step, found {every}",
@@ -147,7 +144,7 @@ class Pruner:
         found = re.fullmatch(r"(\d+):(\d+)", text)
         pruned, group = (int(found[1]), int(found[2])) if found else (0, 0)
         if 0 < pruned < group:
-            if abs(sparsity - pruned / group) > 1e-9:
+            if abs(sparsity - pruned / group) > _SAME:
                 self._leave("target_sparsity", f"{sparsity}: {text} means {pruned / group:g}")
             if scope == "global":
                 self._leave("pruning_scope", f"{text} decides in each group by itself")

@@ -46,7 +46,7 @@ def import_sparseml(content: dict[str, Any], *, name: str) -> Imported:
     """Turn the parsed YAML of a SparseML recipe into a recipe.
 
     Args:
-        content: The YAML, its modifiers read by ``sparseml_file.tagged_loader``.
+        content: The YAML, its modifiers read by ``sparseml_file.TaggedLoader``.
         name: Name of the recipe.
 
     Raises:

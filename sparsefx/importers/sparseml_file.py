@@ -10,7 +10,7 @@ import yaml
 from sparsefx.errors import RecipeError
 from sparsefx.importers.equations import resolve_equations
 
-__all__ = ["Modifier", "SparsemlStage", "kinds_in", "read_stages", "tagged_loader", "yaml_part"]
+__all__ = ["Modifier", "SparsemlStage", "TaggedLoader", "kinds_in", "read_stages", "yaml_part"]
 
 _KIND = re.compile(r"\w+Modifier")
 _TIMES = {"start": "start_epoch", "end": "end_epoch", "update": "update_frequency"}
@@ -44,7 +44,7 @@ class SparsemlStage(NamedTuple):
     tagged: bool = True
 
 
-class _Loader(yaml.SafeLoader):
+class TaggedLoader(yaml.SafeLoader):
     """SafeLoader that reads any tagged mapping as a Modifier, and lets anchors be set again.
 
     YAML allows the latter (1.2, section 3.2.2.2), PyYAML does not, and published recipes do it.
@@ -58,19 +58,14 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _tagged(loader: _Loader, kind: str, node: yaml.Node) -> Modifier:
+def _tagged(loader: TaggedLoader, kind: str, node: yaml.Node) -> Modifier:
     settings = (
         loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else {}
     )
     return Modifier(kind, {str(key): value for key, value in settings.items()})
 
 
-_Loader.add_multi_constructor("!", _tagged)
-
-
-def tagged_loader() -> type[yaml.SafeLoader]:
-    """Return the YAML loader that knows tagged mappings."""
-    return _Loader
+TaggedLoader.add_multi_constructor("!", _tagged)
 
 
 def yaml_part(text: str) -> str:

@@ -33,7 +33,7 @@ from sparsefx.pipeline import Pipeline
 from sparsefx.properties import Property
 from sparsefx.recipe.amounts import NOMINAL_STEPS, check_amount, check_interval
 from sparsefx.recipe.passes import check_labels, check_passes, is_path, unknown_stage
-from sparsefx.recipe.text import explain, flow_style_dumper, read_yaml
+from sparsefx.recipe.text import FlowStyleDumper, explain, read_yaml
 
 __all__ = [
     "MODEL",
@@ -309,7 +309,7 @@ class Recipe(_Settings):
         """Return the recipe as YAML that :meth:`parse` reads back to an equal one."""
         plain = self.model_dump(mode="json", exclude_defaults=True)
         text: str = yaml.dump(
-            plain, Dumper=flow_style_dumper(), sort_keys=False, allow_unicode=True, width=100
+            plain, Dumper=FlowStyleDumper, sort_keys=False, allow_unicode=True, width=100
         )
         return text
 

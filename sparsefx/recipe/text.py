@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparsefx.errors import RecipeError, did_you_mean
 
-__all__ = ["UniqueKeyLoader", "explain", "flow_style_dumper", "kind_of", "path_of", "read_yaml"]
+__all__ = ["FlowStyleDumper", "UniqueKeyLoader", "explain", "kind_of", "read_yaml"]
 
 _KEY_MESSAGES = {"missing": "this key is missing", "extra_forbidden": "this key is not known"}
 _VALUE_MESSAGES = {
@@ -89,13 +89,8 @@ def kind_of(found: object) -> str:
     return f"{told}; expected keys with values"
 
 
-def flow_style_dumper() -> type[yaml.SafeDumper]:
-    """Return a YAML dumper that writes lists of plain values in one line, texts as blocks."""
-    return _Dumper
-
-
-class _Dumper(yaml.SafeDumper):
-    pass
+class FlowStyleDumper(yaml.SafeDumper):
+    """SafeDumper that writes lists of numbers in one line, others as blocks."""
 
 
 def _write_sequence(dumper: yaml.SafeDumper, value: Sequence[Any]) -> yaml.Node:
@@ -103,13 +98,13 @@ def _write_sequence(dumper: yaml.SafeDumper, value: Sequence[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=numbers)
 
 
-_Dumper.add_representer(list, _write_sequence)
+FlowStyleDumper.add_representer(list, _write_sequence)
 
 
-def path_of(location: Sequence[str | int]) -> str:
+def _path_of(location: Sequence[str | int]) -> str:
     """Return ``stages[1].training`` for ``("stages", 1, "training")``.
 
-    >>> path_of(("stages", 1, "training"))
+    >>> _path_of(("stages", 1, "training"))
     'stages[1].training'
     """
     text = ""
@@ -137,7 +132,7 @@ def _finding(item: Any, model: type[BaseModel]) -> tuple[str, str, str]:
         hint = _hint_for(str(location[-1]), _model_at(location[:-1], model))
     if not about_key and not isinstance(item["input"], dict):
         message += "" if repr(item["input"]) in message else f" (found {item['input']!r})"
-    return path_of(location), message[0].lower() + message[1:], hint
+    return _path_of(location), message[0].lower() + message[1:], hint
 
 
 def _hint_for(key: str, holder: type[BaseModel]) -> str:
