@@ -13,6 +13,7 @@ __all__ = [
     "head_classes",
     "name_classes",
     "named_classes",
+    "own_outputs",
 ]
 
 Kind = Literal["classification", "multi-label", "token-classification", "regression", "text"]
@@ -63,3 +64,15 @@ def name_classes(config: Any, classes: Sequence[str]) -> None:
     if classes:
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: index for index, name in enumerate(classes)}
+
+
+def own_outputs(config: Any, kind: Kind = "classification") -> int | None:
+    """Return the outputs of a checkpoint's head for labels of such a kind; None where it has none.
+
+    Args:
+        config: Of transformers.
+        kind: What the labels are.
+    """
+    what = "Token" if kind == "token-classification" else "Sequence"
+    ends = any(each.endswith(f"For{what}Classification") for each in config.architectures or ())
+    return int(config.num_labels) if ends else None

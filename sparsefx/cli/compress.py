@@ -13,7 +13,7 @@ from sparsefx.cli.console import stderr
 from sparsefx.cli.data_options import FILE_HELP, Label, Text, label_columns, text_columns
 from sparsefx.cli.heads import check_head, in_order_of_head
 from sparsefx.errors import DataError
-from sparsefx.problem import name_classes
+from sparsefx.problem import name_classes, own_outputs
 
 if TYPE_CHECKING:
     from sparsefx.train.data.examples import Examples
@@ -96,13 +96,13 @@ def _read(
     Raises:
         DataError: There are neither data nor texts, or a file cannot be used.
     """
-    from sparsefx.huggingface.model_folder import outputs_for_texts, read_config
+    from sparsefx.huggingface.model_folder import read_config
     from sparsefx.train.data.tasks import load_texts, text_task
 
     more = load_texts(unlabelled, text_columns(text)) if unlabelled else None
     if data:
         config: Any = read_config(model)
-        outputs = outputs_for_texts(config)
+        outputs = own_outputs(config)
         task = _read_task(data, text, label, classes, outputs)
         _show_kept_head(task, outputs, model)
         task = in_order_of_head(task, config, model)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsefx.cli.console import stderr
 from sparsefx.errors import DataError
-from sparsefx.problem import named_classes
+from sparsefx.problem import named_classes, own_outputs
 
 if TYPE_CHECKING:
-    from sparsefx.problem import Kind
     from sparsefx.recipe import Recipe, Stage
     from sparsefx.train.data.tasks import Task
 
@@ -30,7 +29,7 @@ def check_head(recipe: Recipe, task: Task, model: str, *, is_named: bool) -> Non
     from sparsefx.huggingface.model_folder import read_config
 
     config: Any = read_config(model)
-    wanted, own = len(task.classes) or 1, _own_outputs(config, task.kind)
+    wanted, own = len(task.classes) or 1, own_outputs(config, task.kind)
     if wanted == own:
         names = named_classes({"id2label": config.id2label})
         is_counted = all(name.isdecimal() for name in task.classes)
@@ -77,7 +76,7 @@ def in_order_of_head(task: Task, config: Any, model: str) -> Task:
     names = named_classes({"id2label": config.id2label})
     if not task.classes or names is None or names == task.classes:
         return task
-    if _own_outputs(config, task.kind) is None:
+    if own_outputs(config, task.kind) is None:
         return task
     if {*task.classes} <= {*names}:
         return task.with_classes(names)
@@ -90,10 +89,3 @@ def in_order_of_head(task: Task, config: Any, model: str) -> Task:
         told = f"{', '.join(names)}; from here on they stand for {', '.join(task.classes)}"
         stderr.print(f"warning: the outputs of {model} were {told}")
     return task
-
-
-def _own_outputs(config: Any, kind: Kind) -> int | None:
-    """Return the outputs of the head for such labels that a checkpoint has; None without one."""
-    what = "Token" if kind == "token-classification" else "Sequence"
-    ends = any(each.endswith(f"For{what}Classification") for each in config.architectures or ())
-    return int(config.num_labels) if ends else None

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from sparsefx.errors import ArtifactError, CaptureError, first_line
 from sparsefx.storage.places import is_program
 
-__all__ = ["check_place", "check_weight_files", "outputs_for_texts", "read_config", "unreadable"]
+__all__ = ["check_place", "check_weight_files", "read_config", "unreadable"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,6 @@ def read_config(place: str) -> Any:
             hint="sparsefx takes BERT-class encoders",
         )
     return config
-
-
-def outputs_for_texts(config: Any) -> int | None:
-    """Return the outputs of the head for whole texts in a checkpoint; None where it has none."""
-    names: Sequence[str] = config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in names):
-        return None
-    return int(config.num_labels)
 
 
 def _only_decodes(model_type: str) -> bool:
