@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers import AutoTokenizer
 
 from sparsefx.cli import one_message
 from sparsefx.cli.progress import SessionProgress
 from sparsefx.errors import DataError
-from sparsefx.huggingface import load_pretrained
+from sparsefx.huggingface import load_pretrained, load_tokenizer
 from sparsefx.instruments.timing import machine
 from sparsefx.problem import name_classes
 from sparsefx.recipe import Recipe
@@ -40,6 +39,7 @@ from sparsefx.train.data.glue import load_glue
 from sparsefx.train.data.tasks import Task
 from sparsefx.train.differences import differences
 from sparsefx.train.evaluation import SessionData
+from sparsefx.train.events import read_lines
 from sparsefx.train.randomness import seed_everything
 from sparsefx.train.results import RunResult
 from sparsefx.train.session import Session
@@ -117,7 +117,7 @@ def run_one(
         return Session(
             recipe,
             network,
-            SessionData(task, AutoTokenizer.from_pretrained(model), unlabelled),
+            SessionData(task, load_tokenizer(model), unlabelled),
             folder,
             listeners=[progress],
         ).run()
@@ -130,8 +130,7 @@ def curve(folder: Path) -> list[dict[str, object]]:
     """
     found: list[dict[str, object]] = []
     losses: dict[str, list[float]] = defaultdict(list)
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for _, line in read_lines(folder / "metrics.jsonl"):
         if "loss" in line:
             losses[line["stage"]].append(line["loss"])
         if "value" in line:
