@@ -60,11 +60,11 @@ def train_and_report(
 
     # A wrong name or option, or a package that is needed in the end, is refused before hours of
     # training.
-    place = registry.parse_target(target)
-    place.check_machine()
+    chosen = registry.parse_target(target)
+    chosen.check_machine()
     need("report", who="report")
     if LEADS:
-        check_new_run(folder, (_PAGE, _HUGGINGFACE, place.saves_as))
+        check_new_run(folder, (_PAGE, _HUGGINGFACE, chosen.saves_as))
     if LEADS and recipe.description:
         stderr.print(f"{recipe.name}: {recipe.description}")
     with SessionProgress() as progress:
@@ -80,7 +80,7 @@ def train_and_report(
     timed_on = ""
     with rest.part("the export"):
         tokens = min(_TIMED_TOKENS, recipe.data.max_length)
-        latencies, timed_on = _export(result, folder, target, timed, tokens)
+        latencies, timed_on = _export(result, folder, chosen, timed, tokens)
     with rest.part("the Hugging Face folder"):
         _save_pretrained(result.program, folder / _HUGGINGFACE, data.tokenizer)
     rows = _show(result, latencies, timed_on)
@@ -121,18 +121,16 @@ class _Afterwards:
 
 
 def _export(
-    result: RunResult, folder: Path, target: str, timed: Timed, tokens: int
+    result: RunResult, folder: Path, target: Target, timed: Timed, tokens: int
 ) -> tuple[dict[str, Latency], str]:
     """Lower scored stages, save the last and time them in turns."""
-    from sparsefx import registry
     from sparsefx.instruments.timing import machine, time_in_turns
 
-    place = registry.parse_target(target)
     runs: dict[str, Callable[..., object]] = {}
     scored = [stage for stage in result.stages if stage.score is not None]
     for stage in chosen_stages(scored, timed):
         is_last = stage.name == result.stages[-1].name
-        run = _lowered(stage, place, folder / place.saves_as if is_last else None)
+        run = _lowered(stage, target, folder / target.saves_as if is_last else None)
         gc.collect()  # torch.export, of which onnxruntime makes use, leaves cycles with the module
         if run is not None:
             runs[stage.name] = run

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from torch import fx
 
+from sparsefx import registry
 from sparsefx.cli.runs import _export
 from sparsefx.instruments import timing
 from sparsefx.program import Program
@@ -48,7 +49,7 @@ def test_only_what_is_timed_is_in_memory(
     gc.collect()
     gc.disable()
     try:
-        _export(result, tmp_path, target, "all", 8)
+        _export(result, tmp_path, registry.parse_target(target), "all", 8)
     finally:
         gc.enable()
     assert counted == [(["dense", "sparse"], programs)]
