@@ -212,8 +212,8 @@ def _checked_pattern(
             who=_WHO,
             where="levels",
         )
+    end = most if isinstance(pattern, GroupWise) else 0.0
     for name in names:
-        end = most if isinstance(pattern, GroupWise) else 0.0
         if why := unfit(program.tensor(name).shape, end, pattern):
             raise PassError(why, who=_WHO, where=name)
     return pattern

@@ -59,7 +59,7 @@ class Programs:
         if name in finished:
             return finished[name].program()
         program = open_folder(name, self._inputs)
-        if (kept := self._teacher(len(finished))).exists():
+        if (kept := self._teacher_file(len(finished))).exists():
             _check_same_teacher(program, kept, name)
         return program
 
@@ -74,7 +74,7 @@ class Programs:
     def begin(self, index: int, finished: Mapping[str, StageResult], steps: int | None) -> Program:
         """Return what training begins with; saved, so that a resumed stage begins with the same."""
         stage = self._recipe.stages[index]
-        saved = self._saved(index)
+        saved = self._start_folder(index)
         if stage.training is not None and saved.exists():
             return _load_start(saved)
         start = self._recipe.start_of(index)
@@ -83,7 +83,7 @@ class Programs:
         else:
             with within(stage.name, "start"):
                 program = begin_folder(start, self._folder.load_model())
-        self._teacher(index).unlink(missing_ok=True)  # of a stage that did not get to its start
+        self._teacher_file(index).unlink(missing_ok=True)  # of a stage that got to no start
         pipeline = parse_pipeline(stage.pipeline, steps)
         teachers = self.teachers(stage, pipeline, finished)
         with within(stage.name, "pipeline"):
@@ -91,7 +91,7 @@ class Programs:
         if stage.training is None:
             return program
         if teachers and stage.teacher is not None and stage.teacher not in (MODEL, *finished):
-            write_json(self._teacher(index), teachers[TEACHER].digests())
+            write_json(self._teacher_file(index), teachers[TEACHER].digests())
         program.save(saved)
         return Program.load(saved)
 
@@ -101,7 +101,7 @@ class Programs:
         Raises:
             TrainingError: Process ``rank`` does not see it.
         """
-        saved = self._saved(index)
+        saved = self._start_folder(index)
         if not saved.exists():
             raise TrainingError(
                 "process 0 has saved the start of the stage, and it is not there",
@@ -111,10 +111,10 @@ class Programs:
             )
         return Program.load(saved)
 
-    def _saved(self, index: int) -> Path:
+    def _start_folder(self, index: int) -> Path:
         return self._folder.stage(index) / "start"
 
-    def _teacher(self, index: int) -> Path:
+    def _teacher_file(self, index: int) -> Path:
         """Return the file that knows the teacher which a stage found in another folder."""
         return self._folder.stage(index) / ASKED_TEACHER
 
