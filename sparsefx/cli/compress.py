@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,8 +185,6 @@ def _show_kept_head(task: Task, outputs: int | None, model: str) -> None:
 
 def _show_classes(task: Task) -> None:
     """Print each class with its number of training examples: a stray label is one too."""
-    from collections import Counter
-
     labels = task.split("train").labels
     if not task.classes or labels is None:
         return

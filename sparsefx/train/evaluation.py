@@ -376,7 +376,7 @@ def predict_by(
     """Return what ``run`` gives for all examples, as :func:`predict` does.
 
     Args:
-        run: From a batch to logits, of shape (rows, outputs).
+        run: From a batch to logits, of shape (rows, outputs), or (rows, tokens, outputs).
         inputs: Names of what it takes.
         data: The examples.
         batch_size: Examples in a batch.
