@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ScheduledPrune"]
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _STRAIGHT = torch.ops.sparsefx.straight_through.default
 
 
@@ -230,7 +230,7 @@ class ScheduledPrune(Pass):
         whole = [site.weight for site in sites if bool(program.tensor(site.mask).all())]
         if whole and self.sparsity and (self.scope == "tensor" or len(whole) == len(sites)):
             more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
-            _LOG.warning(
+            logger.warning(
                 "%s: %s%s lost no weight, as all scores were equal at the last choice, or they are "
                 "too few to drop one; let the ramp end later",
                 *(self, whole[0], more),
