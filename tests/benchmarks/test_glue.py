@@ -60,7 +60,11 @@ def recipe_of(name: str) -> Recipe:
     return Recipe.shipped(name)
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*RESULTS.glob("*.json"), *RESULTS.with_name("dense_sweep").glob("*.json")]),
+    ids=lambda path: path.stem,
+)
 def test_the_committed_results_are_found_again(path: Path) -> None:
     run = json.loads(path.read_text(encoding="utf-8"))
     name = run["recipe"]["name"]
@@ -68,10 +72,12 @@ def test_the_committed_results_are_found_again(path: Path) -> None:
     rest = f"-{run['model']}-{run['task']}-{run['seed']}"
     assert path.stem.endswith(rest)
     assert path.stem.removesuffix(rest).partition("-at-")[0] == name  # at the budget of another
-    assert finished(path, 8000, None if "-at-" in path.stem else shipped)
+    texts = (run["transfer"] or {"texts": 0})["texts"]
+    assert texts == (0 if path.parent.name == "dense_sweep" else 8000)
+    assert finished(path, texts, None if "-at-" in path.stem else shipped)
     changed = shipped.model_copy(update={"data": shipped.data.model_copy(update={"batch_size": 3})})
     with pytest.raises(DataError, match=r"recipe.data.batch_size: was 32, is 3"):
-        finished(path, 8000, changed)
+        finished(path, texts, changed)
 
 
 def test_without_files_the_datasets_are_loaded_by_name(
